@@ -90,6 +90,7 @@ class Meter:
         self.waits = Histogram(WAIT_BOUNDS_S)
         self.open_requests = 0
         self.ambiguous = 0
+        self.taken_back_micro_usd = 0
         self.takeovers = 0
         self.dead_letters = 0
         self.vanished = 0

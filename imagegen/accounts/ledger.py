@@ -83,6 +83,7 @@ class Ledger:
         row = self._row(self._marks.number, day or day_of(final.finished_at or 0.0), final.client, final.model)
         row.spent -= amount
         row.ambiguous -= amount
+        self._connection.meter.taken_back_micro_usd += amount
 
     async def write_forever(self) -> None:
         """Write the counts, at most once in an interval."""

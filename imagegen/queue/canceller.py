@@ -103,12 +103,13 @@ class TaskCanceller:
             if not task.request_json:
                 task = await self._with_request(task)
             final = transitions.cancelled(task, now=self._verbs.clock(), ttl_s=self._verbs.result_ttl_s)
+            by = self._joined.cancel_by(task, client)
             with self._verbs.end_marks.marked(final) as marked:
-                ended = await self._verbs.cancel(marked, task.entry_id, self.known_progress(task), client=client)
+                ended = await self._verbs.cancel(marked, task.entry_id, self.known_progress(task), by=by)
                 if ended is not None and not ended.left:
                     return CancelResult(await self._end(task, ended))
             if ended is not None:
-                self._joined.left(task)
+                self._joined.left(task, published=ended.published)
                 return CancelResult(task, left=True)
             self._task_cache.forget(task_id)
         return CancelResult(task)

@@ -12,7 +12,7 @@ from loguru import logger
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFull, QueueUnavailable
+from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFull, QueueUnavailable, TooManyOpenTasks
 from imagegen.formats import rfc3339
 from imagegen.queue.canceller import CancelResult, TaskCanceller
 from imagegen.queue.checkpoint import calls_under_way
@@ -39,6 +39,14 @@ from imagegen.tasks.task import FINAL_OFFSET, IN_LINE, State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook, initial_deliveries
 
 POSITIONS_MAX_AGE_S = 10.0
+
+
+class _FirstCancelled(Exception):
+    """The submit that others waited for was cancelled; it may have stored the task or not."""
+
+
+_OF_ONE_CLIENT = (_FirstCancelled, BudgetExceeded, PriceUnknown, TooManyOpenTasks)
+"""Failures of a submit that say nothing of an equal one of another client, which has budgets of its own."""
 
 
 class CacheResult(StrEnum):
@@ -112,8 +120,8 @@ class ClientQueue:
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
         self.limits_of: LimitsOf = lambda _client: ()
         self.open_tasks: OpenTasks | None = None
-        self._joined = JoinedClients(verbs, lookup.notifier)
-        self.canceller = TaskCanceller(verbs, lookup, self._joined)
+        self.joined = JoinedClients(verbs, lookup.notifier)
+        self.canceller = TaskCanceller(verbs, lookup, self.joined)
         self.preview = SubmitPreview(verbs, mover, families, verbs.clock)
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
@@ -159,11 +167,7 @@ class ClientQueue:
         cached_result = self._from_cache(submission)
         if cached_result is not None:
             return self._record_metric(cached_result)
-        while (running := self._await_inflight_submit(submission.task_id)) is not None:
-            try:
-                first = await running
-            except BudgetExceeded:  # the budget of the first one, which may be another client's
-                continue
+        if (first := await self._inflight_submit(submission.task_id)) is not None:
             check_digest(first.task, submission.digest)
             return self._record_metric(
                 first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
@@ -177,9 +181,8 @@ class ClientQueue:
 
         keep: whether its images stay, marked as stale, until the new ones are stored.
         """
-        running = self._await_inflight_submit(submission.task_id)
-        if running is not None:
-            return self._record_metric(replace(await running, cached=CacheResult.COALESCED))
+        if (first := await self._inflight_submit(submission.task_id)) is not None:
+            return self._record_metric(replace(first, cached=CacheResult.COALESCED))
         return self._record_metric(await self._enqueue(submission, finished, keep=keep, reuse=reuse))
 
     def _record_metric(self, submitted: SubmitResult) -> SubmitResult:
@@ -206,9 +209,9 @@ class ClientQueue:
             self._notifier.publish("fresh", ids=[task.id])
         return submitted
 
-    async def join(self, task: Task, client: str) -> bool:
+    async def join(self, task: Task, client: str, *, has_webhook: bool = False) -> bool:
         """Count a client of an unfinished task. Return False if the task is over; then submit again."""
-        if await self._joined.join(task, client):
+        if await self.joined.join(task, client, has_webhook=has_webhook):
             return True
         self._task_cache.forget(task.id)
         return False
@@ -278,7 +281,7 @@ class ClientQueue:
         except BaseException as error:
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    waiter.set_exception(error if isinstance(error, Exception) else _FirstCancelled())
             raise
         finally:
             del self._submitting[task.id]
@@ -350,14 +353,19 @@ class ClientQueue:
         item = submit_item(task, head.generation, limits=limits, replaced_cost=cost)
         return task, await self._verbs.submit(item)
 
-    def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
-        """Return the result of the submit of this task that is in flight, None if there is none."""
-        waiters = self._submitting.get(task_id)
-        if waiters is None:
-            return None
-        waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
-        waiters.append(waiter)
-        return waiter
+    async def _inflight_submit(self, task_id: str) -> SubmitResult | None:
+        """Return the result of the submit of this task that is in flight.
+
+        Return None if there is none, or if it failed by what concerns its own client alone.
+        """
+        while (waiters := self._submitting.get(task_id)) is not None:
+            waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
+            waiters.append(waiter)
+            try:
+                return await waiter
+            except _OF_ONE_CLIENT:
+                continue
+        return None
 
     def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits) -> Task:
         now = self.clock()

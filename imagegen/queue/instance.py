@@ -207,6 +207,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
     parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
+    parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
     parts.consumer.on_loss = recovery.on_group_lost
     leases.on_loss = recovery.on_claims_lost
     leases.restore = recovery.restore_claims
@@ -215,8 +216,8 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances
     parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined, parts.families.on_joined]
-    parts.notifier.on_join.append(parts.pause.read_soon)
-    parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined]
+    parts.notifier.on_join += [parts.pause.read_soon, parts.client_queue.joined.doubt_all]
+    parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined, parts.client_queue.joined.doubt_all]
     parts.notifier.handlers |= {
         "hello": relay.on_hello,
         "bye": partial(_on_peer_left, parts),

@@ -90,6 +90,12 @@ class Notifier:
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
 
+    def in_script(self, kind: str, **content: Any) -> tuple[str, bytes]:
+        """Return channel and message for a script that publishes them; empty if certainly no peer would receive it."""
+        if self.silent or (not self.peers and self.is_informed):
+            return "", b""
+        return self._channel, self._message(kind, content)
+
     async def flush(self) -> None:
         """Wait until all messages are sent."""
         if self._sending:
@@ -187,10 +193,12 @@ class Notifier:
             self._hellos += 1
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
 
+    def _message(self, kind: str, content: Mapping[str, Any]) -> bytes:
+        return orjson.dumps({"from": self._instance, "kind": kind, **content})
+
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
-        message = orjson.dumps({"from": self._instance, "kind": kind, **content})
         try:
-            receivers = await self._connection.commands.publish(self._channel, message)
+            receivers = await self._connection.commands.publish(self._channel, self._message(kind, content))
         except (RedisError, OSError, TimeoutError) as error:
             if remedy(error) == RIGHTS_REMEDY:
                 self._refused(error)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
-from imagegen.queue.verbs.cancel import CancelledTask, KnownProgress, cancel
+from imagegen.queue.verbs.cancel import FOR_ALL, CancelBy, CancelledTask, KnownProgress, cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
@@ -84,12 +84,12 @@ class QueueVerbs:
         return await read.read_in_line(self._context, task)
 
     async def cancel(
-        self, final: Task, entry_id: str, known: KnownProgress | None = None, *, client: str = ""
+        self, final: Task, entry_id: str, known: KnownProgress | None = None, *, by: CancelBy = FOR_ALL
     ) -> CancelledTask | None:
-        return await cancel(self._context, self.lines, final, entry_id, known, client=client)
+        return await cancel(self._context, self.lines, final, entry_id, known, by=by)
 
-    async def join(self, task: Task, client: str) -> bool:
-        return await join(self._context, task, client)
+    async def join(self, task: Task, names: Iterable[str]) -> bool:
+        return await join(self._context, task, names)
 
     async def take_back(self, final: Task, amount: int) -> bool:
         return await take_back(self._context, final, amount)

@@ -17,6 +17,7 @@ from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.accounts.keys import ApiKey, secret_digest
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
 from imagegen.ratelimit.limits import OWN_LIMITS, OwnLimits
+from imagegen.tasks.clients import KEY_ID
 from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import TrustedHops, client_address
 from imagegen.web.openapi.document import Operation
@@ -28,9 +29,6 @@ X_API_KEY = istr("X-API-Key")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RETRY_AFTER = "2"
-
-_KEY_ID = "key:"
-"""No address begins so."""
 
 _ADMIN_SCOPE = "(admin)"
 """No key has this name."""
@@ -53,7 +51,7 @@ class Client(Struct, frozen=True, gc=False):
     @property
     def id(self) -> str:
         """Name by which limits, idempotency keys and repeated calls are kept."""
-        return self.address if self.key is None else _KEY_ID + self.key.name
+        return self.address if self.key is None else KEY_ID + self.key.name
 
     @property
     def name(self) -> str:

@@ -23,13 +23,14 @@ from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
+from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody, parse_object
-from imagegen.web.http.forwarded import bases, owner_name, submitter_name
+from imagegen.web.http.forwarded import bases
 from imagegen.web.max_cost import MAX_COST_FIELDS, find_free_task, parse_max_cost
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -167,7 +168,7 @@ async def submit_parsed(
         if task is None:
             return await submit(services, submission)
         if not task.state.is_final:
-            await services.queue.join(task, submission.submitter)
+            await services.queue.join(task, submission.submitter, has_webhook=bool(submission.webhooks))
         return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)
 
 
@@ -202,7 +203,7 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     """
     refuse_while_draining(services)
     submitted, tries = await _submit_once(services, submission, fresh=fresh), 1
-    while not await _join(services, submitted, submission.submitter) and tries < MAX_TRIES:
+    while not await _join(services, submitted, submission) and tries < MAX_TRIES:
         submitted, tries = await _submit_once(services, submission, fresh=fresh), tries + 1
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
@@ -218,11 +219,11 @@ async def _submit_once(services: Services, submission: Submission, *, fresh: boo
     return await _submit_paid(services, submission, fresh=fresh)
 
 
-async def _join(services: Services, submitted: SubmitResult, submitter: str) -> bool:
-    """Count the client as one of the task's. Return False if the task has ended meanwhile."""
+async def _join(services: Services, submitted: SubmitResult, submission: Submission) -> bool:
+    """Count the client, and its webhooks, as clients of the task. Return False if the task has ended meanwhile."""
     if submitted.cached is not CacheResult.COALESCED or submitted.task.state.is_final:
         return True
-    return await services.queue.join(submitted.task, submitter)
+    return await services.queue.join(submitted.task, submission.submitter, has_webhook=bool(submission.webhooks))
 
 
 async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:

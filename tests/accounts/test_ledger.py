@@ -250,3 +250,14 @@ async def test_more_rows_than_one_command_takes_are_written_at_once(make_books: 
     rows = await books.rows()
     assert len(rows) == 2500
     assert {counts.submitted for counts in rows.values()} == {2}
+
+
+async def test_the_price_of_a_job_that_is_cancelled_late_is_taken_back(make_books) -> None:
+    books = make_books()
+    await books.submit("a")
+    await books.run(charged=700, unsure=700)
+    (task,) = books.queue.task_cache.results()
+    books.ledger.on_taken_back(task, 700)
+    assert ((await books.total()).spent, (await books.total()).ambiguous) == (0, 0)
+    assert books.queue.connection.meter.taken_back_micro_usd == 700
+    assert books.ledger.total.spent == 700, "a counter of Prometheus may not fall"

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 from support import eventually, submission
 
+from imagegen.errors import TooManyOpenTasks
 from imagegen.queue import joined_clients
 from imagegen.queue.verbs import join
+from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, WaitReason
+from imagegen.tasks.webhook import Webhook
 
 
-async def submit(instance, client, name="a"):
+def webhook_of(client: str) -> Webhook:
+    return Webhook("https://example.com/hook", "https://images.example.com", owner=owner_name(client))
+
+
+async def submit(instance, client, name="a", *, webhook: Webhook | None = None):
     """Submit as the web layer does; return the task."""
+    webhooks = (webhook,) if webhook else ()
+    sent = replace(submission(name), submitter=client, webhooks=webhooks)
     for _ in range(3):
-        submitted = await instance.client_queue.submit(replace(submission(name), submitter=client))
-        if submitted.cached != "COALESCED" or await instance.client_queue.join(submitted.task, client):
+        submitted = await instance.client_queue.submit(sent)
+        if submitted.cached != "COALESCED":
+            break
+        if await instance.client_queue.join(submitted.task, client, has_webhook=bool(webhook)):
+            await instance.client_queue.add_webhooks(sent, submitted)
             break
     return submitted.task
+
+
+def next_call(callbacks: dict[str, Callable], kind: str) -> asyncio.Event:
+    """Return an event that is set when the callback of this kind has run."""
+    called, callback = asyncio.Event(), callbacks[kind]
+
+    def call(message) -> None:
+        callback(message)
+        called.set()
+
+    callbacks[kind] = call
+    return called
+
+
+async def informed(*instances) -> None:
+    """Wait until each instance receives messages, and knows the others."""
+    others = len(instances) - 1
+    await eventually(
+        lambda: all(each.notifier.is_informed and len(each.notifier.peers) >= others for each in instances)
+    )
 
 
 async def leaves(instance, client, task):
@@ -71,14 +106,121 @@ async def test_a_client_that_left_and_submits_again_counts_again(make_instance) 
 
 async def test_an_instance_is_told_who_left_on_another_one(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    await informed(one, two)
     task = await submit(one, "a")
     await submit(one, "b")
+    told = next_call(one.notifier.handlers, "left")
     assert await leaves(two, "a", task)
-    await eventually(lambda: not one.client_queue._joined._known[task.id].clients)
+    await asyncio.wait_for(told.wait(), 10)
     await submit(one, "a")
     assert await leaves(two, "b", task)
     assert not await leaves(two, "a", task)
+
+
+async def test_an_instance_that_knows_no_peer_yet_tells_who_left(make_instance) -> None:
+    one = make_instance()
+    await informed(one)
+    task = await submit(one, "a")
+    await submit(one, "b")
+    told = next_call(one.notifier.handlers, "left")
+    assert await leaves(make_instance(start=False), "a", task)
+    await asyncio.wait_for(told.wait(), 10)
+    await submit(one, "a")
+    assert await leaves(one, "b", task)
+
+
+async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await informed(one, two)
+    task = await submit(one, "a")
+    await submit(one, "b")
+    one.notifier.handlers["left"] = lambda _message: None
+    assert await leaves(two, "a", task)
+    again = asyncio.Event()
+    one.notifier.on_join.append(again.set)
+    one.connection.subscriptions.hang_up()
+    await submit(one, "a", "unrelated")
+    await asyncio.wait_for(again.wait(), 10)
+    await submit(one, "a")
+    assert await leaves(two, "b", task)
+    assert not await leaves(two, "a", task)
+
+
+async def test_a_submitter_that_left_counts_again_after_a_restart(make_instance) -> None:
+    one = make_instance()
+    await informed(one)
+    task = await submit(one, "a")
+    await submit(one, "b")
+    assert await leaves(one, "a", task)
+    await one.crash()
+    last = make_instance()
+    await informed(last)
+    for restarted in (make_instance(start=False), last):
+        await submit(restarted, "a")
+        assert await leaves(restarted, "b", task)
+        await submit(restarted, "b")
+        assert await leaves(restarted, "a", task)
+    assert not await leaves(restarted, "b", task)
+
+
+async def test_a_submitter_that_left_counts_again_when_its_instance_has_forgotten_that(
+    make_instance, monkeypatch
+) -> None:
+    monkeypatch.setattr(joined_clients, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
+    one = make_instance()
+    await informed(one)
+    task = await submit(one, "a")
+    await submit(one, "b")
+    assert await leaves(one, "a", task)
+    for number in range(4):
+        await submit(one, "a", number)
+        await submit(one, "b", number)
+    await submit(one, "a")
+    assert await leaves(one, "b", task)
+    assert not await leaves(one, "a", task)
+
+
+async def test_a_submitter_that_left_counts_again_on_an_instance_that_receives_no_messages(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await informed(one, two)
+    task = await submit(one, "a")
+    await submit(one, "b")
+    one.notifier.handlers["left"] = lambda _message: None
+    assert await leaves(two, "a", task)
+    one.notifier.silent = True
+    await submit(one, "a")
+    assert await leaves(two, "b", task)
+
+
+async def test_a_webhook_keeps_a_task_until_its_client_has_cancelled_twice(pair) -> None:
+    one, two = pair
+    await one.verbs.create_group()
+    a, b = map(submitter_name, "ab")
+    for joins_with_it in (False, True):
+        name = f"joined: {joins_with_it}"
+        task = await submit(one, b if joins_with_it else a, name, webhook=None if joins_with_it else webhook_of("a"))
+        await submit(two, a if joins_with_it else b, name, webhook=webhook_of("a") if joins_with_it else None)
+        assert await leaves(two, a, task)
+        assert await leaves(one, b, task), "its webhook is still there"
+        assert await leaves(one, b, task)
+        assert not await leaves(two, a, task)
+
+
+async def test_the_last_client_ends_a_task_with_its_own_webhook_at_once(pair) -> None:
+    one, two = pair
+    await one.verbs.create_group()
+    a, b = map(submitter_name, "ab")
+    task = await submit(one, a, webhook=webhook_of("a"))
+    assert not await leaves(two, a, task)
+    task = await submit(one, a, webhook=webhook_of("a"))
+    await submit(two, b, webhook=webhook_of("b"))
+    assert await leaves(two, a, task)
+    assert await leaves(two, a, task), "now its webhook has left too"
+    await submit(two, a)
+    assert await leaves(two, b, task)
+    assert await leaves(one, a, task), "the webhook of the other one is still there"
+    assert not await leaves(one, b, task)
 
 
 async def test_a_new_epoch_has_its_own_clients(pair) -> None:
@@ -118,7 +260,19 @@ async def test_a_task_in_a_line_is_left_too(make_instance) -> None:
     assert not await leaves(one, "b", tasks[1])
 
 
-async def test_a_task_of_an_earlier_version_has_only_the_clients_that_joined_since(pair) -> None:
+async def test_of_a_task_of_an_earlier_version_two_of_three_clients_leave(pair) -> None:
+    one, two = pair
+    await one.verbs.create_group()
+    task = await submit(one, "")
+    for client in ("b", "c"):
+        assert await one.client_queue.join(task, client)
+    for _ in range(2):
+        assert await leaves(two, "b", task)
+        assert await leaves(one, "c", task)
+    assert not await leaves(two, "a", task), "the client that nobody knows"
+
+
+async def test_the_unknown_submitter_of_an_earlier_version_leaves_or_ends_its_task(pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "")
@@ -127,6 +281,24 @@ async def test_a_task_of_an_earlier_version_has_only_the_clients_that_joined_sin
     assert not await leaves(two, "b", task)
     alone = await submit(one, "", "alone")
     assert not await leaves(two, "a", alone)
+
+
+@pytest.mark.parametrize("known_by", ["key", "webhook"])
+async def test_a_key_or_a_webhook_shows_who_submitted_a_task_of_an_earlier_version(pair, known_by) -> None:
+    one, two = pair
+    await one.verbs.create_group()
+    client_id = "key:shop" if known_by == "key" else "203.0.113.1"
+    client = submitter_name(client_id)
+    by_key, by_webhook = {"client": "shop"}, {"webhooks": (webhook_of(client_id),)}
+    sent = replace(submission("a"), **(by_key if known_by == "key" else by_webhook))
+    task = (await one.client_queue.submit(sent)).task
+    assert await leaves(two, "stranger", task)
+    assert await one.client_queue.join(task, "b")
+    assert await leaves(two, "b", task)
+    assert not await leaves(two, client, task)
+    again = (await two.client_queue.submit(sent)).task
+    assert again.epoch > task.epoch
+    assert not await leaves(one, client, again)
 
 
 async def test_a_client_can_not_join_a_task_that_was_cancelled_meanwhile(pair) -> None:
@@ -153,30 +325,81 @@ async def test_clients_beyond_the_most_keep_the_task_until_it_is_cancelled_for_a
     assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
 
 
+async def join_commands(instance, task, client) -> int:
+    """Join; return how many commands that cost."""
+    before = instance.connection.meter.commands["submit"]
+    assert await instance.client_queue.join(task, client)
+    return instance.connection.meter.commands["submit"] - before
+
+
 async def test_the_memory_of_clients_is_bounded(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(joined_clients, "MAX_REMEMBERED", 3)
     one = make_instance()
-    for number in range(5):
-        await submit(one, "a", number)
-        await submit(one, "b", number)
-    assert len(one.client_queue._joined._known) == 3
+    await informed(one)
+    tasks = [await submit(one, "a", number) for number in range(5)]
+    for task in tasks:
+        assert await join_commands(one, task, "b") == 4
+    assert [await join_commands(one, tasks[number], "b") for number in (4, 0)] == [0, 3]
 
 
-async def test_a_repeat_of_the_same_client_costs_no_command_and_another_client_one_script(make_instance) -> None:
+async def test_a_repeat_of_the_same_client_costs_no_command_and_another_client_one_script(
+    make_instance, monkeypatch
+) -> None:
+    monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     instance = make_instance()
+    await informed(instance)
     task = await submit(instance, "a")
-    await instance.worker_queue.claim()
-    sent = instance.connection.meter.commands
-
-    async def cost(client):
-        before = sent["submit"]
-        await submit(instance, client)
-        return sent["submit"] - before
-
-    assert await cost("a") == 0
-    assert await cost("b") == 4
-    assert await cost("b") == 0
-    assert await cost("a") == 0
+    assert [await join_commands(instance, task, client) for client in "abba"] == [0, 4, 0, 0]
     assert await leaves(instance, "b", task)
-    assert await cost("a") == 3
-    assert await cost("a") == 0
+    assert [await join_commands(instance, task, client) for client in "aaba"] == [3, 0, 4, 0]
+
+
+async def test_a_repeat_on_an_instance_that_was_there_before_the_task_costs_no_script(
+    make_instance, monkeypatch
+) -> None:
+    monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
+    one, two = make_instance(), make_instance()
+    await informed(one, two)
+    task = await submit(one, "a")
+    assert [await join_commands(two, task, client) for client in "abb"] == [0, 4, 0]
+
+
+async def test_an_equal_submit_goes_on_when_the_first_one_is_cancelled(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.verbs.create_group()
+    first = asyncio.create_task(submit(instance, "a"))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(submit(instance, client)) for client in "bc"]
+    await asyncio.sleep(0)
+    first.cancel()
+    tasks = await asyncio.wait_for(asyncio.gather(*others), 10)
+    assert first.cancelled()
+    assert len({(task.id, task.epoch) for task in tasks}) == 1
+    assert (await instance.client_queue.read(tasks[0].id)).state is State.PENDING
+
+
+class OneLimited:
+    """Limits of open tasks of which one client has reached its own, which shows once `refused` is set."""
+
+    def __init__(self) -> None:
+        self.refused = asyncio.Event()
+
+    async def counted(self, client, _task_id, store):
+        if client == "limited":
+            await self.refused.wait()
+            raise TooManyOpenTasks
+        return (await store())[0]
+
+
+async def test_an_equal_submit_of_another_client_goes_on_when_the_first_one_has_too_many_tasks(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.verbs.create_group()
+    instance.client_queue.open_tasks = OneLimited()
+    first = asyncio.create_task(instance.client_queue.submit(replace(submission("a"), client="limited")))
+    await asyncio.sleep(0)
+    other = asyncio.create_task(instance.client_queue.submit(replace(submission("a"), client="free")))
+    await asyncio.sleep(0)
+    instance.client_queue.open_tasks.refused.set()
+    with pytest.raises(TooManyOpenTasks):
+        await first
+    assert (await other).task.client == "free"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
 from edge_server import EdgeServer
 from emulator_fixtures import EmulatedUpstream
 from support import ADMIN_TOKEN, Clock, eventually
@@ -106,3 +107,25 @@ async def wait_until_discovered(*clients: Client) -> None:
 def wait_for_discovery() -> Callable[..., Awaitable[None]]:
     """Wait until each of these services has discovered another."""
     return wait_until_discovered
+
+
+@dataclass
+class Receiver:
+    """A receiver of webhooks, with what it received."""
+
+    url: str = ""
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.received.append((dict(request.headers), await request.read()))
+        return web.Response()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", receiver.take)
+    async with TestServer(app) as server:
+        receiver.url = str(server.make_url("/hook"))
+        yield receiver

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook as Verifier
 from support import eventually
 from yarl import URL
@@ -72,26 +68,6 @@ async def test_the_twenty_first_webhook_of_a_task_is_a_400(start_service) -> Non
     service = await start_service(sandbox_delay_s=5.0)
     statuses = [(await post(service, ASKED))[0] for _ in range(21)]
     assert statuses == [202] * 20 + [400]
-
-
-@dataclass
-class Receiver:
-    url: str = ""
-    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-    async def take(self, request: web.Request) -> web.Response:
-        self.received.append((dict(request.headers), await request.read()))
-        return web.Response()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    receiver = Receiver()
-    app = web.Application()
-    app.router.add_post("/hook", receiver.take)
-    async with TestServer(app) as server:
-        receiver.url = str(server.make_url("/hook"))
-        yield receiver
 
 
 async def test_a_receiver_gets_the_signed_body_with_links_of_its_client(start_service, receiver) -> None:

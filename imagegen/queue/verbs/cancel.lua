@@ -1,5 +1,5 @@
--- Cancels an unfinished task: removes its entry, so that no instance starts or finishes it. If other clients joined it
--- (see joined.lua), the client that cancels leaves it, and nothing else is done.
+-- Cancels an unfinished task: removes its entry, so that no instance starts or finishes it. If it has other clients
+-- (see joined.lua), the client that cancels leaves it, and nothing else is done but to publish that, in the same step.
 --
 -- The money of the task is computed from its checkpoint. If that has changed since, nothing is done.
 --
@@ -11,13 +11,13 @@
 -- ARGV    1 group; 2 epoch; 3 final record; 4 its life in ms; 5 checkpoint of a cancelled task, without its entry id;
 --         6 its life in ms, if the task is in no line; 7 due time in the outbox, Unix ms; 8 the task's name there;
 --         9 '1' if it has webhooks; 10 the expected checkpoint, '' for none; 11 text of what budgets get (see
---         budget.lua); 12 their life in s; 13 client that cancels, '' for all of them; 14 the client that
---         submitted the task, '' if it is unknown
+--         budget.lua); 12 their life in s; 13 client that cancels, '' for all of them; 14 the first clients of the
+--         task; 15 channel for a client that leaves, '' if no other instance is there; 16 message
 -- result  false if there is no record, else five values: '' if the task was cancelled, else the existing record, false
 --         if the checkpoint is another one; the delivery log if webhooks were added, else '', or that checkpoint; the
 --         count of calls that may have been paid twice if it was raised, else 0; values of budgets: see budget.lua; a
---         list of each line's client and what `move` returns; if the client left: the number of commands,
---         with the call of this script, alone
+--         list of each line's client and what `move` returns; if the client left, two values: the number of
+--         commands, with the call of this script, and whether the message was published, 1 or 0
 local existing = redis.pcall('GET', KEYS[3])
 if type(existing) ~= 'string' then return false end
 local state, entry, epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
@@ -26,11 +26,12 @@ if (state ~= 'pending' and state ~= 'processing') or epoch ~= ARGV[2] then
 end
 if ARGV[13] ~= '' then
   local names = joined_clients(KEYS[6], epoch, ARGV[14])
-  local first, last = find_client(names, ARGV[13])
-  local others = first and string.sub(names, 1, first - 1) .. string.sub(names, last + 1) or names
-  if others ~= '' then
-    if first then redis.call('SET', KEYS[6], epoch .. others, 'PX', line_life) end
-    return {first and 4 or 3}
+  local others, goes_on = names_after_cancel(names, ARGV[13])
+  if goes_on then
+    local has_left, is_told = others ~= names, ARGV[15] ~= ''
+    if has_left then redis.call('SET', KEYS[6], epoch .. others, 'PX', line_life) end
+    local published = is_told and redis.pcall('PUBLISH', ARGV[15], ARGV[16])
+    return {3 + (has_left and 1 or 0) + (is_told and 1 or 0), type(published) == 'number' and 1 or 0}
   end
 end
 local checkpoint = redis.pcall('GET', KEYS[4])

@@ -35,13 +35,29 @@ class CancelledTask(Struct, frozen=True, gc=False):
     """A cancelled task as stored.
 
     handle: of the provider job that it waited for. price: of the call that began it, as its cost has it in `calling`.
-    left: it is not cancelled, since it has other clients.
+    left: it is not cancelled, since it has other clients. published: whether the other instances were told of that.
     """
 
     task: Task
     handle: JobHandle | None = None
     price: int = 0
     left: bool = False
+    published: bool = False
+
+
+class CancelBy(Struct, frozen=True, gc=False):
+    """The client that cancels, empty for all of them; the first clients of the task; what is published if it leaves.
+
+    channel: empty if no other instance is there.
+    """
+
+    client: str = ""
+    first_clients: str = ""
+    channel: str = ""
+    message: bytes = b""
+
+
+FOR_ALL = CancelBy()
 
 
 async def cancel(
@@ -51,7 +67,7 @@ async def cancel(
     entry_id: str,
     known: KnownProgress | None = None,
     *,
-    client: str = "",
+    by: CancelBy = FOR_ALL,
 ) -> CancelledTask | None:
     """Cancel an epoch of a task, or leave it if it has other clients.
 
@@ -62,21 +78,20 @@ async def cancel(
 
     Args:
         final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, or empty.
-        client: that cancels; empty for all of them.
     """
     submitted = final.cost
     known = known or KnownProgress(b"", submitted)
     while True:
         cost = known.cost
         final = replace(final, cost=cost and cost.ended())
-        row = await _run(context, lines, final, client, known)
+        row = await _run(context, lines, final, by, known)
         if row is None:
             return None
         if isinstance(row, CancelledTask):
             return row
         existing, log, count, budgets = row
         cost_of_entry = 2 if existing == b"" and entry_id != IN_LINE else 0  # XDEL and XACK
-        cost_of_clients = bool(client) and (existing is None or existing == b"")  # GET
+        cost_of_clients = bool(by.client) and (existing is None or existing == b"")  # GET
         cost_of_verb = cancel_cost(existing) + cost_of_entry + cost_of_clients
         context.count("cancel", cost_of_verb + context.budgets.learn(budgets))
         if existing is not None:
@@ -113,7 +128,7 @@ def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | 
 
 
 async def _run(
-    context: VerbContext, lines: ClientLines, final: Task, client: str, known: KnownProgress
+    context: VerbContext, lines: ClientLines, final: Task, by: CancelBy, known: KnownProgress
 ) -> tuple[bytes | None, bytes, int, list[int]] | CancelledTask | None:
     names = context.keys
     keys = [names.stream, names.outbox]
@@ -123,16 +138,16 @@ async def _run(
     args += [CANCELLED_RUN, context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
     args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
-    args += [client, final.submitter]
+    args += [by.client, by.first_clients, by.channel, by.message]
     keys += budget_keys(names, [text])
     add_line_args(context, keys, args, [lines.line_of(final.client)])
     row = await context.run(_SCRIPT, keys, args)
     if row is None:
         context.count("cancel", 2)
         return None
-    if len(row) == 1:
+    if len(row) == 2:
         context.count("cancel", row[0])
-        return CancelledTask(final, left=True)
+        return CancelledTask(final, left=True, published=bool(row[1]))
     existing, log, count, budgets, line_rows = row
     context.count("cancel", record_moves(lines, line_rows, [final] if existing == b"" else []))
     return existing, log, count, budgets

@@ -296,6 +296,12 @@ IMAGE = Operation(
 )
 
 
+_CANCELS = {
+    "cancelled": samples.TASKS[State.CANCELLED],
+    "left": {**samples.TASKS[State.PROCESSING], "left": True},
+}
+
+
 def _cancel(method: str, path: str, name: str) -> Operation:
     return Operation(
         method,
@@ -304,10 +310,11 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         CHANGE,
         "Cancel a task",
         "A pending task is never sent; of a processing one the call is dropped. **While others joined it too, a client "
-        "(API key, else address) leaves it**: `left` is true, and it goes on. A provider that began a job "
+        "(API key, else address) leaves it**: `left` is true, and it goes on. Its webhooks count as one more, which "
+        "leave by its next cancel; the last client's cancel ends the task with its own. A provider that began a job "
         "is requested to end it: `cancelledUpstream` is true if it confirmed that. Else the call may have been paid.",
         (
-            ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
+            ResponseDoc(200, "Cancelled, or left.", TaskView, _CANCELS, _TASK_HEADERS),
             _NOT_FOUND,
         ),
         (named.TASK, named.FORCE, named.LANGUAGE),

@@ -16,6 +16,7 @@ from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetr
 from imagegen.queue.canceller import CancelResult
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.task_list import Cursor
+from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.schemas import FinishedView, ListedTaskView, SubmittedView, TaskListView, TaskView
@@ -32,7 +33,6 @@ from imagegen.web.context import SERVICES, ResponseKey, Services
 from imagegen.web.guard import GUARD, client_of, still_admits
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.forwarded import owner_name, submitter_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
 from imagegen.web.submitter import SubmitOptions, spend_units, submit, submit_body

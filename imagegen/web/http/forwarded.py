@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
 from urllib.parse import urlsplit
@@ -86,17 +85,6 @@ def bases(request: web.Request, base: str) -> tuple[str, ...]:
     """Return the bases by which clients may reach this service: of links, and of every header that names a host."""
     hosts = [request.headers.get(hdrs.HOST, ""), *request.headers.getall(_X_FORWARDED_HOST, ())[:2]]
     return (base, *(f"{request.scheme}://{host}" for host in hosts if valid_host(host)))
-
-
-def owner_name(client: str) -> str:
-    """Return the name under which a client's data is stored."""
-    return blake2s(client.encode(), digest_size=8).hexdigest()
-
-
-@lru_cache(4096)
-def submitter_name(client: str) -> str:
-    """Return the name of a client among those of a task, in few bytes, since each record and entry has it."""
-    return owner_name(client)[:10]
 
 
 def path_prefix(request: web.Request, public_url: str | None, hops: TrustedHops) -> str:

@@ -13,12 +13,12 @@ from aiohttp import web
 from imagegen.errors import AlreadyFinished
 from imagegen.formats import rfc3339
 from imagegen.ratelimit.limits import RATE_LIMITS
+from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
-from imagegen.web.http.forwarded import submitter_name
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.protocol import Protocol

@@ -19,12 +19,12 @@ from imagegen.errors import (
 )
 from imagegen.queue.client_queue import CacheResult
 from imagegen.ratelimit.limits import RATE_LIMITS
+from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody
-from imagegen.web.http.forwarded import submitter_name
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.model_listing import list_models

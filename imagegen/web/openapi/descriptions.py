@@ -18,8 +18,8 @@ attempt; `reason` and `retryAt` show why and until when; `store_unavailable` mea
 A finished task is stored for `RESULT_TTL` seconds (a day), its images with it.
 
 **Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
-is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. That \
-also means that **cancelling a task cancels it for every client that joined it**.
+is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. **A \
+client that cancels a task leaves it** while others joined it, and the last one's cancel ends it.
 
 **Sequence.** Every response about a task has a `sequence`. It rises with each change, over crashes, restarts and \
 resubmissions too, and is not dense. Of two responses, the higher sequence is newer.

@@ -195,6 +195,8 @@ def _accounts(meter: Meter) -> Iterator[Metric]:
 def _money(telemetry: Telemetry) -> Iterator[Metric]:
     spending = telemetry.spending
     yield _counter("spent_usd", "US dollars of the calls of tasks that ended here.", dollars(spending.spent))
+    taken_back = dollars(telemetry.meter.taken_back_micro_usd)
+    yield _counter("spent_taken_back_usd", "US dollars of spent_usd that were not paid in the end.", taken_back)
     saved = _counters("saved_usd", "US dollars that hits and joins have saved here.", "by")
     by = {"cache": dollars(spending.saved_by_cache), "coalescing": dollars(spending.saved_by_coalescing)}
     yield _fill(saved, by)
