@@ -51,7 +51,8 @@ class JoinedClients:
         if not client:
             return True
         names, leaves = client_names(client, has_webhook=has_webhook), self._leaves
-        if self._notifier.is_informed and self._known_of(task).clients.issuperset(names):
+        is_informed = self._notifier.subscribed and not self._notifier.silent
+        if is_informed and self._known_of(task).clients.issuperset(names):
             return True
         if not await self._verbs.join(task, names):
             return False

@@ -92,7 +92,7 @@ class Notifier:
 
     def in_script(self, kind: str, **content: Any) -> tuple[str, bytes]:
         """Return channel and message for a script that publishes them; empty if certainly no peer would receive it."""
-        if self.silent or (not self.peers and self.is_informed):
+        if self.silent or (not self.peers and self.subscribed):
             return "", b""
         return self._channel, self._message(kind, content)
 

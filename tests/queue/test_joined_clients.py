@@ -51,9 +51,7 @@ def next_call(callbacks: dict[str, Callable], kind: str) -> asyncio.Event:
 async def informed(*instances) -> None:
     """Wait until each instance receives messages, and knows the others."""
     others = len(instances) - 1
-    await eventually(
-        lambda: all(each.notifier.is_informed and len(each.notifier.peers) >= others for each in instances)
-    )
+    await eventually(lambda: all(each.notifier.subscribed and len(each.notifier.peers) >= others for each in instances))
 
 
 async def leaves(instance, client, task):
