@@ -30,7 +30,7 @@ _PICTURE = (StoredImage(0, "image/png", 1, 512, 512, "a" * 64),)
 _TTL_S = 600.0
 _numbers = itertools.count()
 _PRICE_MICRO_USD = 708
-_IDENTITY = TaskIdentity("together", "m", {}, None, estimate=lambda _request: Cost(_PRICE_MICRO_USD))
+_IDENTITY = TaskIdentity("together", "m", {}, None, estimate=lambda _request, _most: Cost(_PRICE_MICRO_USD))
 
 
 def submissions(count: int) -> list[Submission]:

@@ -36,11 +36,13 @@ class ProviderKind(Struct, frozen=True):
     """What a channel of a provider needs. base_url: by default, None if the channel must name one.
 
     key: whether it has one: `needed`, `optional` or `none`. default_model: where Together's name does not exist.
+    shares_jobs: whether each key of an account reads the jobs of all its keys.
     """
 
     base_url: str | None = None
     key: str = "needed"
     default_model: str | None = None
+    shares_jobs: bool = False
 
 
 KINDS: Mapping[str, ProviderKind] = {
@@ -50,7 +52,7 @@ KINDS: Mapping[str, ProviderKind] = {
     "fal": ProviderKind("https://queue.fal.run", default_model="fal-ai/flux/schnell"),
     "replicate": ProviderKind("https://api.replicate.com", default_model="black-forest-labs/flux-schnell"),
     "bfl": ProviderKind("https://api.bfl.ai", default_model="flux-2-klein-4b"),
-    "dashscope": ProviderKind("https://dashscope.aliyuncs.com", default_model="wan2.2-t2i-flash"),
+    "dashscope": ProviderKind("https://dashscope.aliyuncs.com", default_model="wan2.2-t2i-flash", shares_jobs=True),
     "gemini": ProviderKind("https://generativelanguage.googleapis.com", default_model="gemini-2.5-flash-image"),
     "siliconflow": ProviderKind("https://api.siliconflow.cn", default_model="Kwai-Kolors/Kolors"),
     SANDBOX: ProviderKind("", key="none"),

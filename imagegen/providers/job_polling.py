@@ -111,6 +111,7 @@ class _Polls:
         self._faults += 1
         self._refused = self._refused + 1 if error.code in REFUSALS else 0
         if self._refused >= MAX_REFUSED:
+            error.ambiguous = error.retryable = True  # the job was accepted, so it may have been paid
             raise error
         backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), MAX_FAULT_DELAY_S)
         self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)

@@ -123,7 +123,7 @@ def _unchanged(request: GenerationRequest) -> GenerationRequest:
     return request
 
 
-def _unknown_cost(_request: GenerationRequest) -> Cost:
+def _unknown_cost(_request: GenerationRequest, _most: int | None = None) -> Cost:
     return Cost()
 
 
@@ -136,7 +136,7 @@ class TaskIdentity:
 
     adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
     sent_request: returns the part of a request that the provider is sent, which alone decides the id.
-    estimate: returns what all images of a request cost.
+    estimate: returns what all images of a request cost, by the channels that a limit in micro-dollars allows.
     """
 
     provider: str
@@ -145,7 +145,7 @@ class TaskIdentity:
     secret: str | None
     adjust: Adjust | None = None
     sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
-    estimate: Callable[[GenerationRequest], Cost] = _unknown_cost
+    estimate: Callable[[GenerationRequest, int | None], Cost] = _unknown_cost
     provider_of: Callable[[str], str] | None = None
 
     def submission(
@@ -160,7 +160,7 @@ class TaskIdentity:
         canonical = sent.canonical(provider, scope)
         task_id = fingerprint(canonical, self.secret)
         family = RequestFamily(sent, provider, scope, self.secret)
-        digest, stored, cost = request_digest(canonical), request.to_json(), self.estimate(request)
+        digest, stored, cost = request_digest(canonical), request.to_json(), self.estimate(request, None)
         is_sandbox = provider == SANDBOX
         return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost, is_sandbox)
 

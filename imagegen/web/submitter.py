@@ -60,7 +60,11 @@ class ParsedBody(Struct, frozen=True):
     def submission(self, identity: TaskIdentity, options: SubmitOptions) -> Submission:
         """Return the submission. Its request has uploads in place of all images."""
         submission = identity.submission(self.request, options.scope, self.webhooks, options.key_name)
-        return replace(submission, max_micro_usd=self.max_micro_usd, submitter=options.submitter)
+        most = self.max_micro_usd
+        if most is None:
+            return replace(submission, submitter=options.submitter)
+        cost = identity.estimate(self.request, most)
+        return replace(submission, max_micro_usd=most, cost=cost, submitter=options.submitter)
 
 
 class SubmitOptions(Struct, frozen=True):

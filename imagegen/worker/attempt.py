@@ -347,7 +347,9 @@ class Attempt:
             inputs = await self._open_inputs()
             with await self._permit(choice) as turn:
                 route, model = turn.route, self._form.model
-                await self._payments.reserve(route, model, count, self._form.first_refusal)
+                if not await self._payments.reserve(route, model, count, self._form.first_refusal):
+                    choice = self._first_choice()
+                    continue
                 sent = self._form.sent(share, self._runner.clock())
                 self._change(sent=sent, channel=route.channel.name, account=route.account)
                 await self._write()

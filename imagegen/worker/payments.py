@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -35,30 +35,33 @@ class PaymentRules:
 
 @dataclass(frozen=True, slots=True)
 class Payments:
-    """Payments of one claim."""
+    """Payments of one claim. over_budget: channels with a price for which the budget has no room."""
 
     rules: PaymentRules
     claims: WorkerQueue
     routes: Routes
     claim: Claim
     request: GenerationRequest
+    over_budget: set[str] = field(default_factory=set, init=False)
 
     def affordable(self, model: str, choice: Choice) -> Choice:
-        """Return the choice without channels of an unknown price, if the task's cost is limited and others have one.
+        """Return the choice without channels that a limit of the task's cost rules out, unless that leaves none.
 
         After a lost response the channel is decided already.
         """
-        cost = self.claim.cost
+        cost, n = self.claim.cost, self.request.n
         if self.routes.only or choice.only or not (cost.slots or cost.most is not None):
             return choice
-        prices = {route.channel.name: route.call_price(self.request, model, 1) for route in self.routes.serving(model)}
-        unpriced = frozenset(name for name, price in prices.items() if price is None)
-        if not unpriced or len(unpriced) == len(prices):
-            return choice
-        return replace(choice, channels=choice.channels | unpriced)
+        missing = max(n - len(self.claim.checkpoint.images), 1)
+        left = None if cost.most is None else cost.most + n - cost.charged
+        left_out = self.routes.too_dear(self.request, model, missing, left) | self.over_budget
+        return replace(choice, channels=choice.channels | left_out) if left_out else choice
 
-    async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> None:
+    async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> bool:
         """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.
+
+        Return False if the budget has no room for this channel, and a cheaper one serves the model: `affordable`
+        leaves it out then.
 
         refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, the
         call would cost more than the submit allows, or the claim is lost.
@@ -72,10 +75,23 @@ class Payments:
             reserved = await self.claims.reserve_more(self.claim, more, self.rules.limits_of_slots(cost.slots))
             if reserved is None:
                 raise AttemptEnded(ClaimLost())
+            if not reserved and self._has_cheaper(model, count, price):
+                return False
             if not reserved:
                 raise self._unaffordable(refusal, NO_BUDGET)
             cost = self.claim.cost
         self._record(cost.before_call(price))
+        return True
+
+    def _has_cheaper(self, model: str, count: int, price: int | None) -> bool:
+        """Leave out channels that are as dear as a refused call; return whether a cheaper one serves the model."""
+        if self.routes.only or price is None or self.claim.checkpoint.ambiguous_calls:
+            return False
+        prices = self.routes.prices(self.request, model, count).items()
+        cheaper = {name for name, each in prices if each is not None and each < price and name not in self.over_budget}
+        if cheaper:
+            self.over_budget.update(name for name, _ in prices if name not in cheaper)
+        return bool(cheaper)
 
     def answered(self, route: Route, model: str, count: int, reply: Reply) -> None:
         """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""

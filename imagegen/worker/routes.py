@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as dataclass_replace
 
 from loguru import logger
 from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.accounts.pricing import Pricing
-from imagegen.channels_file import Channel, ChannelKey, Channels
+from imagegen.channels_file import KINDS, Channel, ChannelKey, Channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.channel_counts import CallCounts
 from imagegen.providers.metered import MeteredProvider
@@ -25,6 +26,9 @@ PAID_IDENTITY = "together"
 """Name in the fingerprint of all paid channels of a file: that of the first provider, so that ids of tasks stay when
 its settings move into the file."""
 
+MAX_HEIRS = 10
+"""Keys that are tried for a job or a call of a key that is not here any more."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
@@ -33,6 +37,7 @@ class Route:
     account: fingerprint of the key, as in the handles of its jobs. pricing: of the channel. counts: of its calls.
     title: the key in words for the operator, empty with the simple settings.
     base: against which relative image links are resolved here; None if that is left to who fetches them.
+    others: of keys that may belong to the same account, for a job of a key that is not here any more.
     """
 
     channel: Channel
@@ -43,6 +48,7 @@ class Route:
     title: str = ""
     base: URL | None = None
     counts: CallCounts = field(default_factory=CallCounts)
+    others: tuple[Route, ...] = ()
 
     def sent_name(self, model: str) -> str:
         """Return the provider's name of a model."""
@@ -75,16 +81,28 @@ class Route:
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the job of a call with a lost response, None if there is none. Raises UpstreamError."""
-        return await self.provider.find(self._as_sent(call), sent_at)
+        sent = self._as_sent(call)
+        found = [await route.provider.find(sent, sent_at) for route in (self, *self.others)]
+        handles = [handle for handle in found if handle is not None]
+        return handles[0] if len(handles) == 1 else None
 
     def _as_sent(self, call: Call) -> Call:
         sent = self.sent_name(call.request.model)
         return call if sent == call.request.model else replace(call, request=replace(call.request, model=sent))
 
     async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
-        """Poll a job that this route has begun. Raises UpstreamError."""
-        reply = await self.provider.resume(handle, observer)
+        """Poll a job that this route, or another key of its account, has begun. Raises UpstreamError."""
+        reply = await self._result(handle, observer)
         return reply if self.base is None else with_absolute_links(reply, self.base)
+
+    async def _result(self, handle: JobHandle, observer: CallObserver) -> Reply:
+        for route in self.others:
+            try:
+                return await route.provider.resume(handle, observer)
+            except UpstreamError as error:
+                if not error.ambiguous:
+                    raise
+        return await self.provider.resume(handle, observer)
 
 
 class Routes:
@@ -125,11 +143,15 @@ class Routes:
         """Return the route of a channel and a key, None if there is none any more."""
         if self.only:
             return self.only
-        return next((route for route in self.all if (route.channel.name, route.account) == (channel, account)), None)
+        mine = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
+        route = next(mine, None) or self._heir(channel)
+        if route is None:
+            self._report_missing(channel, account)
+        return route
 
     def has_key_of(self, handle: JobHandle) -> bool:
-        """Return whether the key that made a job is here."""
-        return any(route.account == handle.account for route in self.all)
+        """Return whether the key that made a job is here, or one that may stand in for it."""
+        return any(route.account == handle.account for route in self.all) or self._heir(handle.channel) is not None
 
     def of_job(self, handle: JobHandle) -> Route:
         """Return the route with the key that made a job. Raises UpstreamError, as for a job that is forgotten."""
@@ -138,15 +160,28 @@ class Routes:
         mine = [route for route in self.all if route.account == handle.account]
         for route in sorted(mine, key=lambda route: route.channel.name != handle.channel):
             return route
-        if handle.account not in self._reported:
-            self._reported.add(handle.account)
+        if heir := self._heir(handle.channel):
+            return heir
+        self._report_missing(handle.channel or handle.provider, handle.account)
+        raise forgotten_job()
+
+    def _heir(self, channel: str) -> Route | None:
+        """Return the keys of a channel in place of one that left it, if each key of an account reads all its jobs."""
+        routes = self._by_channel.get(channel, ())[:MAX_HEIRS]
+        if not routes or not KINDS[routes[0].channel.provider].shares_jobs:
+            return None
+        return dataclass_replace(routes[0], others=routes[1:])
+
+    def _report_missing(self, channel: str, account: str) -> None:
+        """Warn once of a key that left the file while it had calls or jobs."""
+        if account not in self._reported:
+            self._reported.add(account)
             logger.warning(
                 "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}), so "
                 "its images can't be fetched; keep a key in the file until its jobs have ended",
-                handle.channel or handle.provider,
-                handle.account[:8],
+                channel,
+                account[:8],
             )
-        raise forgotten_job()
 
     @property
     def key_accepted(self) -> bool:
@@ -189,13 +224,37 @@ class Routes:
         (provider,) = kinds.values()
         return replace(provider.sent_request(request), model=request.model)
 
-    def estimate(self, request: GenerationRequest) -> Cost:
-        """Return the cost of all images of a request: of the dearest channel of those that are preferred for it."""
+    def estimate(self, request: GenerationRequest, most: int | None = None) -> Cost:
+        """Return the cost of all images of a request: of the dearest channel of those that are preferred for it.
+
+        most: micro-dollars that they may cost; None without a limit.
+        """
         serving = self.channels.serving(request.model)
+        if most is not None:
+            left_out = self.too_dear(request, request.model, request.n, most)
+            serving = tuple(channel for channel in serving if channel.name not in left_out)
         preferred = [channel for channel in serving if channel.priority == serving[0].priority]
         prices = [self.of_channel(channel)[0].image_price(request) for channel in preferred]
         known = [price for price in prices if price is not None]
         return Cost(max(known) * request.n if known and len(known) == len(prices) else None)
+
+    def prices(self, request: GenerationRequest, model: str, count: int) -> dict[str, int | None]:
+        """Return the price of some images of a request by each channel that serves a model; None if it is unknown."""
+        serving = self.channels.serving(model)
+        return {channel.name: self.of_channel(channel)[0].call_price(request, model, count) for channel in serving}
+
+    def too_dear(self, request: GenerationRequest, model: str, count: int, most: int | None) -> frozenset[str]:
+        """Return the channels that get no call for some images of a request under a limit: those beyond `most`, and
+        those of an unknown price. If none is within it the cheapest are left; if no price is known, all are.
+
+        most: micro-dollars; None without a limit of the submit.
+        """
+        prices = self.prices(request, model, count)
+        known = {name: price for name, price in prices.items() if price is not None}
+        if not known:
+            return frozenset()
+        limit = max(known.values()) if most is None else max(most, min(known.values()))
+        return frozenset(name for name, price in prices.items() if price is None or price > limit)
 
     def sends_seed(self, model: str) -> bool:
         """Return whether the channels of a model send seeds."""

@@ -118,9 +118,11 @@ async def test_no_number_of_failed_polls_ends_a_job(quick, make_provider, make_c
     assert relay.ledger.jobs[0].polls > 20
 
 
-async def test_a_refused_key_ends_a_job_after_some_polls(quick, make_provider, make_call, relay) -> None:
+async def test_a_refused_key_ends_a_job_that_may_be_paid_after_some_polls(
+    quick, make_provider, make_call, relay
+) -> None:
     _, error = await begun(make_provider(), make_call, relay, "job poll_fault=401 polls=99")
-    assert error.code == "upstream_auth"
+    assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, True)
     assert relay.ledger.jobs[0].polls == job_polling.MAX_REFUSED
 
 

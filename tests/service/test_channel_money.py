@@ -19,8 +19,13 @@ KONTEXT = "black-forest-labs/FLUX.1-kontext-pro"
 PRICE_USD = 0.003
 """Of one image of 512 x 512 pixels by the default models of fal and Replicate."""
 
-MODELS = {"fal": "fal-ai/flux/schnell", "replicate": "black-forest-labs/flux-schnell"}
+MODELS = {
+    "fal": "fal-ai/flux/schnell",
+    "replicate": "black-forest-labs/flux-schnell",
+    "dashscope": "wan2.2-t2i-flash",
+}
 BUDGET = {"BUDGET_DAILY_USD": "10"}
+LEFT, NEW_KEYS = "left-key-0123456789", ("first-key-0123456789", "second-key-0123456789")
 KILLS = (
     ("sent", "replicate"),
     ("accepted", "fal"),
@@ -52,28 +57,58 @@ def job_channel(name: str, url: str, *keys: str) -> dict[str, object]:
     }
 
 
+def collected_by_other_keys(
+    start_service: Start, redis_url: str, folder: Path, upstream: EmulatorProcess, *channels: dict[str, object]
+) -> tuple[dict[str, Any], str]:
+    """Begin a job with a key, and end the service; return the task and the log of one with these channels."""
+    name = str(channels[0]["name"])
+    (folder / "kill").write_text("polled 1")
+    first = start_service(
+        REDIS_URL=redis_url,
+        CHANNELS_FILE=write(folder / "1.toml", job_channel(name, upstream.url, LEFT)),
+        KILL_FILE=str(folder / "kill"),
+        program=DYING,
+        **BUDGET,
+    )
+    task_id = first.accepted(prompt="an orphan {{fault:job times=1 job_s=0.5}}", model="drawn")
+    assert first.wait() == -9
+    second = start_service(REDIS_URL=redis_url, CHANNELS_FILE=write(folder / "2.toml", *channels), **BUDGET)
+    task = second.completed(task_id, 60)
+    assert "left-key" not in second.log
+    return task, second.log
+
+
 def test_a_job_whose_key_left_the_pool_counts_as_lost_and_is_made_once_more(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
     with emulator("fal") as upstream:
-        (tmp_path / "kill").write_text("polled 1")
-        first = start_service(
-            REDIS_URL=redis_url,
-            CHANNELS_FILE=write(tmp_path / "1.toml", job_channel("fal", upstream.url, "left-key-0123456789")),
-            KILL_FILE=str(tmp_path / "kill"),
-            program=DYING,
-            **BUDGET,
-        )
-        task_id = first.accepted(prompt="an orphan {{fault:job times=1 job_s=0.5}}", model="drawn")
-        assert first.wait() == -9
-        pool = job_channel("fal", upstream.url, "first-key-0123456789", "second-key-0123456789")
-        second = start_service(REDIS_URL=redis_url, CHANNELS_FILE=write(tmp_path / "2.toml", pool), **BUDGET)
-        task = second.completed(task_id)
+        pool = job_channel("fal", upstream.url, *NEW_KEYS)
+        task, log = collected_by_other_keys(start_service, redis_url, tmp_path, upstream, pool)
         ledger = upstream.ledger()
         assert (ledger["submitted"], task["possiblyBilledTwice"]) == (2, 1)
         assert task["cost"]["charged"] == pytest.approx(ledger["cost_usd"]) == 2 * PRICE_USD
-        assert second.log.count("belongs to a key that is not in CHANNELS_FILE any more") == 1
-        assert "left-key" not in second.log
+        assert log.count("belongs to a key that is not in CHANNELS_FILE any more") == 1
+
+
+def test_a_job_whose_key_left_the_pool_is_collected_by_another_key_of_the_account(
+    start_service: Start, redis_url: str, tmp_path: Path
+) -> None:
+    with emulator("dashscope") as upstream:
+        pool = job_channel("dashscope", upstream.url, *NEW_KEYS)
+        task, log = collected_by_other_keys(start_service, redis_url, tmp_path, upstream, pool)
+        assert (upstream.ledger()["submitted"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        assert "belongs to a key" not in log
+
+
+def test_a_retired_key_in_a_channel_of_its_own_collects_its_jobs_and_gets_no_calls(
+    start_service: Start, redis_url: str, tmp_path: Path
+) -> None:
+    with emulator("fal") as upstream:
+        pool = job_channel("fal", upstream.url, *NEW_KEYS)
+        retired = job_channel("fal", upstream.url, LEFT) | {"name": "retired", "models": ["retired/*"]}
+        task, log = collected_by_other_keys(start_service, redis_url, tmp_path, upstream, pool, retired)
+        assert (upstream.ledger()["submitted"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        assert "belongs to a key" not in log
 
 
 def test_a_channel_of_an_unknown_price_gets_no_call_of_a_task_under_a_budget(
@@ -131,6 +166,53 @@ def test_a_task_is_charged_the_price_of_the_channel_that_drew_it(start_service: 
         assert spent == pytest.approx({"cheap": 2 * 0.000708, "dear": 3 * 0.010486, "broken": 0})
 
 
+def two_prices(cheap: EmulatorProcess, dear: Upstream, folder: Path, preferred: str) -> str:
+    """Write a file of two channels for one model, at 0.000708 and at 0.010486 US dollars an image."""
+    return write(
+        folder / "c.toml",
+        channel("cheap", cheap.url, KEY, models=[f"drawn={SCHNELL}"], priority=int(preferred == "cheap")),
+        channel("dear", dear.url, KEY, models=[f"drawn={KONTEXT}"], priority=int(preferred == "dear")),
+    )
+
+
+def test_the_limit_of_a_submit_leaves_out_the_channels_that_are_dearer(
+    start_service: Start, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    with serving(dear := Upstream()):
+        service = start_service(CHANNELS_FILE=two_prices(upstream, dear, tmp_path, "dear"))
+        free = service.made(prompt="without a limit", model="drawn")
+        limited = service.made(prompt="within a limit", model="drawn", maxCostUsd=0.005)
+        several = service.made(prompt="for all images", model="drawn", n=3, maxCostUsd=0.03)
+        wide = service.made(prompt="within a wide one", model="drawn", maxCostUsd=0.010486)
+        assert [task["channel"] for task in (free, limited, several, wide)] == ["dear", "cheap", "cheap", "dear"]
+        assert [task["cost"]["estimated"] for task in (free, limited)] == [0.010486, 0.000708]
+        assert limited["cost"]["charged"] == 0.000708
+        refused = service.submit(prompt="for less", model="drawn", maxCostUsd=0.0007)
+        assert refused.error == (402, "max_cost_exceeded")
+        assert "at least 0.000708" in refused.json["details"][0]["message"]
+
+
+def test_a_channel_beyond_the_limit_gets_no_call_when_the_cheap_one_fails(
+    start_service: Start, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    with serving(dear := Upstream()):
+        service = start_service(CHANNELS_FILE=two_prices(upstream, dear, tmp_path, "cheap"))
+        free = service.made(prompt="goes on {{fault:500 times=1}}", model="drawn")
+        limited = service.made(prompt="is repeated {{fault:500 times=1}}", model="drawn", maxCostUsd=0.005)
+        assert [(task["channel"], task["attempts"]) for task in (free, limited)] == [("dear", 1), ("cheap", 2)]
+
+
+def test_a_task_stays_at_its_channel_when_the_budget_has_no_room_for_a_dearer_one(
+    start_service: Start, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    with serving(dear := Upstream()):
+        file = two_prices(upstream, dear, tmp_path, "cheap")
+        service = start_service(CHANNELS_FILE=file, BUDGET_DAILY_USD="0.005")
+        task = service.made(prompt="is repeated {{fault:500 times=2}}", model="drawn")
+        assert (task["channel"], task["attempts"], dear.calls) == ("cheap", 2, [])
+        assert task["cost"]["charged"] == 0.000708
+
+
 class Cluster:
     """Two instances with the same two providers of jobs. charged: US dollars of all tasks."""
 
@@ -172,7 +254,7 @@ class Cluster:
 @pytest.mark.timeout(120)
 def test_kills_with_two_channels_of_jobs_lose_no_task_and_no_cent(redis_url: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        upstreams = {name: stack.enter_context(emulator(name)) for name in MODELS}
+        upstreams = {name: stack.enter_context(emulator(name)) for name in ("fal", "replicate")}
         file = write(tmp_path / "c.toml", *(job_channel(name, each.url, KEY) for name, each in upstreams.items()))
         services = []
         for number in range(2):
@@ -183,5 +265,5 @@ def test_kills_with_two_channels_of_jobs_lose_no_task_and_no_cent(redis_url: str
         cluster = Cluster(services, upstreams)
         drawn_by = {cluster.kill_at(*kill, number) for number, kill in enumerate(KILLS)}
         paid = sum(each.ledger()["cost_usd"] for each in upstreams.values())
-        assert drawn_by == set(MODELS)
+        assert drawn_by == set(upstreams)
         assert cluster.charged == pytest.approx(paid)

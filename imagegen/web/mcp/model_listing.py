@@ -68,7 +68,7 @@ def _listed(services: Services, models: list[ListedModel]) -> ToolResult:
 def _row(services: Services, model: ListedModel) -> ListedModelView:
     name = services.identity.aliases.get(model.id, model.id)
     sample = GenerationRequest(prompt="x", model=name, width=QUOTED_SIDE, height=QUOTED_SIDE, n=1)
-    estimated = services.identity.estimate(sample).estimated
+    estimated = services.identity.estimate(sample, None).estimated
     row: ListedModelView = {
         "id": model.id,
         "usd": None if estimated is None else dollars(estimated),

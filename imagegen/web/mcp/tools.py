@@ -77,7 +77,8 @@ def _estimate(call: ToolCall) -> float | None:
     """Return the dollars that a call would cost; None if the price is unknown."""
     services = call.request.app[SERVICES]
     fields, _ = _split(call.arguments)
-    cost = services.identity.estimate(parse_fields(services, fields, call.options).request)
+    parsed = parse_fields(services, fields, call.options)
+    cost = services.identity.estimate(parsed.request, parsed.max_micro_usd)
     return None if cost.estimated is None else dollars(cost.estimated)
 
 
