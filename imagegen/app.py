@@ -34,6 +34,7 @@ from imagegen.chosen_parts import (
     create_thumbnails,
     create_uploads,
     open_upstream,
+    other_instances,
     reused_image_ttl_s,
     seed_support,
     task_identity,
@@ -87,6 +88,7 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
 from imagegen.worker.payments import PaymentRules
+from imagegen.worker.peer_channels import served_by
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.pool import Pool
 from imagegen.worker.routes import Routes
@@ -306,9 +308,11 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         attempts,
         pacing,
         result_ttl_s=settings.result_ttl_s,
-        alone=lambda: queue.notifier.alone,
+        others=other_instances(queue),
         clock=clock,
     )
+    served = served_by(app[ROUTES], settings.fallback_models)
+    queue.notifier.greeting = lambda: served
     app[PACING] = pacing
     app[CHANNELS] = ChannelReport(app[ROUTES], pacing, wall=clock).channels
     app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)
@@ -398,7 +402,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         thumbnails=app[THUMBNAILS],
-        identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE], lambda: app[QUEUE].notifier.alone),
+        identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE], other_instances(app[QUEUE]).channels),
         links=app[LINKS],
         readiness=_readiness(app),
         public_url=settings.public_url,

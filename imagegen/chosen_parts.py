@@ -45,7 +45,9 @@ from imagegen.web.guard import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
+from imagegen.worker.peer_channels import PeerChannels
 from imagegen.worker.routes import Routes
+from imagegen.worker.unserved import OtherInstances
 
 INPUT_TIMEOUT_S = 30.0
 """For one linked input image; no one pays for it, and its client waits."""
@@ -152,18 +154,31 @@ def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStor
     return Thumbnails(store, connection, queue.keys, life_s=life_s, clock=connection.clock)
 
 
-def task_identity(settings: Settings, routes: Routes, table: ModelTable, alone: Callable[[], bool]) -> TaskIdentity:
+def other_instances(queue: QueueInstance) -> OtherInstances:
+    """Return the other instances, as the channel of the instances shows them."""
+    notifier = queue.notifier
+    channels = PeerChannels(
+        lambda: {peer: notifier.greetings.get(peer) for peer in notifier.peers}, lambda: notifier.silent
+    )
+    return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.call_roll)
+
+
+def task_identity(settings: Settings, routes: Routes, table: ModelTable, peers: PeerChannels) -> TaskIdentity:
     """Return how requests become tasks: with the edits of the channels, and the models' limits unless those are off.
 
-    alone: whether there is no other instance.
+    peers: channels of the other instances.
     """
+
+    def elsewhere(model: str) -> bool:
+        return peers.may_serve(model, sandbox=routes.channels.is_sandbox(model))
+
     if settings.model_rules:
         rules = EditRules(routes.edits, ModelRules(table))
     else:
         rules = EditRules(lambda model: routes.edits("") or routes.edits(model))  # what any model may take
     adjust: Adjust = rules
     if settings.file_channels:
-        adjust = ServedModels(routes.channels, settings.fallback_models, alone, rules)
+        adjust = ServedModels(routes.channels, settings.fallback_models, elsewhere, rules)
     return TaskIdentity(
         routes.identity(settings.default_model),
         settings.default_model,

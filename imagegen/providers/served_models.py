@@ -15,17 +15,18 @@ from imagegen.tasks.validation import Adjust
 class ServedModels:
     """Rule of the channels. fallbacks: models that may take the place of others.
 
-    alone: whether there is no other instance, which may serve other models. then: the rules that follow.
+    elsewhere: returns whether another instance may serve a model. then: the rules that follow.
     """
 
     channels: Channels
     fallbacks: tuple[str, ...]
-    alone: Callable[[], bool]
+    elsewhere: Callable[[str], bool]
     then: Adjust
 
     def __call__(self, request: GenerationRequest, given: Collection[str]) -> GenerationRequest:
         """Return the request. Raises InvalidRequest with the field `model`."""
-        if not any(map(self.channels.serving, (request.model, *self.fallbacks))) and self.alone():
+        is_served = any(map(self.channels.serving, (request.model, *self.fallbacks)))
+        if not is_served and not self.elsewhere(request.model):
             rule = "must be a model that a channel serves; GET /api/models lists them"
             raise InvalidRequest(details=[FieldError("model", rule)])
         return self.then(request, given)

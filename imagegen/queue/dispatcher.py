@@ -83,6 +83,11 @@ class ClaimDispatcher:
         return 0 if self.paused else min(self._slots_left, sum(not taker.done() for taker in self._waiters))
 
     @property
+    def takes_claims(self) -> bool:
+        """Whether claims of other instances may come here: not while it drains or claiming is paused."""
+        return not (self._quiet or self.paused)
+
+    @property
     def ready(self) -> int:
         """Claims that wait for a slot."""
         return len(self._ready)

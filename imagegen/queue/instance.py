@@ -16,6 +16,7 @@ from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.eta import EtaEstimator
 from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.handover import Handover
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.leases import Leases
@@ -93,6 +94,7 @@ class QueueInstance:
     mover: LineMover
     open_tasks: OpenTasks
     pause: ClaimingPause
+    handover: Handover
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -131,15 +133,15 @@ class QueueInstance:
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
     """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: unique consumer name."""
     clock, keys, feed, ttl_s = connection.clock, Keys(config.prefix), Feed(), config.result_ttl_s
-    context = VerbContext.create(
-        connection, keys, record_life_s=config.record_life_s, result_ttl_s=ttl_s, lease_s=config.lease_s
-    )
+    lives = {"record_life_s": config.record_life_s, "result_ttl_s": ttl_s, "lease_s": config.lease_s}
+    context = VerbContext.create(connection, keys, **lives)
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
     verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
-    notifier = Notifier(connection, keys, instance)
-    leases = Leases(connection, verbs, dispatcher, notifier, config.lease_s)
+    notifier, lease_s = Notifier(connection, keys, instance), config.lease_s
+    leases = Leases(connection, verbs, dispatcher, notifier, lease_s)
+    takeover = Takeover(connection, verbs, leases, notifier, lease_s)
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier, clock=clock)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
@@ -153,11 +155,11 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         task_cache=task_cache,
         task_lookup=lookup,
         dispatcher=dispatcher,
-        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=config.lease_s, clock=clock),
+        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=lease_s, clock=clock),
         client_queue=client_queue,
         consumer=StreamConsumer(connection, verbs, leases, client_queue, alone=lambda: notifier.alone),
         leases=leases,
-        takeover=Takeover(connection, verbs, leases, notifier, config.lease_s),
+        takeover=takeover,
         notifier=notifier,
         feed=feed,
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
@@ -170,6 +172,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         mover=mover,
         open_tasks=_open_tasks(connection, keys, lookup, config),
         pause=ClaimingPause(connection, keys, notifier),
+        handover=Handover(leases, takeover, notifier),
     )
     _connect(parts, config)
     return parts

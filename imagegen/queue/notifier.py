@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -26,6 +26,12 @@ HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 
 _BROADCAST = ("hello", "lost", "pause")
 """Kinds that are published even without a peer."""
+
+_GREETINGS = ("hello", "here")
+"""Kinds that describe their sender."""
+
+SILENT_S = 5.0
+"""Seconds after a greeting within which a peer that lives answers."""
 
 _OF_ANY_PROCESS = ("keys",)
 """Kinds that also processes publish which are no instances, and never peers."""
@@ -47,18 +53,24 @@ class Notifier:
         subscribed: whether this instance receives what is published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
+        greeting: returns what peers are to know of this instance.
+        greetings: what peers said of themselves; without those of earlier versions, and of peers not greeted yet.
     """
 
     def __init__(self, connection: Connection, keys: Keys, instance: str) -> None:
         self._connection = connection
         self._channel = keys.notifications
-        self._instance = instance
+        self.instance = instance
         self._sending: set[asyncio.Task[None]] = set()
         self.peers: dict[str, float] = {}
+        self.greeting: Callable[[], Mapping[str, Any]] = dict
+        self.greetings: dict[str, Message] = {}
+        self._roll_call: asyncio.TimerHandle | None = None
         self._alone_since = 0.0
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
         self.silent = self.subscribed = False
         self._hellos = 0
+        self._subscribed_at = 0.0
         self.handlers: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
@@ -83,8 +95,30 @@ class Notifier:
         self._alone_since = self._connection.clock()
         self.publish("hello")
 
+    def call_roll(self) -> None:
+        """Greet all peers, and forget those that do not answer: an instance that was killed says no goodbye."""
+        if self._roll_call is None and not self.silent:
+            loop = asyncio.get_running_loop()
+            self._roll_call = loop.call_later(SILENT_S, self._forget_silent, time.monotonic())
+            self.publish("hello")
+
+    def _forget_silent(self, since: float) -> None:
+        """Forget the peers that sent nothing since then, unless this instance has missed messages meanwhile."""
+        self._roll_call = None
+        if not self.is_informed or self._subscribed_at >= since or self._connection.health.down_since is not None:
+            return
+        for name in [name for name, heard_at in self.peers.items() if heard_at < since]:
+            self._forget(name)
+
+    def _forget(self, peer: str) -> None:
+        self.peers.pop(peer, None)
+        self.greetings.pop(peer, None)
+        self._alone_since = self._connection.clock()
+
     def publish(self, kind: str, **content: Any) -> None:
         """Publish to the peers, if there are any, without waiting; a failure is no error."""
+        if kind in _GREETINGS:
+            content |= self.greeting()
         if (self.peers and not self.silent) or kind in _BROADCAST:
             sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
             self._sending.add(sending)
@@ -128,7 +162,7 @@ class Notifier:
         if self.silent:
             return
         self.silent = True
-        self.peers.clear()
+        self._forget_all()
         user = self._connection.servers.user
         logger.warning(
             "REDIS_URL: Redis lets user {} not use the channel of the instances ({}). They poll instead, which is "
@@ -141,7 +175,12 @@ class Notifier:
         for callback in self.on_join:
             callback()
 
+    def _forget_all(self) -> None:
+        self.peers.clear()
+        self.greetings.clear()
+
     def _on_subscribed(self) -> None:
+        self._subscribed_at = time.monotonic()
         self._alone_since = self._connection.clock()  # a peer may have come and gone unnoticed
         self.publish("hello")
         for callback in self.on_join:
@@ -153,7 +192,7 @@ class Notifier:
             sender, kind = message["from"], message["kind"]
             if not (isinstance(sender, str) and isinstance(kind, str)):
                 raise TypeError(kind)
-            if sender != self._instance:
+            if sender != self.instance:
                 self._handle(message, sender, kind)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a foreign message
             self._unreadable()
@@ -164,17 +203,18 @@ class Notifier:
             return
         is_known = sender in self.peers and kind != "hello"
         if kind == "bye":
-            self.peers.pop(sender, None)
-            self._alone_since = self._connection.clock()
+            self._forget(sender)
         else:
             self.peers[sender] = time.monotonic()
+        if kind in _GREETINGS:
+            self.greetings[sender] = message
         if kind == "hello":
             self.publish("here")
         if not is_known and kind != "bye":
             for callback in self.on_peer:
                 callback()
         while len(self.peers) > MAX_PEERS:
-            del self.peers[next(iter(self.peers))]
+            self._forget(next(iter(self.peers)))
         self._call_handler(kind, message)
 
     def _call_handler(self, kind: str, message: Message) -> None:
@@ -194,7 +234,7 @@ class Notifier:
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
 
     def _message(self, kind: str, content: Mapping[str, Any]) -> bytes:
-        return orjson.dumps({"from": self._instance, "kind": kind, **content})
+        return orjson.dumps({"from": self.instance, "kind": kind, **content})
 
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
         try:
@@ -212,11 +252,11 @@ class Notifier:
             self.silent = False
             logger.info("The instances can use their channel again")
         if receivers <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
-            self.peers.clear()
+            self._forget_all()
             self._alone_since = self._connection.clock()
 
 
-def ids_of(message: Message) -> Iterable[str]:
+def ids_of(message: Message) -> list[str]:
     """Return the task ids in a message."""
     ids = message.get("ids")
     return [task_id for task_id in ids if isinstance(task_id, str)] if isinstance(ids, list) else []

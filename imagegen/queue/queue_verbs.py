@@ -36,6 +36,7 @@ from imagegen.queue.verbs.retire import retire
 from imagegen.queue.verbs.start_fenced import FencedStart, start_fenced
 from imagegen.queue.verbs.submit import DepthEstimate, Submit, SubmitReply
 from imagegen.queue.verbs.take_back import take_back
+from imagegen.queue.verbs.take_given import take_given
 from imagegen.tasks.task import Task
 
 _Reply = TypeVar("_Reply")
@@ -168,6 +169,9 @@ class QueueVerbs:
 
     async def claim_expired(self, consumer: str, entry_ids: Sequence[str], min_idle_s: float) -> list[Entry]:
         return await consume.claim_expired(self._context, consumer, entry_ids, min_idle_s)
+
+    async def take_given(self, giver: str, taker: str, entry_ids: Sequence[str]) -> list[Entry]:
+        return await take_given(self._context, giver, taker, entry_ids)
 
     async def read_checkpoints(self, task_ids: Sequence[str]) -> list[bytes | None]:
         return await read.read_checkpoints(self._context, task_ids)

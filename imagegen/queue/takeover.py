@@ -21,6 +21,7 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
+from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.group import Consumer, PendingEntry
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
@@ -116,14 +117,28 @@ class Takeover:
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
-            entries = await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
-            claims = await self._leases.hold(entries)
-            # The entries are ours now and no other instance checks them, so retry until the checkpoints are read.
-            ids = [claim.task.id for claim in claims]
-            runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
-            await asyncio.gather(*map(self._inherit, claims, runs))
-            taken += claims
+            taken += await self._adopt(
+                await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
+            )
         return taken
+
+    async def take_given(self, giver: str, entry_ids: Sequence[str]) -> list[Claim]:
+        """Claim entries that another instance gives to this one, at most `MAX_TAKEN`, with what it knows of them."""
+        now = time.monotonic()
+        for entry_id in entry_ids:
+            self._renewed_at[entry_id] = now
+        claims = await self._adopt(await self._verbs.take_given(giver, self._dispatcher.instance, entry_ids))
+        for entry_id in entry_ids:
+            self._renewed_at.pop(entry_id, None)
+        return claims
+
+    async def _adopt(self, entries: Sequence[Entry]) -> list[Claim]:
+        """Hold entries that are ours now. No other instance checks them, so retry until the checkpoints are read."""
+        claims = await self._leases.hold(entries)
+        ids = [claim.task.id for claim in claims]
+        runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
+        await asyncio.gather(*map(self._inherit, claims, runs))
+        return claims
 
     async def _inherit(self, claim: Claim, existing: bytes | None) -> None:
         """Write the previous owner's progress as our checkpoint, so that it survives our death before the start."""

@@ -18,7 +18,7 @@ from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.parking import Parking
 from imagegen.worker.permits import PermitLine
-from imagegen.worker.unserved import UnservedTasks
+from imagegen.worker.unserved import OtherInstances, UnservedTasks
 
 LOOPS_PER_SLOT = 2
 """While one writes a result, another fills the slot that it has left."""
@@ -30,7 +30,7 @@ UNFORESEEN_RETRY_S = 5.0
 class Pool:
     """Loops that fill the queue's slots: at most one call at once for each slot.
 
-    alone: whether no other instance could run the claims parked here. active_claims: the claims that the loops run.
+    active_claims: the claims that the loops run.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Pool:
         pacing: PermitLine,
         *,
         result_ttl_s: float,
-        alone: Callable[[], bool] = lambda: True,
+        others: OtherInstances | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._claims = claims
@@ -49,8 +49,9 @@ class Pool:
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
-        self.parking = Parking(claims, pacing, attempts.rules.deadline, alone=alone, clock=clock)
-        self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, alone=alone, clock=clock)
+        others = others or OtherInstances()
+        self.parking = Parking(claims, pacing, attempts.rules.deadline, alone=others.alone, clock=clock)
+        self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, others, clock=clock)
         self.active_claims: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:

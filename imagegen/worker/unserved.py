@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from loguru import logger
 
@@ -14,79 +15,122 @@ from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.retry import Failed
 from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.peer_channels import PeerChannels, able_peers
 from imagegen.worker.routes import Routes
 
 ALONE_S = 60.0
-"""How long a task waits for another instance while there is none, as in the middle of a deploy."""
+"""How long a task waits for an instance that serves it while there is none, as in the middle of a deploy."""
 
 FIRST_HELD_S, MAX_HELD_S = 0.5, 10.0
-"""How long a task that came back is kept before it is released again: what a release costs stays rare."""
+"""How long a task that came back is kept before it is given away again: what that costs stays rare."""
+
+CALL_ROLL_S = 60.0
+"""Shortest time between two checks whether the instances that do not take their tasks live."""
 
 MAX_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Record of a task that came here. alone_since: Unix time, None while there is another instance."""
+    """Record of a task that came here. alone_since: Unix time, None while another instance may run it.
+
+    given: how often it was given away. is_held: whether it was kept since then.
+    """
 
     holds: Backoff
     alone_since: float | None = None
     is_held: bool = False
-    released: int = 0
+    given: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OtherInstances:
+    """Other instances as the pool sees them. hand_over: gives a claim to the instance of a name.
+
+    call_roll: forgets those that are gone. alone: whether there is none, so that none could run the claims parked here.
+    """
+
+    alone: Callable[[], bool] = lambda: True
+    channels: PeerChannels = field(default_factory=PeerChannels)
+    hand_over: Callable[[Claim, str], None] = lambda _claim, _peer: None
+    call_roll: Callable[[], None] = lambda: None
 
 
 class UnservedTasks:
-    """Claims of other instances' tasks. alone: whether there is no other instance; clock: Unix time."""
+    """Claims of other instances' tasks. clock: Unix time."""
 
     def __init__(
         self,
         claims: WorkerQueue,
         routes: Routes,
         rules: AttemptLimits,
+        others: OtherInstances,
         *,
-        alone: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._claims = claims
         self._routes = routes
         self._rules = rules
-        self._alone = alone
+        self._others = others
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
         self._warned = False
+        self._turn = 0
+        self._rolled_at = -math.inf
 
+<<<<<<< HEAD
     async def runs_here(self, claim: Claim) -> bool:
         """Return whether a channel here serves a task; images that are paid for need none."""
         task = claim.task
+=======
+    def runs_here(self, claim: Claim) -> bool:
+        """Return whether a claim is to run here: its key or a channel is here; images that are paid for need none."""
+        task, checkpoint = claim.task, claim.checkpoint
+        if checkpoint.links:
+            return True
+        if checkpoint.job:
+            account = checkpoint.job.handle.account
+            if self._routes.has_key_of(checkpoint.job.handle) or self._others.channels.with_key(account):
+                return self._routes.has_key_of(checkpoint.job.handle)
+>>>>>>> 99d967e (Hand tasks that another instance's channels serve to that instance)
         if self._routes.serves(task.model, sandbox=task.sandbox):
             return True
         await self._claims.read_released(claim)
         models = (model for model in self._rules.fallback_models if self._rules.may_use(task.client, model))
-        job = claim.checkpoint.job
-        if claim.checkpoint.links or (job and self._routes.has_key_of(job.handle)):
-            return True
         return any(self._routes.serves(model, sandbox=task.sandbox) for model in models)
 
     async def leave(self, claim: Claim) -> Failed | None:
-        """Release a claim for other instances, without counting an attempt, or hold it for a while first.
+        """Give a claim to an instance that can run it, without counting an attempt, or hold it for a while first.
 
-        Return the end of the task if no instance can run it.
+        Where no instance is known to serve it, it is released for any that may. Return the end of the task if none can.
         """
-        seen, now = self._record(claim.task), self._clock()
-        if not self._alone():
+        task, now = claim.task, self._clock()
+        seen = self._record(task)
+        able = able_peers(self._others.channels, claim, has_key=False)
+        if able or self._others.channels.may_serve(task.model, sandbox=task.sandbox):
             seen.alone_since = None
         elif seen.alone_since is None:
             seen.alone_since = now
-        ends_at = self._rules.deadline(claim.task)
+        ends_at = self._rules.deadline(task)
         if seen.alone_since is not None:
             ends_at = min(ends_at, seen.alone_since + ALONE_S)
         if now >= ends_at:
+<<<<<<< HEAD
             del self._seen[claim.task.id]
             error = TaskError("model_not_available", _no_channel(claim.task), retryable=True)
             return Failed(error, keeps_images=True)
         if seen.alone_since is None and (seen.is_held or not seen.released):
             seen.is_held, seen.released = False, seen.released + 1
             await self._release(claim)
+=======
+            del self._seen[task.id]
+            return Failed(TaskError("model_not_available", _no_channel(task), retryable=True))
+        if seen.given > 1 or seen.alone_since is not None:
+            self._check_others(now)
+        if seen.alone_since is None and (seen.is_held or not seen.given):
+            seen.is_held, seen.given = False, seen.given + 1
+            await self._give(claim, able)
+>>>>>>> 99d967e (Hand tasks that another instance's channels serve to that instance)
             return None
         seen.is_held = True
         retry_at = min(now + seen.holds.next_s(), ends_at)
@@ -102,6 +146,19 @@ class UnservedTasks:
         if len(self._seen) >= MAX_REMEMBERED:
             self._seen.clear()
         return self._seen.setdefault(task.id, _Seen(Backoff(FIRST_HELD_S, MAX_HELD_S)))
+
+    def _check_others(self, now: float) -> None:
+        """Let instances be forgotten that do not live any more, now and then."""
+        if now - self._rolled_at >= CALL_ROLL_S:
+            self._rolled_at = now
+            self._others.call_roll()
+
+    async def _give(self, claim: Claim, able: Sequence[str]) -> None:
+        if able:
+            self._turn += 1
+            self._others.hand_over(claim, able[self._turn % len(able)])
+        else:
+            await self._release(claim)
 
     async def _release(self, claim: Claim) -> None:
         try:

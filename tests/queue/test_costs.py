@@ -176,6 +176,12 @@ async def keep_a_handle(instance) -> None:
     assert instance.connection.meter.commands.total() == before + 1
 
 
+async def take_given(instance) -> None:
+    entry_ids = [each.entry_id for each in await started(instance, "a", "b")]
+    assert len(await instance.verbs.take_given("i", "other", entry_ids)) == 2
+    assert await instance.verbs.take_given("i", "other", entry_ids) == []
+
+
 async def cancel_a_job(instance) -> None:
     async def confirm(_handle):
         return True
@@ -286,6 +292,7 @@ VERBS += [
     join_and_leave,
     renew,
     take_over,
+    take_given,
     release,
     read,
     dead_letter,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from image_bytes import image_file
 from ports import free_port
-from service.running import Service, redis_server, run_to_its_end
+from service.running import Service, run_to_its_end
 
 Start = Callable[..., Service]
 SCHNELL = "black-forest-labs/FLUX.1-schnell"
@@ -187,46 +187,6 @@ def test_only_a_call_that_was_certainly_not_paid_goes_to_another_channel(
         task = service.finished(service.accepted(prompt="one"))
         assert (task["status"] == "completed", task["channel"]) == (passes_on, "second" if passes_on else "first")
         assert len(second.calls) == passes_on
-
-
-@pytest.fixture
-def shared_redis(tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with redis_server(folder, port):
-        yield f"redis://127.0.0.1:{port}"
-
-
-def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
-    start_service: Start, shared_redis: str
-) -> None:
-    upstream = Upstream()
-    with serving(upstream):
-        sandbox = start_service(REDIS_URL=shared_redis)
-        paid = start_service(REDIS_URL=shared_redis, TOGETHER_API_KEY=GOOD, TOGETHER_API_URL=upstream.url)
-        drawn = [sandbox.accepted(prompt=f"drawn {number}") for number in range(10)]
-        bought = [paid.accepted(prompt=f"bought {number}") for number in range(10)]
-        assert {paid.completed(task_id)["channel"] for task_id in bought} == {"together"}
-        assert {sandbox.completed(task_id)["channel"] for task_id in drawn} == {"sandbox"}
-        assert len(upstream.calls) == 10
-
-
-def test_a_model_that_only_another_instance_serves_is_left_for_it(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    upstream = Upstream()
-    mine, theirs = channel("mine", upstream.url, GOOD, models=["mine"]), channel("theirs", upstream.url, GOOD)
-    with serving(upstream):
-        one = start_service(REDIS_URL=shared_redis, CHANNELS_FILE=write(tmp_path / "1.toml", mine))
-        other = start_service(
-            REDIS_URL=shared_redis,
-            CHANNELS_FILE=write(tmp_path / "2.toml", theirs | {"models": ["theirs=black-forest-labs/FLUX.1-schnell"]}),
-        )
-        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
-        tasks = [other.completed(task_id) for task_id in ids]
-        assert {(task["channel"], task["attempts"], task["model"]) for task in tasks} == {("theirs", 1, "theirs")}
-        assert [model for _, model, _ in upstream.calls] == [SCHNELL] * 10
 
 
 def test_a_model_without_a_channel_is_refused_and_models_name_their_channel(

@@ -30,6 +30,7 @@ from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
 from imagegen.worker.routes import Route, Routes
+from imagegen.worker.unserved import OtherInstances
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
@@ -200,7 +201,11 @@ class WorkerHarness:
             inputs=rules.pop("inputs", None),
         )
         self.pool = Pool(
-            instance.worker_queue, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: instance.notifier.alone
+            instance.worker_queue,
+            self.attempts,
+            self.pacing,
+            result_ttl_s=60.0,
+            others=OtherInstances(lambda: instance.notifier.alone),
         )
         assert not rules
 

@@ -55,8 +55,14 @@ async def claim_expired(
     return [(entry_id.decode(), fields) for entry_id, fields in rows if fields]
 
 
+def entry_of(row: Any) -> Entry:
+    """Return an entry of a raw reply: its id, and a flat list of its fields."""
+    entry_id, flat = row
+    return entry_id.decode(), _fields(flat)
+
+
 def _delivered(reply: Any) -> list[Entry]:
-    return [] if reply is None else [(entry_id.decode(), _fields(flat)) for entry_id, flat in reply[0][1]]
+    return [] if reply is None else [entry_of(row) for row in reply[0][1]]
 
 
 def _fields(flat: list[bytes]) -> dict[bytes, bytes]:

@@ -1,0 +1,104 @@
+"""Claims that go from one instance to another: what arrives, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support import eventually, submission
+
+from imagegen.queue import handover, notifier
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+
+JOB = AcceptedJob(JobHandle("fal", "job_1", "account"), (0,))
+
+
+@pytest.fixture
+async def pair(make_instance):
+    """Return two instances that have heard of each other."""
+    one, other = make_instance(), make_instance()
+    await eventually(lambda: one.notifier.peers and other.notifier.peers)
+    return one, other
+
+
+async def claimed(instance, name: str = "a"):
+    await instance.client_queue.submit(submission(name))
+    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+
+
+async def test_a_claim_that_is_given_away_runs_at_the_other_instance_as_if_it_had_read_it(pair) -> None:
+    one, other = pair
+    given = await claimed(one)
+    one.parts.handover.give(given, other.notifier.instance)
+    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    assert (taken.entry_id, taken.task.id, taken.contested) == (given.entry_id, given.task.id, False)
+    assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (0, 0)
+    assert one.parts.dispatcher.held == {}
+    assert other.connection.meter.takeovers == 0
+
+
+async def test_the_job_of_a_claim_goes_along_and_counts_as_no_lost_call(pair, make_instance) -> None:
+    one, other = pair
+    begun = await claimed(one)
+    await one.worker_queue.start(begun)
+    begun.checkpoint = begun.checkpoint.with_job(JOB)
+    assert await one.worker_queue.record_job(begun, begun.checkpoint)
+    one.parts.handover.give(begun, other.notifier.instance)
+    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    assert (taken.checkpoint.job, taken.checkpoint.ambiguous_calls, taken.contested) == (JOB, 0, True)
+
+
+async def test_a_claim_that_the_other_instance_does_not_take_comes_back(pair, monkeypatch) -> None:
+    monkeypatch.setattr(handover, "CHECK_S", 0.05)
+    one, other = pair
+    given = await claimed(one)
+    one.parts.handover.give(given, "gone")
+    again = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    assert (again.entry_id, other.parts.dispatcher.held) == (given.entry_id, {})
+
+
+async def test_a_paused_instance_takes_no_claim(pair, monkeypatch) -> None:
+    monkeypatch.setattr(handover, "CHECK_S", 0.05)
+    one, other = pair
+    other.parts.dispatcher.pause(paused=True)
+    given = await claimed(one)
+    one.parts.handover.give(given, other.notifier.instance)
+    again = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    assert again.entry_id == given.entry_id
+
+
+async def test_an_entry_that_its_giver_does_not_hold_any_more_is_not_taken(pair, make_instance) -> None:
+    one, other = pair
+    given = await claimed(one)
+    third = make_instance(start=False)
+    assert len(await third.parts.takeover.take_given(one.notifier.instance, [given.entry_id])) == 1
+    assert await other.parts.takeover.take_given(one.notifier.instance, [given.entry_id]) == []
+    assert other.parts.dispatcher.held == {}
+
+
+@pytest.mark.parametrize("ids", [None, 5, ["x"], [3, None], []])
+async def test_a_message_that_is_no_handover_changes_nothing(pair, ids: object) -> None:
+    one, other = pair
+    one.notifier.publish(handover.MESSAGE, to=other.notifier.instance, ids=ids)
+    await one.notifier.flush()
+    given = await claimed(one)
+    one.parts.handover.give(given, other.notifier.instance)
+    assert (await asyncio.wait_for(other.worker_queue.claim(), 5)).entry_id == given.entry_id
+
+
+async def test_an_instance_that_was_killed_is_forgotten_by_the_roll_call(make_instance, monkeypatch) -> None:
+    monkeypatch.setattr(notifier, "SILENT_S", 1.0)
+    one, alive, killed = make_instance(), make_instance(), make_instance(start=False)
+    killed.notifier.greeting = lambda: {"serves": "all"}
+    killed.start()
+    names = {alive.notifier.instance, killed.notifier.instance}
+    await eventually(lambda: one.notifier.peers.keys() == names)
+    assert one.notifier.greetings[killed.notifier.instance]["serves"] == "all"
+    await killed.crash()
+
+    def is_forgotten() -> bool:
+        one.notifier.call_roll()  # once more after the end of the last one: a late message may have been on its way
+        return one.notifier.peers.keys() == {alive.notifier.instance}
+
+    await eventually(is_forgotten, 20)
+    assert killed.notifier.instance not in one.notifier.greetings

@@ -1,0 +1,101 @@
+"""Instances with different channels on one Redis: tasks go to the one that serves them, at a bounded cost."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ports import free_port
+from service.running import Service, eventually, redis_server
+from service.test_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
+
+COUNT = 40
+
+
+@pytest.fixture
+def shared_redis(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with redis_server(folder, port):
+        yield f"redis://127.0.0.1:{port}"
+
+
+def serving_only(start_service: Start, redis_url: str, folder: Path, upstream: Upstream, model: str) -> Service:
+    """Start an instance whose only channel serves one model."""
+    file = write(folder / f"{model}.toml", channel(model, upstream.url, GOOD, models=[f"{model}={SCHNELL}"]))
+    return start_service(REDIS_URL=redis_url, CHANNELS_FILE=file, DATA_DIR=str(folder / "data"))
+
+
+def commands(service: Service, purpose: str) -> int:
+    text = service.get_as_admin("/metrics").body.decode()
+    (count,) = re.findall(rf'imagegen_redis_commands_total{{purpose="{purpose}"}} ([0-9.]+)', text)
+    return int(float(count))
+
+
+def knows(service: Service, model: str) -> bool:
+    """Return whether an instance has heard of another one that serves a model."""
+    return service.submit(prompt="a question", model=model).status in (200, 202)
+
+
+def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
+    start_service: Start, shared_redis: str
+) -> None:
+    upstream = Upstream()
+    with serving(upstream):
+        sandbox = start_service(REDIS_URL=shared_redis)
+        paid = start_service(REDIS_URL=shared_redis, TOGETHER_API_KEY=GOOD, TOGETHER_API_URL=upstream.url)
+        drawn = [sandbox.accepted(prompt=f"drawn {number}") for number in range(10)]
+        bought = [paid.accepted(prompt=f"bought {number}") for number in range(10)]
+        assert {paid.completed(task_id)["channel"] for task_id in bought} == {"together"}
+        assert {sandbox.completed(task_id)["channel"] for task_id in drawn} == {"sandbox"}
+        assert len(upstream.calls) == 10
+
+
+def test_many_tasks_of_another_instance_are_handed_to_it_and_none_goes_around_in_circles(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with serving(upstream := Upstream(delay_s=0.05)):
+        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
+        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
+        eventually(lambda: knows(one, "theirs"))
+        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(COUNT)]
+        tasks = [other.completed(task_id, 60) for task_id in ids]
+        assert {(task["channel"], task["attempts"]) for task in tasks} == {("theirs", 1)}
+        assert len(upstream.calls) == COUNT + 1
+        assert commands(one, "release") == 0
+        moves = sum(commands(service, name) for service in (one, other) for name in ("control", "takeover"))
+        assert moves <= 6 * COUNT
+
+
+def test_a_model_that_no_instance_serves_is_refused_although_there_are_others(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with serving(upstream := Upstream()):
+        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
+        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
+        eventually(lambda: knows(one, "theirs") and knows(other, "mine"))
+        for service in (one, other):
+            refused = service.submit(prompt="a", model="none")
+            assert refused.error == (400, "invalid_request")
+            assert refused.json["details"][0]["field"] == "model"
+
+
+def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with serving(upstream := Upstream(delay_s=0.3)):
+        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
+        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
+        eventually(lambda: knows(one, "theirs"))
+        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
+        other.kill()
+        other.wait()
+        began = time.monotonic()
+        other.start()
+        assert {one.completed(task_id, 60)["status"] for task_id in ids} == {"completed"}
+        assert time.monotonic() - began < 45
+        assert one.made(prompt="its own", model="mine")["channel"] == "mine"
