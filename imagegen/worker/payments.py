@@ -35,7 +35,7 @@ class PaymentRules:
 
 @dataclass(frozen=True, slots=True)
 class Payments:
-    """Payments of one claim. over_budget: channels with a price for which the budget has no room."""
+    """Payments of one claim. over_budget: channels with a price beyond the budget."""
 
     rules: PaymentRules
     claims: WorkerQueue
@@ -60,8 +60,8 @@ class Payments:
     async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> bool:
         """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.
 
-        Return False if the budget has no room for this channel, and a cheaper one serves the model: `affordable`
-        leaves it out then.
+        Return False if this channel is beyond the budget, and a cheaper one serves the model: `affordable` leaves it
+        out then.
 
         refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, the
         call would cost more than the submit allows, or the claim is lost.

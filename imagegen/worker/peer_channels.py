@@ -54,7 +54,7 @@ class PeerChannels:
     """Other instances as places for tasks that this one can't run.
 
     Args:
-        greetings: returns the last greeting of each peer, None for one that did not greet.
+        greetings: returns the last greeting of each peer, None for peers that did not greet.
         is_silent: returns whether peers may exist that this instance does not see.
     """
 

@@ -150,7 +150,7 @@ class Routes:
         return route
 
     def has_key_of(self, handle: JobHandle) -> bool:
-        """Return whether the key that made a job is here, or one that may stand in for it."""
+        """Return whether the key that made a job is here, or another one of its account."""
         return any(route.account == handle.account for route in self.all) or self._heir(handle.channel) is not None
 
     def of_job(self, handle: JobHandle) -> Route:
@@ -166,7 +166,7 @@ class Routes:
         raise forgotten_job()
 
     def _heir(self, channel: str) -> Route | None:
-        """Return the keys of a channel in place of one that left it, if each key of an account reads all its jobs."""
+        """Return the keys of a channel in place of a key that left it, if each key of an account reads all its jobs."""
         routes = self._by_channel.get(channel, ())[:MAX_HEIRS]
         if not routes or not KINDS[routes[0].channel.provider].shares_jobs:
             return None
@@ -245,7 +245,7 @@ class Routes:
 
     def too_dear(self, request: GenerationRequest, model: str, count: int, most: int | None) -> frozenset[str]:
         """Return the channels that get no call for some images of a request under a limit: those beyond `most`, and
-        those of an unknown price. If none is within it the cheapest are left; if no price is known, all are.
+        those without a price. If all are beyond it the cheapest stay; if none has a price, all stay.
 
         most: micro-dollars; None without a limit of the submit.
         """

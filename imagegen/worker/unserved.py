@@ -78,31 +78,26 @@ class UnservedTasks:
         self._turn = 0
         self._rolled_at = -math.inf
 
-<<<<<<< HEAD
     async def runs_here(self, claim: Claim) -> bool:
-        """Return whether a channel here serves a task; images that are paid for need none."""
-        task = claim.task
-=======
-    def runs_here(self, claim: Claim) -> bool:
         """Return whether a claim is to run here: its key or a channel is here; images that are paid for need none."""
-        task, checkpoint = claim.task, claim.checkpoint
-        if checkpoint.links:
-            return True
-        if checkpoint.job:
-            account = checkpoint.job.handle.account
-            if self._routes.has_key_of(checkpoint.job.handle) or self._others.channels.with_key(account):
-                return self._routes.has_key_of(checkpoint.job.handle)
->>>>>>> 99d967e (Hand tasks that another instance's channels serve to that instance)
+        task, job = claim.task, claim.checkpoint.job
+        if job and not self._routes.has_key_of(job.handle) and self._others.channels.with_key(job.handle.account):
+            return False
         if self._routes.serves(task.model, sandbox=task.sandbox):
             return True
+        if not claim.checkpoint.is_paid and self._others.channels.serving(task.model, sandbox=task.sandbox):
+            return False  # which also reads what an earlier owner paid for
         await self._claims.read_released(claim)
+        job = claim.checkpoint.job
+        if claim.checkpoint.links or (job and self._routes.has_key_of(job.handle)):
+            return True
         models = (model for model in self._rules.fallback_models if self._rules.may_use(task.client, model))
         return any(self._routes.serves(model, sandbox=task.sandbox) for model in models)
 
     async def leave(self, claim: Claim) -> Failed | None:
         """Give a claim to an instance that can run it, without counting an attempt, or hold it for a while first.
 
-        Where no instance is known to serve it, it is released for any that may. Return the end of the task if none can.
+        If no instance certainly serves it, it is released for any that may. Return the end of the task if none can.
         """
         task, now = claim.task, self._clock()
         seen = self._record(task)
@@ -115,22 +110,14 @@ class UnservedTasks:
         if seen.alone_since is not None:
             ends_at = min(ends_at, seen.alone_since + ALONE_S)
         if now >= ends_at:
-<<<<<<< HEAD
-            del self._seen[claim.task.id]
-            error = TaskError("model_not_available", _no_channel(claim.task), retryable=True)
-            return Failed(error, keeps_images=True)
-        if seen.alone_since is None and (seen.is_held or not seen.released):
-            seen.is_held, seen.released = False, seen.released + 1
-            await self._release(claim)
-=======
             del self._seen[task.id]
-            return Failed(TaskError("model_not_available", _no_channel(task), retryable=True))
+            error = TaskError("model_not_available", _no_channel(task), retryable=True)
+            return Failed(error, keeps_images=True)
         if seen.given > 1 or seen.alone_since is not None:
             self._check_others(now)
         if seen.alone_since is None and (seen.is_held or not seen.given):
             seen.is_held, seen.given = False, seen.given + 1
             await self._give(claim, able)
->>>>>>> 99d967e (Hand tasks that another instance's channels serve to that instance)
             return None
         seen.is_held = True
         retry_at = min(now + seen.holds.next_s(), ends_at)

@@ -57,10 +57,10 @@ async def test_a_claim_that_the_other_instance_does_not_take_comes_back(pair, mo
     assert (again.entry_id, other.parts.dispatcher.held) == (given.entry_id, {})
 
 
-async def test_a_paused_instance_takes_no_claim(pair, monkeypatch) -> None:
+async def test_a_draining_instance_takes_no_claim(pair, monkeypatch) -> None:
     monkeypatch.setattr(handover, "CHECK_S", 0.05)
     one, other = pair
-    other.parts.dispatcher.pause(paused=True)
+    other.worker_queue.quiet()
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
     again = await asyncio.wait_for(one.worker_queue.claim(), 10)

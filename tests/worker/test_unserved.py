@@ -103,7 +103,7 @@ async def test_a_task_goes_to_the_instances_that_serve_it_by_turns(claim) -> Non
     serving = greeting(paid("a", "theirs"))
     others = Others(one=serving, two=serving, three=greeting(paid("b", "b")))
     tasks = unserved(harness, others, Clock(taken.task.created_at))
-    assert not tasks.runs_here(taken)
+    assert not await tasks.runs_here(taken)
     assert await tasks.leave(taken) is None
     other = replace(taken.task, id="0" * 32)
     taken.task = other
@@ -148,11 +148,11 @@ async def test_a_job_goes_to_the_instance_that_has_its_key_and_stays_if_none_has
     taken.checkpoint = replace(taken.checkpoint, job=job)
     others = Others(one=greeting(paid("left", "anything")), two=greeting(paid("pool", "theirs")))
     tasks = unserved(harness, others, Clock(taken.task.created_at), paid("pool", "theirs"))
-    assert not tasks.runs_here(taken)
+    assert not await tasks.runs_here(taken)
     assert await tasks.leave(taken) is None
     assert others.handed == [(taken.task.id, "one")]
     del others.greetings["one"]
-    assert tasks.runs_here(taken)
+    assert await tasks.runs_here(taken)
 
 
 def test_the_description_of_an_instance_is_read_as_it_was_written() -> None:
