@@ -105,11 +105,7 @@ class Notifier:
     def _forget_silent(self, since: float) -> None:
         """Forget the peers that sent nothing since then, unless this instance has missed messages meanwhile."""
         self._roll_call = None
-        if (
-            not self._connection.subscriptions.active
-            or self._subscribed_at >= since
-            or self._connection.health.down_since is not None
-        ):
+        if not self.subscribed or self._subscribed_at >= since or self._connection.health.down_since is not None:
             return
         for name in [name for name, heard_at in self.peers.items() if heard_at < since]:
             self._forget(name)
