@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import orjson
+from support import AS_ADMIN
 
 from imagegen.web.mcp.tool_definitions import listing
 
@@ -74,3 +75,9 @@ async def result(service, body: dict[str, Any], headers: dict[str, str] | None =
 
 def call(name: str, *, capabilities: Any = None, meta: Any = None, **arguments: Any) -> dict[str, Any]:
     return modern("tools/call", name=name, arguments=arguments, capabilities=capabilities, meta=meta)
+
+
+async def pause(service, *, on: bool = True) -> None:
+    """Let tasks wait, so that no machine is too slow or too fast for a call of a tool to end before them."""
+    response = await service.post(f"/api/admin/{'pause' if on else 'resume'}", headers=AS_ADMIN)
+    assert response.status == 200

@@ -1,14 +1,31 @@
-"""The official client of MCP against the service: both wires, over HTTP and over stdio."""
+"""The official client of MCP against the service: both wires, over HTTP and over stdio, with and without a service."""
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
-from service.running import RUN
+from service.running import RUN, environment
 
-ROOT = RUN.parent
+WIRES = [(mode, transport) for mode in ("auto", "legacy") for transport in ("http", "stdio")]
+TOOLS = [
+    "generate_image",
+    "edit_image",
+    "get_image_task",
+    "cancel_image_task",
+    "list_image_models",
+    "quote_image",
+]
+
+pytestmark = pytest.mark.timeout(120)
+each_wire = pytest.mark.parametrize(("mode", "transport"), WIRES, ids=lambda part: part)
 
 
 @pytest.fixture(scope="module")
@@ -16,24 +33,100 @@ def service(start_for_module):
     return start_for_module(SANDBOX_DELAY="0.3")
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("transport", ["http", "stdio"])
-async def test_the_official_client_makes_images(service, mode: str, transport: str) -> None:
+@pytest.fixture(scope="module")
+def slow(start_for_module, tmp_path_factory):
+    return start_for_module(home=tmp_path_factory.mktemp("slow"), SANDBOX_DELAY="60")
+
+
+def command(*arguments: str, env: Mapping[str, str] | None = None, folder: Path = RUN.parent) -> StdioServerParameters:
+    words = ["-m", "imagegen", "mcp", *arguments]
+    return StdioServerParameters(command=sys.executable, args=words, env=dict(env) if env else None, cwd=folder)
+
+
+def client_of(service: Any, mode: str, transport: str) -> Client:
+    server: Any = f"{service.url}/mcp" if transport == "http" else stdio_client(command("--url", service.url))
+    return Client(server, mode=mode)
+
+
+async def use_all_tools(client: Client, prompt: str) -> None:
+    """Use the tools as an agent does; each structured result is checked against the schema that the client got."""
+    schemas = {tool.name: tool.output_schema for tool in (await client.list_tools()).tools}
+    assert list(schemas) == TOOLS
     seen: list[float] = []
 
-    async def progress(value: float, total: float | None, text: str | None) -> None:
+    async def progress(value: float, _total: float | None, _text: str | None) -> None:
         seen.append(value)
 
-    arguments = ["-m", "imagegen", "mcp", "--url", service.url]
-    command = StdioServerParameters(command=sys.executable, args=arguments, cwd=ROOT)
-    async with Client(f"{service.url}/mcp" if transport == "http" else stdio_client(command), mode=mode) as client:
-        names = [tool.name for tool in (await client.list_tools()).tools]
-        assert names[0] == "generate_image"
-        wanted = {"prompt": f"a fox {mode} {transport}", "width": 64, "height": 64}
-        found = await client.call_tool("generate_image", wanted, progress_callback=progress)
-        assert found.structured_content["status"] == "completed"
-        assert {block.type for block in found.content} == {"text", "resource_link", "image"}
-        refused = await client.call_tool("generate_image", wanted | {"width": 7})
-        assert refused.is_error
+    async def use(name: str, **arguments: Any) -> Any:
+        found = await client.call_tool(name, arguments, progress_callback=progress)
+        jsonschema.validate(found.structured_content, schemas[name])
+        return found
+
+    wanted = {"prompt": prompt, "width": 64, "height": 64}
+    quoted = await use("quote_image", **wanted)
+    assert (quoted.structured_content["cached"], "refusal" in quoted.structured_content) == (False, False)
+    made = await use("generate_image", **wanted)
+    assert {block.type for block in made.content} == {"text", "resource_link", "image"}
+    assert (made.structured_content["status"], made.structured_content["taskId"]) == (
+        "completed",
+        quoted.structured_content["taskId"],
+    )
     assert seen == sorted(set(seen))
     assert seen
+    again = await use("get_image_task", taskId=made.structured_content["taskId"], detail="full")
+    assert again.content[-1].mime_type == "image/png"
+    edited = await use("edit_image", **wanted, imageUrl=made.structured_content["urls"][0])
+    assert edited.structured_content["status"] == "completed"
+    kept = await use("cancel_image_task", taskId=made.structured_content["taskId"])
+    assert kept.structured_content["status"] == "completed"
+    assert (await use("list_image_models")).structured_content["models"]
+    refused = await use("generate_image", **wanted | {"width": 7})
+    assert (refused.is_error, refused.structured_content["status"]) == (True, "refused")
+
+
+@each_wire
+async def test_the_official_client_uses_all_tools(service, mode: str, transport: str) -> None:
+    async with client_of(service, mode, transport) as client:
+        await use_all_tools(client, f"a fox {mode} {transport}")
+
+
+@pytest.mark.parametrize(("mode", "transport"), [("auto", "http"), ("legacy", "stdio")])
+async def test_the_official_client_cancels_a_task_that_another_call_waits_for(slow, mode: str, transport: str) -> None:
+    wanted = {"prompt": f"a hen {mode} {transport}", "width": 64, "height": 64}
+    async with client_of(slow, mode, transport) as client:
+        waiting = asyncio.create_task(client.call_tool("generate_image", wanted))
+        task_id = (await client.call_tool("quote_image", wanted)).structured_content["taskId"]
+        while (await client.call_tool("quote_image", wanted)).structured_content["joins"] is False:
+            await asyncio.sleep(0.02)
+        gone = await client.call_tool("cancel_image_task", {"taskId": task_id})
+        assert gone.structured_content["status"] == "cancelled"
+        assert (await waiting).structured_content["status"] == "cancelled"
+        assert (await client.call_tool("get_image_task", {"taskId": task_id})).structured_content[
+            "status"
+        ] == "cancelled"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_command_needs_no_service(tmp_path: Path, mode: str) -> None:
+    env = environment(tmp_path, {"PROVIDER": "sandbox"})
+    async with Client(stdio_client(command(env=env)), mode=mode) as client:
+        await use_all_tools(client, f"alone {mode}")
+
+
+def test_the_command_ends_with_its_client_and_writes_messages_only(tmp_path: Path) -> None:
+    env = environment(tmp_path, {"PROVIDER": "sandbox"})
+    lines = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n\nno message\n{"jsonrpc":"2.0","method":"notifications/x"}\n'
+    words = [sys.executable, "-m", "imagegen", "mcp"]
+    ended = subprocess.run(words, input=lines, capture_output=True, env=env, cwd=RUN.parent, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    pong, invalid = sorted(ended.stdout.splitlines(), key=lambda line: b"error" in line)
+    assert pong == b'{"jsonrpc":"2.0","id":1,"result":{}}'
+    assert b'"code":-32700' in invalid
+
+
+def test_a_command_with_wrong_settings_says_so_and_ends(tmp_path: Path) -> None:
+    env = environment(tmp_path, {"PROVIDER": "nobody"})
+    words = [sys.executable, "-m", "imagegen", "mcp"]
+    ended = subprocess.run(words, input=b"", capture_output=True, env=env, cwd=RUN.parent, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert b"PROVIDER" in ended.stderr

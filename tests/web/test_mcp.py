@@ -13,7 +13,7 @@ import jsonschema
 import orjson
 import pytest
 from emulator_fixtures import EmulatedUpstream
-from mcp_wire import LEGACY, SCHEMAS, TASKS, call, events, headers_of, message, modern, result, send, tokens
+from mcp_wire import LEGACY, SCHEMAS, TASKS, call, events, headers_of, message, modern, pause, result, send, tokens
 from PIL import Image
 from support import ADMIN_TOKEN
 
@@ -143,21 +143,18 @@ async def test_the_bytes_come_only_with_full_detail(service) -> None:
 
 
 async def test_a_slow_task_is_a_handle_and_then_the_image(paid, upstream: EmulatedUpstream, short_waits) -> None:
-    upstream.script({"fault": "ok", "delay_s": 0.9})
-    body = call("generate_image", prompt="slow")
-    handle = (await result(paid, body))["structuredContent"]
-    assert (handle["status"], handle["next"]) == ("processing", "call get_image_task")
-    found = handle
-    for _ in range(5):
+    await pause(paid)
+    handle = found = (await result(paid, call("generate_image", prompt="slow")))["structuredContent"]
+    assert (handle["status"], handle["next"]) == ("pending", "call get_image_task")
+    await pause(paid, on=False)
+    while found["status"] != "completed":
         found = (await result(paid, call("get_image_task", taskId=handle["taskId"])))["structuredContent"]
-        if found["status"] == "completed":
-            break
     assert found["urls"]
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_progress_comes_at_once_and_then_in_time(paid, upstream: EmulatedUpstream, short_waits) -> None:
-    upstream.script({"fault": "ok", "delay_s": 0.35})
+async def test_progress_comes_at_once_and_then_in_time(paid, short_waits) -> None:
+    await pause(paid)
     body = call("generate_image", prompt="slow", meta={"progressToken": "p"})
     response = await paid.post("/mcp", json=body, headers=headers_of(body))
     assert response.headers["Content-Type"] == "text/event-stream"
@@ -167,7 +164,7 @@ async def test_progress_comes_at_once_and_then_in_time(paid, upstream: EmulatedU
     values = [each["params"]["progress"] for each in progress]
     assert values == sorted(set(values))
     assert {each["params"]["progressToken"] for each in progress} == {"p"}
-    assert (last["id"], last["result"]["structuredContent"]["status"]) == (body["id"], "processing")
+    assert (last["id"], last["result"]["structuredContent"]["status"]) == (body["id"], "pending")
     plain = headers_of(body) | {"Accept": "application/json"}
     assert (await paid.post("/mcp", json=body, headers=plain)).headers["Content-Type"].startswith("application/json")
 
@@ -184,13 +181,16 @@ async def test_a_closed_connection_ends_the_wait_and_not_the_task(paid, upstream
 
 
 async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpstream, short_waits) -> None:
-    upstream.script({"fault": "ok", "delay_s": 0.6}, {"fault": "ok", "delay_s": 30})
+    upstream.script("ok", {"fault": "ok", "delay_s": 30})
+    await pause(paid)
     created = await result(paid, call("generate_image", prompt="slow", capabilities=TASKS))
     assert (created["resultType"], created["status"]) == ("task", "working")
     assert created["ttlMs"] > 0
     poll = modern("tasks/get", taskId=created["taskId"], capabilities=TASKS)
+    seen = await result(paid, poll)
+    assert (seen["resultType"], seen["pollIntervalMs"] > 0) == ("complete", True)
+    await pause(paid, on=False)
     while (seen := await result(paid, poll))["status"] == "working":
-        assert (seen["resultType"], seen["pollIntervalMs"] > 0) == ("complete", True)
         await asyncio.sleep(0.05)
     assert seen["status"] == "completed"
     jsonschema.validate(seen["result"]["structuredContent"], SCHEMAS["generate_image"])
