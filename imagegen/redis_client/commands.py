@@ -11,6 +11,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.redis_client.multiplexer import Arg, Command, CommandBatch, Multiplexer, Script
+from imagegen.redis_client.topology import DRIVER
 
 
 class Commands(Redis):
@@ -21,7 +22,7 @@ class Commands(Redis):
     """
 
     def __init__(self, multiplexers: Sequence[Multiplexer]) -> None:
-        super().__init__(protocol=2)
+        super().__init__(protocol=2, driver_info=DRIVER)
         self._multiplexers = multiplexers
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:

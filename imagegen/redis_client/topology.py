@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.errors import SettingsError
@@ -30,6 +31,9 @@ SENTINEL_LOOK_S = 2.0
 
 MAX_NODES = 12
 """Cluster nodes that are remembered."""
+
+DRIVER = DriverInfo()
+"""What redis-py reports of itself. Without it, each new connection reads and parses the metadata of the package."""
 
 Address = tuple[str, int]
 
@@ -218,6 +222,7 @@ def _pool(url: str) -> ConnectionPool:
     return ConnectionPool.from_url(
         url,
         protocol=2,
+        driver_info=DRIVER,
         socket_connect_timeout=DEADLINE_S,
         socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
@@ -234,6 +239,7 @@ def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
             **{name: value for name, value in login.items() if value},
             "ssl": parsed.tls,
             "protocol": 2,
+            "driver_info": DRIVER,
             "socket_timeout": NODE_TIMEOUT_S,
             "socket_connect_timeout": NODE_TIMEOUT_S,
             "retry": Retry(NoBackoff(), 0),
