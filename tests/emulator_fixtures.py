@@ -28,8 +28,8 @@ from forked import ForkedProcess
 
 from imagegen.emulator import Emulator, Ledger, Options
 
-_START_S = 15.0
-_STOP_S = 5.0
+_START_S = 60.0
+_STOP_S = 20.0
 
 
 class EmulatedUpstream:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import forked
@@ -47,8 +48,9 @@ def run(session: pytest.Session, processes: int) -> None:
             continue
         for unused in (results, *(worker.results for worker in workers), *parents[:number], *parents[number + 1 :]):
             unused.close()
-        if parents:
+        if forking:
             forked.use_parent(parents[number])
+            forking.returncode = 0  # the first process waits for its end
         _work(session, files, queue, sending, number)
         return
     for channel in parents:
@@ -81,10 +83,8 @@ def _work(session: pytest.Session, files: Sequence[File], queue: int, results: C
     silent = pytest.TerminalReporter(session.config, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
     silent.pytest_sessionstart(session)
     manager.register(silent, "terminalreporter")
-    if capture := manager.getplugin("capturemanager"):
-        capture.stop_global_capturing()
-        capture.start_global_capturing()
-        capture.suspend_global_capture()
+    if session.config.option.capture == "fd":
+        _capture_apart(manager.getplugin("capturemanager"))
     manager.register(_Sender(session.config, results))
     for index in _taken(queue):
         # With the session as the next node, the last test ends the fixtures of its file, but not those of the session.
@@ -92,6 +92,16 @@ def _work(session: pytest.Session, files: Sequence[File], queue: int, results: C
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=next_node)
             if session.shouldfail or session.shouldstop:
                 return
+
+
+def _capture_apart(capture: Any) -> None:
+    """Capture the output in files of this process, behind the streams that modules may hold from their import."""
+    capture.resume_global_capture()
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with TemporaryFile(buffering=0) as file:
+            for shared in (number, stream.fileno()):
+                os.dup2(file.fileno(), shared)
+    capture.suspend_global_capture()
 
 
 def _taken(queue: int) -> Iterator[int]:

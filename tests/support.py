@@ -13,7 +13,7 @@ from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 
 
-async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 20.0) -> None:
     """Wait until the condition holds; fail after `within_s` seconds."""
     deadline, pause_s = time.monotonic() + within_s, 0.002
     while True:

@@ -52,7 +52,7 @@ async def runs_tasks(instance, name: str) -> None:
     """Check that a new task is claimed, run and finished, and that all loops are alive."""
     await instance.client_queue.submit(submission(name))
     while True:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), 10)
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
         while (came := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
             pass
         assert came is StartResult.STARTED

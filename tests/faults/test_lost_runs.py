@@ -13,7 +13,7 @@ LEASE_S = 1.5
 
 async def claimed(instance):
     await instance.client_queue.submit(submission("a"))
-    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
 
 
 async def started(instance, claim=None):
@@ -52,7 +52,7 @@ async def test_a_released_task_retains_its_counts_in_a_restored_claim(make_insta
     await before.worker_queue.release([claim])
     await before.crash()
     owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
-    claim = await asyncio.wait_for(owner.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(owner.worker_queue.claim(), 20)
     await owner.connection.commands.delete(owner.keys.stream)
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
     assert await started(owner, claim) is claim
@@ -66,7 +66,7 @@ async def test_a_call_of_an_owner_lost_with_the_stream_is_recorded(make_instance
     await eventually(lambda: submitter.notifier.peers and owner.notifier.peers)
     claiming = asyncio.create_task(owner.worker_queue.claim())
     await submitter.client_queue.submit(submission("a"))
-    claim = await started(owner, await asyncio.wait_for(claiming, 5))
+    claim = await started(owner, await asyncio.wait_for(claiming, 20))
     await owner.crash()
     redis = submitter.connection.commands
     await redis.pexpire(owner.keys.checkpoint(claim.task.id), int(MAX_OUTAGE_S * 1_000) - 1)  # as its silence does

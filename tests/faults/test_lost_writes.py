@@ -211,7 +211,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     await eventually(lambda: owner.notifier.peers and other.notifier.peers)
     waiting = asyncio.create_task(owner.worker_queue.claim())
     await owner.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(waiting, 5)
+    claim = await asyncio.wait_for(waiting, 20)
     assert await owner.worker_queue.start(claim) is StartResult.STARTED
     await owner.connection.commands.flushall()
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
@@ -224,7 +224,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
                 return mine
             other.worker_queue.drop(mine)
 
-    mine = await asyncio.wait_for(taken(), 10)
+    mine = await asyncio.wait_for(taken(), 20)
     assert (mine.task.id, mine.task.epoch) == (claim.task.id, claim.task.epoch)
     assert mine.checkpoint.ambiguous_calls == 1
 
@@ -233,7 +233,7 @@ async def test_a_submit_joins_a_running_task_without_an_entry(make_instance, own
     owner = make_instance(url=own_redis.url, slots=1)
     waiting = asyncio.create_task(owner.worker_queue.claim())
     await owner.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(waiting, 5)
+    claim = await asyncio.wait_for(waiting, 20)
     assert await owner.worker_queue.start(claim) is StartResult.STARTED
     other = make_instance(url=own_redis.url)
     await eventually(lambda: owner.notifier.peers)
@@ -274,7 +274,7 @@ async def test_pending_webhooks_are_delivered_after_a_flush(make_instance, own_r
     webhook = Webhook("https://hooks.example.com/a", "http://here")
     waiting = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(replace(submission("a"), webhooks=(webhook,)))
-    claim = await asyncio.wait_for(waiting, 5)
+    claim = await asyncio.wait_for(waiting, 20)
     assert await instance.worker_queue.start(claim) is StartResult.STARTED
     await instance.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     redis = instance.connection.commands
@@ -319,7 +319,7 @@ async def test_an_instance_that_missed_every_greeting_detects_its_peers(
     task_id, other_id = await submit_all([first], ["taken by the other", "taken by the other later"])
     assert first.notifier.alone
     assert second.notifier.alone
-    claim = await asyncio.wait_for(second.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(second.worker_queue.claim(), 20)
     assert claim.task.id == task_id
     assert await second.worker_queue.start(claim) is StartResult.STARTED
     await second.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
@@ -330,7 +330,7 @@ async def test_an_instance_that_missed_every_greeting_detects_its_peers(
 async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, quick_checks) -> None:
     instance = make_instance(url=own_redis.url, slots=1)
     instance.worker_queue.quiet()
-    await eventually(lambda: instance.connection.subscriptions.active)
+    await eventually(lambda: instance.notifier.subscribed)
     for number in range(20):
         await instance.client_queue.submit(submission(number))
     checks, asked = 0, instance.parts.change_relay.check_alone
@@ -342,26 +342,26 @@ async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, 
 
     instance.parts.change_relay.check_alone = counted
     await eventually(lambda: checks == 1)
-    before = instance.connection.meter.commands.total()
+    before = instance.connection.meter.commands["read"]  # others belong to loops that run meanwhile
     while checks < 5:
         await asyncio.sleep(0.01)
         for number in range(20):
             assert (await instance.client_queue.get(submission(number).task_id)).state is State.PENDING
-    assert instance.connection.meter.commands.total() - before <= 5
+    assert instance.connection.meter.commands["read"] - before <= 5
 
 
 async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url)
     waiting = asyncio.create_task(before.worker_queue.claim())
     await before.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(waiting, 5)
+    claim = await asyncio.wait_for(waiting, 20)
     assert await before.worker_queue.start(claim) is StartResult.STARTED
     await before.crash()
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url)
     waiting = asyncio.create_task(after.worker_queue.claim())
     assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
-    again = await asyncio.wait_for(waiting, 5)
+    again = await asyncio.wait_for(waiting, 20)
     while (start := await after.worker_queue.start(again)) is StartResult.INHERITED:
         pass
     assert start is StartResult.STARTED

@@ -110,9 +110,9 @@ async def test_a_short_deadline_holds_next_to_a_longer_one(make_wire, proxy) -> 
     proxy.black_hole = True
     longer = asyncio.ensure_future(wire.execute("ECHO", "a", within_s=30.0))
     with pytest.raises(RedisTimeoutError):
-        await asyncio.wait_for(wire.execute("ECHO", "b", within_s=0.1), 5.0)
+        await asyncio.wait_for(wire.execute("ECHO", "b", within_s=0.1), 15)
     proxy.black_hole = False
-    assert await asyncio.wait_for(longer, 5.0) == b"a"
+    assert await asyncio.wait_for(longer, 20) == b"a"
 
 
 async def test_an_expired_call_is_not_sent_and_harms_no_connection(make_wire, proxy) -> None:

@@ -22,12 +22,12 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 async def claimed(instance, name: str):
     waiting = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission(name))
-    return await asyncio.wait_for(waiting, 5)
+    return await asyncio.wait_for(waiting, 20)
 
 
 async def finish(instance, claim):
     final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
-    return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 10)
+    return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 20)
 
 
 async def test_out_of_memory_refuses_submits_but_stores_paid_results(make_instance, own_redis) -> None:
@@ -43,7 +43,7 @@ async def test_out_of_memory_refuses_submits_but_stores_paid_results(make_instan
     assert (await finish(instance, paid)).state is State.COMPLETED
     assert not starting.done()
     await redis.config_set("maxmemory", 0)
-    assert await asyncio.wait_for(starting, 5) is StartResult.STARTED
+    assert await asyncio.wait_for(starting, 20) is StartResult.STARTED
 
 
 async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_instance, own_redis) -> None:
@@ -58,7 +58,7 @@ async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_insta
         await instance.client_queue.submit(submission("refused again"))
     assert not starting.done()
     await redis.execute_command("REPLICAOF", "NO", "ONE")
-    assert await asyncio.wait_for(starting, 5) is StartResult.STARTED
+    assert await asyncio.wait_for(starting, 20) is StartResult.STARTED
     assert claim.checkpoint.attempts == 1
 
 
@@ -69,7 +69,7 @@ async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instan
     await instance.worker_queue.start(running)
     waits = (await instance.client_queue.submit(submission("waits"))).task
     await redis.flushall()
-    taken = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    taken = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert taken.task.id == waits.id
     assert await instance.worker_queue.start(taken) is StartResult.STARTED
     for claim in (running, taken):
@@ -86,7 +86,7 @@ async def test_a_killed_redis_returns_without_a_lost_task(make_instance, own_red
     watching = asyncio.create_task(own_redis.watch())
     os.kill(own_redis.pid, signal.SIGKILL)
     assert (await finish(instance, running)).state is State.COMPLETED
-    taken = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    taken = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert taken.task.id == waits.id
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)

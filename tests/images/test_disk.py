@@ -180,7 +180,7 @@ async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(
 
     monkeypatch.setattr(store, "sweep_once", fail_sweep)
     loop = asyncio.create_task(store.sweep())
-    await asyncio.wait_for(swept.wait(), 5)
+    await asyncio.wait_for(swept.wait(), 20)
     assert files(tmp_path) == []
     loop.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -201,7 +201,7 @@ async def test_a_failing_sweep_is_logged_once_and_continues(store: DiskStore, mo
     monkeypatch.setattr(disk, "SWEEP_INTERVAL_S", 0.0)
     sink = logger.add(lines.append, format="{message}")
     loop = asyncio.create_task(store.sweep())
-    await asyncio.wait_for(seen.wait(), 5)
+    await asyncio.wait_for(seen.wait(), 20)
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
     logger.remove(sink)

@@ -40,13 +40,13 @@ async def test_an_outage_is_logged_at_its_start_with_errno_and_at_its_end(lines:
 
 async def test_waiting_ends_when_images_can_be_saved_again() -> None:
     health = StoreHealth("disk")
-    await asyncio.wait_for(health.wait_writable(), 1)
+    await asyncio.wait_for(health.wait_writable(), 20)
     health.mark_failed("full")
     waiting = asyncio.create_task(health.wait_writable())
     await asyncio.sleep(0)
     assert not waiting.done()
     health.mark_ok()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 20)
 
 
 def test_a_cause_names_the_errno_and_no_path() -> None:

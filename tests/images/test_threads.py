@@ -37,7 +37,7 @@ async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> Non
 
     stuck = [asyncio.create_task(threads.run(hangs)) for _ in range(2)]
     await eventually(lambda: len(running) == 2)
-    assert await asyncio.wait_for(threads.run(name_of_thread), 5) == "hanging-extra"
+    assert await asyncio.wait_for(threads.run(name_of_thread), 20) == "hanging-extra"
     stuck += [asyncio.create_task(threads.run(hangs)) for _ in range(2)]
     await eventually(lambda: len(running) == 3)
     waiting = asyncio.create_task(threads.run(name_of_thread))

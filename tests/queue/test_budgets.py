@@ -184,12 +184,12 @@ async def test_no_call_is_reserved_for_a_task_that_was_cancelled(one) -> None:
 async def test_a_call_that_a_dead_instance_made_is_charged_as_unsure(make_instance) -> None:
     one = limited(make_instance(lease_s=0.3), (TOTAL, 3 * PRICE))
     await one.client_queue.submit(priced("a"))
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
     claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
     assert await one.worker_queue.start(claim) is StartResult.STARTED
     await one.crash()
     two = make_instance(lease_s=0.3)
-    taken = await asyncio.wait_for(two.worker_queue.claim(), 10)
+    taken = await asyncio.wait_for(two.worker_queue.claim(), 20)
     assert (taken.cost.charged, taken.cost.unsure, taken.cost.reserved) == (PRICE, PRICE, PRICE)
     assert taken.cost.rest_for(PRICE) == PRICE
     await end(two, taken, taken.cost, State.FAILED)

@@ -97,7 +97,7 @@ async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(on
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
     cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
-    await asyncio.wait_for(upstream.asked.wait(), 5)
+    await asyncio.wait_for(upstream.asked.wait(), 20)
     assert claim.lost
     assert (await stored(one, claim.task.id)).state is State.CANCELLED
     upstream.released.set()
@@ -116,7 +116,7 @@ async def test_a_cancel_goes_on_if_its_client_does_not_wait(one) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
     cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
-    await asyncio.wait_for(upstream.asked.wait(), 5)
+    await asyncio.wait_for(upstream.asked.wait(), 20)
     cancel.cancel()
     await asyncio.wait([cancel])
     upstream.released.set()

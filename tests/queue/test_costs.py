@@ -483,11 +483,11 @@ async def test_attempts_waits_and_outcomes_are_counted(make_instance) -> None:
 async def test_takeovers_and_possible_double_payments_are_counted(make_instance) -> None:
     one = make_instance(lease_s=0.3)
     await one.client_queue.submit(submission("a"))
-    each = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    each = await asyncio.wait_for(one.worker_queue.claim(), 20)
     assert await one.worker_queue.start(each) is StartResult.STARTED
     await one.crash()
     two = make_instance(lease_s=0.3)
-    await asyncio.wait_for(two.worker_queue.claim(), 10)
+    await asyncio.wait_for(two.worker_queue.claim(), 20)
     meter = two.connection.meter
     assert (meter.takeovers, meter.ambiguous) == (1, 1)
 

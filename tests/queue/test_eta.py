@@ -79,12 +79,12 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     instance = make_instance()
     held = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission(0))
-    await asyncio.wait_for(held, 5)
+    await asyncio.wait_for(held, 20)
     tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(1, 6)]
     assert [(await instance.client_queue.position(task)).position for task in tasks] == [1, 2, 3, 4, 5]
     await instance.client_queue.cancel(tasks[1].id)
     assert (await instance.client_queue.position(tasks[4])).position == 4
-    await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert (await instance.client_queue.position(tasks[4])).position == 3
 
 

@@ -37,7 +37,7 @@ async def made(instance, prompt: str, n: int, images: tuple[StoredImage, ...] = 
     submitted = await instance.client_queue.submit(family_submission(prompt, n), reuse)
     if submitted.cached is CacheResult.HIT:
         return submitted.task
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     await instance.worker_queue.start(claim)
     final = transitions.completed(claim.task, images[:n], (), now=time.time(), ttl_s=60)
     return await instance.worker_queue.finish(claim, final)
@@ -117,7 +117,7 @@ async def test_a_peer_that_left_may_have_completed_a_sibling(make_instance) -> N
     waiting = asyncio.create_task(two.worker_queue.claim())
     one.worker_queue.quiet()
     await two.client_queue.submit(family_submission("shared", 2), reuse)
-    claim = await asyncio.wait_for(waiting, 5)
+    claim = await asyncio.wait_for(waiting, 20)
     await two.worker_queue.start(claim)
     final = transitions.completed(claim.task, IMAGES[:2], (), now=time.time(), ttl_s=60)
     await two.worker_queue.finish(claim, final)
@@ -151,7 +151,7 @@ async def test_a_failed_or_cancelled_task_is_completed_by_a_sibling(make_instanc
     if state is State.CANCELLED:
         await instance.client_queue.cancel(old.id)
     else:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
         await instance.worker_queue.start(claim)
         await fail(instance, claim)
     ended = await instance.client_queue.get(old.id)
@@ -169,7 +169,7 @@ async def test_a_failed_or_cancelled_sibling_does_not_count(make_instance, state
     if state is State.CANCELLED:
         await instance.client_queue.cancel(old.id)
     else:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
         claim.task = replace(claim.task, images=IMAGES[:2])
         await fail(instance, claim)
     assert (await instance.client_queue.submit(family_submission("shared", 2), reuse)).cached is CacheResult.MISS
@@ -185,11 +185,11 @@ async def test_a_topped_up_task_begins_with_the_reused_images_on_every_instance(
     assert (await two.client_queue.read(task_id)).images == expected
     await one.crash()
     other = make_instance()
-    claim = await asyncio.wait_for(other.worker_queue.claim(), 10)
+    claim = await asyncio.wait_for(other.worker_queue.claim(), 20)
     assert (claim.task.id, claim.checkpoint.images) == (task_id, expected)
     await other.worker_queue.start(claim)
     await other.worker_queue.release([claim])
-    claim = await asyncio.wait_for(other.worker_queue.claim(), 10)
+    claim = await asyncio.wait_for(other.worker_queue.claim(), 20)
     assert claim.checkpoint.images == expected
 
 

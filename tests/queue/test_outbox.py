@@ -53,7 +53,7 @@ async def submit_hooks(instance, name: str, *webhooks: Webhook) -> Task:
 
 
 async def finish(instance, outcome: str = "completed") -> Task:
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     while await instance.worker_queue.start(claim) is StartResult.INHERITED:
         pass
     return await end(instance, claim, outcome)
@@ -70,14 +70,14 @@ async def end(instance, claim, outcome: str = "completed") -> Task:
 
 
 async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
-    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     done = replace(delivery, status=status, attempts=delivery.attempts + 1, last_status=200)
     await instance.parts.outbox.record_attempt(task, done)
     return task, done
 
 
 async def fail_once(instance, due_in_s: float) -> Delivery:
-    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     failed = replace(delivery, attempts=1, last_status=500, due_at=time.time() + due_in_s)
     await instance.parts.outbox.record_attempt(task, failed)
     return failed
@@ -150,7 +150,7 @@ async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
     claiming = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.connection.subscriptions.active)
     await submit_hooks(instance, name, *webhooks)
-    claim = await asyncio.wait_for(claiming, 5)
+    claim = await asyncio.wait_for(claiming, 20)
     await instance.worker_queue.start(claim)
     await end(instance, claim)
     for _ in webhooks:
@@ -188,7 +188,7 @@ async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> No
 async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance, running: bool) -> None:
     one, two = make_instance(), make_instance()
     await submit_hooks(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
     if running:
         await one.worker_queue.start(claim)
     joins = [submit_hooks(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
@@ -212,7 +212,7 @@ async def test_a_webhook_may_join_a_task_without_webhooks(make_instance) -> None
     await submit_hooks(two, "a", hook())
     seen = await two.client_queue.get(task.id)
     assert [delivery.webhook for delivery in seen.deliveries] == [hook()]
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
     await one.worker_queue.start(claim)
     await end(one, claim)
     assert (await deliver(one))[1].webhook == hook()
@@ -229,7 +229,7 @@ async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance) -
 async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
     one = make_instance()
     await submit_hooks(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
     await one.worker_queue.start(claim)
     await submit_hooks(one, "a", hook("second"))
     one.worker_queue.quiet()
@@ -245,7 +245,7 @@ async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> No
     instance = make_instance()
     task = await submit_hooks(instance, "a", hook("first"))
     await submit_hooks(instance, "a", hook("waits"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     await instance.worker_queue.start(claim)
     await submit_hooks(instance, "a", hook("runs"))
     instance.worker_queue.progress(claim, 20)
@@ -316,7 +316,7 @@ async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> 
     failed = await fail_once(one, due_in_s=3_600)
     await one.crash()
     two = make_instance()
-    task, delivery = await asyncio.wait_for(two.parts.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(two.parts.outbox.next(), 20)
     assert (task.id, task.epoch, delivery) == (final.id, final.epoch, failed)
     assert task.images == final.images
 
@@ -361,7 +361,7 @@ async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> Non
     one.worker_queue.quiet()
     await one.crash()
     await one.parts.release_all()
-    task, _ = await asyncio.wait_for(two.parts.outbox.next(), 5)
+    task, _ = await asyncio.wait_for(two.parts.outbox.next(), 20)
     assert task.id == final.id
 
 
@@ -430,7 +430,7 @@ async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
 async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     await instance.worker_queue.start(claim)
     redis, keys = instance.connection.commands, instance.keys
     await redis.delete(keys.record(claim.task.id))
@@ -438,7 +438,7 @@ async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
     await redis.rpush(keys.outbox, "foreign")
     await redis.rpush(keys.delivery_log(claim.task.id), "foreign")
     final = await end(instance, claim)
-    _, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
+    _, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     assert delivery.webhook == hook()
     instance.task_cache.forget(final.id)
     assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
@@ -512,7 +512,7 @@ async def test_distant_deliveries_are_evicted_for_due_ones(make_instance, monkey
     await submit_hooks(one, "new", hook())
     final = await finish(one)
     while True:
-        task, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
+        task, delivery = await asyncio.wait_for(one.parts.outbox.next(), 20)
         if task.id == final.id:
             break
     assert delivery.due_at is None
@@ -528,7 +528,7 @@ async def test_a_foreign_outbox_value_does_not_end_the_loop(make_instance) -> No
     one.parts.outbox.check_now()
     await submit_hooks(one, "a", hook())
     await finish(one)
-    _, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
+    _, delivery = await asyncio.wait_for(one.parts.outbox.next(), 20)
     assert delivery.webhook == hook()
     await redis.delete(key)
     await check_outbox(one)

@@ -32,7 +32,7 @@ class _OldCheckpoint(msgspec.Struct, rename={"ambiguous_calls": "ambiguous"}):
 
 async def started(instance):
     await instance.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert await instance.worker_queue.start(claim) is StartResult.STARTED
     return claim
 
@@ -89,7 +89,7 @@ async def test_a_released_claim_keeps_its_job(make_instance) -> None:
     claim = await started(one)
     assert await record_job(one, claim)
     await one.worker_queue.release([claim])
-    again = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    again = await asyncio.wait_for(one.worker_queue.claim(), 20)
     assert await one.worker_queue.start(again) is StartResult.INHERITED
     run = again.checkpoint
     assert (run.job, run.ambiguous_calls, run.attempts) == (JOB, 0, 0)
@@ -104,7 +104,7 @@ async def test_a_job_stays_with_a_task_that_several_instances_release_before_the
     assert await record_job(one, claim)
     for _ in range(3):
         await one.worker_queue.release([claim])
-        claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+        claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
         if is_read:
             await one.worker_queue.read_released(claim)
             assert claim.checkpoint.job == JOB

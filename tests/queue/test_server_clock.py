@@ -53,11 +53,11 @@ async def test_a_new_connection_reads_the_server_time(make_instance) -> None:
 async def test_a_task_that_was_released_keeps_its_age(make_instance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     claim.task = replace(claim.task, created_at=claim.task.created_at - 500.0)
     assert b'"queued":' in encode_entry(claim.task)
     instance.task_cache.forget(claim.task.id)
     await instance.worker_queue.release([claim])
     instance.task_cache.forget(claim.task.id)
-    again = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    again = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert again.task.created_at == claim.task.created_at

@@ -31,7 +31,7 @@ async def end(instance, claim, outcome="completed"):
 
 async def claimed(instance, name="a"):
     await instance.client_queue.submit(submission(name))
-    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
 
 
 async def take_over(instance, claim):
@@ -112,7 +112,7 @@ async def test_a_claim_released_after_a_stale_finish_makes_no_call(two) -> None:
     await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
     await other.worker_queue.release([taken])
-    third = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    third = await asyncio.wait_for(one.worker_queue.claim(), 20)
     assert await one.worker_queue.start(third) is StartResult.INHERITED
     assert (await end(one, stale)).state is State.COMPLETED
     assert await one.worker_queue.start(third) is StartResult.LOST
@@ -237,7 +237,7 @@ async def copied(instance, claim):
     commands = instance.connection.commands
     ((_, fields),) = await commands.xrange(instance.keys.stream, claim.entry_id, claim.entry_id)
     await commands.xadd(instance.keys.stream, fields)
-    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
 
 
 async def starts(instance, claim) -> list[StartResult]:

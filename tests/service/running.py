@@ -26,8 +26,8 @@ from imagegen.redis_client.server_binary import find_binary
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 KEY = "tgp_v1_a-key-that-nobody-may-see"
-START_S = 20.0
-END_S = 15.0
+START_S = 60.0
+END_S = 40.0
 
 FORKABLE = (RUN, Path(__file__).with_name("dying.py"))
 """Programs that change nothing which the forked process has imported before."""
@@ -79,7 +79,7 @@ class Answer:
         return self.status, seen["code"]
 
 
-def eventually(look: Callable[[], _Found], within_s: float = 10.0) -> _Found:
+def eventually(look: Callable[[], _Found], within_s: float = 30.0) -> _Found:
     """Return the result of `look` once it is true; fail after `within_s` seconds."""
     deadline, pause_s = time.monotonic() + within_s, 0.005
     while not (match := look()):
@@ -199,7 +199,7 @@ class Service:
             return
         self.signal(signal.SIGTERM)
         try:
-            code = self.wait(30)
+            code = self.wait(60)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
@@ -235,7 +235,7 @@ class Service:
         body: object = None,
         *,
         headers: Mapping[str, str] | None = None,
-        timeout_s: float = 15.0,
+        timeout_s: float = 45.0,
     ) -> Answer:
         """Send one request on a new connection; encode any body but bytes as JSON."""
         host, port = self.url.removeprefix("http://").split(":")
@@ -284,14 +284,14 @@ class Service:
         assert answer.status == 200, answer.body
         return answer.json
 
-    def until(self, task_id: str, *states: str, within_s: float = 20.0) -> dict[str, Any]:
+    def until(self, task_id: str, *states: str, within_s: float = 40.0) -> dict[str, Any]:
         """Return the task once it is in one of the states."""
         return eventually(lambda: seen if (seen := self.task(task_id))["status"] in states else {}, within_s)
 
-    def finished(self, task_id: str, within_s: float = 20.0) -> dict[str, Any]:
+    def finished(self, task_id: str, within_s: float = 40.0) -> dict[str, Any]:
         return self.until(task_id, "completed", "failed", "cancelled", within_s=within_s)
 
-    def completed(self, task_id: str, within_s: float = 20.0) -> dict[str, Any]:
+    def completed(self, task_id: str, within_s: float = 40.0) -> dict[str, Any]:
         task = self.finished(task_id, within_s)
         assert task["status"] == "completed", task
         return task

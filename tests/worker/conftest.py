@@ -221,7 +221,7 @@ class WorkerHarness:
     async def claim(self, prompt: object = "a", **fields: object):
         """Submit a task and claim it without the pool."""
         await self.submit(prompt, **fields)
-        return await asyncio.wait_for(self.instance.worker_queue.claim(), 5)
+        return await asyncio.wait_for(self.instance.worker_queue.claim(), 20)
 
     def task(self, task_id: str) -> Task:
         """Return the task from the cache of this instance."""
@@ -230,7 +230,7 @@ class WorkerHarness:
         assert task is not None
         return task
 
-    async def finished(self, *task_ids: str, within_s: float = 10.0) -> list[Task]:
+    async def finished(self, *task_ids: str, within_s: float = 30.0) -> list[Task]:
         deadline = asyncio.get_running_loop().time() + within_s
         while not all(self.task(task_id).state.is_final for task_id in task_ids):
             assert asyncio.get_running_loop().time() < deadline, [self.task(i) for i in task_ids][:3]

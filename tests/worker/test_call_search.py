@@ -164,7 +164,7 @@ async def test_a_call_that_a_shutdown_cut_off_is_searched_for(make_instance) -> 
     harness = harness_of(instance, hang, found=[HANDLE])
     claim = await cut_off(harness)
     await instance.worker_queue.release([claim])
-    again = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    again = await asyncio.wait_for(instance.worker_queue.claim(), 20)
     assert isinstance(await harness.attempts.run(again), Succeeded)
     assert (len(harness.provider.calls), harness.provider.resumed) == (1, [HANDLE])
     assert (again.checkpoint.billed_again, again.cost.charged, again.cost.unsure) == (0, 700, 0)

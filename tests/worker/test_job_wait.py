@@ -141,7 +141,7 @@ async def test_a_cancelled_task_stops_the_polls(instance) -> None:
     harness.provider.on_accepted = accepted.set
     harness.pool.start()
     task_id = await harness.submit()
-    await asyncio.wait_for(accepted.wait(), 5)
+    await asyncio.wait_for(accepted.wait(), 20)
     await instance.client_queue.cancel(task_id)
     (task,) = await harness.finished(task_id)
     assert task.state is State.CANCELLED

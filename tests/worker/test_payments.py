@@ -161,7 +161,7 @@ async def test_a_call_that_the_end_of_the_service_cuts_off_is_charged_as_unsure(
 
     harness = make_harness(hang, pricing=PRICING)
     submitted = await harness.instance.client_queue.submit(replace(submission("a"), cost=Cost(PRICE)))
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 20)
     await harness.drain(0.0)
     await harness.instance.worker_queue.release(list(harness.instance.parts.dispatcher.held.values()))
     (stored,) = await harness.instance.verbs.read_checkpoints([submitted.task.id])

@@ -28,7 +28,7 @@ async def run_next_attempt(harness, claim, outcome):
     """Run the next attempt after a retry, as the pool does."""
     claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.ambiguous_calls)
     await harness.instance.worker_queue.retry(claim, replace(outcome, delay_s=0.0))
-    assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 5) is claim
+    assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 20) is claim
     return await harness.attempts.run(claim)
 
 
@@ -85,7 +85,7 @@ async def test_another_instance_fetches_paid_images_without_a_call(make_harness:
     await one.instance.crash()
     await one.instance.parts.release_all()
     two = make_harness(pool=False)
-    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 5)
+    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 20)
     outcome = await two.attempts.run(taken)
     assert isinstance(outcome, Succeeded)
     assert urls(two.image_saver.fetched) == ["https://images.example.com/0"]
@@ -208,7 +208,7 @@ async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_h
     )
     harness.image_saver.save, harness.image_saver.store_faults = save, []
     harness.image_saver.health.mark_ok()
-    outcomes = await asyncio.wait_for(asyncio.gather(running, waiting), 10)
+    outcomes = await asyncio.wait_for(asyncio.gather(running, waiting), 20)
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
     assert len(harness.provider.calls) == 2
     assert (harness.task(claim.task.id).reason, claim.checkpoint.reason) == (None, None)
@@ -234,7 +234,7 @@ async def test_a_link_is_checkpointed_while_its_store_is_unavailable(make_harnes
     run = await stored_checkpoint(harness, claim)
     assert (run.reason, len(run.links)) == (WaitReason.STORE_UNAVAILABLE, 1)
     harness.pacing.quiet()
-    assert await asyncio.wait_for(running, 10) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)
+    assert await asyncio.wait_for(running, 20) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)
     assert claim.checkpoint.ambiguous_calls == 0
 
 
@@ -260,7 +260,7 @@ async def test_bytes_that_a_stop_discards_are_recorded_as_paid(make_harness: Mak
     await one.instance.crash()
     await one.instance.parts.release_all()
     two = make_harness(pool=False)
-    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 5)
+    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 20)
     assert isinstance(await two.attempts.run(taken), Succeeded)
     assert taken.checkpoint.ambiguous_calls == 1
 
@@ -268,7 +268,7 @@ async def test_bytes_that_a_stop_discards_are_recorded_as_paid(make_harness: Mak
 async def test_the_deadline_ends_the_wait_for_a_store(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False, deadline_s=0.3)
     harness.image_saver.store_faults = [StoreUnavailable()] * 50
-    outcome = await asyncio.wait_for(harness.attempts.run(await harness.claim()), 5)
+    outcome = await asyncio.wait_for(harness.attempts.run(await harness.claim()), 20)
     assert isinstance(outcome, Failed)
     assert outcome.error.code == "upstream_timeout"
 

@@ -126,7 +126,7 @@ class Service:
         return submitted.cached
 
     async def end(self, outcome: State = State.COMPLETED) -> Task:
-        claim = await asyncio.wait_for(self.instance.worker_queue.claim(), 5)
+        claim = await asyncio.wait_for(self.instance.worker_queue.claim(), 20)
         while await self.instance.worker_queue.start(claim) is StartResult.INHERITED:
             pass
         now = time.time()
