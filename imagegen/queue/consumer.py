@@ -46,6 +46,7 @@ class StreamConsumer:
         self._blocked = False
         self._overdue: asyncio.TimerHandle | None = None
         self._interruption: asyncio.Task[None] | None = None
+        self._replaced = False
         self.on_loss: Callable[[], None] = lambda: None
 
     def interrupt(self) -> None:
@@ -63,13 +64,13 @@ class StreamConsumer:
             try:
                 entries = await self._read(free)
             except (RedisError, OSError, TimeoutError, QueueUnavailable) as error:
-                if self._interruption is not None:
+                if self._interruption is not None or self._replaced:
                     self._leases.check_now()  # an entry may have been on its way
                 else:
                     await self._recover(error)
                 continue
             finally:
-                self._interruption = None
+                self._interruption, self._replaced = None, False
             self._connection.health.succeeded()
             await self._deliver(entries, free)
 
@@ -98,6 +99,7 @@ class StreamConsumer:
         self._overdue = None
         if self._blocked and self._blocked_reads == number and self._alone():
             logger.debug("The blocked read returned nothing though a task waits; it is sent again")
+            self._replaced = True
             self._connection.blocking_reads.abort()
 
     async def _deliver(self, entries: list[Entry], free: int) -> None:

@@ -19,8 +19,8 @@ from imagegen.redis_client.redis_errors import RedisError
 class Leases:
     """Claims of this instance and their renewal. look: set when there may be claims to take over.
 
-    lease_s: how long a claim lives unrenewed. restore: awaited with claims that are not pending any more; returns the
-    number of restored ones, and the lost ones. on_loss: called if any was restored.
+    lease_s: how long a claim lives unrenewed. restore: awaited with claims of which Redis has lost something; returns
+    the number of restored ones, and the lost ones. on_loss: called if any was restored.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Leases:
     async def _renew(self) -> None:
         held, sent_at = self.dispatcher.held, time.monotonic()
         renewed = list(held.values())
-        lost, unnamed = await self._verbs.renew(self.dispatcher.instance, self.dispatcher.ids())
+        renewal = await self._verbs.renew(self.dispatcher.instance, self.dispatcher.ids())
         for claim in renewed:
-            if claim.entry_id not in lost:
+            if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        gone = [held[entry_id] for entry_id in lost if entry_id in held]
+        gone = [held[entry_id] for entry_id in (*renewal.lost, *renewal.bare) if entry_id in held]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:
                 self.on_loss()
         for claim in gone:
             self.dispatcher.abandon(claim)
-        if set(unnamed) - self.dispatcher.skipped_entry_ids:
+        if set(renewal.unlisted) - self.dispatcher.skipped_entry_ids:
             self.look.set()

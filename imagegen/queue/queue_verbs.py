@@ -25,7 +25,7 @@ from imagegen.queue.verbs.outbox_entry import restore_outbox
 from imagegen.queue.verbs.read import ReadTasks, TaskRows
 from imagegen.queue.verbs.refill_lines import ListedLine, read_line_index, refill_lines
 from imagegen.queue.verbs.release import ReleaseItem, release
-from imagegen.queue.verbs.renew import renew
+from imagegen.queue.verbs.renew import Renewal, renew
 from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
 from imagegen.queue.verbs.requeue import RequeueResult, check_requeue, requeue
 from imagegen.queue.verbs.reserve_more import Extension, ExtensionReply, reserve_more
@@ -144,7 +144,7 @@ class QueueVerbs:
     def finish(self, item: FinishItem) -> asyncio.Future[FinishReply]:
         return self._finish(item)
 
-    async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> tuple[set[str], list[str]]:
+    async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> Renewal:
         return await renew(self._context, consumer, claims)
 
     async def release(self, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:

@@ -103,8 +103,8 @@ class Takeover:
 
     async def reclaim_undelivered(self) -> None:
         """Claim entries that were read for us and lost on the way, so that they can be released."""
-        _, strays = await self._verbs.renew(self._dispatcher.instance, self._dispatcher.ids())
-        await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
+        renewal = await self._verbs.renew(self._dispatcher.instance, self._dispatcher.ids())
+        await self.take(dict.fromkeys(renewal.unlisted, 0.0), min_idle_s=0.0)
 
     async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> list[Claim]:
         """Claim those of the entries that were not renewed for `min_idle_s`, with what their owners had done.

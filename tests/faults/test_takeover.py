@@ -40,8 +40,8 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     await one.verbs.create_group()
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
-    lost, unnamed = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
-    assert (lost, unnamed) == (set(), [])
+    renewal = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
+    assert (renewal.lost, renewal.unlisted, renewal.bare) == (set(), [], [])
     assert list(await owners(one)) == entry_ids
     await one.worker_queue.release(claims, leaving=True)
     assert await owners(one) == {}
@@ -56,9 +56,9 @@ async def test_a_renewal_finds_lost_and_unnamed_claims_among_thousands(make_inst
     stolen = {claims[3].entry_id, claims[1_650].entry_id}
     await one.verbs.claim_expired("thief", list(stolen), 0.0)
     forgotten = one.parts.dispatcher.held.pop(claims[900].entry_id)
-    lost, unnamed = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
-    assert lost == stolen
-    assert unnamed == [forgotten.entry_id]
+    renewal = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
+    assert renewal.lost == stolen
+    assert renewal.unlisted == [forgotten.entry_id]
 
 
 async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance) -> None:
@@ -66,8 +66,8 @@ async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_in
     await one.verbs.create_group()
     claims = await fill(one, 1_300)
     named = [(claim.task.id, claim.entry_id) for claim in (claims[0], claims[-1])]
-    lost, _ = await one.verbs.renew(one.parts.dispatcher.instance, named)
-    assert lost == set()
+    renewal = await one.verbs.renew(one.parts.dispatcher.instance, named)
+    assert renewal.lost == set()
 
 
 async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) -> None:

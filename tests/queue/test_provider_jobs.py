@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support import submission
+from support import eventually, submission
 
 from imagegen.queue.checkpoint import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.queue.claim import StartResult
@@ -93,6 +93,19 @@ async def test_a_released_claim_keeps_its_job(make_instance) -> None:
     assert await one.worker_queue.start(again) is StartResult.INHERITED
     run = again.checkpoint
     assert (run.job, run.ambiguous_calls, run.attempts) == (JOB, 0, 0)
+
+
+async def test_a_job_that_redis_evicted_is_written_back_with_the_next_renewal(make_instance) -> None:
+    owner, other = make_instance(lease_s=0.6), make_instance(start=False)
+    claim = await started(owner)
+    assert await record_job(owner, claim)
+    redis, key = owner.connection.commands, owner.keys.checkpoint(claim.task.id)
+    await redis.delete(key, owner.keys.record(claim.task.id))
+    await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
+    assert (await stored(owner, claim)).job == JOB
+    assert await owner.worker_queue.checkpoint(claim, claim.checkpoint)  # the owner goes on
+    (taken,) = await other.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    assert (taken.checkpoint.job, other.connection.meter.ambiguous) == (JOB, 0)
 
 
 @pytest.mark.parametrize("is_read", [False, True])

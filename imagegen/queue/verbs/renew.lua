@@ -3,9 +3,10 @@
 -- KEYS    1 stream; then a checkpoint for each task, or the stream again for a task without one
 -- ARGV    1 group; 2 consumer; 3 life of a checkpoint in ms; 4 and 5 the range of entry ids to look at;
 --         then an entry id for each task, all in the range and at most 500
--- result  two lists of entry ids: those that the consumer lost, and those that it holds but that are not in ARGV
+-- result  three lists of entry ids: those that the consumer lost, those that it holds but that are not in ARGV, and those
+--         that it holds without their checkpoint, which Redis has lost
 local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
-local listed, lost, unlisted, held = {}, {}, {}, {}
+local listed, lost, unlisted, bare, held = {}, {}, {}, {}, {}
 local list, owned_set = owned(stream, group, consumer, ARGV[4], ARGV[5])
 if not list then list, owned_set = {}, {} end
 for i = 6, #ARGV do
@@ -13,7 +14,8 @@ for i = 6, #ARGV do
   listed[entry] = true
   if owned_set[entry] or owns(stream, group, consumer, entry, list) then
     held[#held + 1] = entry
-    if KEYS[i - 4] ~= stream then redis.call('PEXPIRE', KEYS[i - 4], ARGV[3]) end
+    local checkpoint = KEYS[i - 4]
+    if checkpoint ~= stream and redis.call('PEXPIRE', checkpoint, ARGV[3]) == 0 then bare[#bare + 1] = entry end
   else
     lost[#lost + 1] = entry
   end
@@ -23,4 +25,4 @@ if #held > 0 then
   held[#held + 1] = 'JUSTID'
   redis.call('XCLAIM', stream, group, consumer, 0, unpack(held))
 end
-return {lost, unlisted}
+return {lost, unlisted, bare}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import Struct
+
 from imagegen.queue.eta import entry_order
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.batcher import batched
@@ -17,13 +19,21 @@ MAX_RENEWED = 500
 """Claims of one script call, so that other clients of Redis wait only a few ms."""
 
 
-async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str, str]]) -> tuple[set[str], list[str]]:
-    """Renew claims, each a task id and an entry id. An empty task id means that there is no checkpoint to renew.
+class Renewal(Struct, frozen=True, gc=False):
+    """Entry ids after a renewal.
 
-    Return the entry ids that are lost, and those that the consumer holds but that are not among the claims.
+    lost: the consumer does not hold them any more. unlisted: it holds them, and they are not among the claims.
+    bare: it holds them, and Redis has lost their checkpoint.
     """
-    lost: set[str] = set()
-    unlisted: list[str] = []
+
+    lost: set[str]
+    unlisted: list[str]
+    bare: list[str]
+
+
+async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str, str]]) -> Renewal:
+    """Renew claims, each a task id and an entry id. An empty task id means that there is no checkpoint to renew."""
+    renewal = Renewal(set(), [], [])
     pages = list(batched(sorted(claims, key=_entry_order), MAX_RENEWED)) or [[]]
     low, stream = "-", context.keys.stream
     for number, page in enumerate(pages, 1):
@@ -31,13 +41,14 @@ async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str,
         keys = [stream, *(context.keys.checkpoint(task_id) if task_id else stream for task_id, _ in page)]
         args: list[Arg] = [GROUP, consumer, context.checkpoint_ttl_ms, low, high]
         args += (entry_id for _, entry_id in page)
-        lost_ids, unlisted_ids = await context.run(_SCRIPT, keys, args)
+        lost_ids, unlisted_ids, bare_ids = await context.run(_SCRIPT, keys, args)
         renewed = [task_id for task_id, entry_id in page if entry_id.encode() not in lost_ids]
         context.count("renew", renew_cost(renewed))
-        lost |= {entry_id.decode() for entry_id in lost_ids}
-        unlisted += [entry_id.decode() for entry_id in unlisted_ids]
+        renewal.lost.update(entry_id.decode() for entry_id in lost_ids)
+        renewal.unlisted.extend(entry_id.decode() for entry_id in unlisted_ids)
+        renewal.bare.extend(entry_id.decode() for entry_id in bare_ids)
         low = f"({high}"
-    return lost, unlisted
+    return renewal
 
 
 def renew_cost(renewed_task_ids: Sequence[str]) -> int:
