@@ -5,7 +5,8 @@
     PROVIDER=fal FAL_KEY=any FAL_API_URL=http://127.0.0.1:8790 imagegen
 
 Further options of the switch `job`: policy=error (a moderated job has a 422 instead of black images),
-error_type= (of a failed job; its result repeats it), failed_status= (of that result).
+error_type= (of a failed job; its result repeats it), failed_status= (of that result), position= (place in the queue
+at the submit), pending= (share of the time of the job that it waits there, 0.3).
 """
 
 from __future__ import annotations
@@ -163,8 +164,10 @@ class FalEmulator(JobEmulator):
             "cancel_url": f"{address}/cancel",
         }
         if end == "running":
-            waits = running.progress < 0.3
-            state = {"status": "IN_QUEUE", "queue_position": 0} if waits else {"status": "IN_PROGRESS", "logs": None}
+            left = 1 - running.progress / max(running.fault.number("pending", 0.3), 1e-9)
+            place = int(running.fault.number("position", 0) * left)
+            queued = {"status": "IN_QUEUE", "queue_position": place}
+            state = queued if left > 0 else {"status": "IN_PROGRESS", "logs": None}
             return _json(202, {**state, **body})
         body |= {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": running.run_s}}
         if end == "cancelled":

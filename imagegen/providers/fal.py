@@ -64,7 +64,7 @@ class FalProvider(JobApiProvider):
         if not status.is_known:
             return JobState("forgotten")
         if not status.has_ended:
-            return JobState("running")
+            return JobState("running", progress=status.progress)
         result = await self.get(handle.result_url)
         if result is None:
             return JobState("forgotten")

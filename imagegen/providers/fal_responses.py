@@ -33,17 +33,24 @@ _DECIDED = frozenset({"content_policy", "upstream_billing", "upstream_auth", "up
 _ABOUT_THE_POLL = frozenset({401, 402, 403, 407, 408, 425, 429})
 """Refusals of a request for a result that are not the result."""
 
+QUEUED_PROGRESS, RUNNING_PROGRESS = 0.2, 0.3
+"""Progress of a job that is the next one of the queue, and of one that runs; fal names no share of its work."""
+
 _FLAGGED = "The content was withheld by the provider's content checker"
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """State of a job in the queue. has_ended: its result is to be fetched. error: that it ended with, empty if none."""
+    """State of a job in the queue. has_ended: its result is to be fetched. error: that it ended with, empty if none.
+
+    progress: 0 to 1 until its end, None if the state shows none.
+    """
 
     has_ended: bool
     is_known: bool = True
     error: str = ""
     error_type: str = ""
+    progress: float | None = None
 
 
 def parse_acceptance(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> AcceptedCall:
@@ -65,8 +72,20 @@ def parse_status(answer: RawResponse, *, secret: str = "", now_s: float | None =
     if not 200 <= answer.status < 300 or not isinstance(word, str):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
     if word.upper() != "COMPLETED":
-        return JobStatus(has_ended=False)
+        return JobStatus(has_ended=False, progress=_progress(word.upper(), fields.get("queue_position")))
     return JobStatus(has_ended=True, error=_text(fields.get("error")), error_type=_text(fields.get("error_type")))
+
+
+def _progress(word: str, position: object) -> float | None:
+    """Return progress that rises with each place in the queue, and when the job begins to run.
+
+    position: 0 for the next job.
+    """
+    if word == "IN_PROGRESS":
+        return RUNNING_PROGRESS
+    if word != "IN_QUEUE" or isinstance(position, bool) or not isinstance(position, int) or position < 0:
+        return None
+    return QUEUED_PROGRESS * 2 / (position + 2)
 
 
 def parse_result(answer: RawResponse, status: JobStatus, *, secret: str = "", now_s: float | None = None) -> JobState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import orjson
 import pytest
 from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
 from yarl import URL
@@ -13,7 +14,7 @@ from imagegen.emulator.fal import FalEmulator
 from imagegen.errors import UpstreamError
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.fal_requests import fields_of, model_path, sent_request, warnings_of
-from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_result
+from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_result, parse_status
 from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
@@ -229,6 +230,22 @@ def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, cod
 def test_a_result_that_can_not_be_fetched_now_does_not_end_its_job(status: int, body: bytes) -> None:
     with pytest.raises(UpstreamError):
         parse_result(RawResponse(status, {}, body), JobStatus(True))
+
+
+def progress_of(fields: dict[str, object]) -> float | None:
+    return parse_status(RawResponse(202, {}, orjson.dumps(fields))).progress
+
+
+def test_progress_rises_with_each_place_in_the_queue_and_when_the_job_runs() -> None:
+    queued = [progress_of({"status": "IN_QUEUE", "queue_position": place}) for place in (100, 7, 3, 1, 0)]
+    seen = [*queued, progress_of({"status": "IN_PROGRESS"})]
+    assert seen == sorted(set(seen))
+    assert 0 < seen[0] < seen[-1] < 0.5
+
+
+@pytest.mark.parametrize("position", [None, -1, True, "3", 1.5])
+def test_a_place_in_the_queue_that_is_no_number_shows_no_progress(position: object) -> None:
+    assert progress_of({"status": "IN_QUEUE", "queue_position": position}) is None
 
 
 def test_a_result_that_is_gone_is_a_forgotten_job() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,15 @@ def test_what_goes_wrong_has_its_code(provider: Provider, switch: str, code: str
     task = provider.service.finished(provider.service.accepted(prompt=f"{text} {{{{fault:{switch}}}}}", seed=submits))
     assert (task["status"], task["error"]["code"]) == ("failed", code)
     assert len(calls_about(provider.upstream, text)) == submits
+
+
+@pytest.mark.parametrize("provider", ["fal"], indirect=True)
+def test_the_place_in_the_queue_of_fal_is_progress_in_the_stream_of_events(provider: Provider) -> None:
+    task_id = provider.service.accepted(prompt="in a queue {{fault:job position=10 pending=0.9 job_s=4}}")
+    events = provider.service.get(f"/api/images/{task_id}/events").body.decode()
+    seen = [int(value) for value in re.findall(r'"progress":(\d+)', events)]
+    assert seen == sorted(seen)
+    assert {value for value in seen if 10 < value < 60}
 
 
 def test_a_rate_limit_is_waited_out_and_is_no_attempt(provider: Provider) -> None:
