@@ -123,5 +123,5 @@ async def test_a_revoked_key_is_found_without_a_paid_call(siliconflow, cloud) ->
 def test_an_image_has_its_published_price(make_call) -> None:
     pricing = Pricing(load_table("siliconflow"))
     assert pricing.estimate(make_call(model=QWEN, n=2).request).total == 84_000
-    assert pricing.estimate(make_call(model=KOLORS, n=2).request).total == 0
+    assert pricing.estimate(make_call(model=KOLORS, n=2).request).total is None
     assert pricing.estimate(make_call(model="a/new").request).total is None

@@ -59,6 +59,7 @@ async def test_a_models_limits_and_price_are_shown(start_paid) -> None:
             "currency": "USD",
             "perMegapixel": {"first": 0.0027, "more": 0.0027, "roundUp": False},
             "defaultSteps": 4,
+            "certainty": "copies",
         },
         "endsAt": None,
         "successor": None,
@@ -103,7 +104,7 @@ async def test_own_rows_are_shown(start_service: StartService, tmp_path: Path) -
     path.write_text('models = [{ id = "mine", max_n = 2, price = { per_image = 0.5 } }]')
     model = (await models_of(await start_service(models_file=path)))["mine"]
     assert model["capabilities"] == UNKNOWN | {"maxN": 2}
-    assert model["price"] == {"currency": "USD", "perImage": 0.5}
+    assert model["price"] == {"currency": "USD", "perImage": 0.5, "certainty": None}
 
 
 async def test_the_list_needs_no_upstream(start_paid, upstream) -> None:

@@ -45,12 +45,13 @@ def model_view(model: ListedModel, channel: Channel | None, provider: str) -> Mo
     """Return the published row of a model. channel: preferred for it; provider: of models without a channel."""
     row = model.row or _NO_ROW
     provider = channel.provider if channel else provider
+    price = row.price if row.provider == provider else None
     return {
         "id": model.id,
         "provider": provider,
         "channel": channel.name if channel else None,
         "capabilities": capabilities_view(row),
-        "price": price_view(row.price) if row.price and row.provider == provider else None,
+        "price": {**price_view(price), "certainty": row.certainty} if price else None,
         "endsAt": row.ends.isoformat() if row.ends else None,
         "successor": row.successor,
     }

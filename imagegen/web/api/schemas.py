@@ -432,7 +432,7 @@ class ModelView(TypedDict):
     provider: str
     channel: Annotated[str | None, Field(description="The preferred channel; null: none serves it here.")]
     capabilities: CapabilitiesView
-    price: Annotated[dict[str, Any] | None, Field(description="Rules in dollars; null: unknown.")]
+    price: Annotated[dict[str, Any] | None, Field(description="Rules in dollars, and `certainty`; null: unknown.")]
     endsAt: Annotated[
         str | None, Field(description="First day without the model.", json_schema_extra={"format": "date"})
     ]
