@@ -60,7 +60,7 @@ bench: $(DEV) ## measure; PEERS=1 measures other queues too
 
 faults: $(DEV) ## the long part of the fault harness
 	$(BIN)/python -m pytest -m faults -s --timeout=1800 tests/faults $(ARGS)
-	TEST_EXAMPLES=20 $(BIN)/python -m pytest --timeout=1800 tests/images/test_sniff.py tests/web/test_body.py tests/web/test_fingerprints.py
+	TEST_EXAMPLES=20 $(BIN)/python -m pytest --timeout=1800 tests/images/test_sniff.py tests/web/test_body.py tests/web/test_fingerprints.py tests/web/test_schemathesis.py
 
 lock: | $(BIN)/python ## write requirements*.lock, with hashes, from pyproject.toml and constraints.txt
 	$(PIP) install uv==0.13.9

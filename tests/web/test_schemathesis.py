@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import requests
 import schemathesis
 from schemathesis.checks import CHECKS
 from schemathesis.config import (
@@ -27,7 +28,7 @@ from schemathesis.generation.modes import GenerationMode
 from schemathesis.pytest._test_builder import build_operation_test
 from schemathesis.schemas import BaseSchema
 from service.running import Service
-from support import ADMIN_TOKEN, AS_ADMIN
+from support import ADMIN_TOKEN, AS_ADMIN, examples
 
 from imagegen.web.openai.operations import ALIASES
 from imagegen.web.routes import build_document
@@ -76,7 +77,11 @@ CHEAP |= {"extra": {"x_style": 1}} | dict.fromkeys(
 pytestmark = pytest.mark.timeout(300)  # hundreds of requests, on a busy machine
 
 
-SETTINGS = {"SANDBOX_DELAY": "0", "ADMIN_TOKEN": ADMIN_TOKEN, "API_KEYS": "client:a-key-that-no-request-has"}
+SETTINGS = {
+    "SANDBOX_DELAY": "0",
+    "ADMIN_TOKEN": ADMIN_TOKEN,
+    "API_KEYS": "client:a-key-that-no-request-has",
+}
 """With a key, so that each route refuses a request without one, as the document says."""
 
 
@@ -99,7 +104,7 @@ def described(*, has_boundaries: bool = True) -> BaseSchema:
                     ),
                     generation=GenerationConfig(
                         modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE],
-                        max_examples=12,
+                        max_examples=examples(4),
                         deterministic=True,
                         database="none",
                     ),
@@ -141,8 +146,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service.end()
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """Open a session whose connections all requests share."""
+    with requests.Session() as session:
+        yield session
+
+
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_every_response_is_documented(path: str, method: str, service: Service) -> None:
+def test_every_response_is_documented(path: str, method: str, service: Service, session: requests.Session) -> None:
     """The requests are generated here, since `schema.parametrize` does so in each process that collects the tests."""
 
     def check(case: schemathesis.Case) -> None:
@@ -151,7 +163,9 @@ def test_every_response_is_documented(path: str, method: str, service: Service) 
         names = ["negative_data_rejection"] if is_lenient(case) else []
         if path.endswith((*IMAGES_IN, *RELATED)):
             names.append("positive_data_acceptance")
-        case.call_and_validate(base_url=service.url, headers=AS_ADMIN, excluded_checks=CHECKS.get_by_names(names))
+        case.call_and_validate(
+            base_url=service.url, session=session, headers=AS_ADMIN, excluded_checks=CHECKS.get_by_names(names)
+        )
 
     schema = described(has_boundaries=path not in FUZZED_ALONE)
     build_operation_test(
@@ -163,7 +177,7 @@ def test_every_response_is_documented(path: str, method: str, service: Service) 
     )()
 
 
-def test_every_linked_response_is_documented(service: Service) -> None:
+def test_every_linked_response_is_documented(service: Service, session: requests.Session) -> None:
     """Walk that submits tasks, then reads, follows and cancels them in many orders."""
     machine = described().as_state_machine()
 
@@ -173,11 +187,11 @@ def test_every_linked_response_is_documented(service: Service) -> None:
             drop_second_key(case)
 
         def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
-            return {"base_url": service.url, "headers": AS_ADMIN}
+            return {"base_url": service.url, "session": session, "headers": AS_ADMIN}
 
     Walk.run(
         settings=hypothesis.settings(
-            max_examples=8,
+            max_examples=examples(6),
             stateful_step_count=6,
             deadline=None,
             database=None,
