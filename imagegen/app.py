@@ -51,7 +51,7 @@ from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import ModelTable
 from imagegen.proxies import Proxies
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue

@@ -19,7 +19,8 @@ from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.gemini import create_gemini, shapes_of
 from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.model_table import ModelTable, load_table
+from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_table import load_table
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.replicate import ReplicateProvider

@@ -26,9 +26,7 @@ from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
-from imagegen.providers.edit_rules import EditRules
-from imagegen.providers.model_rules import ModelRules
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import EditRules, ModelRules, ModelTable
 from imagegen.providers.served_models import ServedModels
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance

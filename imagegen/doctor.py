@@ -22,7 +22,8 @@ from imagegen.doctor_probes import (
     probe_public_url,
 )
 from imagegen.errors import QueueUnavailable, SettingsError
-from imagegen.providers.model_table import MAX_AGE, ModelTable
+from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_table import MAX_AGE
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys

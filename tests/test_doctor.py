@@ -15,7 +15,8 @@ from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.accounts.keys import ApiKey
 from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
 from imagegen.doctor_probes import Probed
-from imagegen.providers.model_table import MAX_AGE, ModelRow, ModelTable, load_table
+from imagegen.providers.model_rules import ModelRow, ModelTable
+from imagegen.providers.model_table import MAX_AGE, load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings

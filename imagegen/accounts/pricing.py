@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import ModelTable
 from imagegen.providers.prices import Price, estimate, settle
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.reply_details import ReplyDetails

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from imagegen.channels_file import MAX_CACHED_MODELS, Channels
-from imagegen.providers.model_table import ModelRow, ModelTable
+from imagegen.providers.model_rules import ModelRow, ModelTable
 
 
 class ChannelModelTable(ModelTable):

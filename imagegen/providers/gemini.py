@@ -14,7 +14,7 @@ from imagegen.providers.chat_images import ChatImagesProvider, is_chat_address
 from imagegen.providers.gemini_requests import EDITS, Shapes, fields_of, path_of, sent_request, warnings_of
 from imagegen.providers.gemini_responses import parse_generation, parse_model_list
 from imagegen.providers.http_client import Account, ProviderClient
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs, count_of_models
 from imagegen.tasks.request import GenerationRequest
 

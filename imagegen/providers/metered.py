@@ -13,7 +13,6 @@ from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
 from imagegen.tasks.provider_job import JobHandle
-from imagegen.tasks.request import GenerationRequest
 
 OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
@@ -43,7 +42,7 @@ _REFUSALS = {
 class MeteredProvider:
     """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key.
 
-    on_refused: called with the error code and the setting of the key, when the log gets the warning.
+    plain: the other. on_refused: called with the error code and the setting of the key, when the log gets the warning.
     key_name: of the key for the operator; None for the setting of the provider.
     """
 
@@ -56,7 +55,7 @@ class MeteredProvider:
         on_refused: Callable[[str, str], None] = lambda _code, _setting: None,
         key_name: str | None = None,
     ) -> None:
-        self._provider = provider
+        self.plain = provider
         self._meter = meter
         self._clock = clock
         self._on_refused = on_refused
@@ -66,7 +65,7 @@ class MeteredProvider:
 
     @property
     def name(self) -> str:
-        return self._provider.name
+        return self.plain.name
 
     @property
     def key_accepted(self) -> bool:
@@ -80,26 +79,23 @@ class MeteredProvider:
 
     @property
     def max_images_per_call(self) -> int:
-        return self._provider.max_images_per_call
+        return self.plain.max_images_per_call
 
     @property
     def own_hosts(self) -> frozenset[str]:
-        return self._provider.own_hosts
+        return self.plain.own_hosts
 
     @property
     def base_url(self) -> URL | None:
-        return self._provider.base_url
+        return self.plain.base_url
 
     def edits(self, model: str) -> Edits | None:
-        return self._provider.edits(model)
-
-    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
-        return self._provider.sent_request(request)
+        return self.plain.edits(model)
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False
         try:
-            reply = await self._provider.generate(call, watcher)
+            reply = await self.plain.generate(call, watcher)
             code = OK
             if self._refusing:
                 self._refusing.clear()
@@ -115,13 +111,13 @@ class MeteredProvider:
 
     async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
         """Polls are free, so they are not counted."""
-        return await self._provider.resume(handle, watcher)
+        return await self.plain.resume(handle, watcher)
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        return await self._provider.find(call, sent_at)
+        return await self.plain.find(call, sent_at)
 
     async def cancel(self, handle: JobHandle) -> bool | None:
-        return await self._provider.cancel(handle)
+        return await self.plain.cancel(handle)
 
     def _warn(self, error: UpstreamError) -> None:
         """One line for the operator until a call is accepted again, at most once a minute: one model may be refused."""
@@ -134,10 +130,10 @@ class MeteredProvider:
             self._on_refused(code, setting)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        return await self._provider.models()
+        return await self.plain.models()
 
     async def check_key(self) -> str | None:
-        return await self._provider.check_key()
+        return await self.plain.check_key()
 
     async def close(self) -> None:
-        await self._provider.close()
+        await self.plain.close()

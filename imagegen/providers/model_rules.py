@@ -1,19 +1,30 @@
-"""Checks of a request against its model's limits, so that a value that the model refuses costs no call."""
+"""Image models: their published limits, and the checks of a request against them and against what the provider takes.
+
+A value that the model or the provider refuses then costs no call.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
-from imagegen.providers.model_table import ModelRow, ModelTable, Steps
-from imagegen.providers.prices import RESOLUTIONS
+from imagegen.providers.prices import RESOLUTIONS, Price
+from imagegen.providers.protocol import Edits
 from imagegen.providers.size_limits import SizeLimits
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import Task
+from imagegen.tasks.validation import Adjust
+
+NOTICE = timedelta(days=30)
+"""Time before a model's end in which its tasks have a warning."""
 
 IMPOSSIBLE_SIZE = "is not possible"
 """Begin of the error of a size; of both sides if both are to be changed."""
@@ -29,6 +40,104 @@ _QUALITIES = ("low", "medium", "high", "xhigh", "max")
 
 _OTHER_QUALITIES = {"standard": "medium", "hd": "high", "ultra": "max"}
 """Names of older models."""
+
+
+class Steps(Struct, frozen=True, forbid_unknown_fields=True):
+    """Steps of a model; None where unknown."""
+
+    default: int | None = None
+    max: int | None = None
+
+
+class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is published about a model; None where unknown.
+
+    aliases: other ids of the same model. max_n: images of one call. prompt_max: characters.
+    steps, seed, edit, mask, transparent: False if the model refuses it. ratios, resolutions: the only ones.
+    images_as: the field of input images on the wire. takes_ratio: sized by an aspect ratio, not by pixels.
+    ends: the first day without the model. certainty: how sure the price is.
+    """
+
+    id: str
+    provider: str = ""
+    aliases: tuple[str, ...] = ()
+    sizes: SizeLimits | None = None
+    ratios: tuple[str, ...] | None = None
+    resolutions: tuple[Literal["512", "1K", "2K", "4K"], ...] | None = None
+    takes_ratio: bool | None = None
+    steps: Steps | bool | None = None
+    max_n: int | None = None
+    prompt_max: int | None = None
+    seed: bool | None = None
+    edit: bool | None = None
+    max_input_images: int | None = None
+    images_as: Literal["image_url", "reference_images"] | None = None
+    mask: bool | None = None
+    transparent: bool | None = None
+    qualities: tuple[str, ...] | None = None
+    price: Price | None = None
+    ends: date | None = None
+    successor: str | None = None
+    source: str | None = None
+    certainty: Literal["vendor", "price_list", "copies", "reseller", "unverified"] | None = None
+
+    def end_notice(self, today: date) -> str | None:
+        """Return the warning about the model's end, from 30 days before it on."""
+        if self.ends is None or self.ends - today > NOTICE:
+            return None
+        verb = "ends" if self.ends > today else "ended"
+        advice = f"; its successor is {self.successor}" if self.successor else ""
+        return f"{self.id} {verb} on {self.ends}{advice}"
+
+
+class ModelTable:
+    """Rows of the configured provider by id; the sandbox has no limits, but every model's end date.
+
+    checked: the day on which the packaged rows were last compared with their sources. rows: of the provider.
+    listed: rows to show to clients; the sandbox shows Together's, which it draws in place of.
+    """
+
+    def __init__(self, rows: Iterable[ModelRow], provider: str, checked: date) -> None:
+        self.checked = checked
+        self._provider = provider
+        self._all = tuple({(row.provider, row.id): row for row in rows}.values())
+        self.rows = tuple(row for row in self._all if row.provider == provider)
+        named = (provider, "together") if provider == "sandbox" else (provider,)
+        self.listed = tuple(row for row in self._all if row.provider in named)
+        self._by_id = {name: row for row in reversed(self.rows) for name in (*row.aliases, row.id)}
+        self._anywhere = {name: row for row in reversed(self._all) for name in (*row.aliases, row.id)}
+
+    @property
+    def all_rows(self) -> tuple[ModelRow, ...]:
+        """Rows of every provider."""
+        return self._all
+
+    def find(self, model: str) -> ModelRow | None:
+        """Return the row that limits a model of the configured provider; a gateway's prefix does not matter.
+
+        A gateway names OpenAI's models `openai/gpt-image-2` or `azure/gpt-image-2`, Google's `google/gemini-…`.
+        """
+        row = self._by_id.get(model)
+        if row is None and self._provider in ("openai", "gemini") and "/" in model:
+            return self._by_id.get(model.rpartition("/")[2])
+        return row
+
+    def describe(self, model: str) -> ModelRow | None:
+        """Return the row that describes a model: the sandbox takes the models of every provider."""
+        return self.find(model) or (self._anywhere.get(model) if self._provider == "sandbox" else None)
+
+    def max_images_per_call(self, model: str) -> int | None:
+        """Return how many images one call may request, None if unknown."""
+        row = self.find(model)
+        return row.max_n if row else None
+
+    def with_notices(self, task: Task, now: float) -> Task:
+        """Return the task with a warning if its model ends soon or has ended. now: Unix time."""
+        row = self.describe(task.model)
+        if row is None or row.ends is None:
+            return task
+        notice = row.end_notice(datetime.fromtimestamp(now, UTC).date())
+        return task if notice is None or notice in task.warnings else replace(task, warnings=(*task.warnings, notice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +284,35 @@ def _within(value: float, other: float, factor: float) -> bool:
 def _value(ratio: str) -> float:
     across, _, down = ratio.partition(":")
     return int(across) / int(down)
+
+
+@dataclass(frozen=True, slots=True)
+class EditRules:
+    """Rules of a provider. edits: what it takes for a model. then: the rules that follow."""
+
+    edits: Callable[[str], Edits | None]
+    then: Adjust | None = None
+
+    def __call__(self, request: GenerationRequest, given: Collection[str]) -> GenerationRequest:
+        """Return the request. Raises InvalidRequest with our name of each field, as `Adjust` does."""
+        if request.image_sources and (errors := list(_edit_errors(request, self.edits(request.model)))):
+            raise InvalidRequest(details=errors)
+        return request if self.then is None else self.then(request, given)
+
+
+def _edit_errors(request: GenerationRequest, edits: Edits | None) -> Iterator[FieldError]:
+    count = len(request.input_images)
+    field = "reference_images" if request.image_url is None else "image_url"
+    if edits is None:
+        absent = field if count else "mask"
+        yield FieldError(absent, f"must be absent: this provider takes no input images for {request.model}")
+        return
+    if count > edits.max_images:
+        rule = f"this provider takes at most {edits.max_images} for {request.model}"
+        yield FieldError("reference_images", f"must leave at most {edits.max_images} input images: {rule}")
+    if request.mask is None:
+        return
+    if not edits.mask:
+        yield FieldError("mask", f"must be absent: this provider takes no mask for {request.model}")
+    elif not count:
+        yield FieldError("mask", "needs an image that it belongs to: send image_url too")

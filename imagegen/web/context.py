@@ -16,7 +16,7 @@ from imagegen.channels_file import SANDBOX, Channels
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.own_addresses import OwnAddresses
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import ModelTable
 from imagegen.queue.change_relay import Feed
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.lost_calls import LostCalls

@@ -12,7 +12,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_table import ModelRow
+from imagegen.providers.model_rules import ModelRow
 from imagegen.web.context import SERVICES, ListModels
 
 FRESH_S = 300.0

@@ -141,7 +141,8 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
         parsed = parse_fields(services, fields, options)
         if parsed.request.image_sources or body.images or body.refusals:
             return await submit_parsed(services, fields, body, options)
-        cached = parsed.submission(services.identity, options), parsed.request.units
+        units = parsed.request.units
+        cached = parsed.submission(services.identity, options), units
         if not parsed.webhooks and not is_restricted:
             services.submission_cache.put(options.owner, body.raw, *cached)
     submission, units = cached
@@ -207,7 +208,11 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     """
     refuse_while_draining(services)
     submitted, tries = await _submit_once(services, submission, fresh=fresh), 1
-    while not await _join(services, submitted, submission) and tries < MAX_TRIES:
+    while submitted.cached is CacheResult.COALESCED and not submitted.task.state.is_final:
+        has_webhook = bool(submission.webhooks)
+        joined = await services.queue.join(submitted.task, submission.submitter, has_webhook=has_webhook)
+        if joined or tries == MAX_TRIES:
+            break
         submitted, tries = await _submit_once(services, submission, fresh=fresh), tries + 1
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
@@ -221,13 +226,6 @@ async def _submit_once(services: Services, submission: Submission, *, fresh: boo
         if free is not None:
             return free
     return await _submit_paid(services, submission, fresh=fresh)
-
-
-async def _join(services: Services, submitted: SubmitResult, submission: Submission) -> bool:
-    """Count the client, and its webhooks, as clients of the task. Return False if the task has ended meanwhile."""
-    if submitted.cached is not CacheResult.COALESCED or submitted.task.state.is_final:
-        return True
-    return await services.queue.join(submitted.task, submission.submitter, has_webhook=bool(submission.webhooks))
 
 
 async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
@@ -297,7 +295,8 @@ def _parse_request(identity: TaskIdentity, body: Mapping[str, Any], options: Sub
         max_faults=options.max_errors,
         adjust=identity.adjust,
     )
-    check_allowed(client_of(options.request).key, request)
+    if (key := client_of(options.request).key) is not None:
+        check_allowed(key, request)
     return request
 
 

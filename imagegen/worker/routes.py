@@ -217,18 +217,21 @@ class Routes:
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request as its fingerprint has it: without what no channel of the model sends."""
         if self.only and not self._from_file:
-            return self.only.provider.sent_request(request)
+            return self.only.provider.plain.sent_request(request)
         kinds = {route.channel.provider: route.provider for route in self.serving(request.model)}
         if len(kinds) != 1:
             return request
         (provider,) = kinds.values()
-        return replace(provider.sent_request(request), model=request.model)
+        return replace(provider.plain.sent_request(request), model=request.model)
 
     def estimate(self, request: GenerationRequest, most: int | None = None) -> Cost:
         """Return the cost of all images of a request: of the dearest channel of those that are preferred for it.
 
         most: micro-dollars that they may cost; None without a limit.
         """
+        if self.only and not self._from_file:
+            price = self.only.pricing.image_price(request, request.model)
+            return Cost(None if price is None else price * request.n)
         serving = self.channels.serving(request.model)
         if most is not None:
             left_out = self.too_dear(request, request.model, request.n, most)
@@ -260,7 +263,7 @@ class Routes:
         """Return whether the channels of a model send seeds."""
         request = GenerationRequest(prompt="", model=model, width=64, height=64, n=1, seed=1)
         return any(
-            route.provider.sent_request(replace(request, model=route.sent_name(model))).seed is not None
+            route.provider.plain.sent_request(replace(request, model=route.sent_name(model))).seed is not None
             for route in self.serving(model)
         )
 

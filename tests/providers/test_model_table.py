@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from imagegen.errors import SettingsError
-from imagegen.providers.model_table import ModelRow, load_table, parse_rows
+from imagegen.providers.model_rules import ModelRow
+from imagegen.providers.model_table import load_table, parse_rows
 from imagegen.tasks.task import Task
 
 SCHNELL = "black-forest-labs/FLUX.1-schnell"

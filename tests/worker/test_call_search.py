@@ -12,7 +12,7 @@ from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_table import ModelTable
+from imagegen.providers.model_rules import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.provider_job import JobHandle

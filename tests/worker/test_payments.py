@@ -13,7 +13,7 @@ from worker.conftest import fault, images, loss, no_model, submission
 
 from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_table import ModelRow, ModelTable
+from imagegen.providers.model_rules import ModelRow, ModelTable
 from imagegen.providers.prices import PerMillionTokens, Price
 from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.cost import Cost

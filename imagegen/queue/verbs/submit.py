@@ -196,15 +196,17 @@ class Submit:
             for kind, entry, epoch, existing, *siblings in rows
         ]
         added = sum(bool(reply.entry_id) and reply.entry_id != IN_LINE for reply in replies)
-        if replies and (entry_id := replies[-1].entry_id) and entry_id != IN_LINE:
-            self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         was_measured = measured >= 0
         capacity = depth.room - measured if was_measured else depth.capacity
         in_line = [bool(item.line) for item in items]
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
-        cost += self._context.budgets.learn(budgets) + self._record_lines(items, replies, lengths)
+        if lengths:
+            cost += self._record_lines(items, replies, lengths)
+        cost += self._context.budgets.learn(budgets)
         self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
+        if replies and (entry_id := replies[-1].entry_id) and entry_id != IN_LINE:
+            self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         if added:
             self.on_added()
         return replies

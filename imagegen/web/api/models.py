@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic.alias_generators import to_camel
 
 from imagegen.channels_file import Channel
-from imagegen.providers.model_table import ModelRow, Steps
+from imagegen.providers.model_rules import ModelRow, Steps
 from imagegen.providers.prices import Price
 from imagegen.web.api.schemas import CapabilitiesView, ModelView
 from imagegen.web.context import SERVICES, Services
