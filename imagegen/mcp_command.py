@@ -9,10 +9,12 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -21,6 +23,7 @@ from imagegen import log
 from imagegen.errors import SettingsError
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
+from imagegen.web.mcp.errors import PATH
 from imagegen.web.mcp.messages import INTERNAL_ERROR, PARSE_ERROR, RpcError, error_body
 from imagegen.web.mcp.protocol import METHOD_HEADER, NAME_HEADER, NAMED_PARAMS, VERSION_HEADER, VERSION_KEY, encode_name
 
@@ -33,25 +36,42 @@ def run(chosen: argparse.Namespace) -> int:
     """Run the command until the client closes stdin; return its exit code."""
     log.configure("ERROR", "text")
     try:
+        if chosen.key and not chosen.url:
+            raise ValueError("--key is of no use without --url: the service in this process takes no key")
+        address = None if chosen.url is None else _base_of(chosen.url)
         with asyncio.Runner(loop_factory=EventLoop) as runner:
-            return runner.run(_serve(chosen.url, chosen.key))
+            return runner.run(_serve(address, chosen.key))
     except (SettingsError, ValueError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - stdout is for messages
         return USAGE
+
+
+def _base_of(url: str) -> str:
+    """Return the address of a service, also if its route of agents is named. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"--url: {url} is no http(s) address, such as http://127.0.0.1:3000")
+    return url.rstrip("/").removesuffix(PATH).rstrip("/")
 
 
 async def _serve(url: str | None, key: str | None) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _service(url, key, stop) as (address, secret), aiohttp.ClientSession() as session:
-        bridge = Bridge(session, f"{address.rstrip('/')}/mcp", secret)
+    async with _service(url, key, stop) as (address, secret), _session() as session:
+        bridge = Bridge(session, f"{address}{PATH}", secret)
         reading, stopping = asyncio.create_task(bridge.run()), asyncio.create_task(stop.wait())
         await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
         for each in (reading, stopping):
             each.cancel()
         await asyncio.gather(reading, stopping, return_exceptions=True)
     return 0
+
+
+def _session() -> aiohttp.ClientSession:
+    """Return a session that takes a whole result as one line of an event stream."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    return aiohttp.ClientSession(timeout=timeout, read_bufsize=MAX_LINE_BYTES)
 
 
 @asynccontextmanager
@@ -78,10 +98,8 @@ class Bridge:
 
     async def run(self) -> None:
         """Read lines until the end of stdin, and finish what was asked."""
-        reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
-        loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := await reader.readline():
+        read_line = await _open_stdin()
+        while line := await read_line():
             if line.strip():
                 self._take(line)
         await asyncio.gather(*self.running.values(), return_exceptions=True)
@@ -120,27 +138,52 @@ class Bridge:
         return headers
 
     async def _send(self, line: bytes, message: dict[str, Any], params: dict[str, Any]) -> None:
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             headers = self._headers(message, params)
-            async with self.session.post(self.url, data=line.strip(), headers=headers, timeout=timeout) as response:
+            async with self.session.post(self.url, data=line.strip(), headers=headers) as response:
                 if response.content_type == "text/event-stream":
-                    async for event in response.content:
-                        if event.startswith(b"data: "):
-                            _write(event.removeprefix(b"data: ").strip())
+                    await self._pass_events(response)
                 elif body := await response.read():
-                    self._write_answer(body, message)
+                    _write(self._answer(response.status, body, message))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             text = f"imagegen at {self.url} can't be reached ({type(error).__name__}): the same call can be repeated"
             _write(error_body(RpcError(INTERNAL_ERROR, text, request_id=message.get("id"))))
 
-    def _write_answer(self, body: bytes, message: dict[str, Any]) -> None:
-        answer = orjson.loads(body)
+    async def _pass_events(self, response: aiohttp.ClientResponse) -> None:
+        """Write the messages of a stream. Raises ClientPayloadError if it ends without the response."""
+        last = b""
+        async for event in response.content:
+            if event.startswith(b"data: "):
+                last = event.removeprefix(b"data: ").strip()
+                _write(last)
+        if "id" not in orjson.loads(last or b"{}"):
+            raise aiohttp.ClientPayloadError("the stream ended without a response")
+
+    def _answer(self, status: int, body: bytes, message: dict[str, Any]) -> bytes:
+        """Return the line for a response to a message."""
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict) or "jsonrpc" not in answer:
+            text = f"{self.url} has answered with status {status} and no message: is it the address of imagegen?"
+            return error_body(RpcError(INTERNAL_ERROR, text, request_id=message.get("id")))
         if answer.get("id") is None:
             answer["id"] = message.get("id")
-        if message.get("method") == "initialize" and "result" in answer:
+        if message.get("method") == "initialize" and isinstance(answer.get("result"), dict):
             self.version = answer["result"].get("protocolVersion")
-        _write(orjson.dumps(answer))
+        return orjson.dumps(answer)
+
+
+async def _open_stdin() -> Callable[[], Awaitable[bytes]]:
+    """Return the function that reads the next line, empty at the end."""
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    try:
+        protocol = asyncio.StreamReaderProtocol(reader)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    except ValueError:  # a file, which is never waited for
+        return partial(asyncio.to_thread, sys.stdin.buffer.readline)
+    return reader.readline
 
 
 def _write(line: bytes) -> None:
