@@ -362,7 +362,8 @@ function studio(given = {}) {
   const history = { open: async () => given.records ?? [], put: async (record) => saved.set(record.id, record), remove: async ({ id }) => saved.delete(id) };
   let now = 1000;
   const page = { hash: given.hash ?? "", session: storage(), now: () => now, go: (hash) => { calls.push(["go", hash]); made.onHash(hash); } };
-  const made = new Studio({ api, history, page, language: "en" });
+  const tabs = { put: (record) => calls.push(["tab put", record]), remove: (record) => calls.push(["tab remove", record]) };
+  const made = new Studio({ api, history, tabs, page, language: "en" });
   return { made, calls, saved, wait: (ms) => { now += ms; }, named: (name) => calls.filter(([called]) => called === name) };
 }
 
@@ -520,4 +521,43 @@ test("of a task in both lists the later state counts, and an unchanged row stays
   assert.equal(same.get(ID), before.get(ID));
   const ended = board.joinRows(before, [row()], [row({ sequence: 2, status: "failed", prompt: null })]);
   assert.deepEqual([ended.get(ID).status, ended.get(ID).prompt], ["failed", "a cat"]);
+});
+
+test("a cancel that only left says so until the task is tried again", async () => {
+  const { made, saved } = studio({ api: { cancel: async () => ({ status: "processing", sequence: 4, left: true }) } });
+  made.edit({ prompt: "a cat" });
+  await made.submit();
+  await made.cancel(made.state.records.get(ID));
+  made.follower.onEvent(ID, "progress", { status: "processing", sequence: 5 });
+  assert.deepEqual([saved.get(ID).left, saved.get(ID).view.sequence], [true, 5]);
+  await made.retry(made.state.records.get(ID));
+  assert.equal(saved.get(ID).left, false);
+});
+
+test("a tab shows the tasks of another one, and never an older state", async () => {
+  const one = studio();
+  const two = studio();
+  one.made.edit({ prompt: "a cat" });
+  await one.made.submit();
+  const record = one.named("tab put").at(-1)[1];
+  two.made.receive(record);
+  assert.equal(two.made.state.records.get(ID).request.prompt, "a cat");
+  assert.deepEqual(two.named("tab put"), [], "what was received is not sent back");
+  two.made.receive({ ...record, view: { status: "completed", sequence: 9, data: [] } });
+  two.made.receive({ ...record, pinned: true });
+  const shown = two.made.state.records.get(ID);
+  assert.deepEqual([shown.pinned, shown.view.status], [true, "completed"]);
+  two.made.receive({ ...record, id: "b".repeat(32), owner: "another key" });
+  assert.equal(two.made.state.records.size, 1);
+  one.made.remove(record);
+  two.made.drop(one.named("tab remove")[0][1]);
+  assert.equal(two.made.state.records.size, 0);
+});
+
+test("a task that another tab removed stays where it is open, and is not kept", async () => {
+  const { made } = studio();
+  made.edit({ prompt: "a cat" });
+  await made.submit();
+  made.drop({ owner: "", id: ID });
+  assert.equal(made.state.records.get(ID).owner, null);
 });

@@ -13,6 +13,7 @@ import { useEffect } from "./hooks.js";
 import { render } from "./preact.js";
 import { applySaved, sessionStore } from "./preferences.js";
 import { Studio } from "./studio.js";
+import { Tabs } from "./tabs.js";
 import { stateName, TaskPage } from "./task.js";
 import { html, LanguageContext, useChanges } from "./ui.js";
 
@@ -72,7 +73,11 @@ function start() {
       setTimeout(() => URL.revokeObjectURL(href), 60_000);
     },
   };
-  const studio = new Studio({ api, history: new History(), page, language });
+  const tabs = new Tabs();
+  const studio = new Studio({ api, history: new History(), tabs, page, language });
+  tabs.open(studio);
+  addEventListener("pagehide", () => tabs.close());
+  addEventListener("visibilitychange", () => { if (!document.hidden) studio.followAll(); });
   addEventListener("hashchange", () => studio.onHash(location.hash));
   addEventListener("online", () => studio.follower.reconnect());
   addEventListener("keydown", (event) => {

@@ -5,7 +5,7 @@ import { bodyOf, draftOf, EMPTY, faultsOf, formField, nextVariant } from "./draf
 import { Follower } from "./events.js";
 import { fieldsOf, fittingSize } from "./models.js";
 import { formatRoute, parseRoute } from "./route.js";
-import { isExpired, isFinal, newRecord, ownerOf, servicePath, withEvent, withView } from "./tasks.js";
+import { isExpired, isFinal, merged, newRecord, ownerOf, servicePath, withEvent, withView } from "./tasks.js";
 
 const DRAFT = "imagegen.draft";
 const MODELS = "imagegen.models";
@@ -17,8 +17,9 @@ export class Studio {
   #saving = null;
 
   // page: {hash, go(hash, replace), save(blob, name), session, now()}: what the browser does for the studio.
-  constructor({ api, history, page, language }) {
-    Object.assign(this, { api, history, page });
+  // tabs: the other tabs with this page.
+  constructor({ api, history, tabs, page, language }) {
+    Object.assign(this, { api, history, tabs, page });
     this.follower = new Follower(api, { onEvent: (id, name, data) => this.#change(id, (record) => withEvent(record, name, data)), onState: (connection, seconds = 0) => this.#set({ connection, connectsAt: this.page.now() + seconds * 1000 }) });
     this.state = {
       language, route: parseRoute(page.hash), models: null, defaultModel: "", modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
@@ -42,7 +43,7 @@ export class Studio {
   async start() {
     const records = await this.history.open(ownerOf(this.api.key.value));
     this.#set({ records: new Map([...records.map((record) => [record.id, record]), ...this.state.records]) });
-    for (const record of records) if (!isFinal(record)) this.follower.follow(record.id);
+    this.followAll();
     await Promise.all([this.loadModels(), this.#openRoute()]);
   }
 
@@ -301,7 +302,7 @@ export class Studio {
   async #act(record, action) {
     try {
       const view = await action();
-      this.#change(record.id, (current) => withView(current, { progress: 0, ...view }));
+      this.#change(record.id, (current) => ({ ...withView(current, { progress: 0, ...view }), left: view.left ?? false }));
     } catch (error) {
       if (error.code === "already_finished" || error.code === "not_retryable" || error.status === 404) await this.#read(record.id);
       else this.#fail(error);
@@ -319,6 +320,7 @@ export class Studio {
     this.follower.leave(record.id);
     this.#set({ records, notice: { removed: record } });
     this.history.remove(record);
+    this.tabs.remove(record);
   }
 
   restore(record) {
@@ -393,7 +395,32 @@ export class Studio {
   // Tasks that were opened by a link are not kept: they have no owner.
   #put(record) {
     this.#set({ records: new Map(this.state.records).set(record.id, record) });
-    if (record.owner !== null) this.history.put(record);
+    if (record.owner === null) return;
+    this.history.put(record);
+    this.tabs.put(record);
+  }
+
+  // ---- other tabs
+
+  // Shows a task of another tab, which follows it.
+  receive(record) {
+    if (record.owner !== ownerOf(this.api.key.value)) return;
+    this.#set({ records: new Map(this.state.records).set(record.id, merged(this.state.records.get(record.id), record)) });
+  }
+
+  // Forgets a task that was removed in another tab; the one that is open here stays, as if it was opened by its link.
+  drop({ owner, id }) {
+    const record = this.state.records.get(id);
+    if (record?.owner !== owner) return;
+    const records = new Map(this.state.records);
+    if (this.state.route.id === id) records.set(id, { ...record, owner: null });
+    else records.delete(id);
+    this.#set({ records });
+  }
+
+  // Follows the unfinished tasks of this browser here, for example because their tab is closed.
+  followAll() {
+    for (const record of this.state.records.values()) if (record.owner !== null && !isFinal(record)) this.follower.follow(record.id);
   }
 }
 

@@ -62,7 +62,7 @@ export function Status({ record }) {
     <p><strong role="status" data-state=${stateName(record)}>${t(`state.${stateName(record)}`)}</strong>${parts.map((part) => html` <span>· ${part}</span>`)}</p>
     ${isOpen && html`<progress max="100" value=${view.progress ?? 0} aria-label=${t("state.processing")}>${view.progress}%</progress>`}
     ${isOpen && html`<${ConnectionText} />`}
-    ${isOpen && html`<button type="button" onClick=${() => studio.cancel(record)}>${t("cancel")}</button>`}
+    ${isOpen && (record.left ? html`<p role="status">${t("left")}</p>` : html`<button type="button" onClick=${() => studio.cancel(record)}>${t("cancel")}</button>`)}
     ${record.gone && html`<p>${t("gone")}</p>`}
   </div>`;
 }

@@ -2,7 +2,8 @@
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
 
-// A record. request: the submitted body, null for a task that was opened by its link. view: the last GET body.
+// A record. request: the submitted body, null for a task that was opened by its link. view: the last GET body. left: it
+// was cancelled here, and goes on for others.
 export function newRecord(id, request, owner, now) {
   return { id, request, owner, createdAt: now, pinned: false, gone: false, view: null };
 }
@@ -25,6 +26,12 @@ export function withImage(record, entry) {
   const others = (record.view.data || []).filter(({ index }) => index !== entry.index);
   const data = [...others, entry].sort((one, other) => one.index - other.index);
   return { ...record, view: { ...record.view, data } };
+}
+
+// Returns what another tab knows of a record, with the newer state of both.
+export function merged(record, other) {
+  const isNewer = record?.view && other.view && record.view.sequence > other.view.sequence;
+  return isNewer ? { ...other, view: record.view, gone: record.gone } : other;
 }
 
 export function withEvent(record, name, data) {
