@@ -56,6 +56,9 @@ class Recorder:
     def progress(self, fraction: float) -> None:
         self.parts.append(fraction)
 
+    def polls_failed(self, count: int) -> None:
+        """Do nothing."""
+
 
 async def made(provider: Provider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:
     """Make a call; return its observer, and its reply or error."""

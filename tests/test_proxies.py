@@ -51,6 +51,9 @@ class Watcher:
     def progress(self, fraction: float) -> None:
         """Ignore partial images."""
 
+    def polls_failed(self, count: int) -> None:
+        """Do nothing."""
+
 
 @pytest.mark.parametrize(
     ("url", "exceptions", "goes_through"),

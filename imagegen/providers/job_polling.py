@@ -57,7 +57,7 @@ async def poll_until_end(
 
     first_delay_s: before the first poll; None: it is polled at once.
     """
-    polls = _Polls(handle, ask)
+    polls = _Polls(handle, ask, observer)
     if first_delay_s is not None:
         await asyncio.sleep(first_delay_s)
     while True:
@@ -79,8 +79,8 @@ def first_delay_s(retry_after_s: float | None) -> float:
 class _Polls:
     """Polls of one job. delay_s: until the next poll."""
 
-    def __init__(self, handle: JobHandle, ask: Ask) -> None:
-        self._handle, self._ask = handle, ask
+    def __init__(self, handle: JobHandle, ask: Ask, observer: CallObserver) -> None:
+        self._handle, self._ask, self._observer = handle, ask, observer
         self._unknown = self._refused = self._faults = 0
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
@@ -116,6 +116,14 @@ class _Polls:
         backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), MAX_FAULT_DELAY_S)
         self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)
         return JobState("running")
+
+
+def _may_be_paid(error: UpstreamError) -> UpstreamError:
+    """Return the error of polls that are refused: the job was accepted, so it may be paid."""
+    words = error.upstream_detail
+    return UpstreamError(
+        error.code, error.detail, retryable=True, ambiguous=True, status=error.status, upstream_detail=words
+    )
 
 
 def _bounded(seconds: float | None) -> float | None:

@@ -109,6 +109,9 @@ class CallObserver(Protocol):
     def progress(self, fraction: float) -> None:
         """Report the part of the call's work that is done, 0 to 1."""
 
+    def polls_failed(self, count: int) -> None:
+        """Report how many polls of the job in sequence have failed; it may run on."""
+
 
 class Provider(Protocol):
     """An image service.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -23,6 +24,9 @@ from imagegen.worker.saving import AttemptEnded, DeadlinePassed
 JOB_RETRY_S = 5.0
 """Delay before an unfinished provider job is polled again, so that other tasks can use the slot."""
 
+UNREACHED_RETRY_S, MAX_FAILED_POLLS = 10.0, 3
+"""The same delay if the provider does not answer polls, and after how many of them the slot is left."""
+
 
 class JobUnfinished(AttemptEnded):
     """The job runs for longer than a slot is held; it stays in the checkpoint."""
@@ -40,6 +44,7 @@ class JobWait:
     ends_at: float
     clock: Callable[[], float]
     has_job: bool = field(default=False, init=False)
+    _retry_s: float = field(default=JOB_RETRY_S, init=False)
 
     async def reply(
         self,
@@ -70,9 +75,10 @@ class JobWait:
             if not is_over:
                 raise ClaimWasLost
 
+        count, polls_failed = len(share.indexes), partial(self._polls_failed, limit)
         try:
             async with limit:
-                return await call(ProgressReporter(self.claims, self.claim, self.total, len(share.indexes), accepted))
+                return await call(ProgressReporter(self.claims, self.claim, self.total, count, accepted, polls_failed))
         except TimeoutError:
             if not limit.expired():
                 raise  # not this limit's: nothing may take a call without a job for an unfinished one
@@ -84,6 +90,12 @@ class JobWait:
         finally:
             is_over = True
 
+    def _polls_failed(self, limit: asyncio.Timeout, count: int) -> None:
+        """Leave the slot if the provider does not answer: its job may run on."""
+        if count >= MAX_FAILED_POLLS:
+            self._retry_s = UNREACHED_RETRY_S
+            limit.reschedule(asyncio.get_running_loop().time())
+
     def _wait_end(self) -> float:
         """Return the event-loop time until which a job is polled."""
         return asyncio.get_running_loop().time() + min(self.longest_s, self.ends_at - self.clock())
@@ -92,4 +104,4 @@ class JobWait:
         left_s = self.ends_at - self.clock()
         if left_s <= 0:
             return DeadlinePassed()
-        return JobUnfinished(Retry(min(JOB_RETRY_S, left_s), WaitReason.RETRYING, counts_as_attempt=False))
+        return JobUnfinished(Retry(min(self._retry_s, left_s), WaitReason.RETRYING, counts_as_attempt=False))

@@ -15,7 +15,7 @@ from imagegen.tasks.task import SENT_PROGRESS, image_progress
 class ProgressReporter:
     """A provider's CallObserver. total: images of the whole task; count: images of this call.
 
-    on_accepted: keeps the handle of a provider job.
+    on_accepted: keeps the handle of a provider job. on_polls_failed: receives how many polls of it have failed.
     """
 
     claims: WorkerQueue
@@ -23,12 +23,16 @@ class ProgressReporter:
     total: int
     count: int
     on_accepted: Callable[[JobHandle], Awaitable[None]]
+    on_polls_failed: Callable[[int], None]
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
 
     async def accepted(self, handle: JobHandle) -> None:
         await self.on_accepted(handle)
+
+    def polls_failed(self, count: int) -> None:
+        self.on_polls_failed(count)
 
     def progress(self, fraction: float) -> None:
         stored = len(self.claim.checkpoint.images)

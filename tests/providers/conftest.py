@@ -102,6 +102,9 @@ class Listener:
     def progress(self, fraction: float) -> None:
         self.fractions.append(fraction)
 
+    def polls_failed(self, count: int) -> None:
+        """Do nothing."""
+
 
 @pytest.fixture
 def mocked(monkeypatch) -> Iterator[aioresponses.aioresponses]:

@@ -12,6 +12,7 @@ from yarl import URL
 
 from imagegen.emulator.fal import FalEmulator
 from imagegen.errors import UpstreamError
+from imagegen.providers import job_polling
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.fal_requests import fields_of, model_path, sent_request, warnings_of
 from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_result, parse_status
@@ -296,6 +297,14 @@ async def test_a_job_that_is_not_found_at_first_is_polled_on(quick, fal, queue, 
 async def test_polls_that_fail_do_not_end_a_job(quick, fal, queue, make_call) -> None:
     _, reply = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=503 polls=4}}"))
     assert (len(reply.images), queue.ledger.jobs[0].polls >= 5) == (1, True)
+
+
+async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_paid(
+    quick, fal, queue, make_call
+) -> None:
+    _, error = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=401 polls=99}}"))
+    assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, True)
+    assert queue.ledger.jobs[0].polls == job_polling.MAX_REFUSED
 
 
 @pytest.mark.parametrize(

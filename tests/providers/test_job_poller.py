@@ -36,6 +36,9 @@ class Recorder:
     def progress(self, fraction: float) -> None:
         self.parts.append(fraction)
 
+    def polls_failed(self, count: int) -> None:
+        """Do nothing."""
+
 
 @pytest.fixture
 async def relay():

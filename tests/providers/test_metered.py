@@ -41,6 +41,9 @@ class Watcher:
 
     def progress(self, fraction: float) -> None: ...
 
+    def polls_failed(self, count: int) -> None:
+        """Do nothing."""
+
 
 def counted(meter: Meter) -> dict[str, int]:
     return {code: histogram.count for code, histogram in meter.calls.items()}

@@ -18,6 +18,7 @@ from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State
+from imagegen.worker.job_wait import UNREACHED_RETRY_S
 
 
 @dataclass
@@ -72,6 +73,25 @@ async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(insta
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
     assert [handle.id for handle in harness.provider.resumed] == ["task_1"]
     assert (len(harness.provider.calls), claim.checkpoint.attempts, claim.checkpoint.job) == (1, 1, None)
+
+
+async def test_a_job_with_polls_that_fail_leaves_its_slot_and_is_resumed(instance) -> None:
+    class Unreachable(JobProvider):
+        async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
+            if len(self.resumed) == 1:
+                return await super().resume(handle, observer)
+            self.resumed.append(handle)
+            for count in (1, 2, 3):
+                observer.polls_failed(count)
+                await asyncio.sleep(0)
+            return await asyncio.get_running_loop().create_future()
+
+    harness = WorkerHarness(instance, Unreachable(ends=[None], max_images_per_call=1), job_wait_s=0.05)
+    claim = await harness.claim()
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert (outcome.delay_s, outcome.counts_as_attempt) == (UNREACHED_RETRY_S, False)
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert (len(harness.provider.calls), len(harness.provider.resumed), claim.checkpoint.attempts) == (1, 2, 1)
 
 
 async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instance) -> None:
