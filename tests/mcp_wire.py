@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import jsonschema
@@ -55,8 +56,11 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def tokens(result: Any) -> float:
-    """Return about how many tokens a result takes, the base64 of its images too: four characters each."""
-    return len(orjson.dumps(result)) / 4
+    """Return about how many tokens a result takes, the base64 of its images too: four characters each.
+
+    Clients write it with spaces or without, and count characters or bytes.
+    """
+    return max(len(orjson.dumps(result)), len(json.dumps(result, ensure_ascii=False))) / 4
 
 
 async def send(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:

@@ -81,3 +81,29 @@ async def test_each_entry_of_a_batch_has_its_own_limit(service) -> None:
     entries = [{"prompt": "a", "maxCostUsd": 0}, {"prompt": "b", "maxCostUsd": 1}]
     response = await service.post("/api/images/batch", json={"requests": entries})
     assert [entry["statusCode"] for entry in (await response.json())["results"]] == [402, 202]
+
+
+async def test_a_batch_has_no_limit_of_its_own(service, upstream: EmulatedUpstream) -> None:
+    for name in ("maxCostUsd", "max_cost_usd"):
+        response = await service.post("/api/images/batch", json={"requests": [{"prompt": "a"}], name: 1})
+        (detail,) = (await response.json())["details"]
+        assert (response.status, detail["field"]) == (400, name)
+        assert "each entry of requests" in detail["message"]
+    assert not upstream.ledger.calls
+
+
+@pytest.mark.parametrize("limit", ["NaN", "Infinity", "-1", "1e999", "1,5", " 1", "$1", 1_000_001, 1e30])
+async def test_sums_that_are_none_or_too_large_are_named_in_each_entry(service, limit: object) -> None:
+    status, body = await submit(service, maxCostUsd=limit)
+    assert (status, [detail["field"] for detail in body["details"]]) == (400, ["maxCostUsd"])
+    response = await service.post("/api/images/batch", json={"requests": [{"prompt": "a", "max_cost_usd": limit}]})
+    (entry,) = (await response.json())["results"]
+    assert (entry["statusCode"], entry["details"][0]["field"]) == (400, "requests[0].max_cost_usd")
+
+
+async def test_images_of_a_request_with_another_n_count_as_there(service, upstream: EmulatedUpstream) -> None:
+    await submit(service, "?wait=20", n=2)
+    assert (await submit(service, n=4, maxCostUsd=IMAGE_USD))[0] == 402
+    status, done = await submit(service, "?wait=20", n=4, maxCostUsd=2 * IMAGE_USD)
+    assert (status, len(done["data"])) == (200, 4)
+    assert sum(each.n for each in upstream.ledger.paid) == 4

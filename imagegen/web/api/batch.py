@@ -20,10 +20,12 @@ from imagegen.web.context import SERVICES
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.errors import error_view
 from imagegen.web.http.responses import json_response, language, request_id_of
+from imagegen.web.max_cost import MAX_COST_FIELDS
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit_parsed
 
 MAX_ENTRIES = 50
 
+_OF_AN_ENTRY = "is a field of each entry of requests, and limits the cost of that one"
 _MIN_ERRORS = 3
 """Field errors named of each bad entry at least."""
 
@@ -49,12 +51,13 @@ async def _submit_all(request: web.Request, body: ReceivedBody, options: SubmitO
     return json_response({"success": True, "results": results})
 
 
+def _unknown(name: str) -> str:
+    return _OF_AN_ENTRY if name in MAX_COST_FIELDS else "is not a known field; did you mean requests?"
+
+
 def _entries(body: Mapping[str, Any]) -> list[Any]:
     unknown = (name for name in body if name != "requests")
-    errors = [
-        FieldError(name[:60], "is not a known field; did you mean requests?")
-        for name in islice(unknown, MAX_FIELD_ERRORS - 1)
-    ]
+    errors = [FieldError(name[:60], _unknown(name)) for name in islice(unknown, MAX_FIELD_ERRORS - 1)]
     entries = body.get("requests")
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_ENTRIES:
         errors.append(FieldError("requests", f"must be a list of 1 to {MAX_ENTRIES} requests"))

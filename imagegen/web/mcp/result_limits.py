@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-MAX_RESULT_CHARS = 7_900
-"""Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens, at four characters each."""
+MAX_RESULT_CHARS = 7_400
+"""Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens of four characters, with spaces too."""
 
 _LENGTHS = (300, 150, 60, 20)
 """Characters to which texts are cut, one after the other, until the result fits."""
