@@ -14,7 +14,7 @@ from imagegen.queue.codec import NewerRecord, UnreadableRecord, broadcast_record
 from imagegen.queue.eta import entry_order
 from imagegen.queue.notifier import Message, ids_of
 from imagegen.queue.task_lookup import TRUST_S, TaskLookup
-from imagegen.redis_client.batcher import MAX_ITEMS
+from imagegen.redis_client.multiplexer import MAX_ITEMS
 from imagegen.tasks.task import IN_LINE, Task
 
 REFRESH_S = 8.0

@@ -16,7 +16,7 @@ from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFu
 from imagegen.formats import rfc3339
 from imagegen.queue.canceller import CancelResult, TaskCanceller
 from imagegen.queue.checkpoint import calls_under_way
-from imagegen.queue.codec import decode_record, server_time
+from imagegen.queue.codec import MAX_SKEW_S, decode_record
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
@@ -110,7 +110,7 @@ class ClientQueue:
         self.idempotency, self.listing = idempotency, listing
         self._lookup, self._outbox, self._families = lookup, outbox, families
         self._mover, self._lines = mover, verbs.lines
-        self._verbs = verbs
+        self._verbs, self._submits = verbs, verbs.meter.submits
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
         self.result_ttl_s = verbs.result_ttl_s
@@ -164,15 +164,16 @@ class ClientQueue:
         Raises QueueFull, QueueUnavailable, StoreUnavailable, BudgetExceeded, PriceUnknown, TooManyOpenTasks; nothing
         is stored then.
         """
-        cached_result = self._from_cache(submission)
-        if cached_result is not None:
-            return self._record_metric(cached_result)
-        if (first := await self._inflight_submit(submission.task_id)) is not None:
-            check_digest(first.task, submission.digest)
-            return self._record_metric(
-                first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
-            )
-        return self._record_metric(await self._enqueue(submission, reuse=reuse))
+        submitted = self._from_cache(submission)
+        if submitted is None:
+            first = await self._inflight_submit(submission.task_id)
+            if first is None:
+                submitted = await self._enqueue(submission, reuse=reuse)
+            else:
+                check_digest(first.task, submission.digest)
+                submitted = first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
+        self._submits[submitted.cached] += 1
+        return submitted
 
     async def replace(
         self, submission: Submission, finished: Task, reuse: ReuseImages | None = None, *, keep: bool
@@ -182,11 +183,10 @@ class ClientQueue:
         keep: whether its images stay, marked as stale, until the new ones are stored.
         """
         if (first := await self._inflight_submit(submission.task_id)) is not None:
-            return self._record_metric(replace(first, cached=CacheResult.COALESCED))
-        return self._record_metric(await self._enqueue(submission, finished, keep=keep, reuse=reuse))
-
-    def _record_metric(self, submitted: SubmitResult) -> SubmitResult:
-        self._verbs.meter.submits[submitted.cached] += 1
+            submitted = replace(first, cached=CacheResult.COALESCED)
+        else:
+            submitted = await self._enqueue(submission, finished, keep=keep, reuse=reuse)
+        self._submits[submitted.cached] += 1
         return submitted
 
     async def add_webhooks(self, submission: Submission, submitted: SubmitResult) -> SubmitResult:
@@ -264,8 +264,8 @@ class ClientQueue:
         keep: bool = False,
         reuse: ReuseImages | None = None,
     ) -> SubmitResult:
-        limits = self.limits_of(submission.client)
-        task = self._task(submission, replaced.images if replaced and keep else (), limits)
+        now, limits = self.clock(), self.limits_of(submission.client)
+        task = self._task(submission, replaced.images if replaced and keep else (), limits, now)
         waiters: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = waiters
         in_line = None
@@ -367,8 +367,7 @@ class ClientQueue:
                 continue
         return None
 
-    def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits) -> Task:
-        now = self.clock()
+    def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits, now: float) -> Task:
         generation, cost = int(now * 1e6), submission.cost
         if cost is not None and submission.max_micro_usd is not None:
             cost = replace(cost, most=submission.max_micro_usd)
@@ -405,8 +404,8 @@ class ClientQueue:
             return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
-        if is_in_stream and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
-            task = replace(task, created_at=came_at)
+        if is_in_stream and abs(task.created_at - answer.added_at) > MAX_SKEW_S:
+            task = replace(task, created_at=answer.added_at)
         if self._task_cache.put(task) and is_in_stream and task.id not in self._dispatcher.claimed:
             self._estimates.line.add(task.entry_id)
         if task.client and is_in_stream:
@@ -417,10 +416,10 @@ class ClientQueue:
 
     def _on_existing(self, submission: Submission, answer: SubmitReply) -> SubmitResult:
         if answer.kind == "full":
-            self._verbs.meter.submits["FULL"] += 1
+            self._submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
         if answer.kind == "budget":
-            self._verbs.meter.submits["OVER_BUDGET"] += 1
+            self._submits["OVER_BUDGET"] += 1
             if submission.cost is None or submission.cost.estimated is None:
                 raise PriceUnknown(model=submission.model)
             self._verbs.budgets.on_refused(submission.client)

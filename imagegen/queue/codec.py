@@ -314,15 +314,13 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
 
 
 def _came_at(entry: _Entry, entry_id: str) -> float:
+    """Return the time of a submit: by the submitter's clock, or the server's if the entry's id differs from it."""
     if entry.queued is not None:
         return entry.queued
-    return server_time(entry.created, entry_id) if entry_id else entry.created
-
-
-def server_time(created_at: float, entry_id: str) -> float:
-    """Return the time of a submit: by the submitter's clock, or the server's if the entry's id differs from it."""
+    if not entry_id:
+        return entry.created
     added_at = int(entry_id.partition("-")[0]) / 1000
-    return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
+    return entry.created if abs(entry.created - added_at) <= MAX_SKEW_S else added_at
 
 
 def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:

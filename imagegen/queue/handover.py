@@ -15,7 +15,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier, ids_of
 from imagegen.queue.takeover import MAX_TAKEN, Takeover
-from imagegen.redis_client.batcher import batched
+from imagegen.queue.verbs.context import batched
 from imagegen.redis_client.redis_errors import RedisError
 
 MESSAGE = "yours"

@@ -11,10 +11,9 @@ from typing import cast
 
 from imagegen.errors import IdempotencyMismatch, QueueUnavailable
 from imagegen.queue.unreadable import Unreadable
-from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 
 KEY_LIFE_S = 86_400

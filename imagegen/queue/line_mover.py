@@ -19,8 +19,8 @@ from imagegen.errors import ApiError, QueueUnavailable
 from imagegen.queue.notifier import Message, ids_of
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_lookup import TaskLookup
+from imagegen.queue.verbs.context import batched
 from imagegen.queue.verbs.refill_lines import MAX_LINES
-from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.tasks.task import IN_LINE, Task

@@ -22,8 +22,8 @@ from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.consume import Entry
+from imagegen.queue.verbs.context import batched
 from imagegen.queue.verbs.group import Consumer, PendingEntry
-from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 

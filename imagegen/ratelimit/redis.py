@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from imagegen.ratelimit.stores import LimitState, Window
-from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 
 
 @dataclass(frozen=True, slots=True)

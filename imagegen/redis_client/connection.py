@@ -16,13 +16,14 @@ from redis.exceptions import RedisError, ResponseError
 from imagegen.backoff import Backoff
 from imagegen.errors import QueueUnavailable
 from imagegen.metrics import Meter
+from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.multiplexer import DEADLINE_S, Multiplexer, Script, WireEvents
+from imagegen.redis_client.multiplexer import Script, WireEvents
 from imagegen.redis_client.redis_errors import remedy, shown, unavailable
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
-from imagegen.redis_client.topology import Servers
+from imagegen.redis_client.topology import DEADLINE_S, Servers
 
 __all__ = ["BLOCK_S", "Connection", "Health", "unavailable"]
 
@@ -82,15 +83,15 @@ class Connection:
         silent = WireEvents(on_silent=self._reconnect)
         reader = WireEvents(self._identify, on_silent=self._reconnect)
         shared = WireEvents(self._identify, self.health.succeeded, self._to_client_error, self._reconnect)
-        self.multiplexer = Multiplexer(servers, events=shared)
-        self.blocking_reads = Multiplexer(servers, sends=1, events=reader)
-        self._rare = [Multiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
+        self.multiplexer = ClusterMultiplexer(servers, events=shared)
+        self.blocking_reads = ClusterMultiplexer(servers, sends=1, events=reader)
+        self._rare = [ClusterMultiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
         self.commands = Commands(self._rare)
         self.subscriptions = Subscriptions(servers, self._reconnect)
 
     async def probe(self, script: Script, keys: Sequence[str]) -> Any:
         """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError."""
-        multiplexer = Multiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
+        multiplexer = ClusterMultiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
         try:
             return await multiplexer.evalsha(script, keys, [])
         finally:

@@ -1,6 +1,6 @@
 """Connection that many calls share: commands of one turn go out together, and replies arrive in order.
 
-redis-py opens it. Redirects of a cluster are followed, so a moved slot or a failed node costs time only.
+redis-py opens it. Items of one turn can go to Redis in one batch: each caller gets its own result.
 """
 
 from __future__ import annotations
@@ -11,31 +11,26 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import hiredis
 from redis.asyncio.connection import DefaultParser
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    InvalidResponse,
-    MovedError,
-    NoScriptError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
 
-__all__ = ["DEADLINE_S", "Arg", "Callback", "Command", "CommandBatch", "Multiplexer", "Script", "WireEvents"]
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
 
-MAX_REDIRECTS = 40
-"""Redirects of one command by a cluster; a slot replies TRYAGAIN until all its keys have moved."""
+MAX_ITEMS = 200
+MAX_BYTES = 2**20
+"""Limits of a batch. All calls share one connection, and small ones wait behind a large one."""
 
-TRY_AGAIN_S = 0.05
+MAX_IN_FLIGHT = 4
+MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
+"""Items in flight together."""
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
@@ -69,7 +64,7 @@ class CommandBatch(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class _InFlight:
+class InFlight:
     """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster redirected it."""
 
     packed: bytes
@@ -101,7 +96,7 @@ class WireEvents:
 class Multiplexer:
     """Connection that is opened on first use, and again after a loss; unanswered commands are then sent again.
 
-    Commands that can't be repeated must set `no_resend`. Each command of a cluster is redirected separately.
+    Commands that can't be repeated must set `no_resend`.
 
     Args:
         servers: open the connections.
@@ -123,14 +118,13 @@ class Multiplexer:
         self._events = events or WireEvents()
         self._flushes: list[Callable[[], None]] = []
         self._scheduled = False
-        self._unsent: deque[_InFlight] = deque()
-        self._sent: deque[_InFlight] = deque()
+        self._unsent: deque[InFlight] = deque()
+        self._sent: deque[InFlight] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._protocol: ReplyProtocol | None = None
         self._leaving = False
-        self._nodes: dict[Address, Multiplexer] = {}
         if address is None:
             servers.on_change.append(self.leave)
 
@@ -150,9 +144,9 @@ class Multiplexer:
         A batch that is late already is not sent: that would end the connection for all others.
         """
         packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
-        self._enqueue(_InFlight(packed, asked, done, deadline))
+        self._enqueue(InFlight(packed, asked, done, deadline))
 
-    def _enqueue(self, exchange: _InFlight) -> None:
+    def _enqueue(self, exchange: InFlight) -> None:
         loop, deadline = asyncio.get_running_loop(), exchange.deadline
         if deadline <= loop.time():
             loop.call_soon(self._fail, (exchange,), RedisTimeoutError("No answer in time"))
@@ -206,9 +200,6 @@ class Multiplexer:
         self.abort()
         for exchange in left:
             exchange.done(RedisConnectionError("Closed"))
-        nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
-            await node.close()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -244,7 +235,8 @@ class Multiplexer:
         connection: Any = None
         try:
             async with asyncio.timeout(DEADLINE_S):
-                connection = await self._open()
+                servers, address = self._servers, self._address
+                connection = await (servers.connect() if address is None else servers.connect_to(address))
                 if self._events.greet is not None:
                     await self._events.greet(connection)
         except Exception as error:  # noqa: BLE001 - every error goes to the callers
@@ -260,11 +252,6 @@ class Multiplexer:
         if self._unsent:
             self._send()
 
-    async def _open(self) -> Any:
-        if self._address is not None:
-            return await self._servers.connect_to(self._address)
-        return await self._servers.connect()
-
     def _got(self, reply: Any) -> None:
         exchange = self._sent[0]
         exchange.replies.append(reply)
@@ -274,7 +261,7 @@ class Multiplexer:
         if self._leaving and not self._sent:
             self.abort()
 
-    def _answered(self, exchange: _InFlight) -> None:
+    def _answered(self, exchange: InFlight) -> None:
         error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
         script = exchange.asked.script
         if error is None:
@@ -283,58 +270,14 @@ class Multiplexer:
         elif isinstance(error, NoScriptError) and script is not None:
             ((_, _, *rest),) = exchange.asked.commands
             self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
-        elif self._address is None and any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):
-            self._redirect(exchange, error)
         else:
-            self._fail((exchange,), error)
-            if isinstance(error, ReadOnlyError | ClusterDownError):  # after a failover another server accepts it
-                self._servers.doubt()
-                self.leave()
+            self._refused(exchange, error)
 
-    def _redirect(self, exchange: _InFlight, error: Exception) -> None:
-        """Send again the commands that another node, or the same one later, has to answer; no other runs twice."""
-        if exchange.redirects >= MAX_REDIRECTS:
-            self._fail((exchange,), error)
-            return
-        replies = exchange.replies
-        again = {i: reply for i, reply in enumerate(replies) if isinstance(reply, AskError | TryAgainError)}
-
-        def place(index: int, result: list[Any] | Exception) -> None:
-            replies[index] = result if isinstance(result, Exception) else result[0]
-            del again[index]
-            if not again:
-                self._answered(exchange)
-
-        for index, reply in list(again.items()):
-            command = exchange.asked.commands[index]
-            asked = CommandBatch([command], exchange.asked.script, exchange.asked.no_resend)
-            packed = hiredis.pack_command(command)  # type: ignore[arg-type]
-            done = partial(place, index)
-            resent = _InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
-            self._send_elsewhere(resent, reply)
-
-    def _send_elsewhere(self, exchange: _InFlight, reply: Exception) -> None:
-        if isinstance(reply, MovedError):
-            self._servers.moved(reply.host, reply.port)
+    def _refused(self, exchange: InFlight, error: Exception) -> None:
+        self._fail((exchange,), error)
+        if isinstance(error, ReadOnlyError | ClusterDownError):  # after a failover another server accepts it
+            self._servers.doubt()
             self.leave()
-            self._enqueue(exchange)
-        elif isinstance(reply, AskError):
-            self._ask_node((reply.host or self._servers.address[0], reply.port), exchange)
-        else:
-            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
-
-    def _ask_node(self, address: Address, exchange: _InFlight) -> None:
-        """Send a command to the node that takes over its slot; the node serves one command after `ASKING`."""
-        node = self._nodes.get(address)
-        if node is None:
-            node = self._nodes[address] = Multiplexer(self._servers, address=address, sends=self._sends)
-
-        def done(result: list[Any] | Exception) -> None:
-            exchange.replies = [result if isinstance(result, Exception) else result[1]]
-            self._answered(exchange)
-
-        command = exchange.asked.commands[0]
-        node.send(CommandBatch([("ASKING",), command], no_resend=exchange.asked.no_resend), done, exchange.deadline)
 
     def _lost(self, error: Exception) -> None:
         self._protocol = self._transport = None
@@ -368,7 +311,7 @@ class Multiplexer:
             self._look_at(min(left))
         self._fail(late, RedisTimeoutError("No answer in time"))
 
-    def _fail(self, exchanges: Sequence[_InFlight] | deque[_InFlight], error: Exception) -> None:
+    def _fail(self, exchanges: Sequence[InFlight] | deque[InFlight], error: Exception) -> None:
         if exchanges:
             client_error = self._events.on_failure(error)
             for exchange in exchanges:
@@ -426,3 +369,78 @@ def _error(text: str) -> Exception:
         return cast(Exception, DefaultParser.parse_error(text))  # type: ignore[no-untyped-call]
     except (ValueError, TypeError):
         return ResponseError(text)
+
+
+class Batcher(Generic[Item, Reply]):
+    """Collector of the items of a turn, sent in one batch; with four batches in flight, items wait for the next.
+
+    A result or an error is set within `DEADLINE_S` of the first item's arrival.
+
+    Args:
+        encode: returns the commands for some items.
+        decode: returns one result for each item, in order, from the replies.
+        size: returns the approximate bytes of an item; only needed for large ones.
+    """
+
+    def __init__(
+        self,
+        wire: Multiplexer,
+        encode: Callable[[list[Item]], CommandBatch],
+        decode: Callable[[list[Item], list[Any]], Sequence[Reply]],
+        size: Callable[[Item], int] | None = None,
+    ) -> None:
+        self._wire = wire
+        self._encode = encode
+        self._decode = decode
+        self._size = size
+        self._waiting: list[tuple[Item, asyncio.Future[Reply], float]] = []
+        self._in_flight = 0
+
+    def __call__(self, item: Item) -> asyncio.Future[Reply]:
+        """Add an item. Return a future of its result, or of the error of the whole batch."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
+        if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
+            self._wire.on_turn_end(self._flush)
+        self._waiting.append((item, answer, loop.time() + DEADLINE_S))
+        return answer
+
+    def _flush(self) -> None:
+        while self._waiting and self._in_flight < MAX_IN_FLIGHT:
+            count = self._count()
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
+            items, futures, deadline = [item for item, _, _ in batch], [future for _, future, _ in batch], batch[0][2]
+            self._in_flight += 1
+            try:
+                self._wire.send(self._encode(items), partial(self._answered, items, futures), deadline)
+            except Exception as error:  # noqa: BLE001 - every error goes to the callers
+                self._answered(items, futures, error)
+
+    def _count(self) -> int:
+        """Return how many waiting items fit into the next batch."""
+        if self._size is None:
+            return MAX_ITEMS
+        size = 0
+        for count, (item, _, _) in enumerate(self._waiting[:MAX_ITEMS]):
+            if size >= MAX_BYTES:
+                return count
+            size += self._size(item)
+        return MAX_ITEMS
+
+    def _answered(
+        self, items: list[Item], futures: list[asyncio.Future[Reply]], replies: list[Any] | Exception
+    ) -> None:
+        self._in_flight -= 1
+        if self._waiting:
+            self._wire.on_turn_end(self._flush)
+        try:
+            if isinstance(replies, Exception):
+                raise replies
+            for future, answer in zip(futures, self._decode(items, replies), strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        except Exception as error:  # noqa: BLE001
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()

@@ -62,9 +62,9 @@ class ParsedBody(Struct, frozen=True):
         submission = identity.submission(self.request, options.scope, self.webhooks, options.key_name)
         most = self.max_micro_usd
         if most is None:
-            return replace(submission, submitter=options.submitter)
+            return replace(submission, submitter=submitter_name(options.client))
         cost = identity.estimate(self.request, most)
-        return replace(submission, max_micro_usd=most, cost=cost, submitter=options.submitter)
+        return replace(submission, max_micro_usd=most, cost=cost, submitter=submitter_name(options.client))
 
 
 class SubmitOptions(Struct, frozen=True):
@@ -108,11 +108,6 @@ class SubmitOptions(Struct, frozen=True):
         """Return the options of an agent: it has no headers of its own for a submit, and may repeat it blindly."""
         client = client_of(request)
         return cls(request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True)
-
-    @property
-    def submitter(self) -> str:
-        """Name of the client among those of a task."""
-        return submitter_name(self.client)
 
     @property
     def owner(self) -> tuple[str, str, str | None]:

@@ -13,10 +13,18 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import eventually
 
-from imagegen.redis_client.batcher import MAX_BYTES, MAX_IN_FLIGHT, MAX_ITEMS, Batcher
+from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
-from imagegen.redis_client.multiplexer import CommandBatch, Multiplexer, Script
+from imagegen.redis_client.multiplexer import (
+    MAX_BYTES,
+    MAX_IN_FLIGHT,
+    MAX_ITEMS,
+    Batcher,
+    CommandBatch,
+    Multiplexer,
+    Script,
+)
 from imagegen.redis_client.topology import Servers
 
 MakeWire = Callable[..., Multiplexer]
@@ -27,7 +35,7 @@ async def make_wire() -> AsyncIterator[MakeWire]:
     async with AsyncExitStack() as stack:
 
         def make(url: str, **options: object) -> Multiplexer:
-            wire = Multiplexer(Servers(url), **options)
+            wire = ClusterMultiplexer(Servers(url), **options)
             stack.push_async_callback(wire.close)
             return wire
 

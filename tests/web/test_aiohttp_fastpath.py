@@ -11,7 +11,7 @@ from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
 
-from imagegen.web.http import server
+from imagegen.web.http import middleware, server
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
 
@@ -139,7 +139,7 @@ async def test_an_expect_header_is_honoured_on_a_cached_path(client: Client) -> 
 
 
 async def test_cached_paths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_PATHS", 2)
+    monkeypatch.setattr(middleware, "MAX_PATHS", 2)
     app = app_of({})
     routers: list[server.RouteCache] = []
     make = server.RouteCache

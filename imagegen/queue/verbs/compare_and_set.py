@@ -8,9 +8,8 @@ from typing import Any, cast
 from msgspec import Struct
 
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 
 SCRIPT = load_script(__package__, "compare_and_set")
 

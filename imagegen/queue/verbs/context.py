@@ -6,7 +6,7 @@ See budget.lua for the texts of budgets, and line_args.lua for the arguments of 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from imagegen.queue.claim import checkpoint_ttl_s, owner_life_s
 from imagegen.queue.unreadable import Unreadable
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.multiplexer import Arg, Multiplexer, Script
+from imagegen.redis_client.multiplexer import MAX_BYTES, Arg, Item, Multiplexer, Script
 from imagegen.tasks.cost import Cost
 
 BUDGETS_TTL_S = 8 * 86_400
@@ -193,3 +193,17 @@ def add_line_args(context: VerbContext, keys: list[str], args: list[Any], client
     keys += map(context.keys.line, lines)
     numbers = {client: number for number, client in enumerate(lines, 1)}
     args += (" ".join([str(numbers.get(client, 0)) for client in clients]), "\n".join(lines))
+
+
+def batched(items: Sequence[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
+    """Yield the items in order, in batches of at most `most` items and about `MAX_BYTES` bytes."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item) if size else 0
+        if len(batch) >= most or total >= MAX_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

@@ -13,10 +13,9 @@ from imagegen.queue.codec import decode_cost, final_record, with_delivery_log
 from imagegen.queue.lines import ClientLines, MovedTasks
 from imagegen.queue.verbs.context import BUDGETS_TTL_S, VerbContext, add_line_args, budget_keys, settlement
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
-from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import Task, pending_deliveries
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 from imagegen.tasks.task import Task
 
 TaskRows = tuple[bytes | None, bytes | None, bytes | None]

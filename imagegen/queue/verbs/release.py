@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import encode_entry, version_of
 from imagegen.queue.eta import entry_order
-from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import batched
+from imagegen.queue.verbs.context import VerbContext, batched
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 

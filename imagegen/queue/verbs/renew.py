@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from imagegen.queue.eta import entry_order
-from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import batched
+from imagegen.queue.verbs.context import VerbContext, batched
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg

@@ -11,8 +11,7 @@ from typing import Any
 
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import Batcher
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 
 
 class ReplaceCheckpoint:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.batcher import MAX_BYTES, MAX_ITEMS
+from imagegen.redis_client.multiplexer import MAX_BYTES, MAX_ITEMS
 from imagegen.tasks.task import Task
 
 _COMMANDS_PER_TASK = 4

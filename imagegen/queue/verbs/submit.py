@@ -20,10 +20,9 @@ from imagegen.queue.verbs.context import (
     reservation,
 )
 from imagegen.queue.verbs.move_aside import move_aside
-from imagegen.redis_client.batcher import MAX_AT_ONCE, Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.multiplexer import MAX_AT_ONCE, Batcher, CommandBatch
 from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import IN_LINE, Task
@@ -73,6 +72,7 @@ class SubmitReply(Struct, frozen=True, gc=False):
     """kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
 
     siblings: records of completed siblings, if the kind is `siblings`.
+    added_at: Unix time of the server at which the entry was added; 0 if none was.
     """
 
     kind: SubmitKind
@@ -80,6 +80,7 @@ class SubmitReply(Struct, frozen=True, gc=False):
     epoch: int
     existing: bytes
     siblings: tuple[bytes, ...] = ()
+    added_at: float = 0.0
 
 
 def submit_item(
@@ -192,7 +193,7 @@ class Submit:
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
         depth, ((measured, rows, budgets, lengths),) = self._depth, results
         replies = [
-            SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings))
+            SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings), _added_at(entry))
             for kind, entry, epoch, existing, *siblings in rows
         ]
         added = sum(bool(reply.entry_id) and reply.entry_id != IN_LINE for reply in replies)
@@ -205,8 +206,8 @@ class Submit:
         cost += self._context.budgets.learn(budgets)
         self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
-        if replies and (entry_id := replies[-1].entry_id) and entry_id != IN_LINE:
-            self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
+        if replies and replies[-1].added_at:
+            self._context.connection.clock.learn(replies[-1].added_at)
         if added:
             self.on_added()
         return replies
@@ -224,6 +225,12 @@ class Submit:
                 commands += 1 + (length == len(added))
                 self._lines.added(client, added, length)
         return commands
+
+
+def _added_at(entry_id: bytes) -> float:
+    """Return the Unix time in the id of a new entry, 0 if the task has none in the stream."""
+    milliseconds = entry_id.partition(b"-")[0]
+    return int(milliseconds) / 1000 if milliseconds.isdigit() else 0.0
 
 
 def submit_cost(

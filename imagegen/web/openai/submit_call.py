@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services
@@ -180,4 +181,5 @@ class ClientCall:
         options = self._options
         submission = self._services.identity.submission(request, options.scope, client=options.key_name)
         family = None if self._fixed is None else submission.family
-        return replace(submission, family=family, submitter=options.submitter, max_micro_usd=self._max_micro_usd)
+        by, most = submitter_name(options.client), self._max_micro_usd
+        return replace(submission, family=family, submitter=by, max_micro_usd=most)

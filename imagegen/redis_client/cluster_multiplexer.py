@@ -1,0 +1,84 @@
+"""Multiplexer that follows the redirects of a cluster, so a moved slot or a failed node costs time only."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import hiredis
+from redis.exceptions import AskError, MovedError, TryAgainError
+
+from imagegen.redis_client.multiplexer import CommandBatch, InFlight, Multiplexer, WireEvents
+from imagegen.redis_client.topology import Address, Servers
+
+MAX_REDIRECTS = 40
+"""Redirects of one command by a cluster; a slot replies TRYAGAIN until all its keys have moved."""
+
+TRY_AGAIN_S = 0.05
+
+
+class ClusterMultiplexer(Multiplexer):
+    """Multiplexer of a cluster, or of any other server. Each command is redirected separately."""
+
+    def __init__(self, servers: Servers, *, sends: int = 3, events: WireEvents | None = None) -> None:
+        super().__init__(servers, sends=sends, events=events)
+        self._nodes: dict[Address, Multiplexer] = {}
+
+    async def close(self) -> None:
+        """Close the connections and fail unanswered commands. A later command opens them again."""
+        await super().close()
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
+
+    def _refused(self, exchange: InFlight, error: Exception) -> None:
+        if any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):
+            self._redirect(exchange, error)
+        else:
+            super()._refused(exchange, error)
+
+    def _redirect(self, exchange: InFlight, error: Exception) -> None:
+        """Send again the commands that another node, or the same one later, has to answer; no other runs twice."""
+        if exchange.redirects >= MAX_REDIRECTS:
+            self._fail((exchange,), error)
+            return
+        replies = exchange.replies
+        again = {i: reply for i, reply in enumerate(replies) if isinstance(reply, AskError | TryAgainError)}
+
+        def place(index: int, result: list[Any] | Exception) -> None:
+            replies[index] = result if isinstance(result, Exception) else result[0]
+            del again[index]
+            if not again:
+                self._answered(exchange)
+
+        for index, reply in list(again.items()):
+            command = exchange.asked.commands[index]
+            asked = CommandBatch([command], exchange.asked.script, exchange.asked.no_resend)
+            packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+            done = partial(place, index)
+            resent = InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
+            self._send_elsewhere(resent, reply)
+
+    def _send_elsewhere(self, exchange: InFlight, reply: Exception) -> None:
+        if isinstance(reply, MovedError):
+            self._servers.moved(reply.host, reply.port)
+            self.leave()
+            self._enqueue(exchange)
+        elif isinstance(reply, AskError):
+            self._ask_node((reply.host or self._servers.address[0], reply.port), exchange)
+        else:
+            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
+
+    def _ask_node(self, address: Address, exchange: InFlight) -> None:
+        """Send a command to the node that takes over its slot; the node serves one command after `ASKING`."""
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Multiplexer(self._servers, address=address, sends=self._sends)
+
+        def done(result: list[Any] | Exception) -> None:
+            exchange.replies = [result if isinstance(result, Exception) else result[1]]
+            self._answered(exchange)
+
+        command = exchange.asked.commands[0]
+        node.send(CommandBatch([("ASKING",), command], no_resend=exchange.asked.no_resend), done, exchange.deadline)
