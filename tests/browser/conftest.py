@@ -5,9 +5,10 @@ All tests here share one event loop, since a browser belongs to the loop that st
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,9 @@ HERE = Path(__file__).parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu")
 TIMEOUT_MS = 20_000
-DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
+DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
+"""Options of a page. Without animations, each frame of which is drawn by the processor."""
+
 REPORT_VIOLATIONS = """
 document.addEventListener("securitypolicyviolation", (event) => {
   reportViolation(`${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
@@ -83,10 +86,12 @@ class Visit:
         """Return what axe-core finds in the page, without what it calls minor or moderate."""
         from axe_playwright_python.async_playwright import Axe
 
-        found = await Axe().run(self.page)
+        if await self.page.evaluate("typeof axe") == "undefined":
+            await self.page.evaluate(Axe().axe_script)
+        found = await self.page.evaluate("axe.run({ resultTypes: ['violations'] })")
         return [
             f"{fault['id']}: {node['html']} {node['failureSummary']}"
-            for fault in found.response["violations"]
+            for fault in found["violations"]
             if fault["impact"] in ("serious", "critical")
             for node in fault["nodes"]
         ]
@@ -111,6 +116,77 @@ class StudioVisit(Visit):
         return int(await self.page.locator(".images img").evaluate_all("all => all.filter(i => i.naturalWidth).length"))
 
 
+@dataclass(eq=False)
+class Tab:
+    """Page in a context of its own, which one visit uses at a time.
+
+    options: of its context; visit: the present one, or the last.
+    """
+
+    page: Any
+    options: str
+    is_reused: bool
+    visit: Visit = field(default_factory=lambda: Visit(None, "about:blank"))
+
+    async def watch(self) -> None:
+        """Collect the problems of all pages of the context."""
+        context = self.page.context
+        context.on("request", self._on_request)
+        context.on("console", self._on_console)
+        context.on("weberror", lambda error: self.visit.problems.append(f"error: {error.error}"))
+        await context.expose_binding(
+            "reportViolation", lambda _source, violation: self.visit.problems.append(f"policy: {violation}")
+        )
+        await context.add_init_script(REPORT_VIOLATIONS)
+
+    def _on_request(self, request: Any) -> None:
+        base = self.visit.base
+        if not request.url.startswith((f"{base}/", f"blob:{base}/", "data:", "about:blank")):
+            self.visit.problems.append(f"request: {request.url}")
+
+    def _on_console(self, message: Any) -> None:
+        # A response with an error status is a line of the console, and no problem of the page.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            self.visit.problems.append(f"console: {message.text}")
+
+
+class Tabs:
+    """Tabs of the browser. One that was given back is used again without its storage, at half the cost."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self._free: list[Tab] = []
+
+    async def take(self, options: Mapping[str, Any], *, has_clock: bool) -> Tab:
+        """Return a tab with these options. has_clock: whether the test sets the time of the page."""
+        wanted = json.dumps(options, sort_keys=True)
+        for tab in self._free:
+            if tab.options == wanted and not has_clock:
+                self._free.remove(tab)
+                return tab
+        context = await self._browser.new_context(**options)
+        context.set_default_timeout(TIMEOUT_MS)
+        if has_clock:
+            await context.clock.install()
+        tab = Tab(await context.new_page(), wanted, is_reused=not has_clock)
+        await tab.watch()
+        return tab
+
+    async def give_back(self, tab: Tab) -> None:
+        """End the visit of a tab and delete what it has stored."""
+        context = tab.page.context
+        if not tab.is_reused:
+            await context.close()
+            return
+        await tab.page.evaluate("sessionStorage.clear()")
+        await tab.page.goto("about:blank")
+        session = await context.new_cdp_session(tab.page)
+        await session.send("Storage.clearDataForOrigin", {"origin": tab.visit.base, "storageTypes": "all"})
+        await session.detach()
+        await context.clear_cookies()
+        self._free.append(tab)
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Any]:
     """Start the browser. Skips the test without one; CI must have one."""
@@ -123,29 +199,33 @@ async def browser() -> AsyncIterator[Any]:
         await browser.close()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tabs(browser: Any) -> AsyncIterator[Tabs]:
+    """Return the tabs of the browser."""
+    yield Tabs(browser)
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(browser: Any) -> AsyncIterator[OpenPage]:
+async def open_page(tabs: Tabs) -> AsyncIterator[OpenPage]:
     """Open a page of a service: `await open_page(service, "board", viewport=PHONE)`. No page may have problems.
 
-    Each page has its own cookies and storage. Options are Playwright's, of `new_context`.
+    Each page has its own cookies and storage. Options are Playwright's, of `new_context`; with `has_clock`, the test
+    sets the time of the page.
     """
-    visits: list[Visit] = []
+    opened: list[Tab] = []
 
-    async def visit(service: Client, address: str = "", **options: Any) -> Visit:
-        context = await browser.new_context(
-            **{"locale": "en-US", "viewport": {"width": 1280, "height": 900}, **options}
-        )
-        context.set_default_timeout(TIMEOUT_MS)
-        opened = Visit(await context.new_page(), str(service.make_url("/")).rstrip("/"))
-        await watch(context, opened)
-        visits.append(opened)
-        await opened.open(address)
-        return opened
+    async def visit(service: Client, address: str = "", *, has_clock: bool = False, **options: Any) -> Visit:
+        tab = await tabs.take(DESK | options, has_clock=has_clock)
+        tab.visit = Visit(tab.page, str(service.make_url("/")).rstrip("/"))
+        opened.append(tab)
+        await tab.visit.open(address)
+        return tab.visit
 
     yield visit
-    for opened in visits:
-        await opened.page.context.close()
-    assert [problem for opened in visits for problem in opened.problems] == []
+    visits = [tab.visit for tab in opened]
+    for tab in opened:
+        await tabs.give_back(tab)
+    assert [problem for visit in visits for problem in visit.problems] == []
 
 
 @pytest.fixture
@@ -157,27 +237,6 @@ def open_studio(open_page: OpenPage) -> OpenStudio:
         return StudioVisit(opened.page, opened.base, opened.problems)
 
     return visit
-
-
-async def watch(context: Any, visit: Visit) -> None:
-    """Collect the problems of all pages of a context."""
-
-    def on_request(request: Any) -> None:
-        if not request.url.startswith((f"{visit.base}/", f"blob:{visit.base}/", "data:")):
-            visit.problems.append(f"request: {request.url}")
-
-    def on_console(message: Any) -> None:
-        # A response with an error status is a line of the console, and no problem of the page.
-        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
-            visit.problems.append(f"console: {message.text}")
-
-    context.on("request", on_request)
-    context.on("console", on_console)
-    context.on("weberror", lambda error: visit.problems.append(f"error: {error.error}"))
-    await context.expose_binding(
-        "reportViolation", lambda _source, violation: visit.problems.append(f"policy: {violation}")
-    )
-    await context.add_init_script(REPORT_VIOLATIONS)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

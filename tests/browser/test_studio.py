@@ -17,10 +17,13 @@ from PIL import Image
 from support import eventually
 
 from imagegen.app import METER
+from imagegen.ratelimit.limits import RATE_LIMITS
+from imagegen.ratelimit.stores import MemoryRateLimitStore
 from tests.browser.conftest import OpenStudio, StudioVisit
 from tests.web.conftest import Client, StartService
 
 KEY = "ig_" + "k" * 43
+HOUR_S = 3600.0
 
 SHOWN_PROGRESS = """() => [
   document.querySelectorAll(".images img").length,
@@ -42,15 +45,12 @@ def png(width: int = 96, height: int = 64) -> bytes:
     return file.getvalue()
 
 
-async def test_an_image_is_made_within_five_seconds_of_opening_the_page(
-    service: Client, open_studio: OpenStudio
-) -> None:
-    begun = asyncio.get_running_loop().time()
+async def test_an_image_is_made_with_a_prompt_and_one_key(service: Client, open_studio: OpenStudio) -> None:
+    """How long this takes is measured by `python -m bench studio`."""
     visit = await open_studio(service)
     await visit.make("a lighthouse at dusk")
     await visit.state("completed")
-    await eventually(visit.shown_images)
-    assert asyncio.get_running_loop().time() - begun < 5
+    await eventually(visit.shown_images, within_s=60)
 
 
 async def test_images_come_one_by_one_with_rising_progress(
@@ -114,15 +114,24 @@ async def test_the_back_button_and_links_lead_to_every_state(service: Client, op
     await eventually(other.shown_images)
 
 
+async def let_the_limit_end(service: Client, page: Any) -> None:
+    """Let the hour of a limit be over, for the service and for the page."""
+    service.app[RATE_LIMITS].use(MemoryRateLimitStore())
+    await page.clock.fast_forward(HOUR_S * 1000)
+
+
 async def test_a_limit_counts_down(start_service: StartService, open_studio: OpenStudio) -> None:
-    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=2.0)
-    visit = await open_studio(service)
+    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=HOUR_S)
+    visit = await open_studio(service, has_clock=True)
     await visit.make("the first")
     await visit.page.get_by_label("Prompt", exact=True).fill("the second")
     await visit.page.keyboard.press("Control+Enter")
     button = visit.page.locator("button[type=submit]")
     await visit.page.get_by_role("button", name=re.compile(r"Again in \d+ s")).wait_for()
     assert await button.is_disabled()
+    shown = await button.inner_text()
+    await visit.until("shown => document.querySelector('button[type=submit]').innerText !== shown", shown)
+    await let_the_limit_end(service, visit.page)
     await visit.page.get_by_role("button", name="Generate", exact=True).wait_for()
     await visit.make("the second")
     await visit.state("completed")
@@ -131,15 +140,16 @@ async def test_a_limit_counts_down(start_service: StartService, open_studio: Ope
 async def test_a_limited_event_stream_is_no_lost_connection(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
-    service = await start_service(rate_limit_max=4, rate_limit_window_s=3.0, sandbox_delay_s=0.3)
-    visit = await open_studio(service)
+    service = await start_service(rate_limit_max=4, rate_limit_window_s=HOUR_S, sandbox_delay_s=0.3)
+    visit = await open_studio(service, has_clock=True)
     await visit.make("one read of the models, one submit, one stream")
     await visit.state("completed")
     await visit.page.reload()
     await visit.state("completed")
     await visit.make("the fourth request, so that no stream is left")
-    await visit.page.get_by_text(re.compile(r"progress is shown again in \d s")).wait_for()
+    await visit.page.get_by_text(re.compile(r"progress is shown again in \d+ s")).wait_for()
     assert await visit.page.get_by_text("No connection").count() == 0
+    await let_the_limit_end(service, visit.page)
     await visit.state("completed")
     assert await visit.page.get_by_text("progress is shown again").count() == 0
 
@@ -244,26 +254,26 @@ async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> No
     await visit.page.go_back()
 
 
-@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
 async def test_a_request_is_copied_as_a_program_that_gets_the_same_task(
-    service: Client, open_studio: OpenStudio, language: str
+    service: Client, open_studio: OpenStudio
 ) -> None:
-    command = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"], "JavaScript": ["node", "-e"]}[language]
-    if shutil.which("node" if language == "JavaScript" else "curl") is None:
-        pytest.skip(f"needs what runs {language}")
     visit = await open_studio(service, permissions=["clipboard-read", "clipboard-write"])
     task = await visit.make('it\'s \\ "quoted" $(id) `id` \u202e\U0001f408')
     await visit.state("completed")
-    await visit.page.get_by_role("button", name=language, exact=True).click()
-    await visit.page.get_by_text(f"Copied: {language}").wait_for()
-    program = await visit.page.evaluate("navigator.clipboard.readText()")
-    assert "\u202e" not in program
-    if language == "JavaScript":
-        program = f"(async () => {{ {program} }})()"
-    run = await asyncio.to_thread(
-        subprocess.run, [*command, program], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert f"/api/images/{task}/0" in run.stdout
+    commands = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"], "JavaScript": ["node", "-e"]}
+    for language, command in commands.items():
+        await visit.page.get_by_role("button", name=language, exact=True).click()
+        await visit.page.get_by_text(f"Copied: {language}").wait_for()
+        program = await visit.page.evaluate("navigator.clipboard.readText()")
+        assert "\u202e" not in program
+        if shutil.which("node" if language == "JavaScript" else "curl") is None:
+            continue
+        if language == "JavaScript":
+            program = f"(async () => {{ {program} }})()"
+        run = await asyncio.to_thread(
+            subprocess.run, [*command, program], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert f"/api/images/{task}/0" in run.stdout, language
 
 
 async def test_a_failed_task_says_what_to_do(service: Client, open_studio: OpenStudio) -> None:
