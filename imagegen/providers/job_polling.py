@@ -113,17 +113,11 @@ class _Polls:
         if self._refused >= MAX_REFUSED:
             error.ambiguous = error.retryable = True  # the job was accepted, so it may have been paid
             raise error
+        if not self._refused:
+            self._observer.polls_failed(self._faults)
         backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), MAX_FAULT_DELAY_S)
         self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)
         return JobState("running")
-
-
-def _may_be_paid(error: UpstreamError) -> UpstreamError:
-    """Return the error of polls that are refused: the job was accepted, so it may be paid."""
-    words = error.upstream_detail
-    return UpstreamError(
-        error.code, error.detail, retryable=True, ambiguous=True, status=error.status, upstream_detail=words
-    )
 
 
 def _bounded(seconds: float | None) -> float | None:

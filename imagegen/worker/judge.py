@@ -51,7 +51,12 @@ class Judge:
         return outcome
 
     def cause(self, turn: Permit, error: UpstreamError) -> UpstreamError:
-        """Return why the task has no image: while another key only rests, that it rests."""
+        """Return why the task has no image: while another key only rests, that it rests.
+
+        A call that may have been paid is itself the cause, so that it is counted.
+        """
+        if error.ambiguous:
+            return error
         others = Choice(keys=frozenset({turn.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
         if not is_of_key or not self.pacing.recovers(turn.model, others):

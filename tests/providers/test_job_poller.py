@@ -25,6 +25,7 @@ class Recorder:
     handles: list[JobHandle] = field(default_factory=list)
     polls: int = -1
     parts: list[float] = field(default_factory=list)
+    failed_polls: int = 0
 
     def sent(self) -> None:
         """Do nothing."""
@@ -37,7 +38,7 @@ class Recorder:
         self.parts.append(fraction)
 
     def polls_failed(self, count: int) -> None:
-        """Do nothing."""
+        self.failed_polls = count
 
 
 @pytest.fixture
@@ -116,8 +117,8 @@ async def test_a_job_that_has_expired_upstream_is_gone_at_once(make_provider, ma
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 async def test_no_number_of_failed_polls_ends_a_job(quick, make_provider, make_call, relay, status: int) -> None:
-    _, reply = await begun(make_provider(), make_call, relay, f"job poll_fault={status} polls=20")
-    assert len(reply.images) == 1
+    observer, reply = await begun(make_provider(), make_call, relay, f"job poll_fault={status} polls=20")
+    assert (len(reply.images), observer.failed_polls) == (1, 20)
     assert relay.ledger.jobs[0].polls > 20
 
 

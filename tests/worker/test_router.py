@@ -12,6 +12,7 @@ from worker.conftest import UNPRICED, ScriptedProvider
 from imagegen.channels_file import Channel, ChannelKey, Channels, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
+from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
 from imagegen.worker.routes import PAID_IDENTITY, Route, Routes
@@ -98,6 +99,15 @@ def test_tasks_fail_at_once_while_all_keys_are_refused_and_one_call_in_five_seco
     assert made.refusal("m") is None
     ends(made, taken(made))
     assert made.room("m") > 0
+
+
+def test_a_job_of_a_key_that_is_refused_is_judged_as_a_paid_call_though_another_key_works(clock: Clock) -> None:
+    made = router(clock)
+    judge = Judge(None, None, made, lambda: clock.now)
+    turn, lost = taken(made), UpstreamError("upstream_auth", "401", retryable=True, ambiguous=True, status=401)
+    assert judge.cause(turn, lost) is lost
+    made.failed(turn, LIMIT, unfinished="task")
+    assert judge.cause(turn, LIMIT).ambiguous is False
 
 
 def test_a_forbidden_model_costs_no_other_model_its_key(clock: Clock) -> None:
