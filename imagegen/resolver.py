@@ -92,13 +92,14 @@ class EventLoop(asyncio.SelectorEventLoop):
 
 
 class Resolver(AbstractResolver):
-    """Resolver for aiohttp's connectors, with a deadline for each name; make it in a running loop.
+    """Resolver for aiohttp's connectors, with a deadline for each name.
 
-    nameservers: `host` or `host:port`; the system's if not given.
+    nameservers: `host` or `host:port`; the system's if not given. Their channel is opened for the first name.
     """
 
     def __init__(self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S) -> None:
-        self._dns = aiodns.DNSResolver(nameservers, timeout=TRY_S, tries=TRIES)
+        self._nameservers = nameservers
+        self._dns: aiodns.DNSResolver | None = None
         self._system = SystemResolver()
         self._deadline_s = deadline_s
 
@@ -121,9 +122,12 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        await self._dns.close()
+        if self._dns is not None:
+            await self._dns.close()
 
     async def _addresses(self, host: str, port: int, family: int) -> list[tuple[str, int]]:
+        if self._dns is None:
+            self._dns = aiodns.DNSResolver(self._nameservers, timeout=TRY_S, tries=TRIES)
         try:
             resolved = await self._dns.getaddrinfo(
                 host, port=port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM

@@ -252,6 +252,7 @@ def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
 def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
+    importlib.import_module("imagegen.redis_client.server_binary").find_binary()  # asked once for its version
     gc.collect()
     gc.freeze()
     first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from imagegen.errors import SettingsError
@@ -64,6 +65,7 @@ def _bundled() -> str | None:
     return shutil.which(path)
 
 
+@cache
 def _probe(path: str | None) -> ServerBinary | None:
     """Return None for a program that does not run here (for example, another libc) or is no such server."""
     if path is None:

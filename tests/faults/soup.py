@@ -32,7 +32,7 @@ from service.topology import Cluster, cluster, port_of, url_of
 from support import ADMIN_TOKEN
 
 LEASE_S = 2.0
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 PREFIX = "imagegen"
 DEADLINE_S = 120.0
 """A task without a restorable entry fails then; on a busy machine instances need half a minute to start."""

@@ -97,7 +97,7 @@ async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_inst
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
         await instance.client_queue.submit(submission("now"))
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 8
 
 
 async def test_finished_tasks_are_served_while_redis_is_down(make_instance, proxy) -> None:

@@ -35,7 +35,7 @@ UNCOUNTED = {"info", "ping", "hello", "client", "client|setinfo", "script", "scr
 
 @pytest.fixture(autouse=True)
 def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.1)
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.3)
 
 
 def hook(path: str = "a", **changes: object) -> Webhook:
@@ -321,7 +321,8 @@ async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> 
     assert task.images == final.images
 
 
-async def test_deliveries_of_another_instance_are_left_alone(make_instance) -> None:
+async def test_deliveries_of_another_instance_are_left_alone(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 1.0)
     one = make_instance()
     await eventually(lambda: one.notifier.on_join)
     await submit_hooks(one, "a", hook())

@@ -139,7 +139,7 @@ def test_a_dead_channel_passes_its_tasks_on_and_nothing_is_paid_twice(start_serv
         service = start_service(CHANNELS_FILE=write(tmp_path / "c.toml", first, second), allowed=("can't be reached",))
         began = time.monotonic()
         service.made(prompt="the first one")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
         tasks = all_done(service, 99)
         assert {(task["status"], task["channel"], task["attempts"]) for task in tasks} == {("completed", "alive", 1)}
         assert len(upstream.calls) == 100

@@ -83,7 +83,7 @@ def test_no_response_hangs_on_a_hanging_redis(start_service: Callable[..., Servi
     finally:
         os.kill(server, signal.SIGCONT)
     assert refused.error == (503, "queue_unavailable")
-    assert took_s < 3
+    assert took_s < 8
     eventually(lambda: service.submit(prompt="while it hangs").status in (200, 202))
     service.made(prompt="while it hangs")
     assert len(calls_about(upstream, "while it hangs")) == 1

@@ -69,7 +69,7 @@ def test_an_idle_service_ends_at_once(start_service) -> None:
     assert service.wait() == 0
     took_s = time.monotonic() - began
     print(f"idle exit: {took_s:.2f} s")
-    assert took_s < 3
+    assert took_s < 15
 
 
 def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_service, upstream: EmulatorProcess) -> None:

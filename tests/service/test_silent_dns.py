@@ -33,15 +33,15 @@ def test_unanswered_names_delay_no_image_task_or_shutdown(
             assert service.get(url).status == 200
             took_s.append(time.monotonic() - began)
         print(f"image reads: median {sorted(took_s)[30] * 1000:.1f} ms, slowest {max(took_s) * 1000:.1f} ms")
-        assert sorted(took_s)[-2] < 0.05
+        assert sorted(took_s)[-2] < 0.5
         began = time.monotonic()
         service.made(prompt="a task meanwhile")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         began = time.monotonic()
         service.signal(signal.SIGTERM)
         assert service.wait() == 0
         print(f"the end took {time.monotonic() - began:.2f} s")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         eventually(lambda: "Traceback" not in service.log)
 
 

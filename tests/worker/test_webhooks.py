@@ -358,8 +358,14 @@ async def test_a_slow_receiver_delays_no_other_and_loses_no_webhook(
 ) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 4)
     monkeypatch.setattr(outbox_module, "MAX_HELD", 12)
-    count, service = 40, await start(delivers=not restarts)
-    async with receiving(Receiver(hold_s=0.6)) as slow:
+    released = asyncio.Event()
+
+    async def when_released(_request: web.Request) -> web.Response:
+        await released.wait()
+        return web.Response()
+
+    count, service = 40, await start(delivers=not restarts, timeout_s=60)
+    async with receiving(Receiver([when_released] * 40)) as slow:
         finals = []
         for n in range(count):
             await service.submit(n, Webhook(f"{slow.url}/{n}", ""))
@@ -370,13 +376,11 @@ async def test_a_slow_receiver_delays_no_other_and_loses_no_webhook(
             healthy.append(await service.end())
         if restarts:
             await service.crash()
-            service = await start()
+            service = await start(timeout_s=60)
         assert len(service.instance.parts.outbox._held) <= 12
-        began = time.monotonic()
         await eventually(lambda: len(receiver.got) == 5)
-        assert time.monotonic() - began < 1
         assert len(slow.got) <= 8
-        slow.hold_s = 0
+        released.set()
         for final in [*healthy, *finals]:
             await service.wait_delivered(final.id)
         assert len(slow.got) == count
@@ -407,9 +411,11 @@ async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(start, re
     assert (await service.wait_delivered((await service.end()).id)).attempts == 2
 
 
-async def send(url: str, *, private: bool = True, resolver: AbstractResolver | None = None) -> ReceiverResponse:
+async def send(
+    url: str, *, private: bool = True, resolver: AbstractResolver | None = None, timeout_s: float = 0.5
+) -> ReceiverResponse:
     async with webhook_session(private=private, resolver=resolver) as session:
-        sender = WebhookSender(session, body_of, OperatorSecret(SECRET), allow_private=private, timeout_s=0.5)
+        sender = WebhookSender(session, body_of, OperatorSecret(SECRET), allow_private=private, timeout_s=timeout_s)
         return await sender.send(FINAL, Delivery(Webhook(url, ""), 0))
 
 
@@ -426,8 +432,8 @@ async def endless(request: web.Request) -> web.StreamResponse:
 async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
     receiver.script = [endless]
     began = time.monotonic()
-    assert (await send(receiver.url)).status == 200
-    assert time.monotonic() - began < 0.4
+    assert (await send(receiver.url, timeout_s=20)).status == 200
+    assert time.monotonic() - began < 10
 
 
 async def test_a_late_response_counts_as_missing() -> None:
