@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,21 @@ class ForkedProcess:
             self.returncode = int(self._channel.recv(64))
             self._channel.close()
         return self.returncode
+
+
+def run(
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], within_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, as `subprocess.run` does, with files for its output."""
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        process = ForkedProcess(arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        try:
+            code = process.wait(within_s)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
 class PipedProcess(ForkedProcess):

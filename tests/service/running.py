@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Self, TypeVar
 
+import forked
 from emulator_fixtures import EmulatorProcess
 from forked import ForkedProcess
 
@@ -115,15 +115,7 @@ def run_to_its_end(folder: Path, within_s: float = 60.0, **settings: str) -> sub
             timeout=within_s,
             check=False,
         )
-    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-        process = ForkedProcess([str(RUN)], cwd=folder, env=environ, stdout=stdout, stderr=stderr)
-        try:
-            code = process.wait(within_s)
-        finally:
-            process.kill()
-        stdout.seek(0)
-        stderr.seek(0)
-        return subprocess.CompletedProcess([str(RUN)], code, stdout.read(), stderr.read())
+    return forked.run([str(RUN)], cwd=folder, env=environ, within_s=within_s)
 
 
 @dataclass

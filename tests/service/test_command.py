@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import forked
 import pytest
 from service.running import RUN, environment, run_to_its_end
 
@@ -14,10 +16,11 @@ from imagegen import __version__
 STARTS = ([sys.executable, str(RUN)], [sys.executable, "-m", "imagegen"])
 
 
-def run(
-    folder: Path, *arguments: str, start: list[str] = STARTS[0], **settings: str
-) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, start: Sequence[str] = (), **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command: forked, or by a new Python with the words of `start`."""
     folder.mkdir(exist_ok=True)
+    if not start:
+        return forked.run([str(RUN), *arguments], cwd=folder, env=environment(folder, settings))
     environ = environment(folder, settings) | {"PYTHONPATH": str(RUN.parent)}
     command = [*start, *arguments]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=30, check=False)

@@ -10,11 +10,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryFile
 from threading import Thread
 
+import forked
 import pytest
-from forked import ForkedProcess
 from ports import free_port
 from redis import Redis
 from service.running import KEY, RUN, environment
@@ -49,17 +48,8 @@ class Report:
 
 
 def doctor(folder: Path, *options: str, **settings: str) -> Report:
-    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-        environ = environment(folder, settings)
-        command = [str(RUN), "doctor", *options]
-        process = ForkedProcess(command, cwd=folder, env=environ, stdout=stdout, stderr=stderr)
-        try:
-            code = process.wait(30)
-        finally:
-            process.kill()
-        stdout.seek(0)
-        stderr.seek(0)
-        return Report(code, stdout.read(), stderr.read())
+    ended = forked.run([str(RUN), "doctor", *options], cwd=folder, env=environment(folder, settings))
+    return Report(ended.returncode, ended.stdout, ended.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from service.running import RUN, Service, eventually, run_to_its_end
+from service.running import Service, eventually, run_to_its_end
 from service.test_command import run
 
 StartService = Callable[..., Service]
@@ -18,7 +17,7 @@ SECRET = re.compile(r"ig_[A-Za-z0-9_-]{43}\n")
 
 def keys(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, str]:
     """Run the command; return its exit code and both outputs."""
-    ended = run(folder, "keys", *arguments, start=[sys.executable, str(RUN)], **settings)
+    ended = run(folder, "keys", *arguments, **settings)
     return ended.returncode, ended.stdout, ended.stderr
 
 

@@ -123,7 +123,7 @@ def test_an_impossible_data_folder_is_named_also_with_external_redis(tmp_path: P
 def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
     gone = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {RUN}"
     environ = environment(tmp_path, {"DATA_DIR": "data"})
-    ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=90, check=False)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith("DATA_DIR: data is below the working folder")
 
@@ -143,7 +143,7 @@ def test_files_without_permission_are_named(tmp_path: Path, prepare: str, settin
     command = f"{prepare} && exec {plain} {sys.executable} {RUN}"
     environ = environment(tmp_path, {"DATA_DIR": "data"})
     ended = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+        ["sh", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=90, check=False
     )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith(setting)
@@ -163,12 +163,12 @@ def test_the_service_runs_with_closed_standard_streams(tmp_path: Path) -> None:
         try:
             service = Service(tmp_path, {})
             service.url = f"http://127.0.0.1:{port}"
-            eventually(lambda: service.answers("/readyz"), 20)
+            eventually(lambda: service.answers("/readyz"), 60)
             streams = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
             assert streams == {"/dev/null"}
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
 
 def test_the_start_logs_settings_and_unknown_names(start_service: Callable[..., Service]) -> None:
@@ -226,7 +226,7 @@ def test_redis_that_comes_late_decides_on_an_open_port_by_its_keys(
         assert answer.status == 503
     assert service.get("/healthz").status == 200
     with redis_server(tmp_path, port):
-        assert service.wait(20) == 2
+        assert service.wait(60) == 2
         assert service.log.splitlines()[-1].startswith("HOST: 0.0.0.0 is not loopback")
         environ = environment(tmp_path, settings)
         command = [sys.executable, str(RUN), "keys", "create", "web"]

@@ -6,17 +6,16 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 from service.conftest import StartService
 from service.running import RUN, environment
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RUN), "usage", *arguments]
     environ = environment(folder, {"DATA_DIR": str(folder / "data")})
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run([str(RUN), "usage", *arguments], cwd=folder, env=environ)
 
 
 def test_the_command_prints_what_the_service_has_reported(start_service: StartService, tmp_path: Path) -> None:
