@@ -155,7 +155,7 @@ class KeyStore:
         self.ring = ring
         self._connection = connection
         self._keys = keys
-        self._notifier = notifier
+        self.notifier = notifier
         self._fields: Fields = {}
         self._needed = asyncio.Event()
         self._needed.set()
@@ -230,8 +230,8 @@ class KeyStore:
     def is_current(self) -> bool:
         """Return whether no change in Redis can have been missed."""
         return (
-            self._notifier is None
-            or (self._notifier.subscribed and not self._notifier.silent)
+            self.notifier is None
+            or self.notifier.is_informed
             or time.monotonic() - self._read_at < MAX_STALE_S
             or self._connection.health.down_since is not None
         )

@@ -35,6 +35,8 @@ _SAME_SHAPE = 1.1
 
 _SAME_AREA = 1.6
 
+_INPUTS = frozenset({"image_url", "reference_images", "mask"})
+
 _QUALITIES = ("low", "medium", "high", "xhigh", "max")
 """From the lowest to the highest."""
 
@@ -295,8 +297,10 @@ class EditRules:
 
     def __call__(self, request: GenerationRequest, given: Collection[str]) -> GenerationRequest:
         """Return the request. Raises InvalidRequest with our name of each field, as `Adjust` does."""
-        if request.image_sources and (errors := list(_edit_errors(request, self.edits(request.model)))):
-            raise InvalidRequest(details=errors)
+        if not _INPUTS.isdisjoint(given) and request.image_sources:
+            errors = list(_edit_errors(request, self.edits(request.model)))
+            if errors:
+                raise InvalidRequest(details=errors)
         return request if self.then is None else self.then(request, given)
 
 

@@ -18,6 +18,7 @@ from imagegen.backoff import Backoff
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, RedisError, remedy, shown, unavailable
+from imagegen.redis_client.subscription import Subscription
 
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
 """Seconds between tries of a channel that Redis refuses; they double."""
@@ -50,7 +51,8 @@ class Notifier:
         peers: other instances that sent a message.
         handlers: called by the kind of a message.
         silent: whether Redis refuses the channel; then peers are unknown, and instances poll.
-        subscribed: whether this instance receives what is published now.
+        subscribed: whether there is a subscription.
+        is_informed: whether this instance receives what is published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
         greeting: returns what peers are to know of this instance.
@@ -68,7 +70,7 @@ class Notifier:
         self._roll_call: asyncio.TimerHandle | None = None
         self._alone_since = 0.0
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
-        self.silent = self.subscribed = False
+        self.silent = self.subscribed = self.is_informed = False
         self._hellos = 0
         self._subscribed_at = 0.0
         self.handlers: dict[str, Handler] = {}
@@ -141,12 +143,8 @@ class Notifier:
         while True:
             try:
                 async with self._connection.subscriptions.subscribed(self._channel) as subscription:
-                    self.subscribed = True
-                    self._connection.meter.redis_commands_sent("control", 1)
-                    self._on_subscribed()
                     losses.reset()
-                    while True:
-                        self._on_message(await subscription.next())
+                    await self._receive(subscription)
             except (RedisError, OSError, TimeoutError) as error:
                 if remedy(error) == RIGHTS_REMEDY:
                     self._refused(error)
@@ -154,14 +152,23 @@ class Notifier:
                     continue
                 logger.debug("The control channel was lost: {}", error)
                 await self._connection.health.wait(losses.next_s())
-            finally:
-                self.subscribed = False
+
+    async def _receive(self, subscription: Subscription) -> None:
+        """Handle messages until the subscription is lost."""
+        self.subscribed, self.is_informed = True, not self.silent
+        try:
+            self._connection.meter.redis_commands_sent("control", 1)
+            self._on_subscribed()
+            while True:
+                self._on_message(await subscription.next())
+        finally:
+            self.subscribed = self.is_informed = False
 
     def _refused(self, error: Exception) -> None:
         """Work without the channel: the Redis user may not publish, or not subscribe."""
         if self.silent:
             return
-        self.silent = True
+        self.silent, self.is_informed = True, False
         self._forget_all()
         user = self._connection.servers.user
         logger.warning(
@@ -249,7 +256,7 @@ class Notifier:
         self._hellos = 0
         self._connection.meter.redis_commands_sent("control", 1)
         if self.silent:
-            self.silent = False
+            self.silent, self.is_informed = False, self.subscribed
             logger.info("The instances can use their channel again")
         if receivers <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
             self._forget_all()

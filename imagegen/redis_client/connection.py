@@ -1,4 +1,4 @@
-"""Connections to Redis: their limits, one deadline over each call, the two log lines of an outage, and its clock."""
+"""Connections to Redis: their limits, one deadline over each call, and the server's clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple
 
-from loguru import logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
@@ -20,24 +19,18 @@ from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import Script, WireEvents
-from imagegen.redis_client.redis_errors import remedy, shown, unavailable
+from imagegen.redis_client.redis_errors import Health, unavailable
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import DEADLINE_S, Servers
 
-__all__ = ["BLOCK_S", "Connection", "Health", "unavailable"]
+__all__ = ["BLOCK_S", "Connection", "unavailable"]
 
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
 
 RARE_CONNECTIONS = 4
 """Connections for rare commands. All are opened only if several large values are in flight together."""
-
-REFUSED_S, PARTLY_S = 10.0, 3.0
-"""Seconds that a permanent refusal counts, or one of a full or read-only server or a cluster that is down.
-
-Other commands succeed there meanwhile, and must not report Redis as back.
-"""
 
 RECONNECT_S = 1.0
 
@@ -82,7 +75,7 @@ class Connection:
         self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
         silent = WireEvents(on_silent=self._reconnect)
         reader = WireEvents(self._identify, on_silent=self._reconnect)
-        shared = WireEvents(self._identify, self.health.succeeded, self._to_client_error, self._reconnect)
+        shared = WireEvents(self._identify, self.health, self._to_client_error, self._reconnect)
         self.multiplexer = ClusterMultiplexer(servers, events=shared)
         self.blocking_reads = ClusterMultiplexer(servers, sends=1, events=reader)
         self._rare = [ClusterMultiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
@@ -201,55 +194,6 @@ class _Guard:
             client_error = self._to_client_error(error)
             if client_error is not error:
                 raise client_error from error
-
-
-class Health:
-    """Availability of Redis: one log line when it is lost, one with the downtime when it is back.
-
-    down_since, back_at: monotonic times when the present outage began, and when the last one ended.
-    on_down: called at the begin of an outage with whether Redis refuses commands; else it does not answer.
-    """
-
-    def __init__(self) -> None:
-        self.down_since: float | None = None
-        self._refused_until = -math.inf
-        self.back_at = -math.inf
-        self.on_down: list[Callable[[bool], None]] = []
-        self._back = asyncio.Event()
-        self._back.set()
-
-    @property
-    def refused(self) -> bool:
-        """Whether Redis has just refused a command that the queue needs."""
-        return self.down_since is not None and time.monotonic() < self._refused_until
-
-    def failed(self, error: BaseException) -> None:
-        to_do = remedy(error)
-        if to_do is not None or isinstance(error, ResponseError):
-            self._refused_until = time.monotonic() + (PARTLY_S if to_do is None else REFUSED_S)
-        if self.down_since is None:
-            self.down_since = time.monotonic()
-            self._back.clear()
-            logger.warning("Redis can't be used: {}{}", shown(error), f"; {to_do}" if to_do else "")
-            for callback in self.on_down:
-                callback(self.refused)
-
-    def succeeded(self) -> None:
-        if self.down_since is not None and not self.refused:
-            logger.info("Redis is back after {:.1f} s", time.monotonic() - self.down_since)
-            self.down_since, self.back_at = None, time.monotonic()
-            self._back.set()
-
-    async def wait(self, at_most_s: float) -> None:
-        """Wait until Redis is back, or the time is over."""
-        if self._back.is_set():
-            await asyncio.sleep(at_most_s)
-            return
-        try:
-            async with asyncio.timeout(at_most_s):
-                await self._back.wait()
-        except TimeoutError:
-            return
 
 
 class ServerClock:

@@ -19,6 +19,7 @@ from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from imagegen.redis_client.redis_errors import Health
 from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
 
 Item = TypeVar("Item")
@@ -82,13 +83,13 @@ class WireEvents:
 
     Attributes:
         greet: awaited with each new connection of redis-py before anything else is sent on it.
-        on_answer: called with each success.
+        health: learns of each success during an outage.
         on_failure: returns the error that callers get.
         on_silent: called when the server leaves a command without a reply.
     """
 
     greet: Callable[[Any], Awaitable[None]] | None = None
-    on_answer: Callable[[], None] = lambda: None
+    health: Health | None = None
     on_failure: Callable[[Exception], Exception] = lambda error: error
     on_silent: Callable[[], None] = lambda: None
 
@@ -265,7 +266,9 @@ class Multiplexer:
         error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
         script = exchange.asked.script
         if error is None:
-            self._events.on_answer()
+            health = self._events.health
+            if health is not None and health.down_since is not None:
+                health.succeeded()
             exchange.done(exchange.replies)
         elif isinstance(error, NoScriptError) and script is not None:
             ((_, _, *rest),) = exchange.asked.commands

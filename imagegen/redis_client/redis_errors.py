@@ -7,9 +7,13 @@ Other packages import the classes that they catch from here.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
+from loguru import logger
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -131,3 +135,59 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
+
+
+REFUSED_S, PARTLY_S = 10.0, 3.0
+"""Seconds that a permanent refusal counts, or one of a full or read-only server or a cluster that is down.
+
+Other commands succeed there meanwhile, and must not report Redis as back.
+"""
+
+
+class Health:
+    """Availability of Redis: one log line when it is lost, one with the downtime when it is back.
+
+    down_since, back_at: monotonic times when the present outage began, and when the last one ended.
+    on_down: called at the begin of an outage with whether Redis refuses commands; else it does not answer.
+    """
+
+    def __init__(self) -> None:
+        self.down_since: float | None = None
+        self._refused_until = -math.inf
+        self.back_at = -math.inf
+        self.on_down: list[Callable[[bool], None]] = []
+        self._back = asyncio.Event()
+        self._back.set()
+
+    @property
+    def refused(self) -> bool:
+        """Whether Redis has just refused a command that the queue needs."""
+        return self.down_since is not None and time.monotonic() < self._refused_until
+
+    def failed(self, error: BaseException) -> None:
+        to_do = remedy(error)
+        if to_do is not None or isinstance(error, ResponseError):
+            self._refused_until = time.monotonic() + (PARTLY_S if to_do is None else REFUSED_S)
+        if self.down_since is None:
+            self.down_since = time.monotonic()
+            self._back.clear()
+            logger.warning("Redis can't be used: {}{}", shown(error), f"; {to_do}" if to_do else "")
+            for callback in self.on_down:
+                callback(self.refused)
+
+    def succeeded(self) -> None:
+        if self.down_since is not None and not self.refused:
+            logger.info("Redis is back after {:.1f} s", time.monotonic() - self.down_since)
+            self.down_since, self.back_at = None, time.monotonic()
+            self._back.set()
+
+    async def wait(self, at_most_s: float) -> None:
+        """Wait until Redis is back, or the time is over."""
+        if self._back.is_set():
+            await asyncio.sleep(at_most_s)
+            return
+        try:
+            async with asyncio.timeout(at_most_s):
+                await self._back.wait()
+        except TimeoutError:
+            return

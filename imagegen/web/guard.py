@@ -152,7 +152,10 @@ class Guard:
 
     @property
     def _may_be_outdated(self) -> bool:
-        return self._store is not None and not self._store.is_current
+        if self._store is None:
+            return False
+        notifier = self._store.notifier
+        return not (notifier is not None and notifier.is_informed) and not self._store.is_current
 
     async def _update(self, operation: Operation) -> None:
         """Read the keys for a route that may need one."""
