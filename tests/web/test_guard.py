@@ -468,6 +468,6 @@ async def test_keys_of_another_type_in_redis_are_unavailable_without_a_traceback
     finally:
         logger.remove(sink)
     assert (answer.status, (await answer.json())["code"]) == (503, "queue_unavailable")
-    assert len(texts) == 1
-    assert "WRONGTYPE" in texts[0]
-    assert "Traceback" not in texts[0]
+    (text,) = [text for text in texts if "/api/admin/keys" in text]  # the loop that reads the keys may report it too
+    assert "WRONGTYPE" in text
+    assert not any("Traceback" in text for text in texts)
