@@ -16,7 +16,7 @@ from imagegen.providers.http_client import Account
 from imagegen.providers.job_api import AcceptedCall, JobApiProvider, SubmitForm
 from imagegen.providers.job_polling import JobState
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import Call, Edits, forgotten_job
+from imagegen.providers.protocol import Call, Edits
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
@@ -60,5 +60,5 @@ class BflProvider(JobApiProvider):
         address = handle.poll_url or str((self._base / "get_result").with_query(id=handle.id))
         answer = await self.get(address)
         if answer is None:
-            raise forgotten_job()
+            return JobState("forgotten")
         return parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())

@@ -16,7 +16,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
@@ -84,7 +84,7 @@ def parse_job(
         return JobState("forgotten")
     if fields is None or not 200 <= status < 300 or not word:
         raise submit_error(status, headers, body, secret=secret, now_s=now_s)
-    if word in _MODERATED or word in _FAILED:
+    if word in _MODERATED or phase_of(word) == "failed":
         return JobState("failed", error=_job_error(fields, word, secret))
     if word != "ready":  # an unknown word is taken for a state of a job that runs
         return JobState("running", progress=_progress(fields.get("progress")) if word in _RUNNING else None)
@@ -146,14 +146,23 @@ def _progress(value: object) -> float | None:
 
 
 def _cost(credits_: object) -> int | None:
-    if isinstance(credits_, bool) or not isinstance(credits_, int | float) or not 0 <= credits_ <= _MAX_CREDITS:
-        return None
-    return round(credits_ * MICRO_USD_PER_CREDIT)
+    amount = _number(credits_)
+    return round(amount * MICRO_USD_PER_CREDIT) if amount is not None and 0 <= amount <= _MAX_CREDITS else None
 
 
 def _seconds(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value <= 86_400 else None  # type: ignore[arg-type,operator]
+    seconds = _number(value)
+    return seconds if seconds is not None and 0 <= seconds <= 86_400 else None
+
+
+def _number(value: object) -> float | None:
+    """Return a number, which may come as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _link_ends_at(link: object) -> float | None:

@@ -111,7 +111,7 @@ class DashScopeProvider(JobApiProvider):
         """Return the request that cancels a job; a job that runs already is not cancelled by it."""
         return "POST", f"{self._base}/tasks/{quote(handle.id, safe='')}/cancel"
 
-    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+    async def search(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the handle of the job of a call with a lost response; None if several jobs may be it.
 
         A list has only model and time. If it has several such jobs, each one is read for its prompt.

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.reply_details import parse_details
@@ -41,7 +41,7 @@ _STATUS_OF_CODES: tuple[tuple[re.Pattern[str], int], ...] = (
 """The status that a code has where it comes without one: in a 200, or in a failed job."""
 
 _NO_MODEL = re.compile(r"model (?:does )?not exist|model.{0,60}not found", re.IGNORECASE)
-_RUNNING = frozenset({"PENDING", "RUNNING", "SUSPENDED"})
+_CANCELLED = frozenset({"CANCELED", "CANCELLED"})
 _SIZE = re.compile(r"([0-9]{1,5})[*x]([0-9]{1,5})")
 
 
@@ -100,11 +100,11 @@ def parse_job(
             return JobState("done", reply=_reply(fields, secret))
         except UpstreamError as error:
             return JobState("failed", error=error)
-    if word == "FAILED":
+    if word == "FAILED" or (phase_of(word) == "failed" and word not in _CANCELLED):
         fault = _error(output, 500, headers, secret, now_s)
         fault.ambiguous = False  # only images that were made are charged
         return JobState("failed", error=fault)
-    if word in ("CANCELED", "CANCELLED"):
+    if word in _CANCELLED:
         detail = "The job was cancelled at the provider"
         cancelled = UpstreamError("upstream_error", detail, retryable=True, status=status)  # without it: never sent
         return JobState("failed", error=cancelled)

@@ -9,9 +9,17 @@ from __future__ import annotations
 import time
 
 import aiohttp
+from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.providers.fal_requests import edits_of, fields_of, model_path, sent_request, warnings_of
+from imagegen.providers.fal_requests import (
+    edits_of,
+    fields_of,
+    job_addresses,
+    model_path,
+    sent_request,
+    warnings_of,
+)
 from imagegen.providers.fal_responses import parse_acceptance, parse_result, parse_status
 from imagegen.providers.http_client import Account
 from imagegen.providers.job_api import AcceptedCall, JobApiProvider, SubmitForm
@@ -56,15 +64,20 @@ class FalProvider(JobApiProvider):
     def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
         return parse_acceptance(answer, secret=self._secret, now_s=time.time())
 
+    def complete(self, accepted: AcceptedCall, form: SubmitForm) -> AcceptedCall:
+        """Return the job with the queue's usual addresses if the response has none that the key may go to."""
+        if self.own_address(accepted.poll_url) and self.own_address(accepted.result_url):
+            return accepted
+        poll_url, result_url, cancel_url = job_addresses(str(self._base), form.path, accepted.id)
+        return replace(accepted, poll_url=poll_url, result_url=result_url, cancel_url=cancel_url)
+
     async def poll(self, handle: JobHandle) -> JobState:
         answer = await self.get(handle.poll_url)
         if answer is None:
             return JobState("forgotten")
         status = parse_status(answer, secret=self._secret, now_s=time.time())
-        if not status.is_known:
-            return JobState("forgotten")
-        if not status.has_ended:
-            return JobState("running", progress=status.progress)
+        if status.phase != "done":
+            return JobState(status.phase, progress=status.progress)
         result = await self.get(handle.result_url)
         if result is None:
             return JobState("forgotten")

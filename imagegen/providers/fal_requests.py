@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import quote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.sizes import sides_of
 
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(?:/[A-Za-z0-9][\w.-]{0,99}){1,6}", re.ASCII)
+_NAMESPACES = frozenset({"workflows", "comfy"})
 _RATIOS = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "21:9", "5:4", "4:5")
 _RESOLUTIONS = {"512": "0.5K"}
 """fal's words for a resolution, where they differ from ours."""
@@ -83,6 +85,14 @@ def model_path(request: GenerationRequest) -> str:
     if family.edit_path and request.image_sources and not model.endswith(f"/{family.edit_path}"):
         return f"{model}/{family.edit_path}"
     return model
+
+
+def job_addresses(base: str, path: str, name: str) -> tuple[str, str, str]:
+    """Return where a job is polled, collected and cancelled: below owner and app, without the rest of the path."""
+    parts = path.split("/")
+    app = "/".join(parts[: 3 if parts[0] in _NAMESPACES else 2])
+    job = f"{base}/{app}/requests/{quote(name, safe='')}"
+    return f"{job}/status", job, f"{job}/cancel"
 
 
 def fields_of(call: Call) -> dict[str, object]:

@@ -13,7 +13,7 @@ import orjson
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_polling import JobState, Phase, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
@@ -36,18 +36,18 @@ _ABOUT_THE_POLL = frozenset({401, 402, 403, 407, 408, 425, 429})
 QUEUED_PROGRESS, RUNNING_PROGRESS = 0.2, 0.3
 """Progress of a job that is the next one of the queue, and of one that runs; fal names no share of its work."""
 
+_GONE = frozenset({404, 410})
 _FLAGGED = "The content was withheld by the provider's content checker"
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """State of a job in the queue. has_ended: its result is to be fetched. error: that it ended with, empty if none.
+    """State of a job in the queue. phase: once it is `done`, failed or not, its result is to be fetched.
 
-    progress: 0 to 1 until its end, None if the state shows none.
+    error: that it ended with, empty if none. progress: 0 to 1 until its end, None if the state shows none.
     """
 
-    has_ended: bool
-    is_known: bool = True
+    phase: Phase
     error: str = ""
     error_type: str = ""
     progress: float | None = None
@@ -67,13 +67,15 @@ def parse_status(answer: RawResponse, *, secret: str = "", now_s: float | None =
     """Read the response to a look at a job. Raises UpstreamError for a failed one."""
     fields = load_object(answer.body) or {}
     if answer.status in (404, 410):
-        return JobStatus(has_ended=False, is_known=False)
+        return JobStatus("forgotten")
     word = fields.get("status")
     if not 200 <= answer.status < 300 or not isinstance(word, str):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
-    if word.upper() != "COMPLETED":
-        return JobStatus(has_ended=False, progress=_progress(word.upper(), fields.get("queue_position")))
-    return JobStatus(has_ended=True, error=_text(fields.get("error")), error_type=_text(fields.get("error_type")))
+    phase, error = phase_of(word), _text(fields.get("error"))
+    if phase == "failed":
+        phase, error = "done", error or f"The job ended as {word[:40]}"
+    progress = _progress(word.upper(), fields.get("queue_position"))
+    return JobStatus(phase, error, _text(fields.get("error_type")), progress)
 
 
 def _progress(word: str, position: object) -> float | None:
@@ -94,10 +96,14 @@ def parse_result(answer: RawResponse, status: JobStatus, *, secret: str = "", no
     Raises UpstreamError if only the request for it failed.
     """
     code, fields = answer.status, load_object(answer.body)
-    if 200 <= code < 300:
-        return _failed(status, answer, secret) if status.error else _images(fields or {})
-    if code in (404, 410) and not status.error:
+    if status.error and (200 <= code < 300 or code in _GONE):
+        return _failed(status, answer, secret)
+    if code in _GONE:
         return JobState("forgotten")
+    if 200 <= code < 300:
+        if fields is None or not ("image" in fields or isinstance(fields.get("images"), list)):
+            raise error_of(code, answer.headers, answer.body, secret=secret, now_s=now_s)
+        return _images(fields)
     is_own = fields is not None and ("detail" in fields or "error_type" in fields or "message" in fields)
     if status.error and not is_own:
         return _failed(status, answer, secret)
@@ -143,8 +149,9 @@ def error_of(
 
 def _with_hints(error: UpstreamError, headers: Mapping[str, str]) -> UpstreamError:
     """Return the error as its headers correct it."""
-    if headers.get("X-Fal-Request-Timeout-Type", "").lower() == "user":
-        error.code, error.retryable = "upstream_timeout", False
+    if headers.get("X-Fal-Request-Timeout-Type", "").lower() == "user":  # it did not start in the time of the call
+        error.code, error.retryable, error.ambiguous = "upstream_timeout", False, False
+        return error
     hint = headers.get("X-Fal-Retryable", "").strip().lower()
     if hint == "false":
         error.retryable = error.ambiguous

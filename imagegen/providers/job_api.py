@@ -29,6 +29,7 @@ from imagegen.providers.response_parser import error_from_response
 from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.retry import is_useless_response
 
 POLL_TIMEOUT_S = 15.0
 CANCEL_TIMEOUT_S = 10.0
@@ -121,6 +122,10 @@ class JobApiProvider(ABC):
     def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
         """Return the job of a call. Raises UpstreamError if its response is no acceptance."""
 
+    def complete(self, accepted: AcceptedCall, _form: SubmitForm) -> AcceptedCall:
+        """Return the job of a call with the addresses that follow from the call, if the response has none to use."""
+        return accepted
+
     @abstractmethod
     async def poll(self, handle: JobHandle) -> JobState:
         """Return the state of a job. Raises UpstreamError for a failed poll."""
@@ -139,14 +144,15 @@ class JobApiProvider(ABC):
         """Begin a job and poll it until it ends. Raises UpstreamError."""
         form, sent_at = self.submit_form(call), time.time()
         try:
-            accepted = self.read_acceptance(await self._submit(form, observer))
+            accepted = self.complete(self.read_acceptance(await self._submit(form, observer)), form)
         except UpstreamError as error:
-            handle = await self._find_lost(call, sent_at) if error.ambiguous else None
+            may_run = error.ambiguous or is_useless_response(error)
+            handle = await self._find_lost(call, sent_at) if may_run else None
             if handle is None:
                 raise
             accepted = AcceptedCall(handle.id)
         else:
-            handle = self.handle_of(accepted, time.time())
+            handle = self.handle_of(accepted, time.time(), form.warnings)
         await observer.accepted(handle)
         self.kept_ids.append(handle.id)
         if (state := accepted.state) and (state.reply or state.error):
@@ -154,8 +160,7 @@ class JobApiProvider(ABC):
         else:
             delay_s = first_delay_s(accepted.retry_after_s)
             reply = await poll_until_end(handle, observer, partial(self._ask, handle), delay_s)
-        reply = _with_cost(reply, handle)
-        return replace(reply, images=reply.images[: call.count], warnings=(*form.warnings, *reply.warnings))
+        return replace(_completed(reply, handle), images=reply.images[: call.count])
 
     async def _submit(self, form: SubmitForm, observer: CallObserver) -> RawResponse:
         """Send a call. If it is dropped meanwhile its response is still read, so that its job can be cancelled."""
@@ -163,24 +168,26 @@ class JobApiProvider(ABC):
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            dropped = asyncio.ensure_future(self._report_dropped(running, observer))
+            dropped = asyncio.ensure_future(self._report_dropped(running, form, observer))
             self._dropped.add(dropped)
             dropped.add_done_callback(self._dropped.discard)
             raise
 
-    async def _report_dropped(self, running: asyncio.Future[RawResponse], observer: CallObserver) -> None:
+    async def _report_dropped(
+        self, running: asyncio.Future[RawResponse], form: SubmitForm, observer: CallObserver
+    ) -> None:
         """Report the job of a call that was dropped, if it is accepted within some seconds."""
         with suppress(UpstreamError, TimeoutError):
             async with asyncio.timeout(DROPPED_S):
-                accepted = self.read_acceptance(await running)
-            await observer.accepted(self.handle_of(accepted, time.time()))
+                accepted = self.complete(self.read_acceptance(await running), form)
+            await observer.accepted(self.handle_of(accepted, time.time(), form.warnings))
 
     async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
         if handle.provider != self.name:
             raise forgotten_job()
         self.kept_ids.append(handle.id)
-        return _with_cost(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
+        return _completed(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
 
     async def _find_lost(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the job of a submit with a lost response; None if there is none to be found, or no list now."""
@@ -189,7 +196,12 @@ class JobApiProvider(ABC):
         except UpstreamError:
             return None
 
-    async def find(self, call: Call, sent_at: float) -> JobHandle | None:  # noqa: ARG002 - most have no list
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        """Return the handle of the job of a call with a lost response, None if it can't be told apart."""
+        handle = await self.search(call, sent_at)
+        return handle and replace(handle, warnings=self.submit_form(call).warnings)
+
+    async def search(self, call: Call, sent_at: float) -> JobHandle | None:  # noqa: ARG002 - most have no list
         """Return None: there is no list of jobs."""
         return None
 
@@ -224,7 +236,7 @@ class JobApiProvider(ABC):
             dropped.cancel()
         await asyncio.gather(*self._dropped, return_exceptions=True)
 
-    def handle_of(self, accepted: AcceptedCall, accepted_at: float) -> JobHandle:
+    def handle_of(self, accepted: AcceptedCall, accepted_at: float, warnings: tuple[str, ...] = ()) -> JobHandle:
         """Return the handle of a job, with those of its addresses that may be requested. accepted_at: Unix time."""
         addresses = (accepted.poll_url, accepted.result_url, accepted.cancel_url)
         poll_url, result_url, cancel_url = (str(self.own_address(address) or "") for address in addresses)
@@ -239,6 +251,7 @@ class JobApiProvider(ABC):
             result_url=result_url,
             cancel_url=cancel_url,
             cost_micro_usd=accepted.cost_micro_usd,
+            warnings=warnings,
         )
 
     def own_address(self, address: str) -> URL | None:
@@ -283,6 +296,7 @@ class PollGate:
 
 def job_id(value: object) -> str:
     """Return the id of a job that a provider named, empty if it is unusable."""
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
         return ""
     return value if value.isascii() and value.isprintable() and value.strip(".") and "/" not in value else ""
@@ -294,9 +308,10 @@ def _ended(state: JobState) -> Reply:
     return state.reply or Reply(())
 
 
-def _with_cost(reply: Reply, handle: JobHandle) -> Reply:
-    """Return the reply with the price that the provider named at the acceptance, unless the result has one."""
+def _completed(reply: Reply, handle: JobHandle) -> Reply:
+    """Return the reply with what the handle has: warnings, and the price of the acceptance if the result has none."""
     details = reply.details or ReplyDetails()
+    reply = replace(reply, warnings=(*handle.warnings, *reply.warnings))
     if handle.cost_micro_usd is None or details.cost_micro_usd is not None:
         return reply
     return replace(reply, details=replace(details, cost_micro_usd=handle.cost_micro_usd))

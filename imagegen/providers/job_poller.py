@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -62,6 +63,23 @@ class JobPoller:
         return await poll_until_end(handle, watcher, addresses.ask, delay_s)
 
 
+@dataclass(frozen=True, slots=True)
+class NotingObserver:
+    """Observer of a call that adds the call's warnings to the handle of its job."""
+
+    observer: CallObserver
+    warnings: tuple[str, ...]
+
+    def sent(self) -> None:
+        self.observer.sent()
+
+    async def accepted(self, handle: JobHandle) -> None:
+        await self.observer.accepted(replace(handle, warnings=self.warnings))
+
+    def progress(self, fraction: float) -> None:
+        self.observer.progress(fraction)
+
+
 class _Addresses:
     """Addresses at which one job may be polled. Until one of them finds the job, all are tried."""
 
@@ -69,18 +87,27 @@ class _Addresses:
         self._poller, self._addresses = poller, addresses
 
     async def ask(self) -> JobState:
-        """Return the state of the job. Raises UpstreamError for a passing fault of the first address, which ends the
-        round."""
+        """Return the state of the job, `forgotten` if an address does not find it and none has it.
+
+        Raises UpstreamError for a passing fault of the first address, which ends the round, and if none has an answer
+        that can be read.
+        """
+        fault: UpstreamError | None = None
+        unknown = False
         for number, address in enumerate(self._addresses):
             try:
                 state = await self._ask(address)
             except UpstreamError as error:
                 if error.status is None or (number == 0 and (error.retryable or error.code in REFUSALS)):
                     raise
+                fault = fault or error
                 continue
             if state.phase != "forgotten":
                 self._addresses = (address,)
                 return state
+            unknown = True
+        if fault and not unknown:
+            raise fault
         return JobState("forgotten")
 
     async def _ask(self, address: URL) -> JobState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,10 +24,28 @@ MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
 UNKNOWN_GRACE_S = 15.0
 """An upstream may not find a job yet that it has just accepted, for example while its databases are synchronised."""
 
-MAX_UNKNOWN, MAX_REFUSED = 3, 8
-"""Polls in sequence after which a job is given up: those that do not find it, and those that refuse the key."""
+MAX_UNKNOWN, MAX_REFUSED, MAX_USELESS = 3, 8, 10
+"""Polls in sequence after which a job is given up: those that do not find it, those that refuse the key, and those with
+another answer that no repeat changes, such as an HTML page. A provider that fails or is overloaded is polled on."""
 
 REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
+
+
+Phase = Literal["running", "done", "failed", "forgotten"]
+
+_WORDS: Mapping[Phase, str] = {
+    "running": "submitted pending processing queued queueing running in_progress in_queue not_start starting started"
+    " created accepted generating waiting initialized throttled",
+    "done": "completed complete succeeded succeed success successful finished done ready",
+    "failed": "failed failure fail error cancelled canceled aborted rejected timeout",
+    "forgotten": "expired not_found unknown",
+}
+_PHASE_OF_WORD: Mapping[str, Phase] = {word: phase for phase, words in _WORDS.items() for word in words.split()}
+
+
+def phase_of(word: str) -> Phase:
+    """Return the phase that a provider's word for a state means; `running` for an unknown word."""
+    return _PHASE_OF_WORD.get(word.strip().lower().replace(" ", "_"), "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +57,7 @@ class JobState:
     retry_after_s: seconds until the next poll, by the upstream.
     """
 
-    phase: Literal["running", "done", "failed", "forgotten"]
+    phase: Phase
     reply: Reply | None = None
     error: UpstreamError | None = None
     progress: float | None = None
@@ -81,7 +99,7 @@ class _Polls:
 
     def __init__(self, handle: JobHandle, ask: Ask, observer: CallObserver) -> None:
         self._handle, self._ask, self._observer = handle, ask, observer
-        self._unknown = self._refused = self._faults = 0
+        self._unknown = self._refused = self._useless = self._faults = 0
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
 
@@ -93,7 +111,7 @@ class _Polls:
             return self._failed(error)
         if state.phase == "forgotten":
             return self._not_found()
-        self._unknown = self._refused = self._faults = 0
+        self._unknown = self._refused = self._useless = self._faults = 0
         self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
         self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)
         return state
@@ -110,14 +128,25 @@ class _Polls:
     def _failed(self, error: UpstreamError) -> JobState:
         self._faults += 1
         self._refused = self._refused + 1 if error.code in REFUSALS else 0
-        if self._refused >= MAX_REFUSED:
-            error.ambiguous = error.retryable = True  # the job was accepted, so it may have been paid
-            raise error
-        if not self._refused:
+        self._useless = 0 if error.retryable or self._refused else self._useless + 1
+        if self._refused >= MAX_REFUSED or self._useless >= MAX_USELESS:
+            raise _given_up(error)
+        if error.retryable:
             self._observer.polls_failed(self._faults)
-        backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), MAX_FAULT_DELAY_S)
+        most_s = MAX_FAULT_DELAY_S if error.retryable else MAX_DELAY_S
+        backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), most_s)
         self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)
         return JobState("running")
+
+
+def _given_up(error: UpstreamError) -> UpstreamError:
+    """Return the error of a job that can't be polled. It may have been paid, so no call takes its place."""
+    if error.code in REFUSALS:
+        code, detail = error.code, error.detail
+    else:
+        code, detail = "upstream_bad_response", f"The state of the provider's job can't be read: {error.detail}"[:300]
+    said = error.upstream_detail
+    return UpstreamError(code, detail, ambiguous=True, status=error.status, upstream_detail=said)
 
 
 def _bounded(seconds: float | None) -> float | None:

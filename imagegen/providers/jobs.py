@@ -16,7 +16,7 @@ import orjson
 from yarl import URL
 
 from imagegen.providers.job_addresses import same_host
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.reply_details import parse_details
@@ -31,26 +31,6 @@ MAX_ID_CHARS = 200
 MAX_DEPTH = 8
 MAX_IMAGES_READ = 100
 
-_PHASES: Mapping[str, tuple[str, ...]] = {
-    "running": (
-        *(
-            "submitted",
-            "pending",
-            "processing",
-            "queued",
-            "queueing",
-            "running",
-            "in_progress",
-            "in_queue",
-            "not_start",
-        ),
-        *("starting", "started", "created", "accepted", "generating", "waiting", "initialized", "throttled"),
-    ),
-    "done": ("completed", "complete", "succeeded", "succeed", "success", "successful", "finished", "done", "ready"),
-    "failed": ("failed", "failure", "fail", "error", "cancelled", "canceled", "aborted", "rejected", "timeout"),
-    "forgotten": ("expired", "not_found", "unknown"),
-}
-_PHASE_OF_WORD = {word: phase for phase, words in _PHASES.items() for word in words}
 _STATUS_NAMES = ("status", "task_status", "state", "taskStatus")
 _ID_NAMES = ("task_id", "taskId")
 _ADDRESS_NAMES = ("poll_url", "polling_url", "status_url")
@@ -197,14 +177,14 @@ def _word(job: Mapping[str, object]) -> str:
     for name in _STATUS_NAMES:
         value = job.get(name)
         if isinstance(value, str) and value:
-            return value.lower().replace(" ", "_")
+            return value
     return ""
 
 
 def _phase(job: Mapping[str, object]) -> str:
     """Return the phase that a job's status means; empty if it has none, `running` for an unknown word."""
     word = _word(job)
-    return _PHASE_OF_WORD.get(word, "running") if word else ""
+    return phase_of(word) if word else ""
 
 
 def _named_id(fields: dict[str, object], job: dict[str, object]) -> object:

@@ -14,6 +14,7 @@ from yarl import URL
 
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
 from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
+from imagegen.providers.job_poller import NotingObserver
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl, count_of_models
 from imagegen.providers.request_fields import (
     SizeStyle,
@@ -183,7 +184,8 @@ class OpenAICompatibleProvider(WithoutJobControl):
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         dialect = self._dialect.for_model(call.request.model)
-        fields = fields_of(call, dialect)
+        fields, warnings = fields_of(call, dialect), left_out_warnings(call, dialect.vocabulary)
+        watcher = NotingObserver(watcher, warnings) if warnings else watcher
         if not call.request.image_sources:
             reply = await self._upstream.generate(fields, watcher)
         elif dialect.edits == "form":
@@ -193,7 +195,6 @@ class OpenAICompatibleProvider(WithoutJobControl):
             reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), watcher, path)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = structs.replace(reply.limits, limit_per_s=None)
-        warnings = left_out_warnings(call, dialect.vocabulary)
         return structs.replace(reply, images=reply.images[: call.count], limits=limits, warnings=warnings)
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
@@ -204,7 +205,8 @@ class OpenAICompatibleProvider(WithoutJobControl):
         return sent
 
     async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
-        return await self._upstream.resume(handle, watcher)
+        reply = await self._upstream.resume(handle, watcher)
+        return structs.replace(reply, warnings=(*handle.warnings, *reply.warnings)) if handle.warnings else reply
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))

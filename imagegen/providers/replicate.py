@@ -108,7 +108,7 @@ class ReplicateProvider(JobApiProvider):
         confirmed = super().read_cancellation(answer)
         return is_cancelled(answer) if confirmed else confirmed
 
-    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+    async def search(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the handle of the only job with the call's input that was made while the call ran.
 
         A call with the bytes of input images is not searched for, since lists need not repeat them. Jobs with handles

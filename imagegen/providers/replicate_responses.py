@@ -14,7 +14,7 @@ import orjson
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
@@ -115,7 +115,7 @@ def job_state(fields: Mapping[str, object], secret: str = "") -> JobState:
         entries = output if isinstance(output, list) else [output]
         found = (parse_image(entry) for entry in entries[:MAX_IMAGES_READ])
         return JobState("done", reply=Reply(tuple(image for image in found if image is not None)))
-    if status in _ENDED:
+    if phase_of(_text(status)) == "failed":
         return JobState("failed", error=job_error(str(status), _text(fields.get("error")), secret))
     return JobState("running", progress=_progress(_text(fields.get("logs"))))
 

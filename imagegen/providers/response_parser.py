@@ -34,11 +34,15 @@ _LARGEST_NUMBER = 1e6
 """More is no count of seconds but a point in time, and no rate."""
 
 _REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
+"""Statuses of refusals that may name a field or a count."""
+
+_GONE = frozenset({404, 410})
 _CODE_OF_STATUS = {
     401: "upstream_auth",
     402: "upstream_billing",
     403: "upstream_auth",
     408: "upstream_error",
+    409: "upstream_error",
     425: "upstream_error",
     429: "upstream_rate_limited",
     451: "content_policy",
@@ -300,7 +304,7 @@ def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
         return _CODE_OF_STATUS[status]
     if 500 <= status < 600:
         return "upstream_error"
-    if status in _REFUSED or 200 <= status < 300:
+    if 400 <= status < 500 or 200 <= status < 300:
         return _code_of_text(status, complaint, is_json=is_json)
     return "upstream_bad_response"
 
@@ -313,9 +317,9 @@ def _code_of_text(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
     if _is_about_model(complaint):
         return "model_not_available"
     message = complaint.message[:_LONGEST_READ_CHARS]
-    if status == 404 and is_json and not _ROUTE.match(message):
+    if status in _GONE and is_json and not _ROUTE.match(message):
         return "model_not_available"
-    return "upstream_invalid_request" if status in _REFUSED else "upstream_bad_response"
+    return "upstream_bad_response" if status < 400 else "upstream_invalid_request"
 
 
 def _max_count(status: int, complaint: _ErrorInfo) -> int | None:

@@ -15,6 +15,7 @@ class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     poll_url, result_url, cancel_url: by the upstream; empty if it gave none that may be used.
     accepted_at, expires_at: Unix time; after the second one the upstream may have forgotten the job.
     cost_micro_usd: the price that the upstream named when it accepted the job, in millionths of a US dollar.
+    warnings: about fields of the request that were not sent as given.
     """
 
     provider: str
@@ -27,6 +28,7 @@ class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     result_url: str = ""
     cancel_url: str = ""
     cost_micro_usd: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):

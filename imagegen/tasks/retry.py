@@ -82,6 +82,15 @@ def is_server_error(error: UpstreamError) -> bool:
     return error.code == "upstream_error" and error.status is not None and not (error.ambiguous or error.unreached)
 
 
+def is_useless_response(error: UpstreamError) -> bool:
+    """Return whether a call was answered without a usable image, so that it may be paid for all the same.
+
+    A redirect or another refusal is no such response, and a job whose result can't be read may still have one.
+    """
+    refused = error.status is not None and 300 <= error.status < 500 and not error.charged
+    return error.code == "upstream_bad_response" and not (refused or error.ambiguous)
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """max_attempts: calls that count; base_s: the first delay, doubled each time, with jitter."""

@@ -21,7 +21,7 @@ from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import add_details
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
+from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded, is_useless_response
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.call_search import CallSearch
@@ -209,14 +209,14 @@ class Attempt:
         except UpstreamError as error:
             self._change(job=None)
             self._payments.failed(route, self._form.model, error)
-            if error.code == "upstream_bad_response":
+            if is_useless_response(error):
                 self._answered_in_vain(share, again=again)
             elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
                 raise
         else:
             if self._claim.cost.calling:  # else it was answered before, and its images could not be saved
                 self._payments.answered(route, self._form.model, len(share.indexes), reply)
-            self._form.warn_of_model()
+            self._form.warn(reply.warnings)
             await self._received(share, reply, again=again)
 
     async def _make_calls(self) -> None:
@@ -362,8 +362,7 @@ class Attempt:
                 else:
                     self._payments.answered(route, model, count, reply)
                     self._runner.pacing.record_success(turn, reply.limits)
-                    add_warnings(self._claim, *reply.warnings)
-                    self._form.warn_of_model()
+                    self._form.warn(reply.warnings)
                     return reply
 
     async def _permit(self, choice: Choice) -> Permit:
@@ -428,7 +427,7 @@ class Attempt:
         if self._form.learn_count(error, count):
             self._runner.pacing.failed(turn, error, unfinished=None)
             raise _Refused
-        bad = error.code == "upstream_bad_response"
+        bad = is_useless_response(error)
         mended = self._form.mend(error)
         excused = self._judging.excuses(turn, error)
         cause = self._form.first_refusal or self._judging.cause(turn, error)

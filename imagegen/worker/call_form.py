@@ -84,8 +84,9 @@ class CallForm:
             return share
         return PlannedCall(share.indexes, None)
 
-    def warn_of_model(self) -> None:
-        """Add a warning if another model than the requested one is called."""
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Add the warnings of a reply, and one if another model than the requested one is called."""
+        add_warnings(self._claim, *warnings)
         if self.model != self._request.model:
             add_warnings(self._claim, f"{self._request.model} is not available: {self.model} was used")
 

@@ -10,6 +10,7 @@ from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
 from imagegen.worker.permits import Choice, Permit
 
 _CHANNEL_CODES = ("upstream_overloaded", "model_not_available")
+_CONFLICT = 409
 
 
 def without_tried(choice: Choice, turn: Permit, error: UpstreamError, *, has_job: bool) -> Choice | None:
@@ -21,7 +22,8 @@ def without_tried(choice: Choice, turn: Permit, error: UpstreamError, *, has_job
         return None
     if error.code == LIMITED or error.code in KEY_REFUSALS:
         return replace(choice, keys=choice.keys | {turn.route.account})
-    is_server_fault = error.status is not None and error.status >= 500 and error.code == "upstream_error"
-    if was_never_sent(error) or error.partly_sent or is_server_fault or error.code in _CHANNEL_CODES:
+    status = error.status or 0
+    is_fault = (status >= 500 and error.code == "upstream_error") or status == _CONFLICT or 300 <= status < 400
+    if was_never_sent(error) or error.partly_sent or is_fault or error.code in _CHANNEL_CODES:
         return replace(choice, channels=choice.channels | {turn.route.channel.name})
     return None

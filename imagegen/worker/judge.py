@@ -59,7 +59,7 @@ class Judge:
             return error
         others = Choice(keys=frozenset({turn.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if not is_of_key or not self.pacing.recovers(turn.model, others):
+        if error.ambiguous or not is_of_key or not self.pacing.recovers(turn.model, others):
             return error
         blocked = self.pacing.blocked(turn.model, others)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0

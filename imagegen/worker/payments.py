@@ -14,7 +14,7 @@ from imagegen.queue.verbs.context import Limits
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.cost import UNKNOWN, Cost
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import ClaimLost, Failed
+from imagegen.tasks.retry import ClaimLost, Failed, is_useless_response
 from imagegen.tasks.task import TaskError
 from imagegen.worker.permits import Choice
 from imagegen.worker.routes import Route, Routes
@@ -110,7 +110,7 @@ class Payments:
         if route and error.usage is not None:
             used = route.pricing.usage_price(route.sent_name(model), error.usage)
             price = price if used is None else used
-        if error.code == _BAD_RESPONSE:
+        if is_useless_response(error):
             cost = cost.paid(price, error.code)
         elif error.charged or (error.code == "content_policy" and route and route.charges_refusal(model)):
             cost = cost.paid(price)

@@ -413,7 +413,7 @@ async def lose(provider, call) -> float:
     """Make a call with a response that is lost, as a process that dies before it; return when it was sent."""
     sent_at = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DashScopeProvider, "find", JobApiProvider.find)
+        patch.setattr(DashScopeProvider, "search", JobApiProvider.search)
         observer, error = await made(provider, call)
     assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at

@@ -147,7 +147,7 @@ ERRORS = [
     ("502", "upstream_error", True, True, "not JSON"),
     ("503", "upstream_overloaded", True, False, "No runner"),
     ("504", "upstream_timeout", True, True, "timed out"),
-    ("504_user", "upstream_timeout", True, True, "timed out"),
+    ("504_user", "upstream_timeout", False, False, "timed out"),
 ]
 
 
@@ -195,7 +195,7 @@ JOB_ERRORS = [
 def test_a_failed_job_has_its_code_and_is_not_paid(kind: str, status: int, code: str, retryable: bool) -> None:
     body = b'{"detail":"It failed","error_type":"%b"}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Error-Type": kind}, body)
-    error = parse_result(answer, JobStatus(True, error="It failed", error_type=kind)).error
+    error = parse_result(answer, JobStatus("done", error="It failed", error_type=kind)).error
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
     assert not was_never_sent(error)
     assert "It failed" in error.detail
@@ -220,7 +220,7 @@ MODEL_ERRORS = [
 def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, code: str, retryable: bool) -> None:
     body = b'{"detail":[{"loc":["body","prompt"],"msg":"It failed","type":"%b","input":"?"}]}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Retryable": hint}, body)
-    error = parse_result(answer, JobStatus(True)).error
+    error = parse_result(answer, JobStatus("done")).error
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
     assert not was_never_sent(error)
 
@@ -230,7 +230,7 @@ def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, cod
 )
 def test_a_result_that_can_not_be_fetched_now_does_not_end_its_job(status: int, body: bytes) -> None:
     with pytest.raises(UpstreamError):
-        parse_result(RawResponse(status, {}, body), JobStatus(True))
+        parse_result(RawResponse(status, {}, body), JobStatus("done"))
 
 
 def progress_of(fields: dict[str, object]) -> float | None:
@@ -250,19 +250,19 @@ def test_a_place_in_the_queue_that_is_no_number_shows_no_progress(position: obje
 
 
 def test_a_result_that_is_gone_is_a_forgotten_job() -> None:
-    assert parse_result(RawResponse(404, {}, b'{"detail":"gone"}'), JobStatus(True)).phase == "forgotten"
+    assert parse_result(RawResponse(404, {}, b'{"detail":"gone"}'), JobStatus("done")).phase == "forgotten"
 
 
 def test_images_that_the_checker_flags_are_left_out() -> None:
     body = b'{"images":[{"url":"https://a.example/1"},{"url":"https://a.example/2"}],"has_nsfw_concepts":[true,false]}'
-    reply = parse_result(RawResponse(200, {}, body), JobStatus(True)).reply
+    reply = parse_result(RawResponse(200, {}, body), JobStatus("done")).reply
     assert [image.url for image in reply.images] == ["https://a.example/2"]
     assert reply.warnings[0].startswith("1 of 2 images")
 
 
 def test_a_single_image_is_read() -> None:
     body = b'{"image":{"url":"https://a.example/1"}}'
-    assert len(parse_result(RawResponse(200, {}, body), JobStatus(True)).reply.images) == 1
+    assert len(parse_result(RawResponse(200, {}, body), JobStatus("done")).reply.images) == 1
 
 
 # --- jobs ---

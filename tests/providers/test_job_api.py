@@ -193,7 +193,7 @@ async def test_a_cancellation_is_confirmed_refused_or_open(session, status: int,
     assert Service(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
 
 
-@pytest.mark.parametrize("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7, None, True])
+@pytest.mark.parametrize("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7.5, None, True])
 def test_an_unusable_id_is_none(value: object) -> None:
     assert job_id(value).strip() == ""
 

@@ -126,7 +126,7 @@ async def test_a_refused_key_ends_a_job_that_may_be_paid_after_some_polls(
     quick, make_provider, make_call, relay
 ) -> None:
     _, error = await begun(make_provider(), make_call, relay, "job poll_fault=401 polls=99")
-    assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, True)
+    assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, False)
     assert relay.ledger.jobs[0].polls == job_polling.MAX_REFUSED
 
 

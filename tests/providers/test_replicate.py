@@ -322,7 +322,7 @@ async def lost(replicate, call) -> float:
     """Make a call with a lost response, as a process that dies before it; return the time before the call."""
     sent_at = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReplicateProvider, "find", JobApiProvider.find)
+        patch.setattr(ReplicateProvider, "search", JobApiProvider.search)
         observer, error = await made(replicate, call)
     assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at
@@ -346,7 +346,7 @@ async def test_a_list_that_fails_leaves_the_call_ambiguous(quick, replicate, mak
     async def fail(*_: object) -> None:
         raise UpstreamError("upstream_auth", "no list")
 
-    monkeypatch.setattr(ReplicateProvider, "find", fail)
+    monkeypatch.setattr(ReplicateProvider, "search", fail)
     _, error = await made(replicate, make_call(model=MODEL, prompt=LOST))
     assert (error.code, error.ambiguous) == ("upstream_error", True)
 

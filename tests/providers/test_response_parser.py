@@ -112,7 +112,11 @@ CLOUDFLARE = b"<!DOCTYPE html><html><head><title>524: A timeout occurred</title>
         (503, error("overloaded"), "upstream_overloaded"),
         (529, b"", "upstream_overloaded"),
         (302, b"", "upstream_bad_response"),
-        (405, b"", "upstream_bad_response"),
+        (405, b"", "upstream_invalid_request"),
+        (409, b'{"detail":"Conflict"}', "upstream_error"),
+        (410, b'{"detail":"This model is no longer served"}', "model_not_available"),
+        (410, b"<html>Gone</html>", "upstream_invalid_request"),
+        (418, b"", "upstream_invalid_request"),
         (600, b"", "upstream_bad_response"),
     ]
     + [(status, CLOUDFLARE, "upstream_error") for status in (408, 425, 500, 502, 504, 520, 521, 522, 523, 524)],
