@@ -91,10 +91,10 @@ def parse_job(
     fields = load_object(body) or {}
     output = _output(fields)
     word = str(output.get("task_status") or "").upper()
+    if status in (404, 410) or word == "UNKNOWN":  # there is no such job, or it was removed a day after its end
+        return JobState("forgotten")
     if not 200 <= status < 300 or not word:
         raise response_error(status, headers, body, secret=secret, now_s=now_s)
-    if word == "UNKNOWN":  # there is no such job, or it was removed a day after its end
-        return JobState("forgotten")
     if word == "SUCCEEDED":
         try:
             return JobState("done", reply=_reply(fields, secret))
@@ -105,8 +105,7 @@ def parse_job(
         fault.ambiguous = False  # only images that were made are charged
         return JobState("failed", error=fault)
     if word in _CANCELLED:
-        detail = "The job was cancelled at the provider"
-        cancelled = UpstreamError("upstream_error", detail, retryable=True, status=status)  # without it: never sent
+        cancelled = UpstreamError("upstream_error", "The job was cancelled at the provider", status=status)
         return JobState("failed", error=cancelled)
     return JobState("running", progress=0.0 if word == "PENDING" else None)
 

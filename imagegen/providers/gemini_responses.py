@@ -39,7 +39,6 @@ _NO_FREE_TIER = re.compile(r"\blimit: 0\b")
 
 _REGION = re.compile(r"user location is not supported", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,12})?)s")
-_RETRY_IN = re.compile(r"retry in ([0-9]{1,6}(?:\.[0-9]{1,12})?)s", re.IGNORECASE)
 _MAX_PARTS = 256
 _MAX_TEXT_CHARS = 4_000
 _MAX_COUNT = 2**53
@@ -81,7 +80,7 @@ def error_of(
         detail = "This service's account with the provider may not use the model without billing"
         return UpstreamError("upstream_billing", detail, status=status, upstream_detail=said)
     if error.code == "upstream_rate_limited" and error.retry_after_s is None:
-        error.retry_after_s = _retry_delay_s(inner.get("details"), text)
+        error.retry_after_s = _retry_delay_s(inner.get("details"))
     if error.code == "upstream_invalid_request" and _REGION.search(text):
         error.code = "upstream_auth"
     return error
@@ -195,14 +194,13 @@ def without_image(
     return UpstreamError("upstream_bad_response", sanitize_detail(detail), charged=True, usage=usage)
 
 
-def _retry_delay_s(details: object, text: str) -> float | None:
-    """Return the seconds of a RetryInfo, else those in the text of the error."""
+def _retry_delay_s(details: object) -> float | None:
+    """Return the seconds of a RetryInfo."""
     for entry in details[:20] if isinstance(details, list) else ():
         delay = entry.get("retryDelay") if isinstance(entry, dict) else None
         if isinstance(delay, str) and (seconds := _DURATION.fullmatch(delay)):
             return float(seconds[1])
-    match = _RETRY_IN.search(text)
-    return float(match[1]) if match else None
+    return None
 
 
 def _of_images(details: object) -> int | None:

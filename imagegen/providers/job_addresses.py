@@ -27,15 +27,13 @@ def in_domains(base: URL, address: str, domains: Iterable[str]) -> URL | None:
     """Return an address of an upstream if the provider's key may go there; else None.
 
     domains: registered names of the provider; each stands for its subdomains too. They need `https` and its usual port.
-    The base's own host is always allowed. A base on loopback, which is an emulator, allows loopback.
+    The base's own host is always allowed. A base on loopback, which is an emulator, has no other host.
     """
     if own := same_host(base, address):
         return own
     url = _resolved(base, address)
-    if url is None or url.host is None:
+    if url is None or url.host is None or _is_loopback(base):
         return None
-    if _is_loopback(base):
-        return url if _is_loopback(url) and url.scheme in ("http", "https") else None
     host = url.host.lower()
     is_known = any(host == domain or host.endswith(f".{domain}") for domain in domains)
     return url if is_known and url.scheme == "https" and url.is_default_port() else None

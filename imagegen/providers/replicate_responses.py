@@ -30,7 +30,6 @@ _INVALID = re.compile(
 )
 _MEMORY = re.compile(r"out of memory|\(E1001\)", re.IGNORECASE)
 _TIMED_OUT = re.compile(r"timed? ?out|took too long", re.IGNORECASE)
-_RESETS_IN = re.compile(r"resets in ~?([0-9]{1,5}) ?s", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,3})%\|")
 """In the logs: the bar of tqdm, which most models print for their steps."""
 
@@ -99,9 +98,6 @@ def error_of(answer: RawResponse, *, secret: str = "", now_s: float | None = Non
     fields = load_object(answer.body) or {}
     if _text(fields.get("title")).lower().startswith("invalid version"):
         return UpstreamError("model_not_available", error.detail, status=answer.status)
-    if error.code == "upstream_rate_limited" and error.retry_after_s is None:
-        resets = _RESETS_IN.search(_text(fields.get("detail"))[:500])
-        error.retry_after_s = float(resets[1]) if resets else None
     return error
 
 

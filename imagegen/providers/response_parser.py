@@ -65,6 +65,14 @@ _MODEL = re.compile(
 )
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
 _PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
+_WAIT = re.compile(
+    r"(?:try again|retry|resets) (?:in|after) ~?([0-9]{1,6}(?:\.[0-9]{1,12})?) ?(ms|s|sec(?:ond)?s?|min(?:ute)?s?)\b",
+    re.IGNORECASE,
+)
+_SECONDS_OF_UNIT = {"ms": 0.001, "min": 60, "mins": 60, "minute": 60, "minutes": 60}
+_SECONDS_A_DAY = 86_400
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
+_UNIX_TIME = re.compile(r"[0-9]{10}(?:\.[0-9]{1,9})?")
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
@@ -110,7 +118,7 @@ def parse_reply(
             return Reply(images, _limits(headers), details=parse_details(large.fields))
     fields = load_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
-    if fields is None or items is None or (not items and fields.get("error")):
+    if fields is None or items is None or (not items and _names_error(fields)):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
     images = tuple([image for item in items if (image := parse_image(item)) is not None])
     if not images and (fault := _fault_of_item(items)):
@@ -287,11 +295,16 @@ def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorI
     """Return the status; for an error object under a 2xx the status that it names or that its type means."""
     if 200 <= status < 300 and _RATE_LIMITED & set(complaint.codes):
         return 429
-    if not 200 <= status < 300 or not fields.get("error"):
+    if not 200 <= status < 300 or not _names_error(fields):
         return status
-    if re.fullmatch(r"[45][0-9]{2}", complaint.code):
+    if _ERROR_STATUS.fullmatch(complaint.code):
         return int(complaint.code)
     return _STATUS_OF_TYPE.get(complaint.kind, status)
+
+
+def _names_error(fields: Mapping[str, object]) -> bool:
+    """Return whether an object holds an error, or is a relay's envelope of one: `{"code": 401, "message": …}`."""
+    return bool(fields.get("error")) or _ERROR_STATUS.fullmatch(str(fields.get("code"))) is not None
 
 
 def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
@@ -376,10 +389,21 @@ def _retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: f
         asked_s = _until_s(headers, now_s)
     if asked_s is not None or code != "upstream_rate_limited":
         return asked_s
-    if (reset_s := _limits(headers).reset_s) is not None:
+    if (reset_s := _reset_s(headers, now_s)) is not None:
         return reset_s
+    if match := _WAIT.search(message[:_LONGEST_READ_CHARS]):
+        return float(match[1]) * _SECONDS_OF_UNIT.get(match[2].lower(), 1)
     found = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
     return 60 / float(found[1]) if found and float(found[1]) > 0 else None
+
+
+def _reset_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
+    """Return the seconds of `x-ratelimit-reset`, which some services send as a Unix time."""
+    text = headers.get("x-ratelimit-reset") or ""
+    if now_s is None or not _UNIX_TIME.fullmatch(text):
+        return _limits(headers).reset_s
+    wait_s = float(text) - now_s
+    return max(wait_s, 0.0) if wait_s <= _SECONDS_A_DAY else None
 
 
 def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:

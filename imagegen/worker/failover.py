@@ -23,7 +23,8 @@ def without_tried(choice: Choice, turn: Permit, error: UpstreamError, *, has_job
     if error.code == LIMITED or error.code in KEY_REFUSALS:
         return replace(choice, keys=choice.keys | {turn.route.account})
     status = error.status or 0
-    is_fault = (status >= 500 and error.code == "upstream_error") or status == _CONFLICT or 300 <= status < 400
+    failed = error.code == "upstream_error" and (status >= 500 or 200 <= status < 300)  # a 200 may hold an error object
+    is_fault = failed or status == _CONFLICT or 300 <= status < 400
     if was_never_sent(error) or error.partly_sent or is_fault or error.code in _CHANNEL_CODES:
         return replace(choice, channels=choice.channels | {turn.route.channel.name})
     return None

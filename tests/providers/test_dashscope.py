@@ -172,10 +172,10 @@ def test_each_state_has_its_phase(word: str, phase: str) -> None:
     assert read(output(task_status=word)).phase == phase
 
 
-def test_a_job_that_was_cancelled_at_the_provider_counts_as_sent() -> None:
+def test_a_job_that_was_cancelled_at_the_provider_is_not_begun_again() -> None:
     error = read(output(task_status="CANCELED")).error
     assert error is not None
-    assert (error.code, error.retryable, error.status) == ("upstream_error", True, 200)
+    assert (error.code, error.retryable, error.status) == ("upstream_error", False, 200)
 
 
 def test_a_job_of_the_older_shape_has_its_results() -> None:

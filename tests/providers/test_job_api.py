@@ -92,9 +92,16 @@ def test_a_key_goes_only_to_the_domains_of_its_provider(address: str, followed: 
 
 @pytest.mark.parametrize(
     ("address", "followed"),
-    [("http://127.0.0.1:9000/7", True), ("http://localhost:1/7", True), ("https://jobs.example/7", False)],
+    [
+        ("http://127.0.0.1:8000/7", True),
+        ("/v1/7", True),
+        ("http://127.0.0.1:9000/7", False),
+        ("http://127.0.0.2:8000/7", False),
+        ("http://localhost:8000/7", False),
+        ("https://jobs.example/7", False),
+    ],
 )
-def test_an_emulator_on_loopback_may_name_loopback_alone(address: str, followed: bool) -> None:
+def test_an_emulator_on_loopback_may_name_no_other_host(address: str, followed: bool) -> None:
     assert (in_domains(URL("http://127.0.0.1:8000"), address, ("jobs.example",)) is not None) is followed
 
 

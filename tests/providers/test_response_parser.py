@@ -156,6 +156,10 @@ def test_base64_of_the_url_safe_alphabet_is_read():
         ({"Retry-After": "-3", "X-RateLimit-Reset": "inf"}, b"", None),
         ({"x-ratelimit-reset": "1792567710"}, b"", None),
         ({"Retry-After": "٣", "X-RateLimit-Reset": "1_0"}, b"", None),
+        ({"x-ratelimit-reset": "3600000010"}, b"", None),
+        ({}, error("Please try again in 12s. You can increase your limit."), 12),
+        ({}, error("Please try again in 350ms."), 0.35),
+        ({}, error("Retry after 2 minutes"), 120),
         ({}, error("Your limit is ٦ queries per minute"), None),
         ({}, MODEL_LIMIT, 60 / 9),
         ({}, TIER_LIMIT, 1),
@@ -167,6 +171,11 @@ def test_a_429_has_its_retry_delay(headers, body, seconds):
     assert refused(429, body, headers, now_s=10.0).retry_after_s == (
         seconds if seconds is None else pytest.approx(seconds)
     )
+
+
+def test_the_end_of_a_window_may_be_a_unix_time() -> None:
+    found = refused(429, b"", {"x-ratelimit-reset": "1792567710"}, now_s=1_792_567_700.0)
+    assert found.retry_after_s == pytest.approx(10)
 
 
 def test_a_503_has_its_retry_delay():
