@@ -79,6 +79,9 @@ class NotingObserver:
     def progress(self, fraction: float) -> None:
         self.observer.progress(fraction)
 
+    def polls_failed(self, count: int) -> None:
+        self.observer.polls_failed(count)
+
 
 class _Addresses:
     """Addresses at which one job may be polled. Until one of them finds the job, all are tried."""

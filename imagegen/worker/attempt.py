@@ -212,6 +212,7 @@ class Attempt:
             if is_useless_response(error):
                 self._answered_in_vain(share, again=again)
             elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
+                self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
         else:
             if self._claim.cost.calling:  # else it was answered before, and its images could not be saved

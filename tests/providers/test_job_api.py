@@ -157,6 +157,35 @@ async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(quick, sessio
     assert (reply.images, reply.warnings, observer.parts) == (IMAGES[:2], ("a warning",), [0.5])
     later = await service.resume(observer.handles[0], Recorder())
     assert reply.details.cost_micro_usd == later.details.cost_micro_usd == 40_000
+    assert later.warnings == ("a warning",)
+
+
+async def test_a_job_that_is_found_has_the_warnings_of_its_call(quick, session, make_call, monkeypatch) -> None:
+    async def search(*_: object) -> JobHandle:
+        return JobHandle("service", "7")
+
+    monkeypatch.setattr(Service, "search", search)
+    done = JobState("done", reply=Reply(IMAGES, warnings=("1 of 3 failed",)))
+    service = Service(session, AcceptedCall("7"), done)
+    handle = await service.find(make_call(), 1.0)
+    assert (await service.resume(handle, Recorder())).warnings == ("a warning", "1 of 3 failed")
+
+
+async def test_a_job_is_searched_for_if_the_response_to_its_call_can_not_be_read(
+    quick, session, submit_url, make_call, monkeypatch
+) -> None:
+    async def search(*_: object) -> JobHandle:
+        return JobHandle("service", "7")
+
+    def unreadable(*_: object) -> AcceptedCall:
+        raise UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
+
+    monkeypatch.setattr(Service, "search", search)
+    monkeypatch.setattr(Service, "read_acceptance", unreadable)
+    service = Service(session, AcceptedCall("8"), JobState("done", reply=Reply(IMAGES)), base=submit_url)
+    observer = Recorder()
+    reply = await service.generate(make_call(count=3, n=3), observer)
+    assert (reply.images, [handle.id for handle in observer.handles]) == (IMAGES, ["7"])
 
 
 async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(quick, session) -> None:

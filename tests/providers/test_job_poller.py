@@ -194,3 +194,14 @@ async def test_an_address_of_another_host_in_a_stored_handle_is_not_requested(qu
     with pytest.raises(UpstreamError, match="does not find the job"):
         await poller.resume(JobHandle("openai", "7", poll_url="https://old.example/v1/tasks/7"), Recorder(relay))
     assert {URL(url).host for url in requested} == {"relay.example"}
+
+
+async def test_the_warnings_of_a_call_are_in_the_handle_of_its_job(quick, make_provider, make_call, relay) -> None:
+    provider, observer = make_provider(), Recorder(relay)
+    relay.set_fault("job dialect=newapi")
+    call = make_call(model="gpt-image-2", steps=4)
+    reply = await provider.generate(call, observer)
+    (handle,) = observer.handles
+    assert len(reply.warnings) == 1
+    assert "steps" in reply.warnings[0]
+    assert handle.warnings == (await provider.resume(handle, Recorder(relay))).warnings == reply.warnings

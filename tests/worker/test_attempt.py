@@ -292,6 +292,19 @@ async def test_a_response_without_images_is_a_bad_response(make_harness: MakeHar
     assert len(harness.provider.calls) == 2
 
 
+@pytest.mark.parametrize("status", [302, 307])
+async def test_a_redirect_of_a_call_is_neither_charged_nor_requested_again(
+    make_harness: MakeHarness, status: int
+) -> None:
+    harness = make_harness(
+        default=UpstreamError("upstream_bad_response", "a redirect, which is not followed", status=status), pool=False
+    )
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    assert (outcome.error.code, outcome.error.retryable) == ("upstream_bad_response", False)
+    assert (len(harness.provider.calls), claim.checkpoint.billed_again, claim.cost.unpriced) == (1, 0, 0)
+
+
 async def test_a_bad_response_is_requested_once_more(make_harness: MakeHarness) -> None:
     harness = make_harness(no_image(), pool=False)
     assert isinstance(await harness.attempts.run(await harness.claim()), Succeeded)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
@@ -18,6 +20,8 @@ from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State
+from imagegen.worker.judge import Judge
+from imagegen.worker.permits import Choice
 from imagegen.worker.job_wait import UNREACHED_RETRY_S
 
 
@@ -153,6 +157,38 @@ async def test_a_bad_result_of_a_resumed_job_is_requested_once_more(instance) ->
     claim = await harness.claim()
     assert isinstance(await run_again(harness, claim, await harness.attempts.run(claim)), Succeeded)
     assert len(harness.provider.calls) == 2
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_job_with_a_state_that_can_not_be_read_is_not_begun_again(instance, resumed: bool) -> None:
+    unreadable = UpstreamError("upstream_bad_response", "a page", ambiguous=True, status=200)
+    harness = harness_of(instance, *([None] if resumed else []), unreadable, job_wait_s=0.05 if resumed else 60.0)
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    outcome = await run_again(harness, claim, outcome) if resumed else outcome
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.error.retryable) == ("upstream_bad_response", False)
+    assert (len(harness.provider.calls), claim.checkpoint.ambiguous_calls, claim.checkpoint.repeated) == (1, 1, 0)
+
+
+async def test_the_warnings_of_a_resumed_job_are_kept(instance) -> None:
+    harness = harness_of(instance, None, images(warnings=("steps was left out",)), job_wait_s=0.05)
+    claim = await harness.claim()
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert isinstance(outcome, Succeeded)
+    assert outcome.warnings == ("steps was left out",)
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_only_another_key_of_its_channel_makes_a_job_again_that_its_own_key_is_refused_for(recovers: bool) -> None:
+    asked: list[tuple[str, Choice]] = []
+    pacing: Any = SimpleNamespace(recovers=lambda model, choice: asked.append((model, choice)) or recovers)
+    judge = Judge(Any, Any, pacing, lambda: 0.0)
+    error = UpstreamError("upstream_auth", "no", ambiguous=True, status=401)
+    route = SimpleNamespace(account="key", channel=SimpleNamespace(name="main"))
+    assert judge.cause(SimpleNamespace(route=route, model="m"), error) is error
+    assert (error.retryable, error.ambiguous) == (recovers, True)
+    assert asked == [("m", Choice("main", keys=frozenset({"key"})))]
 
 
 async def test_a_cancelled_task_stops_the_polls(instance) -> None:
