@@ -131,7 +131,7 @@ def warnings_of(call: Call) -> tuple[str, ...]:
     request, family = call.request, family_of(call.request.model)
     warnings = left_out_warnings(call, family.vocabulary)
     if family.size == "ratio" and (request.aspect_ratio != ratio_of(request) or request.resolution):
-        warnings += (f"this provider takes an aspect ratio instead of a size: {ratio_of(request)} was asked for",)
+        warnings += (f"this provider takes an aspect ratio instead of a size: {ratio_of(request)} was requested",)
     return warnings
 
 

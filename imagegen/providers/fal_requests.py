@@ -158,7 +158,7 @@ def warnings_of(call: Call) -> tuple[str, ...]:
     if request.aspect_ratio == ratio and (family.resolution or request.resolution is None):
         return warnings
     asked = f"{ratio} at {resolution}" if family.resolution and resolution else ratio
-    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was asked for")
+    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was requested")
 
 
 def sent_request(request: GenerationRequest) -> GenerationRequest:

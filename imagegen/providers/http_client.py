@@ -125,14 +125,14 @@ class ProviderClient:
     async def submit(
         self, path: str, fields: Mapping[str, object], watcher: CallObserver, headers: tuple[tuple[str, str], ...] = ()
     ) -> RawResponse:
-        """POST one paid call as JSON and return its response, whatever its status. Raises UpstreamError.
+        """POST one paid call as JSON and return its response, of any status. Raises UpstreamError.
 
         headers: besides those of the account; the same for each call to a path.
         """
         return await self._send(path, JSON_TYPE, json_body(fields), watcher, headers)
 
     async def request(self, method: str, url: URL, timeout_s: float) -> RawResponse:
-        """Make a request that costs nothing and return its response, whatever its status. Raises UpstreamError.
+        """Make a request that costs nothing and return its response, of any status. Raises UpstreamError.
 
         The key goes with it: url must be an address of the provider.
         """

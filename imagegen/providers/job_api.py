@@ -197,7 +197,7 @@ class JobApiProvider(ABC):
             return None
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        """Return the handle of the job of a call with a lost response, None if it can't be told apart."""
+        """Return the handle of the job of a call with a lost response, None if it can't be identified."""
         handle = await self.search(call, sent_at)
         return handle and replace(handle, warnings=self.submit_form(call).warnings)
 

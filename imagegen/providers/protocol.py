@@ -153,7 +153,7 @@ class Provider(Protocol):
         ...
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        """Return the handle of the job that a call began whose response was lost; None if it can't be told apart.
+        """Return the handle of the job that a call began whose response was lost; None if it can't be identified.
 
         Only one exact match in a complete list of jobs counts. sent_at: Unix time before the call was sent.
         Raises UpstreamError if the list can't be read now.

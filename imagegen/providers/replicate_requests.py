@@ -204,7 +204,7 @@ def warnings_of(call: Call) -> tuple[str, ...]:
     if request.aspect_ratio == ratio and request.resolution in (None, resolution):
         return warnings
     asked = f"{ratio} with {family.resolution} {resolution}" if resolution else ratio
-    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was asked for")
+    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was requested")
 
 
 def sent_request(request: GenerationRequest) -> GenerationRequest:

@@ -132,7 +132,7 @@ def left_out_warnings(call: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
     if vocabulary.size_style == "aspect_ratio":
         ratio, resolution = shape_of(request)
         if (request.aspect_ratio, request.resolution or resolution) != (ratio, resolution):
-            warnings.append(f"this provider takes an aspect ratio instead of a size: {ratio} was asked for")
+            warnings.append(f"this provider takes an aspect ratio instead of a size: {ratio} was requested")
     return tuple(warnings)
 
 

@@ -115,7 +115,7 @@ def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call) -> Non
 def test_a_size_that_becomes_a_ratio_has_a_warning_and_one_fingerprint(make_call) -> None:
     by_size = make_call(model="flux-kontext-pro", width=1024, height=1024)
     by_ratio = make_call(model="flux-kontext-pro", aspectRatio="1:1")
-    assert "1:1 was asked for" in warnings_of(by_size)[0]
+    assert "1:1 was requested" in warnings_of(by_size)[0]
     assert warnings_of(by_ratio) == ()
     assert sent_request(by_size.request) == sent_request(by_ratio.request)
 

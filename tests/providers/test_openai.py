@@ -157,7 +157,7 @@ async def test_a_size_replaced_by_an_aspect_ratio_is_reported(session, upstream,
     upstream.post("http://api.x.ai/v1/images/generations", payload={"data": [{"url": "https://imgen.x.ai/a.jpg"}]})
     reply = await provider(session, "http://api.x.ai").generate(make_call(), watcher)
     assert reply.images == (ImageLink("https://imgen.x.ai/a.jpg"),)
-    assert reply.warnings == ("this provider takes an aspect ratio instead of a size: 1:1 was asked for",)
+    assert reply.warnings == ("this provider takes an aspect ratio instead of a size: 1:1 was requested",)
 
 
 async def test_siliconflows_images_list_is_read(session, upstream, make_call, watcher):

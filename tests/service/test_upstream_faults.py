@@ -78,7 +78,7 @@ EXPECTED = {
     "wrong_shape": BAD,
     "wrong_root": BAD,
     "no_images": BAD,
-    "redirect": BAD,
+    "redirect": refused("upstream_bad_response"),
     "fewer_images images=0": BAD,
 }
 
