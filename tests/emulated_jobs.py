@@ -45,6 +45,7 @@ class Recorder:
     handles: list[JobHandle] = field(default_factory=list)
     noted: list[object] = field(default_factory=list)
     parts: list[float] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
 
     def sent(self) -> None:
         """Do nothing."""
@@ -57,7 +58,7 @@ class Recorder:
         self.parts.append(fraction)
 
     def polls_failed(self, count: int) -> None:
-        """Do nothing."""
+        self.failed.append(count)
 
 
 async def made(provider: Provider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:

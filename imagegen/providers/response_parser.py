@@ -66,7 +66,7 @@ _MODEL = re.compile(
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
 _PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
 _WAIT = re.compile(
-    r"(?:try again|retry|resets) (?:in|after) ~?([0-9]{1,6}(?:\.[0-9]{1,12})?) ?(ms|s|sec(?:ond)?s?|min(?:ute)?s?)\b",
+    r"(?:try again|retry|resets) (?:in|after) ~?([0-9]{1,6}(?:\.[0-9]{1,12})?) ?(ms|s|secs?|seconds?|mins?|minutes?)\b",
     re.IGNORECASE,
 )
 _SECONDS_OF_UNIT = {"ms": 0.001, "min": 60, "mins": 60, "minute": 60, "minutes": 60}

@@ -220,6 +220,27 @@ async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(sess
     assert await service.cancel(handle) is None
 
 
+async def test_only_polls_that_may_pass_count_as_failed(quick, session) -> None:
+    busy = UpstreamError("upstream_overloaded", "busy", retryable=True, status=503)
+    page = UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
+    service = Service(session, AcceptedCall("7"), busy, busy, page, busy, JobState("done", reply=Reply(IMAGES)))
+    observer = Recorder()
+    await service.resume(JobHandle("service", "7"), observer)
+    assert observer.failed == [1, 2, 4]
+
+
+@pytest.mark.parametrize("code", ["upstream_auth", "upstream_bad_response", "upstream_invalid_request"])
+async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(quick, session, code: str) -> None:
+    fault = UpstreamError(code, "no", status=400)
+    refused = code == "upstream_auth"
+    polls = job_polling.MAX_REFUSED if refused else job_polling.MAX_USELESS
+    service = Service(session, AcceptedCall("7"), *[fault] * (polls + 1))
+    with pytest.raises(UpstreamError) as caught:
+        await service.resume(JobHandle("service", "7"), Recorder())
+    assert (caught.value.ambiguous, caught.value.retryable, len(service.states)) == (True, False, 1)
+    assert caught.value.code == (code if refused else "upstream_bad_response")
+
+
 @pytest.mark.parametrize(
     ("status", "confirmed"),
     [(200, True), (202, True), (400, False), (404, False), (401, None), (429, None), (500, None)],

@@ -20,9 +20,9 @@ from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State
+from imagegen.worker.job_wait import UNREACHED_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
-from imagegen.worker.job_wait import UNREACHED_RETRY_S
 
 
 @dataclass
