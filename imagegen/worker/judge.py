@@ -56,12 +56,10 @@ class Judge:
         A call that may have been paid is itself the cause, so that it is counted.
         """
         if error.ambiguous:
+            self.allow_other_key(turn.route.channel.name, turn.route.account, turn.model, error)
             return error
         others = Choice(keys=frozenset({turn.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if error.ambiguous:
-            self.allow_other_key(turn.route.channel.name, turn.route.account, turn.model, error)
-            return error
         if not is_of_key or not self.pacing.recovers(turn.model, others):
             return error
         blocked = self.pacing.blocked(turn.model, others)
