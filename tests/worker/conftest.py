@@ -108,6 +108,10 @@ class ScriptedProvider(WithoutJobControl):
         """Do nothing."""
 
     @property
+    def plain(self) -> ScriptedProvider:
+        return self
+
+    @property
     def seeds(self) -> list[int | None]:
         return [call.seed for call in self.calls]
 
