@@ -37,6 +37,13 @@ def examples(count: int) -> int:
     return count * int(os.environ.get("TEST_EXAMPLES", "1"))
 
 
+def slowness() -> float:
+    """Return how many times slower this machine is at present than an idle reference, at least 1."""
+    began = time.monotonic()
+    sum(number * number for number in range(1_000_000))
+    return max(1.0, (time.monotonic() - began) / 0.08)
+
+
 class Clock:
     """Clock that a test moves by hand."""
 

@@ -437,7 +437,7 @@ async def test_a_single_instance_computes_depth_and_age_without_a_command(make_i
     before = instance.connection.meter.commands.total()
     waiting = await instance.parts.monitor.waiting()
     assert waiting.depth == 2
-    assert 0.0 <= waiting.oldest_age_s < 5.0
+    assert 0.0 <= waiting.oldest_age_s < 60.0
     assert instance.connection.meter.commands.total() == before
 
 

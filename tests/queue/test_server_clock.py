@@ -33,10 +33,10 @@ async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_
     await one.verbs.create_group()
     one.connection.clock._offset += off_by_s
     task = (await one.client_queue.submit(submission("a"))).task
-    assert abs(task.created_at - time.time()) < 2.0
-    assert abs(one.connection.clock() - time.time()) < 2.0
+    assert abs(task.created_at - time.time()) < 60.0
+    assert abs(one.connection.clock() - time.time()) < 60.0
     (claim,) = await two.parts.leases.hold(await two.verbs.read_entries(two.parts.dispatcher.instance, 1, 0.01))
-    assert abs(claim.task.created_at - time.time()) < 2.0
+    assert abs(claim.task.created_at - time.time()) < 60.0
     assert (
         AttemptLimits(RetryPolicy(3, 1.0), 600.0).exhausted(claim.task, claim.checkpoint, two.connection.clock())
         is None
@@ -47,7 +47,7 @@ async def test_a_new_connection_reads_the_server_time(make_instance) -> None:
     instance = make_instance(start=False)
     instance.connection.clock._offset += 3_600.0
     await instance.connection.multiplexer.execute("PING")
-    assert abs(instance.connection.clock() - time.time()) < 2.0
+    assert abs(instance.connection.clock() - time.time()) < 60.0
 
 
 async def test_a_task_that_was_released_keeps_its_age(make_instance) -> None:

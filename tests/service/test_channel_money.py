@@ -228,7 +228,7 @@ class Cluster:
         text = f"{number} of {model} killed when {moment}"
         switch = "job times=1 job_s=0.5" + (" answer_s=1" if moment == "sent" else "")
         task_id = self.rng.choice(self.services).accepted(prompt=f"{text} {{{{fault:{switch}}}}}", model=model)
-        (victim,) = eventually(self._dead, 20)
+        (victim,) = eventually(self._dead, 40)
         for file in files:
             file.unlink()
         assert victim.wait() == -9

@@ -23,7 +23,7 @@ def run(folder: Path, *arguments: str, start: Sequence[str] = (), **settings: st
         return forked.run([str(RUN), *arguments], cwd=folder, env=environment(folder, settings))
     environ = environment(folder, settings) | {"PYTHONPATH": str(RUN.parent)}
     command = [*start, *arguments]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90, check=False)
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["run.py", "module"])

@@ -222,7 +222,7 @@ def test_with_a_bar_on_the_terminal_stdout_has_the_paths_alone(service: Service,
         while piece := os.read(terminal, 4096):
             shown += piece
     os.close(terminal)
-    stdout, _ = process.communicate(timeout=20)
+    stdout, _ = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (0, b"bar-slow-0-5-0.png\n")
     assert b"%" in shown
     assert b"completed, cost $0.00" in shown

@@ -61,7 +61,7 @@ class Pair:
             switch += " answer_s=1"
         service = self.rng.choice(self.services)
         task_id = service.accepted(prompt=f"{text} {{{{fault:{switch}}}}}", seed=number)
-        (victim,) = eventually(self.dead, 20)
+        (victim,) = eventually(self.dead, 40)
         for each in self.services:
             self.kill_file(each).unlink(missing_ok=True)
         assert victim.wait() == -9
@@ -142,7 +142,7 @@ def test_an_idle_instance_collects_a_job_that_ended_meanwhile_soon_after_the_lea
         for service in instances.services:
             instances.kill_file(service).write_text("polled 1")
         task_id = instances.services[0].accepted(prompt="ended meanwhile {{fault:job job_s=0.3}}")
-        (victim,) = eventually(instances.dead, 20)
+        (victim,) = eventually(instances.dead, 40)
         died_at = time.monotonic()
         (idle,) = [service for service in instances.services if service is not victim]
         instances.kill_file(idle).unlink()

@@ -152,7 +152,7 @@ def test_another_instance_takes_over_the_job(start_service: Start, relay: Emulat
     second = start_service(**settings(f"{relay.url}/v1"))
     first.signal(signal.SIGSTOP)
     try:
-        eventually(lambda: second.task(task_id)["status"] == "completed", 15)
+        eventually(lambda: second.task(task_id)["status"] == "completed", 40)
     finally:
         first.signal(signal.SIGCONT)
     task = second.task(task_id)

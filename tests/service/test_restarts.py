@@ -25,7 +25,7 @@ def test_a_task_killed_during_its_call_completes_after_a_restart(start_service, 
     service.kill()
     began = time.monotonic()
     service.start()
-    task = service.completed(task_id, within_s=6)
+    task = service.completed(task_id, within_s=30)
     print(f"taken over and done {time.monotonic() - began:.1f} s after the kill, lease 1 s")
     assert (task["attempts"], task["possiblyBilledTwice"]) == (2, 1)
     assert task["sequence"] > before["sequence"]
@@ -78,9 +78,9 @@ def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_serv
     task_id = service.accepted(prompt=prompt)
     eventually(lambda: in_flight(upstream, prompt))
     service.signal(signal.SIGTERM)
-    assert service.wait(5) == 0
+    assert service.wait(15) == 0
     service.start()
-    task = service.completed(task_id, within_s=5)
+    task = service.completed(task_id, within_s=20)
     assert task["possiblyBilledTwice"] == 1
     assert len(calls_about(upstream, prompt)) == 2
 
@@ -93,7 +93,7 @@ def test_a_second_signal_ends_the_service_at_once(start_service, upstream: Emula
     service.signal(signal.SIGTERM)
     eventually(lambda: service.get("/readyz").status == 503)
     service.signal(signal.SIGTERM)
-    assert service.wait(5) == 0
+    assert service.wait(15) == 0
 
 
 def test_two_instances_on_one_folder_are_one_service(start_service, upstream: EmulatorProcess) -> None:
@@ -122,8 +122,8 @@ def test_another_instance_restarts_the_redis_of_a_stopped_owner(
     first.signal(way)
     first.wait()
     began = time.monotonic()
-    eventually(lambda: len(second.children()) == 1, within_s=2)
-    eventually(lambda: second.submit(prompt=f"left alone {way}").status in (200, 202), within_s=2)
+    eventually(lambda: len(second.children()) == 1, within_s=20)
+    eventually(lambda: second.submit(prompt=f"left alone {way}").status in (200, 202), within_s=20)
     print(f"taken on {time.monotonic() - began:.2f} s after the exit")
     assert second.made(prompt=f"left alone {way}")["status"] == "completed"
     task = second.completed(task_id)

