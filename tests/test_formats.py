@@ -1,13 +1,14 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from imagegen.backoff import Backoff, doubled
 from imagegen.formats import parse_digits, printable, rfc3339
 
 
+@settings(deadline=None)
 @given(some.integers(0, 4_000_000_000_000_000).map(lambda micros: micros / 1e6))
 def test_a_time_is_written_as_the_standard_library_does(unix_s: float) -> None:
     expected = datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

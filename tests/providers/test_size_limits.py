@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.providers.model_table import load_table
@@ -44,6 +44,7 @@ def test_the_nearest_size_is_found(limits: SizeLimits, size: tuple[int, int], ne
 
 
 @pytest.mark.parametrize("limits", LIMITS)
+@settings(deadline=None)
 @given(width=SIDES, height=SIDES)
 def test_the_nearest_size_of_each_model_is_allowed(limits: SizeLimits, width: int, height: int) -> None:
     near = limits.nearest(width, height)

@@ -5,7 +5,7 @@ import tracemalloc
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from imagegen.errors import InvalidRequest
@@ -46,6 +46,7 @@ def test_the_stored_form_takes_hardly_more_memory_than_its_bytes() -> None:
     assert taken < sum(map(len, stored)) * 3
 
 
+@settings(deadline=None)
 @given(BODIES, some.none() | TEXTS)
 def test_the_canonical_form_is_json_with_sorted_keys(body: dict[str, object], scope: str | None) -> None:
     expected = DEFAULTS | body | {"provider": "p"} | ({} if scope is None else {"scope": scope})
@@ -55,6 +56,7 @@ def test_the_canonical_form_is_json_with_sorted_keys(body: dict[str, object], sc
     assert requested(**body).canonical("p", scope) == orjson.dumps(expected, option=orjson.OPT_SORT_KEYS)
 
 
+@settings(deadline=None)
 @given(BODIES)
 def test_a_stored_request_survives_a_round_trip(body: dict[str, object]) -> None:
     request = requested(**body)

@@ -170,7 +170,7 @@ def on_v1(body: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationReques
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@settings(max_examples=examples(30))
+@settings(max_examples=examples(30), deadline=None)
 @given(
     BODIES,
     BODIES | some.none(),
