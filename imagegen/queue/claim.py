@@ -41,6 +41,7 @@ class Claim:
         began_at: monotonic start time of the running attempt.
         confirmed_at: monotonic time at which Redis last confirmed the claim.
         contested: a previous owner may still run the task without noticing the loss.
+        spent_on_lost: micro-dollars of its last call, which counted as lost here, in the counts of its key.
     """
 
     entry_id: str
@@ -55,6 +56,7 @@ class Claim:
     began_at: float | None = None
     confirmed_at: float = -math.inf
     contested: bool = False
+    spent_on_lost: int = 0
 
     @property
     def cost(self) -> Cost:

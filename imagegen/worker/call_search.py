@@ -49,6 +49,7 @@ class CallSearch:
         if handle := await self._find(sent, begun=begun):
             self._found(sent, handle)
             return
+        self.claim.spent_on_lost = 0
         self.claims.count_lost_call(self.claim)
         self.claim.checkpoint = replace(self.claim.checkpoint, sent=None)
         if spent := self.rules.exhausted(self.claim.task, self.claim.checkpoint, self.clock()):
@@ -69,6 +70,9 @@ class CallSearch:
 
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""
+        if route := self.routes.find(self.claim.checkpoint.channel, self.claim.checkpoint.account):
+            route.counts.spent -= self.claim.spent_on_lost
+        self.claim.spent_on_lost = 0
         logger.bind(taskId=self.claim.task.id).info("The provider has the job of a call whose answer was lost")
         run = self.claim.checkpoint.with_job(AcceptedJob(handle, sent.indexes, sent.seed, sent.model))
         cost = run.cost and run.cost.found(sent.price)

@@ -11,7 +11,7 @@ from yarl import URL
 from imagegen.channels_file import Channel
 from imagegen.providers.channel_counts import ChannelStatus, KeyStatus
 from imagegen.tasks.task import WaitReason
-from imagegen.worker.key_health import PROBE_S, Trouble
+from imagegen.worker.key_health import PROBE_S
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.router import Router
@@ -82,11 +82,23 @@ class ChannelReport:
     def _key_rest(self, channel: Channel, route: Route) -> _Rest:
         if isinstance(self._pacing, Router):
             trouble = self._pacing.lanes[channel.name].keys[route].trouble()
-            return _of_trouble(trouble) if trouble else None
+            if trouble is None:
+                return None
+            return trouble.state, trouble.next_at(alone=self._is_alone(self._pacing, channel)), trouble.error.code
         if (code := route.provider.refusal) is not None:
             return "out", self._clock(), code
         rest = self._breaker_rest(channel)
         return ("cooling", *rest[1:]) if rest and rest[2] == WaitReason.UPSTREAM_RATE_LIMITED else None
+
+    @staticmethod
+    def _is_alone(router: Router, channel: Channel) -> bool:
+        """Return whether no healthy key of the channel, or of another one for its models, takes the calls."""
+        lanes = [
+            lane
+            for lane in router.lanes.values()
+            if any(lane.channel.sent_name(name.pattern) is not None for name in channel.models)
+        ]
+        return not any(key.trouble() is None for lane in lanes for key in lane.keys.values())
 
     def _breaker_rest(self, channel: Channel) -> _Rest:
         pacing = self._pacing.lanes[channel.name].pacing if isinstance(self._pacing, Router) else self._pacing
@@ -98,7 +110,3 @@ class ChannelReport:
             return None
         wait_s = PROBE_S if rest[1] == math.inf else max(rest[1] - self._clock(), 0.0)
         return self._wall() + wait_s
-
-
-def _of_trouble(trouble: Trouble) -> tuple[str, float, str]:
-    return trouble.state, trouble.until, trouble.error.code

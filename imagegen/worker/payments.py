@@ -105,6 +105,9 @@ class Payments:
         cost = self.claim.cost
         price = None if cost.calling == UNKNOWN else cost.calling
         if error.ambiguous:  # the next attempt searches for its job
+            if route:
+                self.claim.spent_on_lost = price or 0
+                route.counts.spent += price or 0
             self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost.lost(error.code))
             return
         if route and error.usage is not None:

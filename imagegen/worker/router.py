@@ -90,7 +90,7 @@ class Router(PermitLine):
         on_release: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(clock=clock, on_release=on_release)
-        self._routes = routes
+        self.routes = routes
         self._wall = wall
         self.lanes: dict[str, Lane] = {}
         self._running: dict[Permit, _Running] = {}
@@ -217,7 +217,7 @@ class Router(PermitLine):
 
     def _lanes(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call, those of the highest priority first."""
-        lanes = [self.lanes[channel.name] for channel in self._routes.channels.serving(model)]
+        lanes = [self.lanes[channel.name] for channel in self.routes.channels.serving(model)]
         only = [lane for lane in lanes if lane.channel.name == choice.only]
         return [lane for lane in only or lanes if any(lane.usable(choice))]
 

@@ -158,6 +158,9 @@ def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: 
         task = service.finished(service.accepted(prompt="lost"))
         assert (task["status"], task["error"]["code"], task["channel"]) == ("failed", "upstream_timeout", "silent")
         assert (len(silent.calls), len(other.calls)) == (2, 0)
+        spent = channels_of(service)["silent"]["spentUsd"]
+        assert spent == pytest.approx(task["cost"]["charged"])
+        assert spent > 0
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,9 @@ async def test_an_answer_that_was_lost_without_a_crash_is_searched_for_by_the_ne
     harness = harness_of(instance, loss(), found=[HANDLE])
     claim = await harness.claim()
     await instance.worker_queue.retry(claim, await harness.attempts.run(claim))
-    assert claim.checkpoint.billed_again == 1
+    assert (claim.checkpoint.billed_again, harness.route.counts.spent) == (1, 700)
     assert isinstance(await harness.attempts.run(claim), Succeeded)
+    assert harness.route.counts.spent == 700
     assert (len(harness.provider.calls), claim.checkpoint.billed_again, claim.cost.unsure) == (1, 0, 0)
 
 

@@ -9,10 +9,12 @@ import pytest
 from support import Clock
 from worker.conftest import UNPRICED, ScriptedProvider
 
-from imagegen.channels_file import Channel, ChannelKey, Channels, parse_channels, read_channels
+from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
+from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.judge import Judge
+from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
 from imagegen.worker.routes import PAID_IDENTITY, Route, Routes
@@ -176,3 +178,16 @@ def test_the_example_file_is_valid() -> None:
     environ = {"TOGETHER_API_KEY": "a" * 20, "TOGETHER_API_KEY_2": "b" * 20, "FAL_KEY": "c" * 20}
     channels = Channels(read_channels(EXAMPLE, environ))
     assert [channel.name for channel in channels.serving("flux")] == ["together", "fal"]
+
+
+def test_the_report_names_the_next_call_of_a_channel_with_refused_keys(clock: Clock) -> None:
+    pool = Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "ab"), (ModelName("m"),))
+    other = Channel("other", "together", (ChannelKey("c", "file"),), (ModelName("n"),))
+    made = router(clock, pool, other)
+    report = ChannelReport(made.routes, made, clock=clock, wall=lambda: clock.now)
+    ends(made, taken(made), NO_KEY)
+    assert report.channels()[0].state == "healthy"
+    assert {key.until for key in report.channels()[0].keys} == {None, clock.now + OUT_S}
+    ends(made, taken(made), NO_KEY)
+    assert (report.channels()[0].state, report.channels()[0].until) == ("out", clock.now + PROBE_S)
+    assert [each.state for each in report.channels()] == ["out", "healthy"]
