@@ -50,6 +50,9 @@ class Recorder:
     def sent(self) -> None:
         """Do nothing."""
 
+    async def takes(self, _job_id: str) -> bool:
+        return True
+
     async def accepted(self, handle: JobHandle) -> None:
         self.handles.append(handle)
         self.noted.append(self.note())

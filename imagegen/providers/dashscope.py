@@ -24,6 +24,7 @@ from imagegen.providers.dashscope_responses import (
     JOB_LIFE_S,
     MAX_LISTED,
     ListedJob,
+    image_count_of,
     parse_acceptance,
     parse_job,
     parse_page,
@@ -123,7 +124,7 @@ class DashScopeProvider(JobApiProvider):
         jobs = await self._candidates(call, sent_at)
         if jobs is None or len(jobs) > MAX_CANDIDATES:
             return None
-        match = await self._only_match(jobs, call.request.prompt)
+        match = await self._only_match(jobs, call)
         if match is None:
             return None
         return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), sent_at)
@@ -148,21 +149,21 @@ class DashScopeProvider(JobApiProvider):
                 return None
         return [job for job in jobs.values() if job.id not in self.kept_ids and job.id not in call.other_jobs]
 
-    async def _only_match(self, jobs: Iterable[ListedJob], prompt: str) -> ListedJob | None:
-        """Return the only job that has the prompt, or may have it if it shows none; None if there are several."""
+    async def _only_match(self, jobs: Iterable[ListedJob], call: Call) -> ListedJob | None:
+        """Return the only job with the prompt and the count of a call, or that may have them; None if several do."""
         give_up_at = time.time() + READ_S
-        prompts = [(job, await self._prompt_of(job, give_up_at)) for job in jobs]
-        fitting = [job for job, shown in prompts if shown is None or shown.strip() == prompt]
+        fitting = [job for job in jobs if await self._may_be_of(job, call, give_up_at)]
         matches = [job for job in fitting if job.id not in self.kept_ids]
         return matches[0] if len(matches) == 1 else None
 
-    async def _prompt_of(self, job: ListedJob, give_up_at: float) -> str | None:
-        """Return the prompt of a job once it has ended; None if it does not show it. Raises UpstreamError."""
+    async def _may_be_of(self, job: ListedJob, call: Call, give_up_at: float) -> bool:
+        """Return whether a job may be a call's by what it shows once it has ended. Raises UpstreamError."""
         while True:
             answer = await self._get_patiently(self._address_of(job.id))
             state = parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
             if state.phase != "running" or time.time() >= give_up_at:
-                return prompt_of(answer.body)
+                prompt, count = prompt_of(answer.body), image_count_of(answer.body)
+                return (prompt is None or prompt.strip() == call.request.prompt) and count in (None, call.count)
             await asyncio.sleep(READ_DELAY_S)
 
     async def _get_patiently(self, url: URL) -> RawResponse:

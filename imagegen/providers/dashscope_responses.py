@@ -207,6 +207,13 @@ def prompt_of(body: bytes | bytearray) -> str | None:
     return None
 
 
+def image_count_of(body: bytes | bytearray) -> int | None:
+    """Return how many images a job was to make, None if the response does not show it."""
+    metrics = _output(load_object(body)).get("task_metrics")
+    count = metrics.get("TOTAL") if isinstance(metrics, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
 def _output(fields: Mapping[str, object] | None) -> Mapping[str, object]:
     output = (fields or {}).get("output")
     return output if isinstance(output, dict) else {}

@@ -106,6 +106,9 @@ class CallObserver(Protocol):
         The provider polls the job only after that.
         """
 
+    async def takes(self, job_id: str) -> bool:
+        """Return whether a job of the provider's list may be this call's; False if another task has it."""
+
     def progress(self, fraction: float) -> None:
         """Report the part of the call's work that is done, 0 to 1."""
 

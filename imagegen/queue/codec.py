@@ -85,6 +85,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     upstream: bool = False
     channel: str = ""
     by: str = ""
+    jobs: tuple[str, ...] = ()
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -155,6 +156,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.cancelled_upstream,
             task.channel,
             task.submitter,
+            task.jobs,
         )
     )
 
@@ -242,6 +244,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         cancelled_upstream=record.upstream,
         channel=record.channel,
         submitter=record.by,
+        jobs=record.jobs,
     )
 
 

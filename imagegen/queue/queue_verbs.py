@@ -36,6 +36,7 @@ from imagegen.queue.verbs.retire import retire
 from imagegen.queue.verbs.start_fenced import FencedStart, start_fenced
 from imagegen.queue.verbs.submit import DepthEstimate, Submit, SubmitReply
 from imagegen.queue.verbs.take_back import take_back
+from imagegen.queue.verbs.take_found_job import take_found_job
 from imagegen.queue.verbs.take_given import take_given
 from imagegen.tasks.task import Task
 
@@ -172,6 +173,9 @@ class QueueVerbs:
 
     async def take_given(self, giver: str, taker: str, entry_ids: Sequence[str]) -> list[Entry]:
         return await take_given(self._context, giver, taker, entry_ids)
+
+    async def take_found_job(self, task_id: str, job_id: str) -> bool:
+        return await take_found_job(self._context, task_id, job_id)
 
     async def read_checkpoints(self, task_ids: Sequence[str]) -> list[bytes | None]:
         return await read.read_checkpoints(self._context, task_ids)

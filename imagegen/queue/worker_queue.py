@@ -91,6 +91,10 @@ class WorkerQueue:
         if existing and is_released(existing, claim.entry_id):
             resume_from_existing(claim, existing)
 
+    async def take_found_job(self, claim: Claim, job_id: str) -> bool:
+        """Let a claim's task own a job that it found at the provider. Return False if another task has it."""
+        return await self._connection.retry_until_available(self._verbs.take_found_job, claim.task.id, job_id)
+
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""
         await self._connection.recovered.wait()

@@ -121,6 +121,10 @@ class Keys:
         """String: the task that a client's idempotency key was used for. A day."""
         return f"{{{self.prefix}}}:once:{name}"
 
+    def found_job(self, digest: str) -> str:
+        """String: the task that found a provider job in the provider's list. One day."""
+        return f"{{{self.prefix}}}:job:{digest}"
+
     def lost_calls(self, name: str) -> str:
         """Sorted set: variants of a client's equal calls that ended without their answer. Ten minutes."""
         return f"{{{self.prefix}}}:lost:{name}"

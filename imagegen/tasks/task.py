@@ -92,6 +92,7 @@ class Task(Struct, frozen=True, gc=False):
     cancelled_upstream: whether the provider confirmed the end of a cancelled task's job, so that it is not paid.
     sandbox: whether the sandbox is to draw it; stored while it is unfinished, None for a task of an earlier version.
     channel: name of the channel of its last call, empty before one.
+    jobs: ids of its provider jobs, set at its end.
     counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """
 
@@ -126,6 +127,7 @@ class Task(Struct, frozen=True, gc=False):
     sandbox: bool | None = None
     channel: str = ""
     submitter: str = ""
+    jobs: tuple[str, ...] = ()
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

@@ -61,12 +61,13 @@ class CallSearch:
         if route is None:
             return None
         try:
-            return await route.find(self.form.sent_call(sent), sent.sent_at)
+            handle = await route.find(self.form.sent_call(sent), sent.sent_at)
         except UpstreamError as error:
             if error.retryable and self.clock() < sent.sent_at + SEARCH_FOR_S:
                 pause = Retry(SEARCH_RETRY_S, WaitReason.RETRYING, counts_as_attempt=not begun)
                 raise AttemptEnded(pause) from error
             return None
+        return handle if handle and await self.claims.take_found_job(self.claim, handle.id) else None
 
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""

@@ -108,6 +108,7 @@ class Pool:
                 possibly_billed_twice=claim.checkpoint.billed_again,
                 cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
                 channel=claim.checkpoint.channel or claim.task.channel,
+                jobs=claim.checkpoint.begun_jobs,
             )
             match outcome:
                 case Succeeded(images, warnings, details):

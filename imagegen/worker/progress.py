@@ -28,6 +28,9 @@ class ProgressReporter:
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
 
+    async def takes(self, job_id: str) -> bool:
+        return await self.claims.take_found_job(self.claim, job_id)
+
     async def accepted(self, handle: JobHandle) -> None:
         await self.on_accepted(handle)
 

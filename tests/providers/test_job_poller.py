@@ -30,6 +30,9 @@ class Recorder:
     def sent(self) -> None:
         """Do nothing."""
 
+    async def takes(self, _job_id: str) -> bool:
+        return True
+
     async def accepted(self, handle: JobHandle) -> None:
         self.handles.append(handle)
         self.polls = self.upstream.ledger.jobs[0].polls

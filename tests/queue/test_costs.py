@@ -182,6 +182,16 @@ async def take_given(instance) -> None:
     assert await instance.verbs.take_given("i", "other", entry_ids) == []
 
 
+async def take_found_job(instance) -> None:
+    a, b = await started(instance, "a", "b")
+    b.checkpoint = b.checkpoint.with_job(AcceptedJob(JobHandle("replicate", "of_b"), (0,)))
+    assert await instance.worker_queue.record_job(b, b.checkpoint)
+    assert not await instance.worker_queue.take_found_job(a, "of_b")
+    assert await instance.worker_queue.take_found_job(a, "new")
+    assert await instance.worker_queue.take_found_job(a, "new")
+    assert not await instance.worker_queue.take_found_job(b, "new")
+
+
 async def cancel_a_job(instance) -> None:
     async def confirm(_handle):
         return True
@@ -293,6 +303,7 @@ VERBS += [
     renew,
     take_over,
     take_given,
+    take_found_job,
     release,
     read,
     dead_letter,
