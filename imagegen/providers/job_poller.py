@@ -73,6 +73,9 @@ class NotingObserver:
     def sent(self) -> None:
         self.observer.sent()
 
+    async def takes(self, job_id: str) -> bool:
+        return await self.observer.takes(job_id)
+
     async def accepted(self, handle: JobHandle) -> None:
         await self.observer.accepted(replace(handle, warnings=self.warnings))
 
