@@ -141,3 +141,14 @@ async def test_an_unreachable_redis_is_reported() -> None:
     with pytest.raises(QueueUnavailable):
         await RedisRateLimitStore(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)
     await connection.close()
+
+
+async def test_a_hit_that_costs_nothing_only_looks(
+    make_windows: MakeWindows, connection: Connection, prefix: str
+) -> None:
+    windows, window = make_windows(), ("general:a", 2, 60.0)
+    assert await windows.hit([window], 0) == [LimitState(2, 0.0, 0.0)]
+    assert not await connection.commands.exists(Keys(prefix).rate_limit("general:a"))
+    await windows.hit([window], 2)
+    ((left, reset_s, retry_s),) = await windows.hit([window], 0)
+    assert (left, 0 < reset_s <= 60, retry_s) == (0, True, 0.0)

@@ -144,7 +144,7 @@ def tools() -> tuple[ToolDefinition, ...]:
     quote = ToolDefinition(
         QUOTE,
         "Quote images",
-        "Return price, waiting time and limits of a call, without making it. Takes the same arguments.",
+        "Return what the same call would pay and meet now (price, time, budget left, refusal), without making it.",
         _object(images | parameters | limit, "prompt"),
         QuoteView,
         is_read_only=True,
