@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from multidict import istr
 
 from imagegen.accounts.keys import check_allowed
-from imagegen.errors import Draining, FieldError, InvalidRequest
+from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ssrf import check_host
@@ -153,10 +154,8 @@ async def submit_parsed(
     await spend_units(options.request, parsed.request.units)
     settled = await _settle_images(services, parsed.request, fields, body, options)
     submission = replace(parsed, request=settled).submission(services.identity, options)
-    if options.keeps_failures:
-        task = await services.queue.get(submission.task_id)
-        if task is not None and task.digest == submission.digest and is_final_answer(task):
-            return SubmitResult(task, CacheResult.HIT)
+    if options.keeps_failures and (failed := await _final_answer(services, submission)) is not None:
+        return SubmitResult(failed, CacheResult.HIT)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
     refuse_while_draining(services)
@@ -234,6 +233,15 @@ async def _submit_paid(services: Services, submission: Submission, *, fresh: boo
             break
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
     return submitted
+
+
+async def _final_answer(services: Services, submission: Submission) -> Task | None:
+    """Return the failed task that is the answer to a submission; None also while records can't be read."""
+    with suppress(QueueUnavailable):  # the submit is not refused while lost records are written back
+        task = await services.queue.get(submission.task_id)
+        if task is not None and task.digest == submission.digest and is_final_answer(task):
+            return task
+    return None
 
 
 def is_final_answer(task: Task) -> bool:

@@ -8,6 +8,8 @@ import pytest
 from emulator_fixtures import EmulatedUpstream
 from mcp_wire import call, result
 
+from imagegen.app import QUEUE
+
 
 @pytest.fixture
 async def paid(start_paid):
@@ -75,3 +77,9 @@ async def test_a_cancelled_task_is_begun_again_by_the_same_call(paid, upstream: 
     cancelled = await result(paid, call("cancel_image_task", taskId=submitted["taskId"]))
     assert cancelled["structuredContent"]["status"] == "cancelled"
     assert (await made(paid))["structuredContent"]["status"] == "completed"
+
+
+async def test_a_call_is_accepted_while_lost_records_are_written_back(paid, upstream: EmulatedUpstream) -> None:
+    paid.app[QUEUE].task_lookup.is_recovering = lambda: True
+    assert (await made(paid))["structuredContent"]["status"] == "completed"
+    assert len(upstream.ledger.paid) == 1
