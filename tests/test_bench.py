@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +16,9 @@ from forked import ForkedProcess
 from bench.__main__ import BENCHES
 from bench.report import Options, Table, command, percentile, spread
 from tests.web.test_browser import BROWSER
+
+MAX_SUBMIT_FILES, MAX_SUBMIT_CHANGES = 33, 66
+"""Of one traced submit: lower them with each step towards the goals in bench/trace.py."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +64,16 @@ def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> Non
     assert done.returncode == 0, done.stderr
     assert TITLES[name] in done.stdout
     assert f"$ python -m bench {name} --tiny --runs 1" in done.stdout
+
+
+@pytest.mark.timeout(320)
+def test_a_submit_leads_through_few_files() -> None:
+    done = bench("trace", "--tiny", "--runs", "2")
+    match = re.search(r"functions in (\d+) files with (\d+) changes of file", done.stdout)
+    assert match, done.stderr
+    files, changes = map(int, match.groups())
+    assert files <= MAX_SUBMIT_FILES, done.stdout
+    assert changes <= MAX_SUBMIT_CHANGES, done.stdout
 
 
 def test_every_bench_is_tried_here_but_the_one_that_takes_minutes() -> None:
