@@ -114,13 +114,14 @@ def test_a_restart_resumes_the_job_and_never_submits_it_again(
 ) -> None:
     service = start_service(**provider.settings, DRAIN_SECONDS="0.1")
     text = f"resumed after {number.name}"
-    task_id = service.accepted(prompt=f"{text} {{{{fault:job job_s=1.5}}}}")
+    task_id = service.accepted(prompt=f"{text} {{{{fault:job job_s=1.5}}}}", moderation="low", quality="high")
     eventually(lambda: any(job["polls"] for job in provider.jobs(text)))
     service.signal(number)
     service.wait()
     service.start()
     task = service.completed(task_id)
     assert (len(provider.jobs(text)), task.get("possiblyBilledTwice")) == (1, None)
+    assert [warning for warning in task["warnings"] if "left out" in warning]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
