@@ -56,9 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_io(request: pytest.FixtureRequest) -> None:
     """Fail a unit test that opens a connection or starts a process."""
     if request.node.get_closest_marker("unit"):
+        monkeypatch = request.getfixturevalue("monkeypatch")
 
         def refuse(*_args: object, **_options: object) -> None:
             raise AssertionError("a unit test does no I/O")

@@ -44,21 +44,18 @@ def outside_s3(bucket: Bucket):
     return outside(bucket)
 
 
-@cache
-def outside_session():
-    from botocore.session import Session
-
-    return Session()
-
-
 def outside(bucket: Bucket):
     """Return Amazon's own client to inspect the bucket."""
-    return outside_session().create_client(
-        "s3",
-        "us-east-1",
-        endpoint_url=bucket.endpoint,
-        aws_access_key_id=bucket.access_key_id,
-        aws_secret_access_key=bucket.secret_access_key,
+    return client_of(bucket.endpoint, bucket.access_key_id, bucket.secret_access_key)
+
+
+@cache
+def client_of(endpoint: str, key_id: str, secret: str):
+    """Return a client for all buckets: each reads the descriptions of the service again."""
+    from botocore.session import Session
+
+    return Session().create_client(
+        "s3", "us-east-1", endpoint_url=endpoint, aws_access_key_id=key_id, aws_secret_access_key=secret
     )
 
 
