@@ -127,7 +127,8 @@ async def test_an_instance_that_knows_no_peer_yet_tells_who_left(make_instance) 
     assert await leaves(one, "b", task)
 
 
-async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(make_instance) -> None:
+async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(make_instance, monkeypatch) -> None:
+    monkeypatch.setattr(joined_clients, "SKEW_S", 0.0)
     one, two = make_instance(), make_instance()
     await informed(one, two)
     task = await submit(one, "a")
@@ -179,7 +180,10 @@ async def test_a_submitter_that_left_counts_again_when_its_instance_has_forgotte
     assert not await leaves(one, "a", task)
 
 
-async def test_a_submitter_that_left_counts_again_on_an_instance_that_receives_no_messages(make_instance) -> None:
+async def test_a_submitter_that_left_counts_again_on_an_instance_that_receives_no_messages(
+    make_instance, monkeypatch
+) -> None:
+    monkeypatch.setattr(joined_clients, "SKEW_S", 0.0)
     one, two = make_instance(), make_instance()
     await informed(one, two)
     task = await submit(one, "a")
