@@ -201,7 +201,7 @@ async def test_http_parse_errors_are_logged_without_bytes_or_traceback(configure
     async with TestServer(app) as server:
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(sent)
-        await asyncio.wait_for(reader.read(), 5)
+        await asyncio.wait_for(reader.read(), 20)
         writer.close()
         await writer.wait_closed()
     assert "logger=aiohttp.server" in out.getvalue()

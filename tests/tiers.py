@@ -53,6 +53,7 @@ SLOW = (
     "browser/test_board.py",
     "service/test_starts.py",
     "web/openai/test_sdks.py",
+    "web/test_generators.py",
     "service/test_upstream_faults.py",
     "faults/test_lost_writes.py",
     "service/test_images.py",

@@ -88,7 +88,7 @@ class Ledger:
         self.total = self.paid_total = 0
         self.peak_in_flight = self.in_flight
 
-    async def wait_for(self, condition: Callable[[Ledger], object], timeout_s: float = 10.0) -> None:
+    async def wait_for(self, condition: Callable[[Ledger], object], timeout_s: float = 30.0) -> None:
         """Returns once `condition(ledger)` is true; raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not condition(self):

@@ -53,7 +53,7 @@ class Books:
 
     async def run(self, *, charged: int, unsure: int = 0, fails: bool = False, day: int = 0) -> None:
         """Run the next task to its end."""
-        claim = await asyncio.wait_for(self.queue.worker_queue.claim(), 5)
+        claim = await asyncio.wait_for(self.queue.worker_queue.claim(), 20)
         await self.queue.worker_queue.start(claim)
         cost = Cost(estimated=100, day=day, charged=charged, unsure=unsure)
         task, now = replace(claim.task, cost=cost), time.time()

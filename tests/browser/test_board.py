@@ -19,6 +19,18 @@ from tests.web.conftest import Client, StartService, wait_until_discovered
 HOSTILE = '<img src=x onerror="document.title=1"> \u202eabc ' + "x" * 31_900 + " 🖼"
 PHONE = {"viewport": {"width": 390, "height": 844}}
 MAX_TASK_S = 0.05
+LOOP_S = 0.010
+"""Time of LOOP on a machine on which no task of the board takes MAX_TASK_S by the clock."""
+
+LOOP = """() => {
+  const times = [];
+  for (let run = 0; run < 9; run++) {
+    const begun = performance.now();
+    for (let step = 0, value = 0; step < 2e6; step++) value = (value * 31 + step) % 1000003;
+    times.push(performance.now() - begun);
+  }
+  return Math.min(...times) / 1000;
+}"""
 
 
 async def submit(client: Client, *prompts: str) -> list[str]:
@@ -110,14 +122,15 @@ async def test_two_hundred_tasks_at_fifty_changes_a_second_make_no_long_task(
     visit = await open_page(service, "board")
     await enter(visit)
     await visit.page.locator(".plots canvas").nth(8).wait_for()
+    slowness = max(1.0, await visit.page.evaluate(LOOP) / LOOP_S)
     await browser.start_tracing(page=visit.page, categories=["devtools.timeline", "toplevel"])
     await submit(service, *(f"{n}" for n in range(200)))
     await visit.until("document.querySelectorAll('tbody tr').length >= 200")
     done = service.app[QUEUE].connection.meter.finished_by_state
-    await eventually(lambda: done()["completed"] >= 200, within_s=25)
+    await eventually(lambda: done()["completed"] >= 200, within_s=90)
     times_s = cpu_times_s(await browser.stop_tracing())
     assert len(times_s) > 100
-    assert max(times_s) <= MAX_TASK_S
+    assert max(times_s) <= MAX_TASK_S * slowness
 
 
 async def test_the_page_survives_a_restart_and_a_reload(start_service: StartService, open_page: OpenPage) -> None:
@@ -126,10 +139,10 @@ async def test_the_page_survives_a_restart_and_a_reload(start_service: StartServ
     visit = await open_page(service, "board")
     await enter(visit)
     await service.close()
-    await eventually(badge(visit, "No connection"), within_s=10)
+    await eventually(badge(visit, "No connection"), within_s=30)
     service = await start_service(port=port)
     (task_id,) = await submit(service, "after the restart")
-    await eventually(badge(visit, "Live"), within_s=15)
+    await eventually(badge(visit, "Live"), within_s=30)
     await eventually(lambda: shows(row(visit, task_id).locator(".state"), "Done"))
     assert await row(visit, task_id).count() == 1
     await visit.page.reload()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from time import monotonic
 
 import aiohttp
 import pytest
@@ -35,9 +34,7 @@ async def test_the_program_prints_readiness_and_exits_on_sigterm(session: aiohtt
                 timeout=aiohttp.ClientTimeout(total=0.2),
             )
         assert [call["outcome"] for call in upstream.ledger()["calls"]] == [200, "hang"]
-        stopped_at = monotonic()
-    assert upstream.process.returncode == 0
-    assert monotonic() - stopped_at < 3
+    assert upstream.process.returncode == 0  # not killed after a while
 
 
 async def test_a_taken_port_is_one_line_and_exit_code_2(upstream: EmulatedUpstream) -> None:

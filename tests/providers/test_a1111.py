@@ -15,7 +15,7 @@ from imagegen.tasks.image import ImageBytes
 
 PICTURE = b"png bytes"
 B64 = base64.b64encode(PICTURE).decode()
-DEADLINE_S = 10
+DEADLINE_S = 30
 
 
 @dataclass

@@ -229,4 +229,4 @@ def test_only_a_definite_refusal_for_a_field_permits_another_call(status: int, b
 def test_a_long_text_is_read_quickly(text: str) -> None:
     started = time.process_time()
     error_from_response(400, CIMultiDict(), json.dumps(openai(text)).encode())
-    assert time.process_time() - started < 0.25
+    assert time.process_time() - started < 2.5

@@ -24,7 +24,7 @@ GENERATIONS = f"{ROOT}/v1/images/generations"
 LINK = "https://api.together.ai/shrt/jfS1HMmumnnmPemB"
 ANSWER = {"id": "o", "model": "m", "object": "list", "data": [{"index": 0, "url": LINK}]}
 BODY = json.dumps(ANSWER).encode()
-DEADLINE_S = 10
+DEADLINE_S = 30
 
 
 def together(session, base_url=ROOT, **more) -> TogetherProvider:

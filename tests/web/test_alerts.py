@@ -73,7 +73,7 @@ async def test_a_refused_provider_key_is_an_alert_that_is_signed_and_has_no_secr
     for number in range(3):
         await service.post("/api/images/generate?wait=30", json={"prompt": f"refused {number}"})
     await eventually(lambda: receiver.received)
-    await service.app[ALERT_DELIVERIES].drain(5)
+    await service.app[ALERT_DELIVERIES].drain(20)
     logger.remove(handler)
     ((headers, body),) = receiver.received
     assert Verifier(SECRET).verify(body, headers)["type"] == "provider.key_refused"
@@ -116,7 +116,7 @@ async def test_an_alert_of_all_instances_is_sent_by_one(start_two, receiver: Rec
     one, other = await start_two(**settings)
     for service in (one, other):
         service.app[ALERTS].report("budget.warning", "a day", life_s=60.0, shared=True, used=8)
-    await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(5) for service in (one, other)))
+    await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(20) for service in (one, other)))
     assert len(receiver.received) == 1
 
 
@@ -160,20 +160,22 @@ async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
         response = await services[number % 2].post("/api/images/generate?wait=30", json=body, headers=headers)
         return response.status
 
-    async def drained() -> list[tuple[str, Any, Any, Any]]:
+    async def drained(count: int) -> list[tuple[str, Any, Any, Any]]:
+        """Return the alerts once there are `count`, and after another check."""
+        await eventually(lambda: len(receiver.received) >= count)
         await asyncio.sleep(budget_watch.CHECK_DELAY_S * 1.5)
-        await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(5) for service in services))
+        await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(20) for service in services))
         data = [(event["type"], event["data"]) for event in receiver.events()]
         return [(kind, shown["key"], shown["limit"], shown["used"]) for kind, shown in data]
 
     assert [await submit(number) for number in range(3)] == [200] * 3
-    assert await drained() == []
+    assert await drained(0) == []
     assert await submit(3) == 200
     limit, used = 5 * PRICE_MICRO_USD / 1e6, 4 * PRICE_MICRO_USD / 1e6
-    assert await drained() == [("budget.warning", None, limit, used)]
+    assert await drained(1) == [("budget.warning", None, limit, used)]
     assert await submit(4) == 200
     assert [await submit(number) for number in (5, 6)] == [402, 402]
-    assert await drained() == [("budget.warning", None, limit, used), ("budget.exhausted", None, limit, limit)]
+    assert await drained(2) == [("budget.warning", None, limit, used), ("budget.exhausted", None, limit, limit)]
 
     metrics = await (await services[0].get("/metrics", headers=AS_ADMIN)).text()
     assert f'imagegen_budget_used_usd{{key="(all)"}} {limit}' in metrics
@@ -199,6 +201,7 @@ async def test_redis_that_refuses_commands_or_is_away_for_long_is_an_alert(
     health = away.app[CONNECTION].health
     health.failed(ConnectionError())
     health.succeeded()
+    await eventually(lambda: receiver.received)
     await asyncio.sleep(0.2)
     assert [event["data"]["cause"] for event in receiver.events()] == ["Redis refuses commands"], (
         "a short outage is none"

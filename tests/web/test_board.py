@@ -83,7 +83,7 @@ async def test_a_repeated_pause_tells_the_instances_that_missed_the_first(start_
 
 
 async def test_running_tasks_finish_while_claiming_is_paused(start_service: StartService) -> None:
-    client = await start_service(sandbox_delay_s=0.5, worker_concurrency=1)
+    client = await start_service(sandbox_delay_s=1.5, worker_concurrency=1)
     running, waiting = await submit(client, "runs"), await submit(client, "waits")
     await eventually(lambda: status_is(client, running, "processing"))
     await post(client, "/api/admin/pause")

@@ -217,7 +217,7 @@ async def test_an_undeclared_body_is_rejected_once_over_the_limit(stream: Stream
         stream.feed_data(b"x" * 10)
         await asyncio.sleep(0)
     with pytest.raises(BodyTooLarge):
-        await asyncio.wait_for(reading, 1)
+        await asyncio.wait_for(reading, 20)
 
 
 async def test_a_body_of_exactly_the_limit_is_read(stream: StreamReader) -> None:
@@ -232,7 +232,7 @@ async def test_a_body_in_pieces_is_read(stream: StreamReader) -> None:
         await asyncio.sleep(0)
         stream.feed_data(piece)
     stream.feed_eof()
-    assert await asyncio.wait_for(reading, 1) == {"prompt": "a cat"}
+    assert await asyncio.wait_for(reading, 20) == {"prompt": "a cat"}
 
 
 async def test_a_stalled_body_times_out_and_closes(stream: StreamReader) -> None:
@@ -251,9 +251,9 @@ async def test_a_trickling_body_times_out(stream: StreamReader) -> None:
     trickling = asyncio.ensure_future(trickle())
     started_at = time.monotonic()
     with pytest.raises(BodyTimeout):
-        await read_json(request_with(stream), timeout_s=0.04)
+        await read_json(request_with(stream), timeout_s=0.3)
     trickling.cancel()
-    assert 0.2 < time.monotonic() - started_at < 2
+    assert 1 < time.monotonic() - started_at < 20
 
 
 async def test_bad_framing_in_the_body_is_a_bad_request(stream: StreamReader) -> None:

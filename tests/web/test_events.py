@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.app import QUEUE, SUPERVISOR
+from imagegen.queue import change_relay
 from imagegen.queue.change_relay import Feed
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
@@ -171,7 +172,7 @@ async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_s
 async def test_a_late_client_gets_the_outcome_immediately(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
-    received = await asyncio.wait_for(read_events(await follow(service, task_id)), 1.0)
+    received = await asyncio.wait_for(read_events(await follow(service, task_id)), 20)
     assert [block.event for block in received] == ["snapshot", "completed"]
     assert received[-1].data == final
     assert received[-1].id == str(final["sequence"])
@@ -223,7 +224,7 @@ async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstr
     assert (await read_events(await follow(service, bad)))[-1].event == "failed"
     response = await follow(service, long)
     await service.delete(f"/api/images/{long}")
-    end = (await asyncio.wait_for(read_events(response), 2.0))[-1]
+    end = (await asyncio.wait_for(read_events(response), 20))[-1]
     assert (end.event, end.data["status"]) == ("cancelled", "cancelled")
 
 
@@ -305,10 +306,10 @@ async def test_streams_end_cleanly_when_the_service_stops(start_service) -> None
     context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
-    received = await asyncio.wait_for(anext_all(response), 2.0)
+    received = await asyncio.wait_for(anext_all(response), 20)
     assert "retry" in received[-1].fields
     late = await follow(service, await running(service))
-    received = await asyncio.wait_for(anext_all(late), 2.0)
+    received = await asyncio.wait_for(anext_all(late), 20)
     assert received[0].event == "snapshot"
     assert "retry" in received[-1].fields
 
@@ -321,13 +322,14 @@ async def running(client) -> str:
     return next(iter(client.app[QUEUE].task_cache.live))
 
 
-async def test_open_streams_do_not_delay_shutdown(start_service) -> None:
+async def test_open_streams_do_not_delay_shutdown(start_service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagegen.web.http.server.SHUTDOWN_S", 50.0)
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     open_ones = [await follow(service, task_id) for _ in range(5)]
     began = time.monotonic()
     await service.server.close()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 25
     for response in open_ones:
         assert "retry" in (await anext_all(response))[-1].fields
 
@@ -337,18 +339,21 @@ async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
     task_id = await post(service, "a")
     before = len(asyncio.all_tasks())
     responses = await asyncio.gather(*(follow(service, task_id) for _ in range(30)))
-    assert streams(service) == 30
+    await eventually(lambda: streams(service) == 30)
     for response in responses:
         response.close()
-    await eventually(lambda: streams(service) == 0, within_s=2.0)
-    await eventually(lambda: len(asyncio.all_tasks()) <= before, within_s=2.0)
+    await eventually(lambda: streams(service) == 0)
+    await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
 # Several instances, and restarts.
 
 
-async def test_remote_changes_arrive_before_the_next_poll(start_service, wait_for_discovery) -> None:
-    client_a = await start_service(sandbox_delay_s=0.5)
+async def test_remote_changes_arrive_before_the_next_poll(
+    start_service, wait_for_discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
+    client_a = await start_service(sandbox_delay_s=2.0)
     task_id = await post(client_a, "a", n=2)
     client_b = await start_service()
     await wait_for_discovery(client_a, client_b)
@@ -360,11 +365,14 @@ async def test_remote_changes_arrive_before_the_next_poll(start_service, wait_fo
     here, there = await asyncio.gather(finished_at(client_a), finished_at(client_b))
     common = here.keys() & there.keys()
     assert len(common) >= 4
-    assert max(abs(here[key] - there[key]) for key in common) < 2.0
+    assert max(abs(here[key] - there[key]) for key in common) < 20
 
 
-async def test_simultaneous_completions_elsewhere_are_all_sent(start_service, wait_for_discovery) -> None:
-    client_a = await start_service(sandbox_delay_s=0.5, worker_concurrency=20)
+async def test_simultaneous_completions_elsewhere_are_all_sent(
+    start_service, wait_for_discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
+    client_a = await start_service(sandbox_delay_s=2.0, worker_concurrency=20)
     ids = [await post(client_a, f"prompt {number}") for number in range(20)]
     client_b = await start_service()
     await wait_for_discovery(client_a, client_b)
@@ -372,7 +380,7 @@ async def test_simultaneous_completions_elsewhere_are_all_sent(start_service, wa
         *(finished(client_b, task_id) for task_id in ids),
         *(_read_task_events(client_b, task_id) for task_id in ids),
     ]
-    await asyncio.wait_for(asyncio.gather(*ends), 5.0)
+    await asyncio.wait_for(asyncio.gather(*ends), 40)
 
 
 async def _read_task_events(client, task_id: str) -> None:
@@ -406,7 +414,7 @@ async def test_no_event_is_missed_over_a_crash(start_service) -> None:
     with pytest.raises((ClientPayloadError, ConnectionError, StopAsyncIteration)):
         await anext(blocks(response))
     client_b = await start_service(lease_s=1.0)
-    received = await asyncio.wait_for(read_events(await follow(client_b, task_id, last)), 10.0)
+    received = await asyncio.wait_for(read_events(await follow(client_b, task_id, last)), 40)
     assert received[-1].event == "completed"
     assert received[-1].data["possiblyBilledTwice"] == 1
     ids = [int(block.id) for block in received]
@@ -419,7 +427,7 @@ async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_ser
     task_id = await post(client_a, "a")
     received = [block async for block in _until_closed(client_a, task_id)]
     client_b = await start_service()
-    again = await asyncio.wait_for(read_events(await follow(client_b, task_id, received[-1].id)), 5.0)
+    again = await asyncio.wait_for(read_events(await follow(client_b, task_id, received[-1].id)), 40)
     assert again[-1].event == "completed"
     assert int(again[0].id) > int(received[-1].id)
 

@@ -196,11 +196,14 @@ async def test_a_key_costs_one_command_and_lives_a_day(start_service) -> None:
 
     await post(service, "warm up")
     await post(service, "warm up", Idempotency_Key="w")
-    start = await commands()
-    await post(service, "warm up")
-    plain = await commands()
-    await post(service, "warm up", Idempotency_Key="k")
-    assert (await commands() - plain) - (plain - start) <= 1
+    more = []
+    for number in range(3):  # a loop of the service may send a command in the meantime
+        start = await commands()
+        await post(service, "warm up")
+        plain = await commands()
+        await post(service, "warm up", Idempotency_Key=f"k{number}")
+        more.append((await commands() - plain) - (plain - start))
+    assert sorted(more)[1] <= 1
     [key] = [key for key in await queue.connection.commands.keys(queue.keys.idempotency("*")) if key][:1]
     assert 86_000_000 < await queue.connection.commands.pttl(key) <= 86_400_000
 
@@ -240,12 +243,12 @@ async def test_fresh_images_of_a_new_request_are_generated(start_paid, upstream)
 
 
 async def test_a_request_for_fresh_images_joins_a_running_task(start_paid, upstream) -> None:
-    upstream.script({"fault": "ok", "delay_s": 0.3})
+    upstream.script("hang")
     service = await start_paid()
     await post(service)
     answers = await asyncio.gather(*(post(service, Cache_Control="no-cache") for _ in range(20)))
     assert {answer.headers["X-Cache"] for answer in answers} == {"COALESCED"}
-    await generated(service)
+    await upstream.ledger.wait_for(lambda ledger: ledger.total)
     assert upstream.ledger.total == 1
 
 

@@ -158,7 +158,7 @@ async def test_a_data_uri_that_is_no_image_is_refused_by_its_field(
 
 
 async def test_an_expired_upload_is_refused_unless_its_task_is_there(start_service: Any) -> None:
-    service = await start_service(upload_ttl_s=1.0, sandbox_delay_s=0.01)
+    service = await start_service(upload_ttl_s=2.5, sandbox_delay_s=0.01)
     image = await upload(service, image_file())
     status, first = await submit(service, imageUrl=image)
     assert status == 202

@@ -77,7 +77,10 @@ def address(service: Any) -> str:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_slow_call_is_a_handle_and_then_the_image(start_paid, upstream: EmulatedUpstream, mode: str) -> None:
+async def test_a_slow_call_is_a_handle_and_then_the_image(
+    start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(task_wait, "WAIT_S", 1.5)
     service = await start_paid()
     await pause(service)
     seen: list[float] = []
@@ -168,7 +171,8 @@ async def test_a_key_has_tasks_and_a_budget_of_its_own(start_paid, upstream: Emu
     async with one, other:
         async with Client(streamable_http_client(address(service), http_client=one)) as client:
             made: Any = (await client.call_tool("generate_image", {"prompt": "a"})).structured_content
-            assert made["status"] == "completed"
+            while made["status"] != "completed":
+                made = (await client.call_tool("get_image_task", {"taskId": made["taskId"]})).structured_content
             over = await client.call_tool("generate_image", {"prompt": "b"})
             assert (over.is_error, over.structured_content["error"]["code"]) == (True, "budget_exceeded")
             assert over.structured_content["error"]["estimatedCostUsd"] > 0

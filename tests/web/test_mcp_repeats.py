@@ -74,6 +74,7 @@ async def test_a_program_may_try_a_refused_request_again(paid, upstream: Emulate
 async def test_a_cancelled_task_is_begun_again_by_the_same_call(paid, upstream: EmulatedUpstream) -> None:
     upstream.script("hang")
     submitted = await (await paid.post("/api/images/generate", json={"prompt": "a fox"})).json()
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
     cancelled = await result(paid, call("cancel_image_task", taskId=submitted["taskId"]))
     assert cancelled["structuredContent"]["status"] == "cancelled"
     assert (await made(paid))["structuredContent"]["status"] == "completed"

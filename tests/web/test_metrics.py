@@ -163,13 +163,13 @@ async def test_the_queue_and_the_loops_are_reported(start, instance) -> None:
     await instance.client_queue.submit(submission("a"))
     samples = await scrape(await start(blocked=("upstream_rate_limited", time.time() + 30)))
     assert value(samples, "queue_depth") == 1
-    assert 0 <= value(samples, "queue_oldest_age_seconds") < 10
+    assert 0 <= value(samples, "queue_oldest_age_seconds") < 60
     assert value(samples, "loops", loop="loop") == 2
     assert value(samples, "loops", loop="reader") == 1
     assert value(samples, "instances") == 1
     assert value(samples, "redis_up") == 1
     assert value(samples, "asyncio_tasks") == len(asyncio.all_tasks()) + 1  # plus the request itself
-    assert 25 < value(samples, "upstream_blocked_seconds") <= 30
+    assert 0 < value(samples, "upstream_blocked_seconds") <= 30
 
 
 async def test_scraping_an_instance_alone_costs_no_redis_command(start, instance) -> None:
@@ -292,4 +292,4 @@ async def test_a_service_counts_its_redis_commands_as_the_server_does(start_serv
         report, counted = (after - earlier for after, earlier in zip(await billed(service), before, strict=True))
         return counted > 40 * 7 and abs(report - counted) <= 0.02 * counted
 
-    await eventually(agree, within_s=2.0)
+    await eventually(agree)

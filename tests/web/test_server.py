@@ -43,7 +43,7 @@ class Answer:
 class Server:
     port: int
 
-    async def send(self, *pieces: bytes, within_s: float = 5.0) -> list[Answer]:
+    async def send(self, *pieces: bytes, within_s: float = 20.0) -> list[Answer]:
         """Return every response until the server closes; the client does not close."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -292,7 +292,7 @@ async def test_a_compressed_body_is_rejected_without_inflating(server: Server) -
 
 async def test_a_half_sent_head_is_cut_off(make_server: MakeServer, lines: list[str]) -> None:
     server = await make_server(head_timeout_s=0.1)
-    assert await server.send(b"GET /hello HTTP/1.1\r\nHos", within_s=2) == []
+    assert await server.send(b"GET /hello HTTP/1.1\r\nHos") == []
     assert lines == ["INFO A request head took too long: connection closed\n"]
 
 
@@ -305,24 +305,25 @@ async def test_a_trickled_head_is_cut_off_after_the_same_time(make_server: MakeS
             break
         writer.write(bytes([byte]))
         await asyncio.sleep(0.01)
+    assert gone.done(), "each byte put off the end"
     with suppress(ConnectionResetError):  # caused by a byte in flight
-        assert await asyncio.wait_for(gone, 1) == b""
+        assert await gone == b""
     writer.close()
 
 
 async def test_a_head_in_two_pieces_is_answered(
     make_server: MakeServer,
 ) -> None:
-    server = await make_server(head_timeout_s=0.1)
+    server = await make_server(head_timeout_s=0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /hello HTTP/1.1\r\nHo")
     await writer.drain()
     writer.write(b"st: x\r\n\r\n\r\n")
-    assert (await asyncio.wait_for(reader.readuntil(b"}"), 1)).startswith(b"HTTP/1.1 200")
+    assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200")
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(reader.read(), 0.3)
+        await asyncio.wait_for(reader.read(), 0.8)
     writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    assert (await asyncio.wait_for(reader.read(), 1)).startswith(b"HTTP/1.1 200")
+    assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200")
     writer.close()
 
 

@@ -155,7 +155,7 @@ async def test_a_declared_length_over_the_limit_is_refused_before_the_body(
     lines = ["POST /api/uploads HTTP/1.1", "Host: localhost", "Content-Length: 70000"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode())
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 20)
     assert b" 413 " in answer.split(b"\r\n")[0]
     assert b"body_too_large" in answer
     writer.close()
@@ -187,7 +187,7 @@ async def test_a_body_that_stalls_is_a_408_and_nothing_is_kept(
     reader, writer = await asyncio.open_connection(service.host, service.port)
     data = image_file(size=(800, 800))
     writer.write(b"POST /api/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n" + data[:600])
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 20)
     assert b" 408 " in answer.split(b"\r\n")[0]
     assert kept_files(service) == []
     writer.close()

@@ -118,7 +118,7 @@ async def delivered_view(service, task_id: str) -> dict[str, Any]:
 
 
 async def test_a_cancel_and_the_following_retry_call_the_same_webhook(start_service, receiver) -> None:
-    service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3)
+    service = await start_service(webhook_allow_private=True, sandbox_delay_s=1.5)
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
     await post(service, None, f"/api/images/{task_id}/cancel")
     await eventually(lambda: len(receiver.received) == 1)
@@ -128,8 +128,8 @@ async def test_a_cancel_and_the_following_retry_call_the_same_webhook(start_serv
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 2
 
 
-async def test_a_cache_hit_on_another_instance_is_delivered_immediately(start_service, receiver) -> None:
-    client_a, client_b = [await start_service(webhook_allow_private=True) for _ in range(2)]
+async def test_a_cache_hit_on_another_instance_is_delivered_immediately(start_two, receiver) -> None:
+    client_a, client_b = await start_two(webhook_allow_private=True)
     task_id = (await post(client_a, {"prompt": "a lighthouse"}, "/api/images/generate?wait=10"))[1]["taskId"]
     status, answer = await post(client_b, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}})
     assert (status, answer["cached"]) == (200, True)
@@ -163,7 +163,7 @@ async def test_a_webhook_delivery_of_imagegen_is_rejected_as_submit(service) -> 
 
 
 async def test_a_retry_calls_only_the_webhooks_of_its_client(start_service, receiver) -> None:
-    service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3, trusted_proxy_hops=1)
+    service = await start_service(webhook_allow_private=True, sandbox_delay_s=1.5, trusted_proxy_hops=1)
     submission = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
     theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}
     async with service.post("/api/images/generate", json=submission, headers=theirs) as response:

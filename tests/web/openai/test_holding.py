@@ -14,7 +14,7 @@ from support import eventually
 from imagegen.web.openai import keepalive
 from tests.web.openai.conftest import Serve, Service
 
-SLOW = {"fault": "ok", "delay_s": 0.5}
+SLOW = {"fault": "ok", "delay_s": 1.5}
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "0.3"}
 ASYNC = "/v1/images/generations/async"
 
@@ -27,7 +27,7 @@ async def test_a_client_that_never_repeats_is_held_for_the_longest_wait(
     asked_at = time.monotonic()
     early = await service.generate()
     assert (early.status, (await early.json())["error"]["code"]) == (503, "unfinished")
-    assert 0.6 < time.monotonic() - asked_at < 2
+    assert 0.6 < time.monotonic() - asked_at < 20
     assert early.headers["retry-after"] == "1"
 
 
@@ -45,10 +45,12 @@ async def test_a_held_client_is_sent_spaces(
     monkeypatch.setattr(keepalive, "KEEPALIVE_S", 0.1)
     service = await serve(v1_keepalive=True)
     upstream.script(SLOW)
+    asked_at = time.monotonic()
     answer = await service.generate()
     text = await answer.text()
+    took_s = time.monotonic() - asked_at
     assert (answer.status, answer.content_type, answer.headers["x-request-id"] != "") == (200, "application/json", True)
-    assert 1 <= len(text) - len(text.lstrip(" ")) <= 20
+    assert 1 <= len(text) - len(text.lstrip(" ")) <= took_s / keepalive.KEEPALIVE_S + 1
     assert len(orjson.loads(text)["data"]) == 1
 
 
@@ -72,7 +74,7 @@ async def test_a_late_error_of_a_held_client_is_in_the_body(
     serve: Serve, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, fault: str, code: str
 ) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_S", 0.1)
-    service = await serve(v1_keepalive=True, v1_max_wait_s=0.8, max_attempts=1)
+    service = await serve(v1_keepalive=True, v1_max_wait_s=2.0, max_attempts=1)
     upstream.script({"fault": fault, "delay_s": 0.3})
     answer = await service.generate()
     assert (answer.status, (await answer.json())["error"]["code"]) == (200, code)

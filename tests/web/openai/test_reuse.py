@@ -21,7 +21,7 @@ from tests.web.openai.conftest import Client, Serve, Service
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "60"}
 IMPATIENT = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "0.3"}
 REPEAT = {"x-stainless-retry-count": "1"}
-SLOW = {"fault": "ok", "delay_s": 0.5}
+SLOW = {"fault": "ok", "delay_s": 1.5}
 
 
 async def id_of(answer: ClientResponse) -> str:

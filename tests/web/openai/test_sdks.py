@@ -104,7 +104,7 @@ ERRORS = [
 async def test_errors_have_the_right_class_and_final_ones_are_not_retried(
     sdk: Sdk, packages: Packages, serve: Serve, upstream: EmulatedUpstream
 ) -> None:
-    service = await serve(upstream_timeout_s=0.1)
+    service = await serve(upstream_timeout_s=0.5)
     calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": prompt} | more) for prompt, more, *_ in ERRORS]
     results = await packages.run(sdk, [*calls, Call(f"{service.url}/v1/nowhere", {"model": "m", "prompt": "a cat"})])
     for result, (_, _, kind, status, code, param) in zip(results, ERRORS, strict=False):

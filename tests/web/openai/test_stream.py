@@ -53,7 +53,7 @@ async def test_each_image_is_one_completed_event(service: Service) -> None:
 
 
 async def test_a_picture_is_sent_before_the_others_are_there(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
+    upstream.script("ok", {"fault": "422_nsfw", "delay_s": 1.5})
     got = frames(await (await service.generate(stream=True, n=8, seed=1)).text())
     *pictures, (event, last) = got
     assert [name for name, _ in pictures] == ["image_generation.completed"] * 4
