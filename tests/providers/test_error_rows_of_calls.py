@@ -115,7 +115,7 @@ GEMINI = table(
 @GEMINI
 async def test_gemini(row: Row, session, make_call) -> None:
     def create(url: str) -> GeminiProvider:
-        return GeminiProvider(session, api_key="the-secret-key", base_url=url, timeout_s=5)
+        return GeminiProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
     await play(row, create, candidate(DRAWN), make_call, "gemini-2.5-flash-image")
 
@@ -150,7 +150,7 @@ CHAT = table(
 @CHAT
 async def test_images_behind_a_chat(row: Row, session, make_call) -> None:
     def create(url: str) -> ChatImagesProvider:
-        return ChatImagesProvider(session, name="openai", api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=5)
+        return ChatImagesProvider(session, name="openai", api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
     await play(row, create, chat(content=URI), make_call, "google/gemini-2.5-flash-image")
 
@@ -187,7 +187,7 @@ SILICONFLOW = table(
 @SILICONFLOW
 async def test_siliconflow(row: Row, session, make_call) -> None:
     def create(url: str) -> SiliconFlowProvider:
-        return SiliconFlowProvider(session, api_key="the-secret-key", base_url=url, timeout_s=5)
+        return SiliconFlowProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
     await play(row, create, {"images": [{"url": IMAGE}]}, make_call, "Kwai-Kolors/Kolors")
 
@@ -224,7 +224,7 @@ OPENAI = table(
 @OPENAI
 async def test_openai(row: Row, session, make_call) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
-        return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=5)
+        return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
     await play(row, create, {"data": [{"b64_json": B64}]}, make_call, "gpt-image-2")
 
@@ -248,7 +248,7 @@ TOGETHER = table(
 @TOGETHER
 async def test_together(row: Row, session, make_call) -> None:
     def create(url: str) -> TogetherProvider:
-        return TogetherProvider(session, api_key="the-secret-key", base_url=url, timeout_s=5)
+        return TogetherProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
     await play(row, create, {"data": [{"index": 0, "url": IMAGE}]}, make_call, "m")
 
@@ -294,6 +294,6 @@ RELAY = table(
 @RELAY
 async def test_relays_with_jobs(row: Row, session, make_call) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
-        return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=5)
+        return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
     await play(row, create, ACCEPTED, make_call, "m")

@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def play(row: Row, kind: type[JobApiProvider], upstream: PlayedUpstream, session, make_call, model: str) -> None:
     async with played(upstream):
-        provider: Any = kind(session, api_key="the-secret-key", base_url=upstream.url, timeout_s=5)  # type: ignore[call-arg]
+        provider: Any = kind(session, api_key="the-secret-key", base_url=upstream.url, timeout_s=30)  # type: ignore[call-arg]
         await check(row, provider, upstream, make_call(model=row.model or model, n=row.count, count=row.count))
 
 
