@@ -52,7 +52,7 @@ async def test_a_hostile_prompt_is_text_everywhere(service: Client, open_studio:
 async def test_the_gallery_of_all_clients_scrolls_over_five_hundred_tasks(
     service: Client, open_studio: OpenStudio
 ) -> None:
-    prompts = [f"lighthouse {number}{' [fail:content_policy]' * (number < 400)}" for number in range(500)]
+    prompts = [f"lighthouse {number}{' [fail:content_policy]' * (number < 470)}" for number in range(500)]
     bodies = [{"prompt": prompt, "width": 64, "height": 64} for prompt in prompts]
     for start in range(0, 500, 50):
         await service.post("/api/images/batch", json={"requests": bodies[start : start + 50]})
