@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
@@ -17,6 +20,7 @@ class EventStream(EventSourceResponse):
 
     def __init__(self) -> None:
         super().__init__(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
+        self._writing = asyncio.Lock()
         self.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -29,3 +33,25 @@ class EventStream(EventSourceResponse):
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         return await super().prepare(request)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write one event or comment line; not within an event that is written in pieces."""
+        async with self._writing:
+            await super().write(data)
+
+    async def send_pieces(self, event: str, pieces: AsyncIterator[bytes]) -> None:
+        """Send an event with data of one line, which comes in pieces. Raises ConnectionError, TimeoutError."""
+        async with self._writing:
+            await self._write_in_time(f"event: {event}\r\ndata: ".encode())
+            async for piece in pieces:
+                await self._write_in_time(piece)
+            await self._write_in_time(b"\r\n\r\n")
+
+    async def _write_in_time(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await super().write(data)
+        except TimeoutError:
+            if self._req is not None and self._req.transport is not None:
+                self._req.transport.abort()
+            raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from io import FileIO
 
 from aiohttp import HttpVersion11, web
@@ -75,6 +75,10 @@ class ImageSender:
             return response
         finally:
             opened.close()
+
+    def holding_file(self, transport: asyncio.Transport) -> AbstractContextManager[None]:
+        """Count a file that is open for a client; over the limit, the client that has one for longest is cut off."""
+        return self._transfers.counted(transport, 1)
 
     async def wait_taken(self, request: web.BaseRequest) -> None:
         """Wait until the system has taken all written bytes; cut off a client that stops reading."""

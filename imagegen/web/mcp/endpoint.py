@@ -10,8 +10,10 @@ from msgspec.structs import replace
 
 from imagegen import __version__
 from imagegen.errors import ApiError
+from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.context import SERVICES
 from imagegen.web.http.body import receive_json
+from imagegen.web.http.json_with_images import json_with_images
 from imagegen.web.http.responses import json_bytes
 from imagegen.web.mcp import tasks_extension
 from imagegen.web.mcp.errors import api_error_response
@@ -52,7 +54,7 @@ async def mcp(request: web.Request) -> web.StreamResponse:
             if message.method == "tools/call":
                 started = await start_call(request, message, body)
             else:
-                return _json(message, protocol, await _answer(request, protocol, message))
+                return _json(request, message, protocol, await _answer(request, protocol, message))
         return await _finish_call(request, protocol, message, started)
     except RpcError as error:
         return _error(error, protocol)
@@ -77,8 +79,8 @@ async def _finish_call(
     async with ProgressStream(request, message.progress_token) as stream:
         result = await _call_result(request, protocol, stream, started)
         if stream.has_begun:
-            return await stream.end(result_body(message.id, _complete(protocol, result)))
-        return _json(message, protocol, result)
+            return await stream.end(result_body(message.id, _complete(protocol, result)), result)
+        return _json(request, message, protocol, result)
 
 
 async def _call_result(
@@ -105,8 +107,12 @@ def _complete(protocol: Protocol, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"resultType": "complete", **result, "_meta": {_SERVER_KEY: _SERVER}}
 
 
-def _json(message: RpcMessage, protocol: Protocol, result: Mapping[str, Any]) -> web.StreamResponse:
-    return json_bytes(result_body(message.id, _complete(protocol, result)))
+def _json(
+    request: web.Request, message: RpcMessage, protocol: Protocol, result: Mapping[str, Any]
+) -> web.StreamResponse:
+    encoded = result_body(message.id, _complete(protocol, result))
+    streamed = json_with_images(encoded, result, request.app[SERVICES].store, request.app[IMAGE_SENDER])
+    return streamed or json_bytes(encoded)
 
 
 def _error(error: RpcError, protocol: Protocol | None) -> web.StreamResponse:

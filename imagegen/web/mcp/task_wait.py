@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
 
-from imagegen.errors import Unauthorized
+from imagegen.errors import StoreUnavailable, Unauthorized
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.event_stream import EventStream
+from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.mcp.messages import RequestId, notification
 from imagegen.web.mcp.protocol import accepts_events
 
@@ -75,11 +76,11 @@ class ProgressStream:
     def has_begun(self) -> bool:
         return self._response is not None
 
-    async def end(self, body: bytes) -> web.StreamResponse:
-        """Send the response to the request."""
-        response = await self._begun()
-        with suppress(ConnectionError, TimeoutError):
-            await response.send(body.decode(), event="message")
+    async def end(self, body: bytes, result: Mapping[str, Any]) -> web.StreamResponse:
+        """Send the response to the request. result: of which the body is made."""
+        response, store = await self._begun(), self._request.app[SERVICES].store
+        with suppress(ConnectionError, TimeoutError, OSError, StoreUnavailable):  # a cut event is no event
+            await response.send_pieces("message", pieces_of(parts_of(body, result), store))
         return response
 
     async def __aenter__(self) -> Self:

@@ -17,6 +17,7 @@ from imagegen.tasks.cost import dollars
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.context import SERVICES, Services
+from imagegen.web.http.json_with_images import image_text
 from imagegen.web.mcp.protocol import Protocol
 from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
 from imagegen.web.mcp.tool_definitions import FULL, SUMMARY
@@ -253,14 +254,15 @@ async def _full_images(services: Services, answer: TaskAnswer) -> list[Mapping[s
     blocks: list[Mapping[str, Any]] = []
     omitted: list[str] = []
     for image in answer.task.images:
-        opened = None
-        if not image.url and image.size_bytes <= left:
-            opened = await services.store.open(answer.task.id, image)
-        if opened is None:
+        if image.url or image.size_bytes > left:
             omitted.append(str(image.index))
             continue
-        with closing(opened):
-            blocks.append(_image_block(await opened.read_all(), image.content_type))
+        try:
+            text = await image_text(services.store, answer.task.id, image)
+        except StoreUnavailable:
+            omitted.append(str(image.index))
+            continue
+        blocks.append({"type": "image", "data": text, "mimeType": image.content_type})
         left -= image.size_bytes
     if omitted:
         advice = "open the links"

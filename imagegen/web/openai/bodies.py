@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-from contextlib import closing
-
+import orjson
 from aiohttp import hdrs, web
 
-from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
+from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
+from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.context import Services
-from imagegen.web.http.responses import json_response
+from imagegen.web.http.json_with_images import image_text, json_with_images
+from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.openai.errors import failed_status, failure_fields
 from imagegen.web.openai.fields import OpenAIRequest
 from imagegen.web.openai.schemas import (
@@ -66,15 +66,22 @@ def _is_base64(services: Services, wanted: OpenAIRequest) -> bool:
 
 
 async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
-    """Return an image's bytes. Raises StoreUnavailable, and InvalidRequest if only the provider has them."""
+    """Return an image's bytes, or what stands for them in JSON.
+
+    Raises: StoreUnavailable; InvalidRequest if only the provider has them.
+    """
     if image.url:
         raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: request url")])
-    opened = await services.store.open(task.id, image)
-    if opened is None:
-        raise StoreUnavailable
-    with closing(opened):
-        data = await opened.read_all()
-    return base64.b64encode(data).decode()
+    return await image_text(services.store, task.id, image)
+
+
+async def images_response(
+    request: web.Request, services: Services, wanted: OpenAIRequest, task: Task
+) -> web.StreamResponse:
+    """Return the response with the images of a task."""
+    body = await images_body(request, services, wanted, task)
+    encoded = orjson.dumps(body)
+    return json_with_images(encoded, body, services.store, request.app[IMAGE_SENDER]) or json_bytes(encoded)
 
 
 async def accepted_response(services: Services, request: web.Request, task: Task) -> web.StreamResponse:

@@ -19,9 +19,8 @@ from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.responses import json_response
 from imagegen.web.lookup import find_task
-from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
+from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_response
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import failure_response, unfinished_response
 from imagegen.web.openai.fields import OpenAIRequest, parse
@@ -144,7 +143,7 @@ async def _held(
 
 async def _response(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> web.StreamResponse:
     if task.state is State.COMPLETED:
-        return json_response(await images_body(request, services, wanted, task))
+        return await images_response(request, services, wanted, task)
     if task.state.is_final:
         return failure_response(task)
     if _prefers_async(request) and not wanted.streamed:
@@ -174,7 +173,7 @@ async def _streamed(
     with services.feed.subscribe([task.id]) as subscription:
         on_disconnect(request, subscription.wake)
         task = await services.queue.get(task.id) or task
-        events = ImageEventStream(subscription, services.readiness, encode, completed)
+        events = ImageEventStream(subscription, services.readiness, encode, services.store, completed)
         return events, await events.send(request, task, within_s)
 
 

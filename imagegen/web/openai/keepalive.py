@@ -17,6 +17,7 @@ from imagegen.tasks.task import Task
 from imagegen.web.api.tasks import wait_until_final
 from imagegen.web.context import Services
 from imagegen.web.http.disconnect import is_disconnected
+from imagegen.web.http.json_with_images import JsonWithImages
 from imagegen.web.openai.errors import error_fields
 
 KEEPALIVE_S = 20.0
@@ -57,6 +58,7 @@ class KeepaliveResponse:
         """Return the response, as the rest of the stream if that has begun."""
         if self._stream is None:
             return await build()
+        response = None
         try:
             response = await build()
             body = getattr(response, "body", None)
@@ -65,7 +67,10 @@ class KeepaliveResponse:
             body = orjson.dumps({"error": fields})
             self.has_error = True
         with suppress(ConnectionError):
-            await self._stream.write(bytes(body or b""))
+            if isinstance(response, JsonWithImages):
+                await response.send_to(self._stream, self._request)
+            else:
+                await self._stream.write(bytes(body or b""))
         return self._stream
 
     async def _send_space(self) -> None:

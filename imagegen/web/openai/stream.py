@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from imagegen.errors import ApiError, Draining
+from imagegen.errors import ApiError, Draining, StoreUnavailable
+from imagegen.images.store import ImageStore
 from imagegen.queue.change_relay import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
@@ -18,6 +19,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.web.context import Readiness
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.event_stream import EventStream
+from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
 from imagegen.web.openai.usage import token_usage
@@ -39,16 +41,22 @@ Encode = Callable[[Task, StoredImage], Awaitable[str]]
 class ImageEventStream:
     """Events of one task, one for each finished image; no provider shows partial images.
 
-    task: its newest state here. ending: how the client's call ended. encode: returns an image's bytes as base64; may
-    raise ApiError. completed: the name of each event.
+    task: its newest state here. ending: how the client's call ended. encode: returns an image's bytes as base64, or
+    what stands for them; may raise ApiError. store: of the images. completed: the name of each event.
     """
 
     def __init__(
-        self, subscription: Subscription, readiness: Readiness, encode: Encode, completed: str = COMPLETED
+        self,
+        subscription: Subscription,
+        readiness: Readiness,
+        encode: Encode,
+        store: ImageStore,
+        completed: str = COMPLETED,
     ) -> None:
         self._subscription = subscription
         self._readiness = readiness
         self._encode = encode
+        self._store = store
         self._completed = completed
         self._sent: set[int] = set()
         self.task: Task | None = None
@@ -65,7 +73,7 @@ class ImageEventStream:
         await response.prepare(request)
         async with response:
             with suppress(ConnectionError, TimeoutError):
-                await _send(response, first)
+                await self._send(response, first)
                 await self._send_rest(request, response, task)
         return response
 
@@ -85,10 +93,10 @@ class ImageEventStream:
             task = await self._send_images(request, response, task)
         except ApiError as error:
             fields = error_fields(error.status, error.message("en"), error.code, None)
-            await _send(response, {"type": "error", "error": fields})
+            await self._send(response, {"type": "error", "error": fields})
         else:
             if task.state in (State.FAILED, State.CANCELLED):
-                await _send(response, {"type": "error", "error": failure_fields(task)})
+                await self._send(response, {"type": "error", "error": failure_fields(task)})
                 self.ending = Ending.FAILED
             elif task.state is State.COMPLETED:
                 self.ending = Ending.DELIVERED
@@ -97,7 +105,7 @@ class ImageEventStream:
         """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
         while True:
             for image in self._new(task):
-                await _send(response, await self._event(task, image))
+                await self._send(response, await self._event(task, image))
             if task.state.is_final or is_disconnected(request):
                 return task
             if self._readiness.draining:
@@ -129,6 +137,12 @@ class ImageEventStream:
             "usage": token_usage(reported.usage or {}) or _USAGE,
         }
 
-
-async def _send(response: EventStream, event: dict[str, Any]) -> None:
-    await response.send(orjson.dumps(event).decode(), event=event["type"])
+    async def _send(self, response: EventStream, event: dict[str, Any]) -> None:
+        """Send an event; the base64 of a large image is read while it is sent. Raises ConnectionError, TimeoutError."""
+        parts = parts_of(orjson.dumps(event), event)
+        try:
+            await response.send_pieces(event["type"], pieces_of(parts, self._store))
+        except (StoreUnavailable, OSError) as error:
+            if isinstance(error, ConnectionError | TimeoutError):
+                raise
+            raise ConnectionResetError("the image can't be read") from error
