@@ -21,6 +21,7 @@ class EventStream(EventSourceResponse):
     def __init__(self) -> None:
         super().__init__(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
         self._writing = asyncio.Lock()
+        self._request: web.BaseRequest | None = None
         self.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -32,6 +33,7 @@ class EventStream(EventSourceResponse):
             raise web.HTTPMethodNotAllowed(request.method, (hdrs.METH_GET,))
         if request.transport is None:
             raise ConnectionResetError("the client has left")
+        self._request = request
         return await super().prepare(request)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -52,6 +54,6 @@ class EventStream(EventSourceResponse):
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await super().write(data)
         except TimeoutError:
-            if self._req is not None and self._req.transport is not None:
-                self._req.transport.abort()
+            if self._request is not None and self._request.transport is not None:
+                self._request.transport.abort()
             raise

@@ -1,6 +1,6 @@
 """JSON with images in it as base64, which are read and encoded piece by piece while it is sent.
 
-So neither a large image nor a client that stops reading costs memory, and no encoding holds the event loop for long.
+A large image and a client that stops reading cost little memory, and no step of it blocks the event loop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import pybase64
 from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 from loguru import logger
 
 from imagegen.errors import StoreUnavailable
@@ -29,7 +30,7 @@ STEP_BYTES = 48 * 1024
 
 
 class ImageText(str):
-    """Text that stands in a JSON value for the base64 of an image: a mark that nothing else contains."""
+    """Placeholder of the base64 of an image in a JSON value: a random text."""
 
     __slots__ = ("image", "task_id")
 
@@ -38,7 +39,7 @@ class ImageText(str):
 
     @classmethod
     def of(cls, task_id: str, image: StoredImage) -> Self:
-        """Return the text that stands for an image of a task."""
+        """Return the placeholder of an image of a task."""
         text = cls(secrets.token_hex(16))
         text.task_id, text.image = task_id, image
         return text
@@ -53,7 +54,7 @@ Part = bytes | ImageText
 
 
 async def image_text(store: ImageStore, task_id: str, image: StoredImage) -> str:
-    """Return the base64 of an image, or what stands for it. Raises StoreUnavailable if it can't be opened."""
+    """Return the base64 of an image, or its placeholder. Raises StoreUnavailable if it can't be opened."""
     opened = await store.open(task_id, image)
     if opened is None:
         raise StoreUnavailable
@@ -107,13 +108,18 @@ class JsonWithImages(web.StreamResponse):
         super().__init__(headers={hdrs.CONTENT_TYPE: "application/json; charset=utf-8"})
         self._parts, self._store, self._sender = parts, store, sender
         self._is_sent = False
+        self._request: web.BaseRequest | None = None
         self.content_length = sum(part.length if isinstance(part, ImageText) else len(part) for part in parts)
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._request = request
+        return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send the body. Raises ConnectionError if the client has left, or reads nothing for a minute."""
-        if not self._is_sent and self._req is not None:
+        if not self._is_sent and self._request is not None:
             self._is_sent = True
-            await self.send_to(self, self._req)
+            await self.send_to(self, self._request)
         await super().write_eof(data)
 
     async def send_to(self, stream: web.StreamResponse, request: web.BaseRequest) -> None:
@@ -137,6 +143,6 @@ class JsonWithImages(web.StreamResponse):
 def json_with_images(
     encoded: bytes, value: Mapping[str, Any], store: ImageStore, sender: ImageSender
 ) -> JsonWithImages | None:
-    """Return the response for encoded JSON and its value; None if no image in it is to be read while it is sent."""
+    """Return the response for encoded JSON and its value, None if the value has no placeholder."""
     parts = parts_of(encoded, value)
     return JsonWithImages(parts, store, sender) if len(parts) > 1 else None

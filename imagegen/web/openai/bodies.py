@@ -66,7 +66,7 @@ def _is_base64(services: Services, wanted: OpenAIRequest) -> bool:
 
 
 async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
-    """Return an image's bytes, or what stands for them in JSON.
+    """Return the base64 of an image, or its placeholder.
 
     Raises: StoreUnavailable; InvalidRequest if only the provider has them.
     """

@@ -42,7 +42,7 @@ class ImageEventStream:
     """Events of one task, one for each finished image; no provider shows partial images.
 
     task: its newest state here. ending: how the client's call ended. encode: returns an image's bytes as base64, or
-    what stands for them; may raise ApiError. store: of the images. completed: the name of each event.
+    their placeholder; may raise ApiError. store: of the images. completed: the name of each event.
     """
 
     def __init__(
