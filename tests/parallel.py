@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
@@ -25,6 +26,9 @@ File = list[pytest.Item]
 
 PROCESS_NUMBER = "TEST_PROCESS"
 """Variable of the environment with the number of a process of the run, counted from 0."""
+
+END_S = 20.0
+"""For the fixtures of interrupted workers."""
 
 _NUMBER = struct.Struct("<I")
 
@@ -58,8 +62,7 @@ def run(session: pytest.Session, processes: int) -> None:
     try:
         _collect_results(session, {worker.results: worker for worker in workers})
     finally:
-        for worker in workers:
-            worker.end()
+        _end([worker for worker in workers if not worker.ended])
         os.close(queue)
         if forking:
             forking.wait()
@@ -133,17 +136,24 @@ class _Worker:
     running: str = ""
     ended: bool = False
 
-    def end(self) -> int:
-        """Interrupt the worker if it runs, and wait for its end. Return its exit code, negative for a signal."""
-        if self.ended:
-            return 0
-        os.kill(self.pid, signal.SIGINT)
-        return self.wait()
-
     def wait(self) -> int:
+        """Wait for the end. Return the exit code, negative for a signal."""
         self.ended = True
         self.results.close()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """Interrupt workers, so that they end their fixtures; kill those that take too long."""
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    deadline = time.monotonic() + END_S
+    for worker in workers:
+        while not os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() > deadline:
+                os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        worker.wait()
 
 
 def _collect_results(session: pytest.Session, workers: dict[Connection, _Worker]) -> None:
