@@ -105,7 +105,7 @@ def compare(row: Compared, bare_port: int, seconds: float, runs: int) -> tuple[s
         used_s = row.service.cpu_s
         done = load(row.service.port, seconds, row.ours(f"{row.what} {run}"))
         ours.append(done.per_s)
-        cpu_ms.append((row.service.cpu_s - used_s) * 1000 / done.count)
+        cpu_ms.append((row.service.cpu_s - used_s) * 1000 / max(done.count, 1))
     ratio = statistics.median(mine / bare for mine, bare in zip(ours, beside, strict=True))
     return row.what, f"{row.goal:.2f}", f"{ratio:.2f}", spread(ours), spread(beside), spread(cpu_ms, ".3f")
 
