@@ -91,10 +91,9 @@ class PeerChannels:
         return {name: served for name, (_, served) in self._read.items()}
 
 
-def able_peers(peers: PeerChannels, claim: Claim, *, has_key: bool) -> list[str]:
-    """Return the instances that can run a claim: those with the key of its job if it has one, and this one has not."""
-    job = claim.checkpoint.job
-    if job and not has_key:
+def able_peers(peers: PeerChannels, claim: Claim) -> list[str]:
+    """Return the other instances that can run a claim: those with the key of its job if it has one."""
+    if job := claim.checkpoint.job:
         return peers.with_key(job.handle.account)
     return peers.serving(claim.task.model, sandbox=claim.task.sandbox)
 

@@ -80,11 +80,14 @@ class Route:
         return reply if self.base is None else with_absolute_links(reply, self.base)
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        """Return the job of a call with a lost response, None if there is none. Raises UpstreamError."""
+        """Return the job of a call with a lost response, None if there is none. Raises UpstreamError.
+
+        Keys of one account list the same job, which counts once.
+        """
         sent = self._as_sent(call)
-        found = [await route.provider.find(sent, sent_at) for route in (self, *self.others)]
-        handles = [handle for handle in found if handle is not None]
-        return handles[0] if len(handles) == 1 else None
+        listed = [await route.provider.find(sent, sent_at) for route in (self, *self.others)]
+        handles = {handle.id: handle for handle in reversed(listed) if handle is not None}
+        return next(iter(handles.values())) if len(handles) == 1 else None
 
     def _as_sent(self, call: Call) -> Call:
         sent = self.sent_name(call.request.model)

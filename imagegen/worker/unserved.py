@@ -101,7 +101,7 @@ class UnservedTasks:
         """
         task, now = claim.task, self._clock()
         seen = self._record(task)
-        able = able_peers(self._others.channels, claim, has_key=False)
+        able = able_peers(self._others.channels, claim)
         if able or self._others.channels.may_serve(task.model, sandbox=task.sandbox):
             seen.alone_since = None
         elif seen.alone_since is None:
