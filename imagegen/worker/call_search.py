@@ -71,9 +71,6 @@ class CallSearch:
 
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""
-        if route := self.routes.find(self.claim.checkpoint.channel, self.claim.checkpoint.account):
-            route.counts.spent -= self.claim.spent_on_lost
-        self.claim.spent_on_lost = 0
         logger.bind(taskId=self.claim.task.id).info("The provider has the job of a call whose answer was lost")
         run = self.claim.checkpoint.with_job(AcceptedJob(handle, sent.indexes, sent.seed, sent.model))
         cost = run.cost and run.cost.found(sent.price)

@@ -54,7 +54,10 @@ class Payments:
             return choice
         missing = max(n - len(self.claim.checkpoint.images), 1)
         left = None if cost.most is None else cost.most + n - cost.charged
-        left_out = self.routes.too_dear(self.request, model, missing, left) | self.over_budget
+        too_dear = self.routes.too_dear(self.request, model, missing, left)
+        left_out = too_dear | self.over_budget
+        if left_out.issuperset(channel.name for channel in self.routes.channels.serving(model)):
+            left_out = too_dear
         return replace(choice, channels=choice.channels | left_out) if left_out else choice
 
     async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> bool:
@@ -97,7 +100,7 @@ class Payments:
         """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""
         price = route.pricing.reported_price(route.sent_name(model), reply.details)
         price = self._call_price(route, model, count) if price is None else price
-        route.counts.spent += price or 0
+        self._count(route, price or 0)
         self._record(self.claim.cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 
     def failed(self, route: Route | None, model: str, error: UpstreamError) -> None:
@@ -106,8 +109,8 @@ class Payments:
         price = None if cost.calling == UNKNOWN else cost.calling
         if error.ambiguous:  # the next attempt searches for its job
             if route:
-                self.claim.spent_on_lost = price or 0
-                route.counts.spent += price or 0
+                self._count(route, price or 0)
+                self.claim.spent_on_lost = (price or 0) if self.claim.checkpoint.sent else 0
             self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost.lost(error.code))
             return
         if route and error.usage is not None:
@@ -120,8 +123,16 @@ class Payments:
         else:
             cost = cost.unpaid()
         if route:
-            route.counts.spent += cost.charged - self.claim.cost.charged
+            self._count(route, cost.charged - self.claim.cost.charged)
         self._record(cost)
+
+    def _count(self, route: Route, amount: int) -> None:
+        """Add micro-dollars to the counts of a key, which never fall: they are a counter of the metrics.
+
+        The price of a lost call is in them already when its job is found.
+        """
+        counted, self.claim.spent_on_lost = self.claim.spent_on_lost, 0
+        route.counts.spent += max(amount - counted, 0)
 
     def _call_price(self, route: Route, model: str, count: int) -> int | None:
         """Return the price of a call; where this instance has none for the requested model, as it was submitted."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pytest
 from support import eventually
-from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
+from worker.conftest import ScriptedProvider, WorkerHarness, images, loss, only_route
 
 from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
@@ -16,6 +16,7 @@ from imagegen.providers.model_rules import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 
 PRICING = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
@@ -160,6 +161,21 @@ async def test_an_answer_that_was_lost_without_a_crash_is_searched_for_by_the_ne
     assert (len(harness.provider.calls), claim.checkpoint.billed_again, claim.cost.unsure) == (1, 0, 0)
 
 
+async def test_what_a_key_has_spent_never_falls_when_a_lost_call_is_found(make_instance, monkeypatch) -> None:
+    instance, seen = make_instance(), []
+    harness = harness_of(instance, loss(), found=[HANDLE])
+
+    async def refused(_handle: JobHandle, _watcher: CallObserver) -> Reply:
+        seen.append(harness.route.counts.spent)
+        raise UpstreamError("content_policy", "no", status=200)
+
+    monkeypatch.setattr(harness.provider, "resume", refused)
+    claim = await harness.claim()
+    await instance.worker_queue.retry(claim, await harness.attempts.run(claim))
+    assert isinstance(await harness.attempts.run(claim), Failed)
+    assert (seen, harness.route.counts.spent, claim.cost.charged) == ([700], 700, 0)
+
+
 async def test_a_call_that_a_shutdown_cut_off_is_searched_for(make_instance) -> None:
     instance = make_instance()
     harness = harness_of(instance, hang, found=[HANDLE])
@@ -170,3 +186,10 @@ async def test_a_call_that_a_shutdown_cut_off_is_searched_for(make_instance) -> 
     assert (len(harness.provider.calls), harness.provider.resumed) == (1, [HANDLE])
     assert (again.checkpoint.billed_again, again.cost.charged, again.cost.unsure) == (0, 700, 0)
     assert instance.connection.meter.ambiguous == 0
+
+
+@pytest.mark.parametrize(("second", "taken"), [(HANDLE, HANDLE), (JobHandle("scripted", "task_2"), None)])
+async def test_a_job_that_several_keys_of_one_account_list_is_one_job(second, taken) -> None:
+    one, other = (only_route(ListingProvider(found=[handle])) for handle in (HANDLE, second))
+    request = GenerationRequest(prompt="a", model="m", width=64, height=64, n=1)
+    assert await replace(one, others=(other,)).find(Call(request, 1), 0.0) == taken

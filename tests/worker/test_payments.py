@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from worker.conftest import fault, images, loss, no_model, submission
+from worker.conftest import ScriptedProvider, fault, images, loss, no_model, submission
 
 from imagegen.accounts.pricing import Pricing
+from imagegen.channels_file import Channel, Channels, ModelName
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelRow, ModelTable
 from imagegen.providers.prices import PerMillionTokens, Price
@@ -20,6 +21,9 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
+from imagegen.worker.payments import PaymentRules, Payments
+from imagegen.worker.permits import Choice
+from imagegen.worker.routes import Route, Routes
 
 PRICE, DEARER = 1_000, 3_000
 
@@ -176,3 +180,17 @@ def test_prices_are_those_of_the_table_or_of_unknown_images() -> None:
     assert Pricing(TABLE, is_free=True).estimate(request).estimated == 0
     assert PRICING.estimate(replace(request, model="m")).estimated == 3 * PRICE
     assert PRICING.call_price(request, "dearer", 2) == 2 * DEARER
+
+
+async def test_channels_that_are_over_budget_for_one_model_are_tried_for_the_next_one(make_harness) -> None:
+    harness = make_harness(pool=False)
+    claim = await harness.claim()
+    claim.checkpoint = replace(claim.checkpoint, cost=Cost(PRICE, slots=(0,)))
+    channels = [Channel(name, "scripted", models=(ModelName("*"),)) for name in ("one", "two")]
+    routes = Routes(Channels(channels), [Route(each, "", ScriptedProvider(), PRICING) for each in channels])
+    request = GenerationRequest.from_json(claim.task.request_json)
+    payments = Payments(PaymentRules(lambda _slots: ()), harness.instance.worker_queue, routes, claim, request)
+    payments.over_budget.add("one")
+    assert payments.affordable("m", Choice()).channels == {"one"}
+    payments.over_budget.add("two")
+    assert payments.affordable("dearer", Choice()).channels == set()
