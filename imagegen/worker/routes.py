@@ -82,11 +82,22 @@ class Route:
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the job of a call with a lost response, None if there is none. Raises UpstreamError.
 
-        Keys of one account list the same job, which counts once.
+        Keys of one account list the same job, which counts once. A key that is refused hides no job that another lists.
         """
-        sent = self._as_sent(call)
-        listed = [await route.provider.find(sent, sent_at) for route in (self, *self.others)]
-        handles = {handle.id: handle for handle in reversed(listed) if handle is not None}
+        sent, handles = self._as_sent(call), dict[str, JobHandle]()
+        fault: UpstreamError | None = None
+        for route in (self, *self.others):
+            try:
+                handle = await route.provider.find(sent, sent_at)
+            except UpstreamError as error:
+                if error.retryable:
+                    raise
+                fault = error
+                continue
+            if handle is not None:
+                handles.setdefault(handle.id, handle)
+        if fault is not None and not handles:
+            raise fault
         return next(iter(handles.values())) if len(handles) == 1 else None
 
     def _as_sent(self, call: Call) -> Call:

@@ -188,8 +188,21 @@ async def test_a_call_that_a_shutdown_cut_off_is_searched_for(make_instance) -> 
     assert instance.connection.meter.ambiguous == 0
 
 
+async def found_by_two_keys(*found: JobHandle | Exception) -> JobHandle | None:
+    one, other = (only_route(ListingProvider(found=[each])) for each in found)
+    request = GenerationRequest(prompt="a", model="m", width=64, height=64, n=1)
+    return await replace(one, others=(other,)).find(Call(request, 1), 0.0)
+
+
 @pytest.mark.parametrize(("second", "taken"), [(HANDLE, HANDLE), (JobHandle("scripted", "task_2"), None)])
 async def test_a_job_that_several_keys_of_one_account_list_is_one_job(second, taken) -> None:
-    one, other = (only_route(ListingProvider(found=[handle])) for handle in (HANDLE, second))
-    request = GenerationRequest(prompt="a", model="m", width=64, height=64, n=1)
-    assert await replace(one, others=(other,)).find(Call(request, 1), 0.0) == taken
+    assert await found_by_two_keys(HANDLE, second) == taken
+
+
+async def test_a_refused_key_does_not_hide_the_job_that_another_key_of_the_account_lists() -> None:
+    refused = UpstreamError("upstream_auth", "401", status=401)
+    assert await found_by_two_keys(refused, HANDLE) == HANDLE
+    with pytest.raises(UpstreamError, match="busy"):
+        await found_by_two_keys(HANDLE, UpstreamError("upstream_overloaded", "busy", retryable=True, status=503))
+    with pytest.raises(UpstreamError, match="401"):
+        await found_by_two_keys(refused, refused)
