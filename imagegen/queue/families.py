@@ -16,7 +16,7 @@ from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record
 from imagegen.queue.notifier import Notifier
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.redis_errors import RedisError
+from imagegen.redis_client.redis_errors import RedisError, ScanRefused
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.task import State, Task
 
@@ -121,13 +121,13 @@ class CompletedFamilies:
                 self._load_after = began + self._ttl_s
 
     async def _load(self) -> bool:
-        """Add the families of all records; return False if there are too many keys."""
+        """Add the families of all records; return False if there are too many keys, or Redis refuses."""
         cursor = 0
         for _ in range(MAX_SCANS):
-            async with self._connection.deadline():
-                cursor, names = await self._connection.commands.scan(
-                    cursor, match=self._keys.record("*"), count=SCAN_COUNT
-                )
+            try:
+                cursor, names = await self._connection.scan(cursor, self._keys.record("*"), SCAN_COUNT)
+            except ScanRefused:
+                return False
             self._count()
             for first in range(0, len(names), READ_COUNT):
                 await self._read(names[first : first + READ_COUNT])

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -19,7 +19,7 @@ from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import Script, WireEvents
-from imagegen.redis_client.redis_errors import Health, unavailable
+from imagegen.redis_client.redis_errors import Health, ScanRefused, remedy, unavailable
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import DEADLINE_S, Servers
@@ -97,6 +97,17 @@ class Connection:
             await self.commands.exists(self._probe_key)
         else:
             await self.commands.ping()
+
+    async def scan(self, cursor: int, match: str, count: int) -> tuple[int, list[bytes]]:
+        """Return the next cursor, 0 at the end, and the keys of one page. Raises ScanRefused, QueueUnavailable."""
+        async with self.deadline():
+            try:
+                cursor, names = await self.commands.scan(cursor, match=match, count=count)
+            except RedisError as error:
+                if remedy(error) is None:
+                    raise
+                raise ScanRefused(str(error)) from error
+        return cursor, cast(list[bytes], names)
 
     async def is_reachable(self) -> bool:
         """Return whether Redis answers now, and has not just refused a command of the queue."""

@@ -85,6 +85,10 @@ _REMEDIES_BY_TEXT = (
 )
 
 
+class ScanRefused(Exception):
+    """The user in REDIS_URL may not SCAN. Only searches through all tasks need that right, so it is no outage."""
+
+
 def unavailable(error: BaseException) -> bool:
     """Return whether the error means that Redis can't be used now, and not that a command was wrong."""
     if isinstance(error, _UNAVAILABLE):

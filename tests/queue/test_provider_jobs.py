@@ -153,3 +153,13 @@ def test_a_checkpoint_without_a_job_is_read_as_before() -> None:
 def test_a_job_of_a_cancelled_task_may_have_been_paid() -> None:
     assert calls_under_way(Checkpoint("i", "waiting", job=JOB).encode("1-0")) == 1
     assert calls_under_way(Checkpoint("i", "calling", job=JOB).encode("1-0")) == 1
+
+
+async def test_a_job_is_not_taken_if_redis_lets_nobody_look_whose_it_is(make_instance, redis_url: str) -> None:
+    claim = await started(make_instance())
+    await make_instance(start=False).connection.commands.acl_setuser(
+        "scanless", enabled=True, passwords=["+word"], keys=["*"], channels=["*"], commands=["+@all", "-scan"]
+    )
+    scanless = make_instance(start=False, url=redis_url.replace("://", "://scanless:word@", 1))
+    assert not await asyncio.wait_for(scanless.worker_queue.take_found_job(claim, "task_1"), 20)
+    assert not scanless.connection.health.refused
