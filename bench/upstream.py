@@ -14,7 +14,7 @@ NUMBERS = itertools.count()
 
 
 def answer(number: int) -> bytes:
-    """The shape of Together's answers, as imagegen/emulator/responses.py has it."""
+    """The shape of Together's answers, as imagegen/emulator/together_responses.py has it."""
     image = {"index": 0, "url": f"https://api.together.ai/shrt/{number:016x}", "timings": {"inference": 0.5}}
     body = json.dumps({"id": f"bench-{number}", "model": MODEL, "object": "list", "data": [image]}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

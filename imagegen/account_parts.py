@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from imagegen.accounts.api_keys import fixed_keys
 from imagegen.accounts.budgets import Budgets
 from imagegen.accounts.key_store import CHANGED, KeyRing, KeyStore
-from imagegen.accounts.keys import fixed_keys
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import RateLimits
 from imagegen.settings import Settings

@@ -79,19 +79,19 @@ from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.board import BOARD
 from imagegen.web.ops.channels import CHANNELS
-from imagegen.web.ops.keys import KEY_STORE
-from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops.key_routes import KEY_STORE
+from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.worker.alerts import AlertDispatcher
+from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.attempt_limits import MIN_JOB_WAIT_S, AttemptLimits, ImageCounts
+from imagegen.worker.call_routes import Routes
 from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.inputs import InputOpener
-from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.peer_channels import served_by
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.pool import Pool
-from imagegen.worker.routes import Routes
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
@@ -300,7 +300,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         PaymentRules(app[BUDGETS].limits_of_slots),
         clock=clock,
         inputs=app[INPUTS],
-        counts=Counts(app[MODEL_TABLE].max_images_per_call),
+        counts=ImageCounts(app[MODEL_TABLE].max_images_per_call),
         seeds=seed_support(app[ROUTES], app[MODEL_TABLE]),
     )
     pool = Pool(

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from imagegen.accounts.ledger import Ledger
+from imagegen.history.history_store import HistoryStore
 from imagegen.history.recorder import STEP_S, HistoryRecorder, Sample
-from imagegen.history.store import HistoryStore
 from imagegen.queue.instance import QueueInstance
 from imagegen.queue.unfinished import UnfinishedTasks
 from imagegen.supervisor import Supervisor

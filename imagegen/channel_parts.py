@@ -29,10 +29,10 @@ from imagegen.providers.siliconflow import SiliconFlowProvider
 from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
 from imagegen.settings import Settings
 from imagegen.tasks.provider_job import key_fingerprint
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.router import Router
-from imagegen.worker.routes import Route, Routes
 
 _JOB_APIS: Mapping[str, Callable[..., Provider]] = {
     "fal": FalProvider,

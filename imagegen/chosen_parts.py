@@ -41,10 +41,10 @@ from imagegen.tasks.validation import Adjust
 from imagegen.web.context import TaskIdentity
 from imagegen.web.guard import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
+from imagegen.worker.attempt_limits import SeedSupport
+from imagegen.worker.call_routes import Routes
 from imagegen.worker.inputs import InputOpener
-from imagegen.worker.limits import SeedSupport
 from imagegen.worker.peer_channels import PeerChannels
-from imagegen.worker.routes import Routes
 from imagegen.worker.unserved import OtherInstances
 
 INPUT_TIMEOUT_S = 30.0

@@ -25,7 +25,7 @@ from imagegen.providers.metered import KEY_SETTINGS
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
-from imagegen.worker.routes import Route
+from imagegen.worker.call_routes import Route
 
 PROBE_BYTES = 2**20
 LOW_BYTES = 256 * 2**20

@@ -128,7 +128,7 @@ async def _generate(options: GenerateOptions) -> int:
 
     async with _service(options, stop, on_pause) as client:
         with progress:
-            return await Generation(client, options, progress).run(stop)
+            return await GenerateRun(client, options, progress).run(stop)
 
 
 @asynccontextmanager
@@ -152,7 +152,7 @@ async def _service(
             yield client
 
 
-class Generation:
+class GenerateRun:
     """One run of the command: upload, submit, follow, save; after an interrupt, cancel."""
 
     def __init__(self, client: AsyncImageClient, options: GenerateOptions, progress: Progress) -> None:

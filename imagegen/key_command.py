@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from imagegen.accounts.api_keys import ApiKey, fixed_keys
 from imagegen.accounts.key_fields import NewKeyFields, RotationFields, parse_fields
 from imagegen.accounts.key_store import KeyRing, KeyStore
-from imagegen.accounts.keys import ApiKey, fixed_keys
 from imagegen.command_redis import connected_redis, note, run_command
 from imagegen.formats import rfc3339
 from imagegen.redis_client.keys import Keys

@@ -25,7 +25,7 @@ from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
 from imagegen.web.mcp.errors import PATH
 from imagegen.web.mcp.messages import INTERNAL_ERROR, PARSE_ERROR, RpcError, error_body
-from imagegen.web.mcp.protocol import METHOD_HEADER, NAME_HEADER, NAMED_PARAMS, VERSION_HEADER, VERSION_KEY, encode_name
+from imagegen.web.mcp.versions import METHOD_HEADER, NAME_HEADER, NAMED_PARAMS, VERSION_HEADER, VERSION_KEY, encode_name
 
 USAGE = 2
 MAX_LINE_BYTES = 64 * 1024 * 1024

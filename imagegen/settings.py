@@ -75,7 +75,7 @@ _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _SettingRule:
     name: str
     parse: Callable[[str], object]
     default: object
@@ -83,7 +83,7 @@ class _Rule:
 
 
 def _setting(name: str, default: _T, parse: Callable[[str], _T], *, secret: bool = False) -> _T:
-    rule = _Rule(name, parse, default, secret)
+    rule = _SettingRule(name, parse, default, secret)
     made: _T = field(default_factory=lambda: default, metadata={"rule": rule})
     return made
 
@@ -239,7 +239,7 @@ def setting_names() -> tuple[str, ...]:
     return tuple(rule.name for rule in _rules(Settings).values())
 
 
-def _rules(cls: type[Settings]) -> dict[str, _Rule]:
+def _rules(cls: type[Settings]) -> dict[str, _SettingRule]:
     return {item.name: item.metadata["rule"] for item in fields(cls) if "rule" in item.metadata}
 
 

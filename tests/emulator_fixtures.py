@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 
 from forked import ForkedProcess
 
-from imagegen.emulator import Emulator, Ledger, Options
+from imagegen.emulator import CallLedger, Emulator, Options
 
 _START_S = 60.0
 _STOP_S = 20.0
@@ -66,7 +66,7 @@ class EmulatedUpstream:
         return self.url.removeprefix("http://")
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> CallLedger:
         return self._emulator.ledger
 
     def script(self, *steps: object) -> None:

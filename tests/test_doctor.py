@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from imagegen import doctor
+from imagegen.accounts.api_keys import ApiKey
 from imagegen.accounts.key_store import KeyRing, KeyStore
-from imagegen.accounts.keys import ApiKey
 from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
 from imagegen.doctor_probes import Probed
 from imagegen.providers.model_rules import ModelRow, ModelTable

@@ -12,7 +12,7 @@ import yaml
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import setting_names
-from imagegen.web.ops.metrics import ProviderLimits, Telemetry, _MetricsCollector
+from imagegen.web.ops.prometheus import ProviderLimits, Telemetry, _MetricsCollector
 from imagegen.web.routes import build_document
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from imagegen.accounts.keys import ApiKey
+from imagegen.accounts.api_keys import ApiKey
 from imagegen.queue.verbs.context import REFUSED, Limits
 
 TOTAL_SLOT = 0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from imagegen.accounts.keys import NAME, ApiKey
+from imagegen.accounts.api_keys import NAME, ApiKey
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.validation import MAX_FIELD_ERRORS, field_errors, unknown_field

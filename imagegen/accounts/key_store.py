@@ -18,7 +18,7 @@ import orjson
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.accounts.keys import ApiKey, SecretHash, decode_key, encode_key, new_secret, secret_digest
+from imagegen.accounts.api_keys import ApiKey, SecretHash, decode_key, encode_key, new_secret, secret_digest
 from imagegen.backoff import Backoff
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound, FieldError, InvalidRequest, QueueUnavailable
 from imagegen.queue.notifier import Message, Notifier

@@ -33,7 +33,7 @@ not answer 4xx; `job` in it is the job that the call began: charged (a failed on
 it or on the script clears it; `POST /_emulator/expire` kills all image links at once.
 """
 
-from .ledger import Call, Ledger
-from .server import Emulator, Options
+from .call_ledger import CallLedger, EmulatedCall
+from .together_emulator import Emulator, Options
 
-__all__ = ["Call", "Emulator", "Ledger", "Options"]
+__all__ = ["CallLedger", "EmulatedCall", "Emulator", "Options"]

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from . import faults
+from .base_emulator import serve
 from .fault_schedule import UnknownFault
 from .generation import IMAGE_MODES
 from .jobs import DIALECTS
-from .listening import serve
-from .server import Emulator, Options
+from .together_emulator import Emulator, Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

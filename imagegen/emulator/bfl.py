@@ -25,7 +25,7 @@ from urllib.parse import quote
 import orjson
 
 from .job_emulator import Exchange, JobCall, JobEmulator, JobOptions, RunningJob, after_loss
-from .responses import HTML, Response
+from .together_responses import HTML, Response
 
 LINK_TTL_S: Final = 600.0
 CREDITS_PER_USD: Final = 100

@@ -21,7 +21,7 @@ from typing import ClassVar, Final
 import orjson
 
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .responses import Response
+from .together_responses import Response
 
 _AIGC: Final = "/api/v1/services/aigc/"
 _OLD: Final = frozenset((f"{_AIGC}text2image/image-synthesis", f"{_AIGC}image2image/image-synthesis"))

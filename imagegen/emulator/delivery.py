@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from .responses import Response
+from .together_responses import Response
 
 Delivery = Callable[[web.BaseRequest, Response], Awaitable[web.StreamResponse]]
 

@@ -20,7 +20,7 @@ import orjson
 
 from .fault_schedule import Fault
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .responses import HTML, Response
+from .together_responses import HTML, Response
 
 SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "square_hd": (1024, 1024),

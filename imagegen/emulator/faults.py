@@ -9,11 +9,11 @@ from typing import Final
 
 import orjson
 
-from . import responses as answers
+from . import together_responses
 from .fault_schedule import UNREAD, Fault, UnknownFault
 from .generation import Generation
 from .image_files import IMAGE_FAULTS
-from .responses import Entry, Response
+from .together_responses import Entry, Response
 
 Plan = Callable[[Generation, Fault], Response]
 
@@ -43,7 +43,7 @@ _STATUS = re.compile("[2-5][0-9]{2}")
 
 
 def names() -> list[str]:
-    return sorted({*FAULTS, *_ALIASES, *answers.ERRORS, *IMAGE_FAULTS, "flapping", "storm"})
+    return sorted({*FAULTS, *_ALIASES, *together_responses.ERRORS, *IMAGE_FAULTS, "flapping", "storm"})
 
 
 def _plan_of(name: str) -> Plan:
@@ -51,7 +51,7 @@ def _plan_of(name: str) -> Plan:
         return FAULTS[name]
     if name in IMAGE_FAULTS:
         return lambda generation, fault: generation.answer(generation.entries(fault=fault))
-    if name in _ALIASES or name in answers.ERRORS:
+    if name in _ALIASES or name in together_responses.ERRORS:
         return _row
     if _STATUS.fullmatch(name):
         return _any_status
@@ -60,7 +60,7 @@ def _plan_of(name: str) -> Plan:
 
 def _row(generation: Generation, fault: Fault) -> Response:
     row = _ALIASES.get(fault.name, fault.name)
-    return answers.error(row, generation.request_id, **{"model": generation.asked.model, **fault.options})
+    return together_responses.error(row, generation.request_id, **{"model": generation.asked.model, **fault.options})
 
 
 def _with_headers(answer: Response, fault: Fault) -> Response:
@@ -80,12 +80,12 @@ def _any_status(generation: Generation, fault: Fault) -> Response:
     status = int(fault.number("status", int(fault.name) if _STATUS.fullmatch(fault.name) else 500))
     body = fault.options.get("body")
     if isinstance(body, str):
-        return Response(status, body.encode(), fault.text("content_type", answers.TEXT))
+        return Response(status, body.encode(), fault.text("content_type", together_responses.TEXT))
     if body is None:
-        data = answers.error_body(f"Status {status}", "server_error", None, generation.request_id)
+        data = together_responses.error_body(f"Status {status}", "server_error", None, generation.request_id)
     else:
         data = orjson.dumps(body)
-    return Response(status, data, fault.text("content_type", answers.JSON))
+    return Response(status, data, fault.text("content_type", together_responses.JSON))
 
 
 def _delivered(delivery: str) -> Plan:
@@ -133,19 +133,21 @@ def _fewer(generation: Generation, fault: Fault) -> Response:
 
 def _long_error(generation: Generation, fault: Fault) -> Response:
     message = "very long \x1b[31m" + "x" * int(fault.number("bytes", _LONG_BYTES))
-    body = answers.error_body(message, "invalid_request_error", None, generation.request_id)
+    body = together_responses.error_body(message, "invalid_request_error", None, generation.request_id)
     return Response(int(fault.number("status", 400)), body)
 
 
 def _error_in_200(generation: Generation, _fault: Fault) -> Response:
-    return Response(200, answers.error_body("Internal server error", "server_error", None, generation.request_id))
+    return Response(
+        200, together_responses.error_body("Internal server error", "server_error", None, generation.request_id)
+    )
 
 
 def _refused_field(generation: Generation, fault: Fault) -> Response:
     name = fault.text("parameter", "x_unknown")
     if name not in generation.asked.body:
         return generation.answer()
-    return answers.refused_field(fault.text("shape", "openai"), name, generation.request_id)
+    return together_responses.refused_field(fault.text("shape", "openai"), name, generation.request_id)
 
 
 FAULTS: Final[Mapping[str, Plan]] = {
@@ -163,7 +165,9 @@ FAULTS: Final[Mapping[str, Plan]] = {
     "huge_body": _delivered("huge_body"),
     "gzip_bomb": _delivered("gzip_bomb"),
     "empty": lambda _generation, _fault: Response(200, b""),
-    "not_json": lambda _generation, _fault: Response(200, b"<html><body>Just a moment...</body></html>", answers.HTML),
+    "not_json": lambda _generation, _fault: Response(
+        200, b"<html><body>Just a moment...</body></html>", together_responses.HTML
+    ),
     "broken_json": lambda generation, _fault: replace(generation.answer(), body=generation.answer().body[:-3]),
     "error_in_200": _error_in_200,
     "no_images": lambda generation, _fault: generation.answer([]),
@@ -178,7 +182,7 @@ FAULTS: Final[Mapping[str, Plan]] = {
     "file_url": _url("file:///etc/passwd"),
     "private_url": _url("http://10.0.0.1/a.png"),
     "redirect": lambda _generation, fault: Response(
-        302, b"", answers.TEXT, {"Location": fault.text("target", "http://127.0.0.1:9/")}
+        302, b"", together_responses.TEXT, {"Location": fault.text("target", "http://127.0.0.1:9/")}
     ),
     "long_error": _long_error,
 }

@@ -25,9 +25,9 @@ from typing import ClassVar, Final
 import orjson
 
 from .fault_schedule import Fault
-from .images import DrawnImage, digest_of, draw
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .responses import HTML, Response
+from .small_images import DrawnImage, digest_of, draw
+from .together_responses import HTML, Response
 
 IMAGE_TOKENS: Final[Mapping[str, int]] = {"512": 747, "1K": 1290, "2K": 1680, "4K": 2520}
 """By resolution; 1,290 are those of Gemini 2.5."""

@@ -10,15 +10,13 @@ from string import ascii_letters, digits
 from time import monotonic
 from typing import Final
 
-from . import gpt_image, models
-from . import images as pictures
-from . import responses as answers
+from . import emulated_models, gpt_image, small_images, together_responses
 from .fault_schedule import Fault
-from .image_files import Links, spoiled_bytes
-from .images import DrawnImage
+from .image_files import ShortLinks, spoiled_bytes
+from .image_request import ImageRequest
 from .jobs import Jobs
-from .request import ImageRequest
-from .responses import Entry, Response
+from .small_images import DrawnImage
+from .together_responses import Entry, Response
 
 IMAGE_MODES: Final = ("jpeg", "png", "tiny", "none")
 
@@ -37,7 +35,7 @@ class ImageSettings:
     """What all generations share. `image` is one of IMAGE_MODES."""
 
     rng: random.Random
-    links: Links
+    links: ShortLinks
     image: str
     jobs: Jobs = field(default_factory=Jobs)
 
@@ -63,7 +61,7 @@ class Generation:
         made = self.entries() if entries is None else entries
         if gpt_image.is_for_openai(self.asked) and all("b64_json" in entry for entry in made):
             return gpt_image.answer(self.asked, made)
-        return answers.pictures(self.request_id, self.asked.model, made)
+        return together_responses.pictures(self.request_id, self.asked.model, made)
 
     def accept(self, fault: Fault) -> Response:
         """Return the acceptance of a job. Raises UnknownFault."""
@@ -72,17 +70,17 @@ class Generation:
     def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
-        picture = self._image(pictures.digest_of(self.asked.prompt, seed, shown))
+        picture = self._image(small_images.digest_of(self.asked.prompt, seed, shown))
         if self.asked.wants_base64 or (gpt_image.is_for_openai(self.asked) and self.dialect is None):
             encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
-            return answers.base64_entry(index, encoded, inference_s)
-        return answers.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
+            return together_responses.base64_entry(index, encoded, inference_s)
+        return together_responses.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
 
     def _image(self, digest: str) -> DrawnImage:
         mode = self.studio.image
         if mode in ("tiny", "none"):
             return DrawnImage("png", _TINY_SIDE, _TINY_SIDE, digest)
-        return DrawnImage(self.asked.output_format or mode, *models.size_of(self.asked), digest)
+        return DrawnImage(self.asked.output_format or mode, *emulated_models.size_of(self.asked), digest)
 
     def _link(self, picture: DrawnImage, fault: Fault | None) -> str:
         links = self.studio.links

@@ -11,8 +11,8 @@ from typing import Final
 
 import orjson
 
-from .request import ImageRequest
-from .responses import Entry, Response, refused_field
+from .image_request import ImageRequest
+from .together_responses import Entry, Response, refused_field
 
 _FIELDS: Final = frozenset(
     (

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from string import ascii_letters, digits
 from typing import Final
 
-from . import responses as answers
+from . import together_responses
 from .fault_schedule import Fault
-from .images import DrawnImage, draw
-from .responses import Response
+from .small_images import DrawnImage, draw
+from .together_responses import Response
 
 _ALPHABET: Final = ascii_letters + digits
 _KEPT: Final = 100_000
 _PRIVATE: Final = "http://169.254.169.254/latest/meta-data/"
 
-_GONE: Final = Response(404, b"Not Found", answers.TEXT)
+_GONE: Final = Response(404, b"Not Found", together_responses.TEXT)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html: the store's word for a signature that is over.
 _EXPIRED: Final = Response(
     403,
@@ -39,7 +39,7 @@ class Link:
     met: int = 0
 
 
-class Links:
+class ShortLinks:
     """The last 100,000 links. A link works for `ttl_s` seconds; times are monotonic seconds."""
 
     def __init__(self, rng: random.Random, ttl_s: float) -> None:
@@ -65,13 +65,13 @@ class Links:
     def answer(self, path: str, base_url: str, user_agent: str, now: float) -> Response:
         """What a GET of `path` returns. The CDN refuses clients that do not name themselves."""
         if not user_agent.strip():
-            return answers.error("403", "")
+            return together_responses.error("403", "")
         kind, _, rest = path.lstrip("/").partition("/")
         link = self._links.get(rest[:16])
         if link is None:
             return _GONE
         if kind == "shrt":
-            return Response(302, b"", answers.TEXT, {"Location": _target(path, rest[:16], link, base_url)})
+            return Response(302, b"", together_responses.TEXT, {"Location": _target(path, rest[:16], link, base_url)})
         if link.made_at <= self._dead_before or now - link.made_at > self._ttl_s:
             return _EXPIRED
         return _origin(link)
@@ -123,7 +123,7 @@ def _delivered(delivery: str) -> Callable[[DrawnImage, Fault], Response]:
 
 
 def _status(status: int, text: bytes) -> Callable[[DrawnImage, Fault], Response]:
-    return lambda _picture, _fault: Response(status, text, answers.TEXT)
+    return lambda _picture, _fault: Response(status, text, together_responses.TEXT)
 
 
 IMAGE_FAULTS: Final[Mapping[str, Callable[[DrawnImage, Fault], Response]]] = {
@@ -132,9 +132,9 @@ IMAGE_FAULTS: Final[Mapping[str, Callable[[DrawnImage, Fault], Response]]] = {
     "image_500": _status(500, b"Internal error"),
     "image_empty": _status(200, b""),
     "image_expired": lambda _picture, _fault: _EXPIRED,
-    "image_html": lambda _picture, _fault: Response(200, _HTML, answers.HTML),
+    "image_html": lambda _picture, _fault: Response(200, _HTML, together_responses.HTML),
     "image_svg": lambda _picture, _fault: Response(200, _SVG, "image/svg+xml"),
-    "image_wrong_type": lambda picture, _fault: Response(200, draw(picture), answers.HTML),
+    "image_wrong_type": lambda picture, _fault: Response(200, draw(picture), together_responses.HTML),
     "image_html_as_png": lambda _picture, _fault: Response(200, _HTML, "image/png"),
     "image_truncated_png": lambda picture, _fault: _cut(picture, "png"),
     "image_truncated_jpeg": lambda picture, _fault: _cut(picture, "jpeg"),

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
+from .base_emulator import serve
 from .fault_schedule import UnknownFault
 from .job_emulator import JobEmulator, JobOptions
-from .listening import serve
 
 CLASSES: Final = {
     "bfl": "BflEmulator",

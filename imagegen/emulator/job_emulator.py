@@ -28,15 +28,15 @@ from typing import ClassVar, Final
 import orjson
 from aiohttp import hdrs, web
 
-from . import delivery as wire
+from . import delivery
+from .base_emulator import ListeningEmulator
+from .call_ledger import CallLedger, EmulatedCall
 from .fault_schedule import Fault, FaultSchedule, UnknownFault
-from .image_files import Links
-from .images import DrawnImage, digest_of
+from .image_files import ShortLinks
 from .input_files import files_in
 from .jobs import Job
-from .ledger import Call, Ledger
-from .listening import ListeningEmulator
-from .responses import TEXT, Response
+from .small_images import DrawnImage, digest_of
+from .together_responses import TEXT, Response
 
 ENDS: Final = ("completed", "failed", "moderated", "expired", "partial")
 NO_ANSWER: Final = frozenset(("reset", "hang", "close"))
@@ -113,7 +113,7 @@ class RunningJob:
     begun_at: float
     base_url: str
     number: int
-    entry: Call | None = None
+    entry: EmulatedCall | None = None
     cancelled_at: float | None = None
     links: list[str] = field(default_factory=list)
 
@@ -146,7 +146,7 @@ class RunningJob:
         return self.job.end if self.progress >= 1 else "running"
 
 
-class JobLedger(Ledger):
+class JobLedger(CallLedger):
     """A ledger with the sums over all jobs."""
 
     def sums(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ class JobEmulator(ListeningEmulator):
         self.ledger = JobLedger()
         self.running: dict[str, RunningJob] = {}
         self.revoked: set[str] = set()
-        self._links = Links(self.rng, options.link_ttl_s)
+        self._links = ShortLinks(self.rng, options.link_ttl_s)
         self._script = FaultSchedule(self._check, random.Random(options.seed))
         self._script.set_default(options.fault, options.fail_rate, monotonic())
 
@@ -299,8 +299,8 @@ class JobEmulator(ListeningEmulator):
         self._record(exchange, JobCall("", "", {}), answer.outcome, None)
         return answer
 
-    def _record(self, exchange: Exchange, call: JobCall, outcome: int | str, job: Job | None) -> Call:
-        entry = Call(
+    def _record(self, exchange: Exchange, call: JobCall, outcome: int | str, job: Job | None) -> EmulatedCall:
+        entry = EmulatedCall(
             received_at=time(),
             outcome=outcome,
             paid=job is not None and job.charged,
@@ -339,7 +339,7 @@ class JobEmulator(ListeningEmulator):
         try:
             if answer.delay_s:
                 await asyncio.sleep(answer.delay_s)
-            return await wire.deliver(request, answer)
+            return await delivery.deliver(request, answer)
         except ConnectionError:
             return web.Response()
 

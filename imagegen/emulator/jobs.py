@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from .fault_schedule import Fault, UnknownFault
-from .responses import Entry, Response, error_body
+from .together_responses import Entry, Response, error_body
 
 if TYPE_CHECKING:
     from .generation import Generation

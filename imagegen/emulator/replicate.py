@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 import orjson
 
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .responses import HTML, Response
+from .together_responses import HTML, Response
 
 PAGE: Final = 100
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 import orjson
 
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .responses import HTML, Response
+from .together_responses import HTML, Response
 
 _MODELS: Final = ("Kwai-Kolors/Kolors", "Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit", "Qwen/Qwen-Image-Edit-2509")
 _MAX_BATCH: Final = 4

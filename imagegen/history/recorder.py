@@ -15,8 +15,8 @@ from typing import TypeVar
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable
+from imagegen.history.history_store import KEPT_S, HistoryStore
 from imagegen.history.minutes import Buckets, Minute, merge_into, merged
-from imagegen.history.store import KEPT_S, HistoryStore
 from imagegen.metrics import Histogram, Meter
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError, shown

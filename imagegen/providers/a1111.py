@@ -153,7 +153,7 @@ async def _input_fields(call: Call) -> dict[str, object]:
 
 def _white_where_changed(mask: bytes) -> bytes:
     # Pillow costs start time and memory that only those who need it should pay.
-    from imagegen.providers.drawing.inputs import UnreadableInput, white_where_changed  # noqa: PLC0415
+    from imagegen.providers.drawing.input_thumbnails import UnreadableInput, white_where_changed  # noqa: PLC0415
 
     try:
         return white_where_changed(mask)

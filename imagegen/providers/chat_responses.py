@@ -12,11 +12,11 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
+from imagegen.providers.details_parser import parse_details
 from imagegen.providers.gemini_responses import POLICY_ENDS, without_image
 from imagegen.providers.large_body import CutObject, base64_in_place, cut_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
-from imagegen.providers.reply_details import parse_details
 from imagegen.providers.response_parser import error_from_response, parse_image, parse_models, sanitize_detail
 from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.reply_details import ReplyDetails, Usage

@@ -12,11 +12,11 @@ import orjson
 from msgspec import Struct
 
 from imagegen.errors import UpstreamError
+from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
-from imagegen.providers.reply_details import parse_details
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
 from imagegen.tasks.reply_details import ReplyDetails
 

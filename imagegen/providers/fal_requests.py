@@ -38,7 +38,7 @@ _VOCABULARY = Vocabulary(
 )
 
 
-class Family(Struct, frozen=True):
+class FalFamily(Struct, frozen=True):
     """How the models of a family are called.
 
     size: `pixels` as an object, or `ratio`. resolution: whether the ratio goes with one. images: the field of input
@@ -52,23 +52,23 @@ class Family(Struct, frozen=True):
     edit_path: str = ""
 
 
-_FAMILIES: tuple[tuple[re.Pattern[str], Family], ...] = (
+_FAMILIES: tuple[tuple[re.Pattern[str], FalFamily], ...] = (
     (
         re.compile(r"nano-banana|gemini-"),
-        Family("ratio", resolution=True, images="image_urls", mask=False, edit_path="edit"),
+        FalFamily("ratio", resolution=True, images="image_urls", mask=False, edit_path="edit"),
     ),
-    (re.compile(r"gpt-image"), Family("ratio", resolution=True, images="image_urls")),
-    (re.compile(r"kontext.*/multi"), Family("ratio", images="image_urls", mask=False)),
-    (re.compile(r"kontext"), Family("ratio", mask=False)),
-    (re.compile(r"-ultra(?:/|$)|imagen"), Family("ratio", mask=False)),
-    (re.compile(r"flux-2"), Family(images="image_urls", mask=False, edit_path="edit")),
-    (re.compile(r"seedream|edit-plus|reve"), Family(images="image_urls", mask=False)),
+    (re.compile(r"gpt-image"), FalFamily("ratio", resolution=True, images="image_urls")),
+    (re.compile(r"kontext.*/multi"), FalFamily("ratio", images="image_urls", mask=False)),
+    (re.compile(r"kontext"), FalFamily("ratio", mask=False)),
+    (re.compile(r"-ultra(?:/|$)|imagen"), FalFamily("ratio", mask=False)),
+    (re.compile(r"flux-2"), FalFamily(images="image_urls", mask=False, edit_path="edit")),
+    (re.compile(r"seedream|edit-plus|reve"), FalFamily(images="image_urls", mask=False)),
 )
 
 
-def family_of(model: str) -> Family:
+def family_of(model: str) -> FalFamily:
     """Return the family of a model; an unknown one is called as FLUX.1."""
-    return next((family for pattern, family in _FAMILIES if pattern.search(model)), Family())
+    return next((family for pattern, family in _FAMILIES if pattern.search(model)), FalFamily())
 
 
 def edits_of(model: str) -> Edits:

@@ -12,9 +12,9 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import REFUSALS, JobState, first_delay_s, poll_until_end
-from imagegen.providers.jobs import parse_acceptance, parse_job, poll_addresses
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
+from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
 from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 
 POLL_TIMEOUT_S = 15.0

@@ -58,7 +58,7 @@ def load_object(body: bytes | bytearray) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-class _Entry(Struct, gc=False):
+class _ImageEntry(Struct, gc=False):
     b64_json: Raw = _ABSENT
     base64: Raw = _ABSENT
     image: Raw = _ABSENT
@@ -74,8 +74,8 @@ class _Answer(Struct):
 
 
 class _Entries(_Answer):
-    data: list[_Entry] | None = None
-    images: list[_Entry] | None = None
+    data: list[_ImageEntry] | None = None
+    images: list[_ImageEntry] | None = None
 
 
 class _Texts(_Answer):
@@ -217,7 +217,7 @@ def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> LargeAnsw
     return LargeAnswer([read(entry) for entry in entries], fields)
 
 
-def _fields(entry: _Entry) -> dict[str, object]:
+def _fields(entry: _ImageEntry) -> dict[str, object]:
     values = (("b64_json", entry.b64_json), ("base64", entry.base64), ("image", entry.image), ("url", entry.url))
     return {name: _value(raw) for name, raw in values if len(raw)}
 

@@ -24,7 +24,7 @@ from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Call, Edits
 from imagegen.providers.replicate_requests import Target, body_of, edits_of, sent_request, target_of, warnings_of
 from imagegen.providers.replicate_responses import (
-    Listed,
+    ListedPrediction,
     error_of,
     is_cancelled,
     parse_acceptance,
@@ -54,7 +54,7 @@ class _Search(Struct, frozen=True):
     earliest: float
     latest: float
 
-    def matches(self, listed: Listed) -> bool:
+    def matches(self, listed: ListedPrediction) -> bool:
         version, model = self.target.version, self.target.model
         if version and listed.version not in (version, "hidden"):
             return False
@@ -131,7 +131,7 @@ class ReplicateProvider(JobApiProvider):
 
     async def _search(
         self, target: Target, given: object, sent_at: float, other_jobs: frozenset[str]
-    ) -> list[Listed] | None:
+    ) -> list[ListedPrediction] | None:
         """Return the jobs that may be the call's; None if the list is too long to be read."""
         begin, offset_s = sent_at - CLOCK_TOLERANCE_S, 0.0
         answer = await self._list_page(self._list_address(begin))
@@ -141,7 +141,7 @@ class ReplicateProvider(JobApiProvider):
             answer = await self._list_page(self._list_address(begin + offset_s))
         latest = sent_at + offset_s + self._timeout_s + CLOCK_TOLERANCE_S
         search = _Search(target, given, begin + offset_s, latest)
-        matches: dict[str, Listed] = {}
+        matches: dict[str, ListedPrediction] = {}
         taken = {*self.kept_ids, *other_jobs}
         for _ in range(MAX_PAGES):
             page = parse_page(answer, secret=self._secret, now_s=time.time())

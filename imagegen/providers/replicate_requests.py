@@ -31,7 +31,7 @@ _NOWHERE = frozenset({"image_loras", "style"})
 _DIFFUSION = frozenset({"steps", "guidance_scale", "negative_prompt"})
 
 
-class Family(Struct, frozen=True):
+class ReplicateFamily(Struct, frozen=True):
     """How the models of a family are called.
 
     size: `pixels` as width and height, or `ratio`. ratios: that it takes. resolution: the field that goes with a ratio:
@@ -62,13 +62,13 @@ class Family(Struct, frozen=True):
 
 
 _FLUX_WORDS = {"guidance_scale": "guidance"}
-_LIST_OF_IMAGES = Family(
+_LIST_OF_IMAGES = ReplicateFamily(
     images="image_input",
     many="list",
     max_images=10,
     unknown=_GPT_ONLY | _NOWHERE | _DIFFUSION | {"disable_safety_checker", "prompt_upsampling", "output_compression"},
 )
-_GPT_IMAGE = Family(
+_GPT_IMAGE = ReplicateFamily(
     ratios=_GPT_RATIOS,
     count="number_of_images",
     images="input_images",
@@ -78,24 +78,26 @@ _GPT_IMAGE = Family(
     words={"output_compression": "output_compression"},
 )
 
-_FAMILIES: tuple[tuple[re.Pattern[str], Family], ...] = (
-    (re.compile(r"flux-2"), Family(images="input_image", many="numbered", max_images=8, words=_FLUX_WORDS)),
-    (re.compile(r"flux-kontext"), Family(images="input_image", words=_FLUX_WORDS)),
-    (re.compile(r"flux-fill"), Family(mask=True, words=_FLUX_WORDS)),
-    (re.compile(r"flux-(?:pro|1\.1)"), Family(images="image_prompt", words=_FLUX_WORDS)),
-    (re.compile(r"flux-"), Family(resolution="megapixels", count="num_outputs", words=_FLUX_WORDS)),
+_FAMILIES: tuple[tuple[re.Pattern[str], ReplicateFamily], ...] = (
+    (re.compile(r"flux-2"), ReplicateFamily(images="input_image", many="numbered", max_images=8, words=_FLUX_WORDS)),
+    (re.compile(r"flux-kontext"), ReplicateFamily(images="input_image", words=_FLUX_WORDS)),
+    (re.compile(r"flux-fill"), ReplicateFamily(mask=True, words=_FLUX_WORDS)),
+    (re.compile(r"flux-(?:pro|1\.1)"), ReplicateFamily(images="image_prompt", words=_FLUX_WORDS)),
+    (re.compile(r"flux-"), ReplicateFamily(resolution="megapixels", count="num_outputs", words=_FLUX_WORDS)),
     (re.compile(r"nano-banana-|gemini-3"), replace(_LIST_OF_IMAGES, resolution="resolution")),
     (re.compile(r"nano-banana|gemini-|seedream"), _LIST_OF_IMAGES),
     (re.compile(r"gpt-image"), _GPT_IMAGE),
-    (re.compile(r"recraft"), Family(unknown=_GPT_ONLY | _DIFFUSION | {"image_loras", "seed"})),
-    (re.compile(r"imagen-|ideogram|qwen-image|z-image|stable-diffusion-3|photon|hidream"), Family()),
-    (re.compile(r"sdxl|/stable-diffusion(?::|$)"), Family("pixels", count="num_outputs", mask=True)),
+    (re.compile(r"recraft"), ReplicateFamily(unknown=_GPT_ONLY | _DIFFUSION | {"image_loras", "seed"})),
+    (re.compile(r"imagen-|ideogram|qwen-image|z-image|stable-diffusion-3|photon|hidream"), ReplicateFamily()),
+    (re.compile(r"sdxl|/stable-diffusion(?::|$)"), ReplicateFamily("pixels", count="num_outputs", mask=True)),
 )
 
 
-def family_of(model: str) -> Family:
+def family_of(model: str) -> ReplicateFamily:
     """Return the family of a model; an unknown one is called as most community models, for one image."""
-    return next((family for pattern, family in _FAMILIES if pattern.search(model)), Family("pixels", mask=True))
+    return next(
+        (family for pattern, family in _FAMILIES if pattern.search(model)), ReplicateFamily("pixels", mask=True)
+    )
 
 
 def edits_of(model: str) -> Edits:
@@ -158,7 +160,7 @@ def input_of(call: Call) -> dict[str, object]:
     return fields
 
 
-def _fill_shape(fields: dict[str, object], call: Call, family: Family) -> None:
+def _fill_shape(fields: dict[str, object], call: Call, family: ReplicateFamily) -> None:
     """Replace the size in pixels by a ratio, and what goes with it."""
     request, extra = call.request, call.request.extra or {}
     for name in {"width", "height"} - extra.keys():
@@ -170,7 +172,7 @@ def _fill_shape(fields: dict[str, object], call: Call, family: Family) -> None:
         fields.setdefault(family.resolution, resolution)
 
 
-def shape_of(request: GenerationRequest, family: Family) -> tuple[str, str | None]:
+def shape_of(request: GenerationRequest, family: ReplicateFamily) -> tuple[str, str | None]:
     """Return the aspect ratio and the resolution (or megapixels) to request; None is the model's own."""
     ratio, pixels = request.aspect_ratio, request.width * request.height
     if ratio not in family.ratios:
@@ -185,7 +187,7 @@ def shape_of(request: GenerationRequest, family: Family) -> tuple[str, str | Non
     return ratio, resolution
 
 
-def _input_images(call: Call, family: Family) -> Mapping[str, object]:
+def _input_images(call: Call, family: ReplicateFamily) -> Mapping[str, object]:
     images = [link_or_data_uri(call.input(source)) for source in call.request.input_images]
     if not images:
         return {}

@@ -39,7 +39,7 @@ _OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_aut
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedPrediction:
     """A prediction of a list. created_at: Unix time by Replicate's clock."""
 
     call: AcceptedCall
@@ -50,10 +50,10 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PredictionPage:
     """A page of a list. next_url: of the next page, not checked; empty if it is the last one."""
 
-    listed: tuple[Listed, ...]
+    listed: tuple[ListedPrediction, ...]
     next_url: str
 
 
@@ -77,13 +77,13 @@ def parse_job(answer: RawResponse, *, secret: str = "", now_s: float | None = No
     return job_state(fields, secret)
 
 
-def parse_page(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> Page:
+def parse_page(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> PredictionPage:
     """Read a page of a list. Raises UpstreamError if it is none, or has an entry that can't be read."""
     fields = (load_object(answer.body) if 200 <= answer.status < 300 else None) or {}
     results = fields.get("results")
     if not isinstance(results, list):
         raise error_of(answer, secret=secret, now_s=now_s)
-    return Page(tuple(_listed(results)), _text(fields.get("next")))
+    return PredictionPage(tuple(_listed(results)), _text(fields.get("next")))
 
 
 def is_cancelled(answer: RawResponse) -> bool:
@@ -140,14 +140,14 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
     return UpstreamError(code, said or "the job failed", retryable=True, status=500)
 
 
-def _listed(results: list[object]) -> Iterator[Listed]:
+def _listed(results: list[object]) -> Iterator[ListedPrediction]:
     for entry in results:
         fields = entry if isinstance(entry, dict) else {}
         call, created, given = _call_of(fields), _unix_time(fields.get("created_at")), fields.get("input")
         if call is None or created is None:
             raise UpstreamError("upstream_bad_response", "The provider's list of jobs can't be read")
         if isinstance(given, dict):
-            yield Listed(call, given, _text(fields.get("model")), _text(fields.get("version")), created)
+            yield ListedPrediction(call, given, _text(fields.get("model")), _text(fields.get("version")), created)
 
 
 def _call_of(fields: Mapping[str, object]) -> AcceptedCall | None:

@@ -18,11 +18,11 @@ import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
+from imagegen.providers.details_parser import parse_details
 from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
 from imagegen.providers.refused_fields import refused_fields
-from imagegen.providers.reply_details import parse_details
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
 MAX_DETAIL_CHARS = 300

@@ -27,7 +27,7 @@ from imagegen.tasks.image import ImageBytes
 from imagegen.tasks.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from imagegen.providers.drawing.inputs import InputThumbnails
+    from imagegen.providers.drawing.input_thumbnails import InputThumbnails
     from imagegen.providers.drawing.render import Drawing
 
 _VOCABULARY = Vocabulary()
@@ -160,7 +160,7 @@ def _image(call: Call, nth: int) -> Drawing:
 
 async def _inputs(call: Call) -> InputThumbnails:
     """Read the input images and the mask, one after the other. Raises UpstreamError if one can't be decoded."""
-    from imagegen.providers.drawing.inputs import InputThumbnails, UnreadableInput, thumbnail  # noqa: PLC0415 - as above
+    from imagegen.providers.drawing.input_thumbnails import InputThumbnails, UnreadableInput, thumbnail  # noqa: PLC0415 - as above
 
     request = call.request
     try:

@@ -11,8 +11,8 @@ MAX_NAMES_EACH = 10_000
 """Names in the line of one destination, about 1 MB; further names stay in Redis only."""
 
 
-class Lines:
-    """Lines of names by destination. A name may be in several lines; it is taken once."""
+class DeliveryLines:
+    """Names by destination, in lines. A name may be in several lines; it is taken once."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[tuple[float, int, str]]] = {}

@@ -18,7 +18,7 @@ from imagegen.backoff import Backoff
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, RedisError, remedy, shown, unavailable
-from imagegen.redis_client.subscription import Subscription
+from imagegen.redis_client.subscription import ChannelSubscription
 
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
 """Seconds between tries of a channel that Redis refuses; they double."""
@@ -153,7 +153,7 @@ class Notifier:
                 logger.debug("The control channel was lost: {}", error)
                 await self._connection.health.wait(losses.next_s())
 
-    async def _receive(self, subscription: Subscription) -> None:
+    async def _receive(self, subscription: ChannelSubscription) -> None:
         """Handle messages until the subscription is lost."""
         self.subscribed, self.is_informed = True, not self.silent
         try:

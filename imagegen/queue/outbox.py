@@ -28,7 +28,7 @@ from imagegen.queue.codec import (
     encode_hooks,
     with_delivery_log,
 )
-from imagegen.queue.delivery_lines import Lines
+from imagegen.queue.delivery_lines import DeliveryLines
 from imagegen.queue.delivery_store import DeliveryStore, batched
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
@@ -95,7 +95,7 @@ class Outbox:
         self._clock = clock
         self._held: dict[str, _OwnedName] = {}
         self._held_at: Counter[str] = Counter()
-        self._lines = Lines()
+        self._lines = DeliveryLines()
         self._capacity_freed = asyncio.Event()
         self._reported = False
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()

@@ -21,7 +21,7 @@ Cursor = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class TaskPage:
     """next: first task of the next page, None at the end."""
 
     task_ids: list[str]
@@ -35,14 +35,14 @@ class TaskList:
         self._connection = connection
         self._keys = keys
 
-    async def page(self, state: State | None, before: Cursor | None, limit: int) -> Page:
+    async def page(self, state: State | None, before: Cursor | None, limit: int) -> TaskPage:
         """Return at most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
         newest: list[Cursor] = []
         async for ids in self._ids():
             matches = [place for place in await self._places(ids, state) if before is None or place < before]
             newest = heapq.nlargest(limit + 1, {*newest, *matches})
         page = newest[:limit]
-        return Page([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
+        return TaskPage([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
 
     async def counted_by(self, writers: Collection[str]) -> AsyncIterator[Task]:
         """Yield each finished task with a mark of these writers, see `end_marks`.

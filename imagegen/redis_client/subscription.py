@@ -18,7 +18,7 @@ PING_S = 30.0
 """How long a subscription may be silent before it is tested; PING is not billed."""
 
 
-class Subscription:
+class ChannelSubscription:
     """Messages of a channel, in order. A connection that answers no PING is lost."""
 
     def __init__(self, connection: Any) -> None:
@@ -67,14 +67,14 @@ class Subscriptions:
     def __init__(self, servers: Servers, on_silent: Callable[[], None]) -> None:
         self._servers = servers
         self._on_silent = on_silent
-        self._open: Subscription | None = None
+        self._open: ChannelSubscription | None = None
 
     @asynccontextmanager
-    async def subscribed(self, channel: str) -> AsyncIterator[Subscription]:
+    async def subscribed(self, channel: str) -> AsyncIterator[ChannelSubscription]:
         """Hold a subscription to the channel. Raises RedisError, OSError, TimeoutError."""
         async with asyncio.timeout(DEADLINE_S):
             connection = await self._servers.connect()
-        self._open = subscription = Subscription(connection)
+        self._open = subscription = ChannelSubscription(connection)
         try:
             await subscription.subscribe(channel)
             yield subscription

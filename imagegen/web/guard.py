@@ -13,8 +13,8 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 from multidict import CIMultiDictProxy, istr
 
+from imagegen.accounts.api_keys import ApiKey, secret_digest
 from imagegen.accounts.key_store import KeyRing, KeyStore
-from imagegen.accounts.keys import ApiKey, secret_digest
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
 from imagegen.ratelimit.limits import OWN_LIMITS, OwnLimits
 from imagegen.tasks.clients import KEY_ID

@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from multidict import istr
 
-from imagegen.accounts.keys import check_allowed
+from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.ratelimit.limits import RATE_LIMITS

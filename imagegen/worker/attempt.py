@@ -23,18 +23,18 @@ from imagegen.tasks.reply_details import add_details
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded, is_useless_response
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
+from imagegen.worker.attempt_limits import AttemptLimits, ImageCounts, SeedSupport
 from imagegen.worker.call_form import CallForm, add_warnings
+from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.failover import without_tried
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
 from imagegen.worker.judge import Judge
-from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
 from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.permits import ANY, Choice, Permit, PermitLine
-from imagegen.worker.routes import Routes
 from imagegen.worker.saving import (
     AttemptEnded,
     ClaimImageSaver,
@@ -61,7 +61,7 @@ class AttemptRunner:
     payments: PaymentRules
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
-    counts: Counts = field(default_factory=Counts, kw_only=True)
+    counts: ImageCounts = field(default_factory=ImageCounts, kw_only=True)
     seeds: SeedSupport = field(default_factory=SeedSupport, kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:

@@ -13,7 +13,7 @@ from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
 from imagegen.tasks.provider_job import SentCall
 from imagegen.tasks.request import GenerationRequest
-from imagegen.worker.limits import Counts, SeedSupport
+from imagegen.worker.attempt_limits import ImageCounts, SeedSupport
 
 MAX_DROPPED_FIELDS = 16
 """Fields that a task may lose because the upstream refuses them."""
@@ -29,7 +29,7 @@ class CallForm:
         self,
         claim: Claim,
         request: GenerationRequest,
-        counts: Counts,
+        counts: ImageCounts,
         seeds: SeedSupport,
         fallback_models: Sequence[str],
     ) -> None:

@@ -14,9 +14,9 @@ from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_form import CallForm
-from imagegen.worker.limits import AttemptLimits
-from imagegen.worker.routes import Routes
+from imagegen.worker.call_routes import Routes
 from imagegen.worker.saving import AttemptEnded
 
 SEARCH_RETRY_S = 5.0

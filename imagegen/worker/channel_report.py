@@ -11,11 +11,11 @@ from yarl import URL
 from imagegen.channels_file import Channel
 from imagegen.providers.channel_counts import ChannelStatus, KeyStatus
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.key_health import PROBE_S
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.router import Router
-from imagegen.worker.routes import Route, Routes
 
 MIN_SHOWN_CHARS = 16
 """Length of a key from which on its last four characters are shown."""

@@ -13,8 +13,8 @@ from imagegen.errors import UpstreamError
 from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
-from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
 

@@ -12,9 +12,9 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.retry import is_server_error, was_never_sent
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.call_routes import Route
 from imagegen.worker.circuit_breaker import FAILING_TASKS, UNREACHED_CALLS, BreakerConfig, CircuitBreaker, FailingTasks
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
-from imagegen.worker.routes import Route
 
 _MANY_MODELS = 200
 

@@ -16,8 +16,8 @@ from imagegen.tasks.cost import UNKNOWN, Cost
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, is_useless_response
 from imagegen.tasks.task import TaskError
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.permits import Choice
-from imagegen.worker.routes import Route, Routes
 from imagegen.worker.saving import AttemptEnded
 
 NO_BUDGET = "the budget of the day is used up, so no further call was made"

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from imagegen.channels_file import SANDBOX
 from imagegen.queue.claim import Claim
-from imagegen.worker.routes import Routes
+from imagegen.worker.call_routes import Routes
 
 MAX_ANNOUNCED = 1_000
 """Patterns and keys of one instance; with more it announces nothing, and may serve any model."""

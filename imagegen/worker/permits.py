@@ -16,8 +16,8 @@ from msgspec import Struct
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.call_routes import Route
 from imagegen.worker.circuit_breaker import CircuitBreaker
-from imagegen.worker.routes import Route
 
 
 class Blocked(NamedTuple):

@@ -14,15 +14,15 @@ from imagegen.channels_file import Channel
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.circuit_breaker import BreakerConfig
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, PROBE_S, KeyHealth, Probes
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
-from imagegen.worker.routes import Route, Routes
 
 
 @dataclass(eq=False, slots=True)
-class _Running:
+class _RunningCall:
     """A running call. probes: troubles of the key that it probes."""
 
     lane: Lane
@@ -93,7 +93,7 @@ class Router(PermitLine):
         self.routes = routes
         self._wall = wall
         self.lanes: dict[str, Lane] = {}
-        self._running: dict[Permit, _Running] = {}
+        self._running: dict[Permit, _RunningCall] = {}
         for channel in routes.channels.all:
             keys = routes.of_channel(channel)
             pacing = Pacing(
@@ -115,7 +115,7 @@ class Router(PermitLine):
         key = lane.keys[route]
         lane.in_flight += 1
         turn = Permit(self, model, lane.pacing.enter(model, now), route)
-        self._running[turn] = _Running(lane, key, key.enter(model, now))
+        self._running[turn] = _RunningCall(lane, key, key.enter(model, now))
         return turn
 
     def leave(self, turn: Permit) -> None:

@@ -14,9 +14,9 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.retry import Failed
 from imagegen.tasks.task import Task, TaskError, WaitReason
-from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.attempt_limits import AttemptLimits
+from imagegen.worker.call_routes import Routes
 from imagegen.worker.peer_channels import PeerChannels, able_peers
-from imagegen.worker.routes import Routes
 
 ALONE_S = 60.0
 """How long a task waits for an instance that serves it while there is none, as in the middle of a deploy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.accounts.keys import ApiKey
+from imagegen.accounts.api_keys import ApiKey
 from imagegen.web.guard import Client
 
 KEY = ApiKey("a")

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.accounts import key_store
+from imagegen.accounts.api_keys import ApiKey, fixed_keys, secret_digest
 from imagegen.accounts.key_store import KeyRing, KeyStore
-from imagegen.accounts.keys import ApiKey, fixed_keys, secret_digest
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
 
 FIXED = fixed_keys({"web": secret_digest("web-secret").hex()})

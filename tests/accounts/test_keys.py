@@ -10,9 +10,7 @@ import pytest
 from msgspec.structs import replace
 from support import Clock
 
-from imagegen.accounts.key_fields import NewKeyFields, parse_fields
-from imagegen.accounts.key_store import KeyRing
-from imagegen.accounts.keys import (
+from imagegen.accounts.api_keys import (
     MAX_SECRETS,
     ApiKey,
     SecretHash,
@@ -22,6 +20,8 @@ from imagegen.accounts.keys import (
     new_secret,
     secret_digest,
 )
+from imagegen.accounts.key_fields import NewKeyFields, parse_fields
+from imagegen.accounts.key_store import KeyRing
 from imagegen.errors import InvalidRequest
 
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from imagegen.emulator.images import DrawnImage, digest_of, draw
+from imagegen.emulator.small_images import DrawnImage, digest_of, draw
 from tests.emulator.conftest import Ask
 from tests.emulator_fixtures import EmulatedUpstream
 

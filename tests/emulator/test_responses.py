@@ -9,7 +9,7 @@ import re
 import aiohttp
 import pytest
 
-from imagegen.emulator import responses as answers
+from imagegen.emulator import together_responses
 from tests.emulator.conftest import MODEL, Ask
 from tests.emulator_fixtures import EmulatedUpstream
 
@@ -111,7 +111,7 @@ async def test_an_option_fills_in_the_message(ask: Ask) -> None:
     assert body["error"]["message"].startswith("Unsupported use of 'steps' parameter.")
 
 
-@pytest.mark.parametrize("name", sorted(answers.ERRORS))
+@pytest.mark.parametrize("name", sorted(together_responses.ERRORS))
 async def test_every_row_answers_with_the_status_of_its_name(ask: Ask, name: str) -> None:
     assert (await ask(f"{{{{fault:{name}}}}}")).status == int(name[:3])
 

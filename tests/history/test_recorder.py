@@ -9,9 +9,9 @@ import pytest
 from support import Clock
 
 from imagegen.errors import QueueUnavailable
+from imagegen.history.history_store import LIFE_S, HistoryStore
 from imagegen.history.minutes import Minute
 from imagegen.history.recorder import HistoryRecorder, Sample, with_unwritten
-from imagegen.history.store import LIFE_S, HistoryStore
 
 NOTHING = Sample(0, 0.0, 0, 0, 0)
 

@@ -8,7 +8,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_polling import JobState
-from imagegen.providers.jobs import parse_acceptance, parse_job, poll_addresses
+from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 BASE = URL("https://relay.example/v1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from imagegen.providers.reply_details import parse_details
+from imagegen.providers.details_parser import parse_details
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64
 from imagegen.tasks.reply_details import ReplyDetails, add_details

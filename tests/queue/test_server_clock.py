@@ -12,7 +12,7 @@ from support import submission
 from imagegen.queue.codec import encode_entry
 from imagegen.redis_client.connection import ServerClock
 from imagegen.tasks.retry import RetryPolicy
-from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.attempt_limits import AttemptLimits
 
 
 def test_the_server_clock_ignores_jumps_of_the_local_clock() -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from service.running import eventually
 
-from imagegen.emulator.images import DrawnImage, draw
+from imagegen.emulator.small_images import DrawnImage, draw
 
 CALL_S = 0.4
 IMAGE = base64.b64encode(draw(DrawnImage("png", 64, 64, "0" * 32))).decode()

@@ -22,7 +22,7 @@ from imagegen.accounts import alert_sources, budget_watch
 from imagegen.accounts.alerts import Alerts
 from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, STORE, SUPERVISOR
 from imagegen.metrics import Meter
-from imagegen.worker.alerts import AlertDispatcher
+from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.webhooks import WebhookSender, webhook_session
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()

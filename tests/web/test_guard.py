@@ -16,7 +16,7 @@ from web.conftest import Client, StartService
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.web.guard import GUARD
 from imagegen.web.openapi.document import Operation
-from imagegen.web.ops.keys import KEY_STORE
+from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.routes import ROUTES
 
 SECRET = "canary-key-of-web"

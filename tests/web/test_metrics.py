@@ -16,8 +16,8 @@ from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
 from imagegen.metrics import Meter, RecentRates
 from imagegen.web.http.middleware import EDGE
-from imagegen.web.ops import metrics, stats
-from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops import prometheus, stats
+from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]
@@ -44,7 +44,7 @@ async def start(aiohttp_client, instance, meter) -> Start:
         app[OBSERVED] = Telemetry(
             meter, RecentRates(meter), instance.parts.monitor, rules, lambda: loops, max_queue=100
         )
-        app.router.add_get("/metrics", metrics.get_metrics)
+        app.router.add_get("/metrics", prometheus.get_metrics)
         app.router.add_get("/api/stats", stats.get_stats)
         app.router.add_get("/things/{thing_id}", things)
         return await aiohttp_client(edge_server(app, meter))

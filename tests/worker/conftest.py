@@ -24,12 +24,12 @@ from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.tasks.validation import parse as parse_fields
 from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.attempt_limits import AttemptLimits
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.circuit_breaker import BreakerConfig
-from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
-from imagegen.worker.routes import Route, Routes
 from imagegen.worker.unserved import OtherInstances
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)

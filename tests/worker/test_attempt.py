@@ -13,8 +13,8 @@ from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
+from imagegen.worker.attempt_limits import SeedSupport
 from imagegen.worker.circuit_breaker import BreakerConfig
-from imagegen.worker.limits import SeedSupport
 
 from .conftest import MakeHarness, fault, images, loss, no_model, refused
 

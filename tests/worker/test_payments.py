@@ -21,9 +21,9 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permits import Choice
-from imagegen.worker.routes import Route, Routes
 
 PRICE, DEARER = 1_000, 3_000
 

@@ -12,12 +12,12 @@ from worker.conftest import UNPRICED, ScriptedProvider
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
+from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
 from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
-from imagegen.worker.routes import PAID_IDENTITY, Route, Routes
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)

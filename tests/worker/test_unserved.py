@@ -13,8 +13,8 @@ from worker.conftest import UNPRICED, MakeHarness, ScriptedProvider
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Failed
+from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.peer_channels import PeerChannels, Served, served_by
-from imagegen.worker.routes import Route, Routes
 from imagegen.worker.unserved import ALONE_S, CALL_ROLL_S, MAX_HELD_S, OtherInstances, UnservedTasks
 
 OLD_VERSION: Mapping[str, Any] = {"kind": "hello"}

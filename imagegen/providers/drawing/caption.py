@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFilter
 
 from imagegen.providers.drawing.canvas import Canvas
-from imagegen.providers.drawing.lettering import Lines, fit, readable, text_width, write
+from imagegen.providers.drawing.lettering import TextLines, fit, readable, text_width, write
 from imagegen.providers.drawing.palette import WHITE, mix
 
 _MARKS = ("imagegen sandbox", "sandbox")
@@ -24,7 +24,7 @@ class Card:
     right: int
     bottom: int
     padding: int
-    lines: Lines
+    lines: TextLines
     mark: str
     mark_size: int
 

@@ -33,7 +33,7 @@ def readable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class TextLines:
     """Text broken to fit: size in pixels, a whole word to a line or cut, all of it or with an ellipsis."""
 
     size: int
@@ -51,7 +51,7 @@ class Lines:
         return max(text_width(row, self.size) for row in self.rows)
 
 
-def fit(text: str, sizes: range, width: float, height: float) -> Lines:
+def fit(text: str, sizes: range, width: float, height: float) -> TextLines:
     """The text at the largest size at which it fits; at the smallest it is cut with an ellipsis."""
     for size in sizes:
         lines = broken(text, size, width, max(1, int(height / (size * 1.28))))
@@ -64,10 +64,10 @@ def fit(text: str, sizes: range, width: float, height: float) -> Lines:
     last = lines.rows[-1]
     while last and text_width(last + "…", size) > width:
         last = last[:-1]
-    return Lines(size, (*lines.rows[:-1], last.rstrip(_NO_LINE_STARTS_WITH + " ") + "…"), whole=False)
+    return TextLines(size, (*lines.rows[:-1], last.rstrip(_NO_LINE_STARTS_WITH + " ") + "…"), whole=False)
 
 
-def _even(text: str, lines: Lines, width: float) -> Lines:
+def _even(text: str, lines: TextLines, width: float) -> TextLines:
     """The same number of lines, about equally long, so that the last one is no single word."""
     narrow, wide = width / 2, width
     while len(lines.rows) > 1 and wide - narrow > lines.size / 2:
@@ -80,7 +80,7 @@ def _even(text: str, lines: Lines, width: float) -> Lines:
     return lines
 
 
-def broken(text: str, size: int, width: float, most: int, *, cut_words: bool = False) -> Lines:
+def broken(text: str, size: int, width: float, most: int, *, cut_words: bool = False) -> TextLines:
     """The first `most` lines of the text; `whole` where that is all and no word had to be cut."""
     rows = [""]
     for word in _words(text):
@@ -88,12 +88,12 @@ def broken(text: str, size: int, width: float, most: int, *, cut_words: bool = F
             rows[-1] += word
             continue
         if text_width(word.rstrip(), size) > width and not cut_words:
-            return Lines(size, tuple(rows[:most]), whole=False)
+            return TextLines(size, tuple(rows[:most]), whole=False)
         rows.extend(_pieces(word, size, width))
         if len(rows) > most + 1:
             break
     rows = [row.strip() for row in rows if row.strip()]
-    return Lines(size, tuple(rows[:most]), whole=len(rows) <= most)
+    return TextLines(size, tuple(rows[:most]), whole=len(rows) <= most)
 
 
 def text_width(text: str, size: int) -> float:

@@ -11,7 +11,7 @@ from random import Random
 from imagegen.providers.drawing import abstracts, landscapes
 from imagegen.providers.drawing.canvas import Canvas
 from imagegen.providers.drawing.caption import blur_card, lay_out, write_words
-from imagegen.providers.drawing.inputs import InputThumbnails, show_inputs
+from imagegen.providers.drawing.input_thumbnails import InputThumbnails, show_inputs
 from imagegen.providers.drawing.palette import PALETTES
 
 _SCENES: tuple[Callable[[Canvas], None], ...] = (

@@ -42,10 +42,10 @@ from imagegen.web.api.schemas import (
     UploadView,
 )
 from imagegen.web.api.tasks import DEFAULT_LIMIT, MAX_LIMIT
-from imagegen.web.api.uploads import upload
+from imagegen.web.api.upload_routes import upload
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
-from imagegen.web.openapi.document import Body, EventStream, Operation, Parameter, ResponseDoc, Route
+from imagegen.web.openapi.document import Body, EventStreamDoc, Operation, Parameter, ResponseDoc, Route
 
 SUBMIT, FOLLOW, CHANGE, LOOK_UP, OPERATE = "Submit", "Follow", "Change", "Models", "Operate"
 
@@ -218,7 +218,7 @@ FOLLOW_ONE = Operation(
             200,
             "The events.",
             headers=("Cache-Control",),
-            events=EventStream(_EVENTS, TaskView | ImageView, samples.EVENTS),
+            events=EventStreamDoc(_EVENTS, TaskView | ImageView, samples.EVENTS),
         ),
         ResponseDoc(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops reconnecting."),
         _NOT_FOUND,
@@ -242,7 +242,7 @@ FOLLOW_MANY = Operation(
             200,
             "The events.",
             headers=("Cache-Control",),
-            events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
+            events=EventStreamDoc(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
         ),
         ResponseDoc(204, "`Last-Event-ID` shows that the client has the last event of each."),
         _NOT_FOUND,

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from multidict import istr
 
-from imagegen.accounts.keys import check_allowed
+from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable, Unauthorized
 from imagegen.queue.canceller import CancelResult
 from imagegen.queue.client_queue import CacheResult, SubmitResult

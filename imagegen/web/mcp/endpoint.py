@@ -26,11 +26,11 @@ from imagegen.web.mcp.messages import (
     result_body,
     unknown_method,
 )
-from imagegen.web.mcp.protocol import LEGACY, SUPPORTED, TASKS_EXTENSION, Protocol, negotiate
 from imagegen.web.mcp.task_wait import ProgressStream, wait_for_task
 from imagegen.web.mcp.tool_definitions import INSTRUCTIONS, listing
 from imagegen.web.mcp.tool_results import MAX_STREAMED_BYTES, ToolResult, refusal, task_result
 from imagegen.web.mcp.tools import Started, start_call
+from imagegen.web.mcp.versions import LEGACY, SUPPORTED, TASKS_EXTENSION, Protocol, negotiate
 
 LISTING_TTL_MS = 3_600_000
 """How long a client may keep the list of tools, which changes with the version only."""

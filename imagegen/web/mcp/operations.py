@@ -6,8 +6,8 @@ from typing import Any
 
 from imagegen.web.mcp.endpoint import mcp
 from imagegen.web.mcp.errors import PATH
-from imagegen.web.mcp.protocol import MODERN, SUPPORTED, VERSION_HEADER
 from imagegen.web.mcp.tool_definitions import GENERATE
+from imagegen.web.mcp.versions import MODERN, SUPPORTED, VERSION_HEADER
 from imagegen.web.openapi.document import EVENTS, Body, Operation, Parameter, ResponseDoc, Route
 
 AGENTS = "Agents"

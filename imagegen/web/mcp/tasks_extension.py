@@ -21,8 +21,8 @@ from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
-from imagegen.web.mcp.protocol import Protocol
 from imagegen.web.mcp.tool_results import TaskAnswer, task_result
+from imagegen.web.mcp.versions import Protocol
 
 
 async def created_task(request: web.Request, task: Task) -> dict[str, Any]:

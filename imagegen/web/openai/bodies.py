@@ -21,7 +21,7 @@ from imagegen.web.openai.schemas import (
     ImageEntry,
     ImagesResponse,
 )
-from imagegen.web.openai.usage import add_details
+from imagegen.web.openai.token_usage import add_details
 
 _BASE64_MODELS = ("gpt-image", "chatgpt-image")
 """Parts of the names of models that OpenAI answers with bytes only; its clients expect no links of them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from imagegen.accounts.keys import check_allowed
+from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import FieldError, InvalidRequest, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task

@@ -22,7 +22,7 @@ from imagegen.web.openai.schemas import AcceptedResponse, AsyncTask, ImagesRespo
 from imagegen.web.openai.stream import COMPLETED, EDITED
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
-from imagegen.web.openapi.document import Body, EventStream, Operation, ResponseDoc, Route
+from imagegen.web.openapi.document import Body, EventStreamDoc, Operation, ResponseDoc, Route
 
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
@@ -77,7 +77,7 @@ GENERATE = Operation(
             ImagesResponse,
             {"links": samples.IMAGES},
             ("Cache-Control",),
-            events=EventStream((COMPLETED, "error"), None, samples.IMAGE_EVENTS),
+            events=EventStreamDoc((COMPLETED, "error"), None, samples.IMAGE_EVENTS),
         ),
         ResponseDoc(
             202,
@@ -230,7 +230,7 @@ EDIT = replace(
     "`/api/images/generate`, with the answers of `/v1/images/generations`. A provider or model that takes no input "
     "images, fewer of them, or no mask is a 400. With `stream: true` the events are `image_edit.completed`.",
     answers=(
-        replace(GENERATE.answers[0], events=EventStream((EDITED, "error"), None, samples.EDIT_EVENTS)),
+        replace(GENERATE.answers[0], events=EventStreamDoc((EDITED, "error"), None, samples.EDIT_EVENTS)),
         *GENERATE.answers[1:],
     ),
     body=Body(OpenAIEditBody, {"links": samples.EDIT_REQUEST}, others={"multipart/form-data": _EDIT_FORM}),

@@ -22,7 +22,7 @@ from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
-from imagegen.web.openai.usage import token_usage
+from imagegen.web.openai.token_usage import token_usage
 
 COMPLETED, EDITED = "image_generation.completed", "image_edit.completed"
 

@@ -17,7 +17,7 @@ from imagegen.web.openapi.document import (
     EVENTS,
     JSON,
     Body,
-    EventStream,
+    EventStreamDoc,
     Json,
     Operation,
     Parameter,
@@ -187,7 +187,7 @@ class Builder:
             }
         return entry
 
-    def _stream(self, stream: EventStream) -> Json:
+    def _stream(self, stream: EventStreamDoc) -> Json:
         """Return the schema of one event: OpenAPI 3.1 has no type for it, so its fields are those of an object."""
         data: Json = {"type": "string", "contentMediaType": JSON}
         if stream.data is not None:

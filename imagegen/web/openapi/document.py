@@ -67,7 +67,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class EventStream:
+class EventStreamDoc:
     """Server-sent events. names: of the events; data: the type of each one's JSON; samples: events as they come."""
 
     names: tuple[str, ...]
@@ -90,7 +90,7 @@ class ResponseDoc:
     headers: tuple[str, ...] = ()
     media: tuple[str, ...] = (JSON,)
     others: Mapping[str, Json] = field(default_factory=dict)
-    events: EventStream | None = None
+    events: EventStreamDoc | None = None
     links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
 
 

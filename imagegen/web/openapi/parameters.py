@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from imagegen.accounts.keys import NAME
+from imagegen.accounts.api_keys import NAME
 from imagegen.errors import (
     BudgetExceeded,
     Draining,

@@ -23,7 +23,7 @@ from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_d
 from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import TaskLinks, not_found_view, submitted_view, task_view
-from imagegen.web.api.uploads import upload_view
+from imagegen.web.api.upload_routes import upload_view
 from imagegen.web.context import TaskIdentity
 from imagegen.web.http.errors import error_view
 from imagegen.web.model_list import ListedModel

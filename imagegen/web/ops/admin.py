@@ -6,7 +6,7 @@ import hmac
 
 from aiohttp import web
 
-from imagegen.accounts.keys import secret_digest
+from imagegen.accounts.api_keys import secret_digest
 
 
 class AdminAuth:

@@ -15,9 +15,9 @@ from imagegen.accounts.counts import Counts, total_of
 from imagegen.accounts.ledger import Ledger
 from imagegen.errors import FieldError, InvalidRequest, QueueUnavailable
 from imagegen.formats import rfc3339
+from imagegen.history.history_store import HistoryStore
 from imagegen.history.minutes import Buckets, Minute, quantile
 from imagegen.history.recorder import STEP_S, HistoryRecorder, with_unwritten
-from imagegen.history.store import HistoryStore
 from imagegen.metrics import CALL_BOUNDS_S, WAIT_BOUNDS_S
 from imagegen.queue.pause import ClaimingPause, PauseState
 from imagegen.queue.unfinished import UnfinishedTask, UnfinishedTasks
@@ -35,7 +35,7 @@ from imagegen.web.ops.board_views import (
     TodayView,
     board_task_view,
 )
-from imagegen.web.ops.metrics import OBSERVED, Telemetry
+from imagegen.web.ops.prometheus import OBSERVED, Telemetry
 from imagegen.web.ops.stats import budget_stats, queue_stats, upstream_stats
 
 MAX_ROWS = 200

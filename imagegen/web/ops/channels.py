@@ -16,7 +16,7 @@ from imagegen.web.api.schemas import Count, Timestamp
 from imagegen.web.http.responses import json_response
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, ResponseDoc
-from imagegen.web.ops.metrics import OBSERVED
+from imagegen.web.ops.prometheus import OBSERVED
 
 CHANNELS = web.AppKey[Callable[[], Sequence[ChannelStatus]]]("channels")
 

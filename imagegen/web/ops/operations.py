@@ -7,7 +7,7 @@ from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
-from imagegen.web.ops import channels, docs, health, metrics, pages, stats, usage
+from imagegen.web.ops import channels, docs, health, pages, prometheus, stats, usage
 
 OPERATE, PAGES = "Operate", "Pages"
 
@@ -198,7 +198,7 @@ ROUTES: tuple[Route, ...] = (
     (ALIVE, health.healthz),
     (READY, health.readyz),
     (STATS, stats.get_stats),
-    (METRICS, metrics.get_metrics),
+    (METRICS, prometheus.get_metrics),
     usage.ROUTE,
     channels.ROUTE,
     (DOCUMENT, docs.get_document),

@@ -25,7 +25,7 @@ from imagegen.web.api.schemas import (
     UpstreamStats,
 )
 from imagegen.web.http.responses import json_response
-from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
 
 
 async def get_stats(request: web.Request) -> web.StreamResponse:

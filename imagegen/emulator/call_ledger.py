@@ -18,7 +18,7 @@ _KEPT: Final = 200_000
 
 
 @dataclass(slots=True)
-class Call:
+class EmulatedCall:
     """One call. Times are seconds since 1970.
 
     outcome: the status that it got or will get, or what came instead (`hang`, `reset`, `trickle` …).
@@ -44,11 +44,11 @@ class Call:
     job: Job | None = None
 
 
-class Ledger:
+class CallLedger:
     """The calls, oldest first (the last 200,000), and counts of all since the start or the last clear()."""
 
     def __init__(self) -> None:
-        self.calls: deque[Call] = deque(maxlen=_KEPT)
+        self.calls: deque[EmulatedCall] = deque(maxlen=_KEPT)
         self.total = 0
         self.paid_total = 0
         self.in_flight = 0
@@ -60,14 +60,14 @@ class Ledger:
         return [call.job for call in self.calls if call.job is not None]
 
     @property
-    def paid(self) -> list[Call]:
+    def paid(self) -> list[EmulatedCall]:
         return [call for call in self.calls if call.paid]
 
-    def matching(self, text: str) -> list[Call]:
+    def matching(self, text: str) -> list[EmulatedCall]:
         """Return the calls with a prompt that holds `text`."""
         return [call for call in self.calls if text in call.prompt]
 
-    def opened(self, call: Call) -> None:
+    def opened(self, call: EmulatedCall) -> None:
         self.calls.append(call)
         self.total += 1
         self.paid_total += call.paid
@@ -75,7 +75,7 @@ class Ledger:
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         self._tell()
 
-    def closed(self, call: Call, *, client_there: bool) -> None:
+    def closed(self, call: EmulatedCall, *, client_there: bool) -> None:
         """The call was answered, or its client went away. Only the first word counts."""
         if call.answered_at is not None:
             return
@@ -88,7 +88,7 @@ class Ledger:
         self.total = self.paid_total = 0
         self.peak_in_flight = self.in_flight
 
-    async def wait_for(self, condition: Callable[[Ledger], object], timeout_s: float = 30.0) -> None:
+    async def wait_for(self, condition: Callable[[CallLedger], object], timeout_s: float = 30.0) -> None:
         """Returns once `condition(ledger)` is true; raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not condition(self):

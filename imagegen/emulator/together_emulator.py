@@ -12,18 +12,16 @@ from typing import Final
 import orjson
 from aiohttp import hdrs, web
 
-from . import delivery as wire
-from . import faults, models
-from . import responses as answers
+from . import delivery, emulated_models, faults, together_responses
+from .base_emulator import ListeningEmulator
+from .call_ledger import CallLedger, EmulatedCall
 from .fault_schedule import UNREAD, Fault, FaultSchedule, UnknownFault
 from .generation import Generation, ImageSettings, new_ids
-from .image_files import Links
+from .image_files import ShortLinks
+from .image_request import BadBody, ImageRequest, parse, parse_webui, request_of
 from .input_files import BadForm, read_form
-from .ledger import Call, Ledger
-from .listening import ListeningEmulator
 from .rate_limit import TokenBucket
-from .request import BadBody, ImageRequest, parse, parse_webui, request_of
-from .responses import Response
+from .together_responses import Response
 
 _GENERATION_PATHS: Final[Mapping[str, str | None]] = {
     "/v1/images/generations": None,
@@ -76,9 +74,9 @@ class Emulator(ListeningEmulator):
         self.options = options = options or Options()
         super().__init__(options.host, options.port)
         rng = random.Random(options.seed)
-        self.ledger = Ledger()
+        self.ledger = CallLedger()
         self._rng = rng
-        self._links = Links(rng, options.link_ttl_s)
+        self._links = ShortLinks(rng, options.link_ttl_s)
         self._studio = ImageSettings(rng, self._links, options.image)
         self._pace = TokenBucket(options.rate_per_minute)
         self._script = FaultSchedule(faults.check, random.Random(options.seed))
@@ -95,13 +93,13 @@ class Emulator(ListeningEmulator):
             return await self._answer(request, known)
         if path.startswith("/_emulator/"):
             return await self._answer(request, await self._operate(request, path))
-        return await self._answer(request, answers.error("404_path", ""))
+        return await self._answer(request, together_responses.error("404_path", ""))
 
     async def _generate(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         request_id, ray = new_ids(self._rng)
         answer = self._refusal_unread(request, request_id, path)
         if answer is not None:
-            call = Call(time(), answer.outcome, paid=False)
+            call = EmulatedCall(time(), answer.outcome, paid=False)
         else:
             answer, call = await self._judge(request, path, request_id)
         call.path = path
@@ -118,26 +116,26 @@ class Emulator(ListeningEmulator):
     def _refusal_unread(self, request: web.BaseRequest, request_id: str, path: str) -> Response | None:
         """What needs no look into the body. A web UI has no keys."""
         if path not in _WEBUI_PATHS and not self._has_key(request):
-            return answers.error("401", request_id)
+            return together_responses.error("401", request_id)
         max_bytes = _MAX_BODY_BYTES if path in _GENERATION_PATHS else _MAX_EDIT_BYTES
         if (request.content_length or 0) > max_bytes:
-            return answers.error("413", request_id)
+            return together_responses.error("413", request_id)
         fault = self._script.take_unread(monotonic())
         return None if fault is None else Response(0, b"", delivery=fault.name)
 
-    async def _judge(self, request: web.BaseRequest, path: str, request_id: str) -> tuple[Response, Call]:
+    async def _judge(self, request: web.BaseRequest, path: str, request_id: str) -> tuple[Response, EmulatedCall]:
         try:
             asked = await _read(request, path)
         except (BadBody, BadForm) as failure:
-            return answers.invalid(str(failure), request_id), Call(time(), 400, paid=False)
+            return together_responses.invalid(str(failure), request_id), EmulatedCall(time(), 400, paid=False)
         try:
             answer = self._decide(
                 Generation(asked, request_id, _base_url(request), self._studio, _key(request), self._dialect(path))
             )
             if path in _WEBUI_PATHS:
-                answer = answers.as_webui(answer)
+                answer = together_responses.as_webui(answer)
         except UnknownFault as failure:
-            answer = answers.invalid(f"emulator: {failure}", request_id)
+            answer = together_responses.invalid(f"emulator: {failure}", request_id)
         return answer, _call_of(asked, answer)
 
     def _decide(self, generation: Generation) -> Response:
@@ -152,7 +150,7 @@ class Emulator(ListeningEmulator):
         if not pace.admit(monotonic()):
             options = {"rate": pace.per_minute, "reset": pace.reset_s(), "headers": pace.headers()}
             return faults.plan(generation, Fault("429_model", options))
-        if refusal := models.refusal(asked, generation.request_id, self.options.revived):
+        if refusal := emulated_models.refusal(asked, generation.request_id, self.options.revived):
             return refusal
         return generation.accept(Fault("job")) if generation.dialect else generation.answer()
 
@@ -169,13 +167,15 @@ class Emulator(ListeningEmulator):
         by_route = _GENERATION_PATHS.get(path) or _EDIT_PATHS.get(path)
         return by_route or (None if path in _WEBUI_PATHS else self.options.dialect)
 
-    async def _answer(self, request: web.BaseRequest, answer: Response, call: Call | None = None) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, answer: Response, call: EmulatedCall | None = None
+    ) -> web.StreamResponse:
         there = False
         try:
             if answer.delay_s:
                 await asyncio.sleep(answer.delay_s)
-            there = wire.is_there(request)
-            return await wire.deliver(request, answer)
+            there = delivery.is_there(request)
+            return await delivery.deliver(request, answer)
         except asyncio.CancelledError:
             there = False
             raise
@@ -188,8 +188,12 @@ class Emulator(ListeningEmulator):
 
     def _list_models(self, request: web.BaseRequest) -> Response:
         if not self._has_key(request):
-            return answers.error("401", "")
-        served = [name for name in models.KNOWN if name not in models.RETIRED or name in self.options.revived]
+            return together_responses.error("401", "")
+        served = [
+            name
+            for name in emulated_models.KNOWN
+            if name not in emulated_models.RETIRED or name in self.options.revived
+        ]
         # Return a bare array, as the `together` package up to 2.x needs it.
         return Response(
             200, orjson.dumps([{"id": name, "object": "model", "created": 0, "type": "image"} for name in served])
@@ -212,7 +216,7 @@ class Emulator(ListeningEmulator):
             case ("GET", "faults"):
                 return Response(200, orjson.dumps(faults.names()))
             case _:
-                return answers.error("404_path", "")
+                return together_responses.error("404_path", "")
         return Response(204, b"")
 
     def _add_steps(self, raw: bytes) -> Response:
@@ -220,7 +224,7 @@ class Emulator(ListeningEmulator):
             sent = orjson.loads(raw)
             self.script(sent if isinstance(sent, list) else [sent])
         except (orjson.JSONDecodeError, UnknownFault) as failure:
-            return answers.invalid(f"emulator: {failure}", "")
+            return together_responses.invalid(f"emulator: {failure}", "")
         return Response(204, b"")
 
     def _has_key(self, request: web.BaseRequest) -> bool:
@@ -247,9 +251,9 @@ def _base_url(request: web.BaseRequest) -> str:
     return f"http://{request.headers.get(hdrs.HOST, 'localhost')}"
 
 
-def _call_of(asked: ImageRequest, answer: Response) -> Call:
+def _call_of(asked: ImageRequest, answer: Response) -> EmulatedCall:
     refused = answer.delivery == UNREAD or (answer.delivery == "plain" and 400 <= answer.status < 500)
-    return Call(
+    return EmulatedCall(
         received_at=time(),
         outcome=answer.outcome,
         paid=answer.job.charged if answer.job else not refused,

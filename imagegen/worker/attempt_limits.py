@@ -82,7 +82,7 @@ class SeedSupport:
         self._refusing.add(model)
 
 
-class Counts:
+class ImageCounts:
     """Limits of images a call, by model: published ones, and those learned from refusals, which cost nothing."""
 
     def __init__(self, published: Callable[[str], int | None] = lambda _model: None) -> None:

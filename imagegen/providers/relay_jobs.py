@@ -15,11 +15,11 @@ from urllib.parse import quote
 import orjson
 from yarl import URL
 
+from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
-from imagegen.providers.reply_details import parse_details
 from imagegen.providers.response_parser import error_from_response, parse_image
 from imagegen.tasks.image import GivenImage
 from imagegen.tasks.reply_details import ReplyDetails

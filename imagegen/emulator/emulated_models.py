@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import gpt_image
-from . import responses as answers
-from .request import ImageRequest
-from .responses import Response
+from . import gpt_image, together_responses
+from .image_request import ImageRequest
+from .together_responses import Response
 
 _CHOOSY: Final = frozenset(
     ("steps", "guidance_scale", "negative_prompt", "image_url", "reference_images", "image_loras", "prompt_upsampling")
@@ -93,15 +92,15 @@ def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ())
         return gpt_image.refusal(asked, request_id)
     gone = RETIRED.get(asked.model)
     if gone is not None and asked.model not in revived:
-        return answers.error(gone, request_id, model=asked.model)
+        return together_responses.error(gone, request_id, model=asked.model)
     model = KNOWN.get(asked.model, _ANY)
     for parameter in sorted(_CHOOSY.intersection(asked.body) - model.takes):
-        return answers.error("400_unsupported", request_id, parameter=parameter)
+        return together_responses.error("400_unsupported", request_id, parameter=parameter)
     steps, (low, high) = asked.body.get("steps"), model.steps
     if steps is not None and not (isinstance(steps, int) and low <= steps <= high):
-        return answers.error("400_steps", request_id, low=low, high=high)
+        return together_responses.error("400_steps", request_id, low=low, high=high)
     if not 1 <= asked.n <= _MAX_IMAGES:
-        return answers.invalid(f"n must be between 1 and {_MAX_IMAGES}", request_id)
+        return together_responses.invalid(f"n must be between 1 and {_MAX_IMAGES}", request_id)
     return None if model.sized_by_ratio else _size_refusal(asked, model, request_id)
 
 
@@ -115,11 +114,11 @@ def _size_refusal(asked: ImageRequest, model: Model, request_id: str) -> Respons
         if (asked.width, asked.height) in model.sizes:
             return None
         listed = ", ".join(f"{width}x{height}" for width, height in sorted(model.sizes))
-        return answers.invalid(f"width and height must be one of {listed}", request_id)
+        return together_responses.invalid(f"width and height must be one of {listed}", request_id)
     low, high = model.side
     for parameter, value in (("width", asked.width), ("height", asked.height)):
         if not low <= value <= high:
-            return answers.error("400_size", request_id, parameter=parameter, low=low, high=high)
+            return together_responses.error("400_size", request_id, parameter=parameter, low=low, high=high)
         if value % model.multiple:
-            return answers.error("400_multiple", request_id, parameter=parameter, multiple=model.multiple)
+            return together_responses.error("400_multiple", request_id, parameter=parameter, multiple=model.multiple)
     return None

@@ -12,13 +12,13 @@ from time import monotonic
 from aiohttp import web
 
 from .fault_schedule import FaultSchedule
-from .image_files import Links
+from .image_files import ShortLinks
 
 
 class ListeningEmulator(ABC):
     """`start()` listens; `stop()` ends all connections; `start()` again takes the same port. The ledger stays."""
 
-    _links: Links
+    _links: ShortLinks
     _script: FaultSchedule
 
     def __init__(self, host: str, port: int) -> None:

@@ -8,9 +8,9 @@ from aiohttp import web
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from imagegen.accounts.api_keys import NAME, ApiKey
 from imagegen.accounts.key_fields import NewKeyFields, RotationFields, parse_fields
 from imagegen.accounts.key_store import KeyStore
-from imagegen.accounts.keys import NAME, ApiKey
 from imagegen.formats import rfc3339
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import Timestamp
