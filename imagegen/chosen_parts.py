@@ -158,7 +158,7 @@ def other_instances(queue: QueueInstance) -> OtherInstances:
     channels = PeerChannels(
         lambda: {peer: notifier.greetings.get(peer) for peer in notifier.peers}, lambda: notifier.silent
     )
-    return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.call_roll)
+    return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.ping_peers)
 
 
 def task_identity(settings: Settings, routes: Routes, table: ModelTable, peers: PeerChannels) -> TaskIdentity:

@@ -18,7 +18,11 @@ from imagegen.queue.takeover import MAX_TAKEN, Takeover
 from imagegen.queue.verbs.context import batched
 from imagegen.redis_client.redis_errors import RedisError
 
-MESSAGE = "yours"
+KIND = "yours"
+"""Kind of the message, as instances of 0.5.0 send and receive it."""
+
+RECEIVED_KINDS = ("handover", KIND)
+"""Kinds that are received, so that a later version can send the plain word."""
 
 CHECK_S = 2.5
 """Until entries that were not claimed come back."""
@@ -38,7 +42,7 @@ class Handover:
         self._given: dict[str, list[Claim]] = {}
         self._taking: set[asyncio.Task[None]] = set()
         self._check: asyncio.TimerHandle | None = None
-        notifier.handlers[MESSAGE] = self._on_message
+        notifier.handlers |= dict.fromkeys(RECEIVED_KINDS, self._on_message)
 
     def give(self, claim: Claim, peer: str) -> None:
         """Let another instance claim a task that is not begun here. All of one turn of the event loop go together."""
@@ -48,11 +52,11 @@ class Handover:
         self._given.setdefault(peer, []).append(claim)
 
     def _send(self) -> None:
-        given, self._given = self._given, {}
-        for peer, claims in given.items():
-            for some in batched(claims, MAX_TAKEN):
-                contested = [claim.entry_id for claim in some if claim.contested]
-                self._notifier.publish(MESSAGE, to=peer, ids=[claim.entry_id for claim in some], contested=contested)
+        claims_by_peer, self._given = self._given, {}
+        for peer, claims in claims_by_peer.items():
+            for batch in batched(claims, MAX_TAKEN):
+                contested = [claim.entry_id for claim in batch if claim.contested]
+                self._notifier.publish(KIND, to=peer, ids=[claim.entry_id for claim in batch], contested=contested)
         if self._check is None:
             self._check = asyncio.get_running_loop().call_later(CHECK_S, self._look)
 

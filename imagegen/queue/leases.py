@@ -85,7 +85,7 @@ class Leases:
         for claim in renewed:
             if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        gone = [held[entry_id] for entry_id in (*renewal.lost, *renewal.bare) if entry_id in held]
+        gone = [held[entry_id] for entry_id in (*renewal.lost, *renewal.without_checkpoint) if entry_id in held]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:

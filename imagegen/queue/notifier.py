@@ -67,7 +67,7 @@ class Notifier:
         self.peers: dict[str, float] = {}
         self.greeting: Callable[[], Mapping[str, Any]] = dict
         self.greetings: dict[str, Message] = {}
-        self._roll_call: asyncio.TimerHandle | None = None
+        self._ping_timer: asyncio.TimerHandle | None = None
         self._alone_since = 0.0
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
         self.silent = self.subscribed = self.is_informed = False
@@ -97,16 +97,16 @@ class Notifier:
         self._alone_since = self._connection.clock()
         self.publish("hello")
 
-    def call_roll(self) -> None:
-        """Greet all peers, and forget those that do not answer: an instance that was killed says no goodbye."""
-        if self._roll_call is None and not self.silent:
+    def ping_peers(self) -> None:
+        """Greet all peers, and forget those that do not answer: an instance that was killed publishes no `bye`."""
+        if self._ping_timer is None and not self.silent:
             loop = asyncio.get_running_loop()
-            self._roll_call = loop.call_later(SILENT_S, self._forget_silent, time.monotonic())
+            self._ping_timer = loop.call_later(SILENT_S, self._forget_silent, time.monotonic())
             self.publish("hello")
 
     def _forget_silent(self, since: float) -> None:
-        """Forget the peers that sent nothing since then, unless this instance has missed messages meanwhile."""
-        self._roll_call = None
+        """Forget the peers that have sent nothing since a monotonic time, unless this instance missed messages."""
+        self._ping_timer = None
         if not self.subscribed or self._subscribed_at >= since or self._connection.health.down_since is not None:
             return
         for name in [name for name, heard_at in self.peers.items() if heard_at < since]:
@@ -122,7 +122,7 @@ class Notifier:
         if kind in _GREETINGS:
             content |= self.greeting()
         if (self.peers and not self.silent) or kind in _BROADCAST:
-            sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
+            sending = asyncio.create_task(self._publish(kind, content), name=f"publish-{kind}")
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
 

@@ -117,7 +117,7 @@ class Takeover:
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
-            taken += await self._adopt(
+            taken += await self._hold_entries(
                 await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
             )
         return taken
@@ -127,12 +127,12 @@ class Takeover:
         now = time.monotonic()
         for entry_id in entry_ids:
             self._renewed_at[entry_id] = now
-        claims = await self._adopt(await self._verbs.take_given(giver, self._dispatcher.instance, entry_ids))
+        claims = await self._hold_entries(await self._verbs.take_given(giver, self._dispatcher.instance, entry_ids))
         for entry_id in entry_ids:
             self._renewed_at.pop(entry_id, None)
         return claims
 
-    async def _adopt(self, entries: Sequence[Entry]) -> list[Claim]:
+    async def _hold_entries(self, entries: Sequence[Entry]) -> list[Claim]:
         """Hold entries that are ours now. No other instance checks them, so retry until the checkpoints are read."""
         claims = await self._leases.hold(entries)
         ids = [claim.task.id for claim in claims]

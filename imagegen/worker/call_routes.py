@@ -26,7 +26,7 @@ PAID_IDENTITY = "together"
 """Name in the fingerprint of all paid channels of a file: that of the first provider, so that ids of tasks stay when
 its settings move into the file."""
 
-MAX_HEIRS = 10
+MAX_SUBSTITUTES = 10
 """Keys that are tried for a job or a call of a key that is not here any more."""
 
 
@@ -158,14 +158,16 @@ class Routes:
         if self.only:
             return self.only
         mine = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
-        route = next(mine, None) or self._heir(channel)
+        route = next(mine, None) or self._substitute(channel)
         if route is None:
             self._report_missing(channel, account)
         return route
 
     def has_key_of(self, handle: JobHandle) -> bool:
         """Return whether the key that made a job is here, or another one of its account."""
-        return any(route.account == handle.account for route in self.all) or self._heir(handle.channel) is not None
+        return (
+            any(route.account == handle.account for route in self.all) or self._substitute(handle.channel) is not None
+        )
 
     def of_job(self, handle: JobHandle) -> Route:
         """Return the route with the key that made a job. Raises UpstreamError, as for a job that is forgotten."""
@@ -174,14 +176,14 @@ class Routes:
         mine = [route for route in self.all if route.account == handle.account]
         for route in sorted(mine, key=lambda route: route.channel.name != handle.channel):
             return route
-        if heir := self._heir(handle.channel):
-            return heir
+        if substitute := self._substitute(handle.channel):
+            return substitute
         self._report_missing(handle.channel or handle.provider, handle.account)
         raise forgotten_job()
 
-    def _heir(self, channel: str) -> Route | None:
+    def _substitute(self, channel: str) -> Route | None:
         """Return the keys of a channel in place of a key that left it, if each key of an account reads all its jobs."""
-        routes = self._by_channel.get(channel, ())[:MAX_HEIRS]
+        routes = self._by_channel.get(channel, ())[:MAX_SUBSTITUTES]
         if not routes or not KINDS[routes[0].channel.provider].shares_jobs:
             return None
         return dataclass_replace(routes[0], others=routes[1:])

@@ -24,7 +24,7 @@ ALONE_S = 60.0
 FIRST_HELD_S, MAX_HELD_S = 0.5, 10.0
 """How long a task that came back is kept before it is given away again: what that costs stays rare."""
 
-CALL_ROLL_S = 60.0
+PING_PEERS_INTERVAL_S = 60.0
 """Shortest time between two checks whether the instances that do not take their tasks live."""
 
 MAX_REMEMBERED = 10_000
@@ -47,13 +47,14 @@ class _Seen:
 class OtherInstances:
     """Other instances as the pool sees them. hand_over: gives a claim to the instance of a name.
 
-    call_roll: forgets those that are gone. alone: whether there is none, so that none could run the claims parked here.
+    ping_peers: forgets those that are gone. alone: whether there is none, so that none could run the claims parked
+    here.
     """
 
     alone: Callable[[], bool] = lambda: True
     channels: PeerChannels = field(default_factory=PeerChannels)
     hand_over: Callable[[Claim, str], None] = lambda _claim, _peer: None
-    call_roll: Callable[[], None] = lambda: None
+    ping_peers: Callable[[], None] = lambda: None
 
 
 class UnservedTasks:
@@ -76,7 +77,7 @@ class UnservedTasks:
         self._seen: dict[str, _Seen] = {}
         self._warned = False
         self._turn = 0
-        self._rolled_at = -math.inf
+        self._pinged_at = -math.inf
 
     async def runs_here(self, claim: Claim) -> bool:
         """Return whether a claim is to run here: its key or a channel is here; images that are paid for need none."""
@@ -136,9 +137,9 @@ class UnservedTasks:
 
     def _check_others(self, now: float) -> None:
         """Let instances be forgotten that do not live any more, now and then."""
-        if now - self._rolled_at >= CALL_ROLL_S:
-            self._rolled_at = now
-            self._others.call_roll()
+        if now - self._pinged_at >= PING_PEERS_INTERVAL_S:
+            self._pinged_at = now
+            self._others.ping_peers()
 
     async def _give(self, claim: Claim, able: Sequence[str]) -> None:
         if able:

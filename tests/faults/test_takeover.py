@@ -41,7 +41,7 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
     renewal = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
-    assert (renewal.lost, renewal.unlisted, renewal.bare) == (set(), [], [])
+    assert (renewal.lost, renewal.unlisted, renewal.without_checkpoint) == (set(), [], [])
     assert list(await owners(one)) == entry_ids
     await one.worker_queue.release(claims, leaving=True)
     assert await owners(one) == {}

@@ -37,6 +37,16 @@ async def test_a_claim_that_is_given_away_runs_at_the_other_instance_as_if_it_ha
     assert other.connection.meter.takeovers == 0
 
 
+@pytest.mark.parametrize("kind", ["handover", "yours"])
+async def test_a_handover_is_received_under_the_word_of_each_version(pair, kind: str) -> None:
+    one, other = pair
+    given = await claimed(one)
+    one.parts.dispatcher.forget(given)
+    one.notifier.publish(kind, to=other.notifier.instance, ids=[given.entry_id], contested=[])
+    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    assert taken.task.id == given.task.id
+
+
 async def test_the_job_of_a_claim_goes_along_and_counts_as_no_lost_call(pair, make_instance) -> None:
     one, other = pair
     begun = await claimed(one)
@@ -79,14 +89,14 @@ async def test_an_entry_that_its_giver_does_not_hold_any_more_is_not_taken(pair,
 @pytest.mark.parametrize("ids", [None, 5, ["x"], [3, None], []])
 async def test_a_message_that_is_no_handover_changes_nothing(pair, ids: object) -> None:
     one, other = pair
-    one.notifier.publish(handover.MESSAGE, to=other.notifier.instance, ids=ids)
+    one.notifier.publish(handover.KIND, to=other.notifier.instance, ids=ids)
     await one.notifier.flush()
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
     assert (await asyncio.wait_for(other.worker_queue.claim(), 5)).entry_id == given.entry_id
 
 
-async def test_an_instance_that_was_killed_is_forgotten_by_the_roll_call(make_instance, monkeypatch) -> None:
+async def test_an_instance_that_was_killed_is_forgotten_by_a_ping(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(notifier, "SILENT_S", 1.0)
     one, alive, killed = make_instance(), make_instance(), make_instance(start=False)
     killed.notifier.greeting = lambda: {"serves": "all"}
@@ -97,7 +107,7 @@ async def test_an_instance_that_was_killed_is_forgotten_by_the_roll_call(make_in
     await killed.crash()
 
     def is_forgotten() -> bool:
-        one.notifier.call_roll()  # once more after the end of the last one: a late message may have been on its way
+        one.notifier.ping_peers()  # once more after the end of the last one: a late message may have been on its way
         return one.notifier.peers.keys() == {alive.notifier.instance}
 
     await eventually(is_forgotten, 20)

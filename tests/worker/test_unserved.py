@@ -15,7 +15,7 @@ from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Failed
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.peer_channels import PeerChannels, Served, served_by
-from imagegen.worker.unserved import ALONE_S, CALL_ROLL_S, MAX_HELD_S, OtherInstances, UnservedTasks
+from imagegen.worker.unserved import ALONE_S, MAX_HELD_S, PING_PEERS_INTERVAL_S, OtherInstances, UnservedTasks
 
 OLD_VERSION: Mapping[str, Any] = {"kind": "hello"}
 
@@ -42,18 +42,18 @@ class Others:
     def __init__(self, **greetings: Mapping[str, Any]) -> None:
         self.greetings: dict[str, Mapping[str, Any]] = greetings
         self.handed: list[tuple[str, str]] = []
-        self.rolls = 0
+        self.pings = 0
 
     def seen(self) -> OtherInstances:
         return OtherInstances(
             lambda: not self.greetings,
             PeerChannels(lambda: self.greetings),
             lambda claim, peer: self.handed.append((claim.task.id, peer)),
-            self.call_roll,
+            self.ping_peers,
         )
 
-    def call_roll(self) -> None:
-        self.rolls += 1
+    def ping_peers(self) -> None:
+        self.pings += 1
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ async def test_a_task_that_came_back_is_kept_for_a_while_and_the_instances_are_c
             taken.timer = None
         clock.now += MAX_HELD_S / 2
     assert len(others.handed) == 20
-    assert others.rolls == pytest.approx(40 * MAX_HELD_S / 2 / CALL_ROLL_S, abs=1)
+    assert others.pings == pytest.approx(40 * MAX_HELD_S / 2 / PING_PEERS_INTERVAL_S, abs=1)
 
 
 async def test_a_task_that_no_instance_serves_fails_after_a_minute(claim) -> None:

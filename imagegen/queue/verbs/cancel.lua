@@ -26,12 +26,12 @@ if (state ~= 'pending' and state ~= 'processing') or epoch ~= ARGV[2] then
 end
 if ARGV[13] ~= '' then
   local names = joined_clients(KEYS[6], epoch, ARGV[14])
-  local others, goes_on = names_after_cancel(names, ARGV[13])
-  if goes_on then
-    local has_left, is_told = others ~= names, ARGV[15] ~= ''
+  local others, has_clients = names_after_cancel(names, ARGV[13])
+  if has_clients then
+    local has_left, is_published = others ~= names, ARGV[15] ~= ''
     if has_left then redis.call('SET', KEYS[6], epoch .. others, 'PX', line_life) end
-    local published = is_told and redis.pcall('PUBLISH', ARGV[15], ARGV[16])
-    return {3 + (has_left and 1 or 0) + (is_told and 1 or 0), type(published) == 'number' and 1 or 0}
+    local published = is_published and redis.pcall('PUBLISH', ARGV[15], ARGV[16])
+    return {3 + (has_left and 1 or 0) + (is_published and 1 or 0), type(published) == 'number' and 1 or 0}
   end
 end
 local checkpoint = redis.pcall('GET', KEYS[4])

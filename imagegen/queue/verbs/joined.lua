@@ -38,11 +38,11 @@ local function names_after_cancel(names, client)
   local name = name_of_cancel(names, client)
   if not name then return names, true end
   local first, last = find_client(names, name)
-  local others, goes_on = string.sub(names, 1, first - 1) .. string.sub(names, last + 1), false
+  local others, has_clients = string.sub(names, 1, first - 1) .. string.sub(names, last + 1), false
   for other in string.gmatch(others, '%S+') do
-    goes_on = goes_on or (other ~= '+' .. client and string.sub(other, 1, 1) ~= '-')
+    has_clients = has_clients or (other ~= '+' .. client and string.sub(other, 1, 1) ~= '-')
   end
   local mark = '-' .. client
   if name == client and find_client(others, '?') and not find_client(others, mark) then others = others .. ' ' .. mark end
-  return others, goes_on
+  return others, has_clients
 end

@@ -6,7 +6,7 @@
 -- result  three lists of entry ids: those that the consumer lost, those that it holds but that are not in ARGV, and those
 --         that it holds without their checkpoint, which Redis has lost
 local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
-local listed, lost, unlisted, bare, held = {}, {}, {}, {}, {}
+local listed, lost, unlisted, no_checkpoint, held = {}, {}, {}, {}, {}
 local list, owned_set = owned(stream, group, consumer, ARGV[4], ARGV[5])
 if not list then list, owned_set = {}, {} end
 for i = 6, #ARGV do
@@ -15,7 +15,9 @@ for i = 6, #ARGV do
   if owned_set[entry] or owns(stream, group, consumer, entry, list) then
     held[#held + 1] = entry
     local checkpoint = KEYS[i - 4]
-    if checkpoint ~= stream and redis.call('PEXPIRE', checkpoint, ARGV[3]) == 0 then bare[#bare + 1] = entry end
+    if checkpoint ~= stream and redis.call('PEXPIRE', checkpoint, ARGV[3]) == 0 then
+      no_checkpoint[#no_checkpoint + 1] = entry
+    end
   else
     lost[#lost + 1] = entry
   end
@@ -25,4 +27,4 @@ if #held > 0 then
   held[#held + 1] = 'JUSTID'
   redis.call('XCLAIM', stream, group, consumer, 0, unpack(held))
 end
-return {lost, unlisted, bare}
+return {lost, unlisted, no_checkpoint}

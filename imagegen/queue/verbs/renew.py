@@ -22,12 +22,12 @@ class Renewal(Struct, frozen=True, gc=False):
     """Entry ids after a renewal.
 
     lost: the consumer does not hold them any more. unlisted: it holds them, and they are not among the claims.
-    bare: it holds them, and Redis has lost their checkpoint.
+    without_checkpoint: it holds them, and Redis has lost their checkpoint.
     """
 
     lost: set[str]
     unlisted: list[str]
-    bare: list[str]
+    without_checkpoint: list[str]
 
 
 async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str, str]]) -> Renewal:
@@ -40,12 +40,12 @@ async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str,
         keys = [stream, *(context.keys.checkpoint(task_id) if task_id else stream for task_id, _ in page)]
         args: list[Arg] = [GROUP, consumer, context.checkpoint_ttl_ms, low, high]
         args += (entry_id for _, entry_id in page)
-        lost_ids, unlisted_ids, bare_ids = await context.run(_SCRIPT, keys, args)
+        lost_ids, unlisted_ids, ids_without_checkpoint = await context.run(_SCRIPT, keys, args)
         renewed = [task_id for task_id, entry_id in page if entry_id.encode() not in lost_ids]
         context.count("renew", renew_cost(renewed))
         renewal.lost.update(entry_id.decode() for entry_id in lost_ids)
         renewal.unlisted.extend(entry_id.decode() for entry_id in unlisted_ids)
-        renewal.bare.extend(entry_id.decode() for entry_id in bare_ids)
+        renewal.without_checkpoint.extend(entry_id.decode() for entry_id in ids_without_checkpoint)
         low = f"({high}"
     return renewal
 
