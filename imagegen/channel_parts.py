@@ -55,29 +55,29 @@ def _with_limits(channel: Channel, settings: Settings) -> Channel:
 
 def _simple(settings: Settings) -> Channel:
     """Return the channel of PROVIDER, named after it."""
-    given: tuple[str | None, str, str | None]
+    credentials: tuple[str | None, str, str | None]
     match settings.provider:
         case "together":
-            given = settings.together_api_key, "TOGETHER_API_KEY", settings.together_api_url
+            credentials = settings.together_api_key, "TOGETHER_API_KEY", settings.together_api_url
         case "openai":
-            given = settings.openai_api_key, "OPENAI_API_KEY", settings.openai_api_url
+            credentials = settings.openai_api_key, "OPENAI_API_KEY", settings.openai_api_url
         case "a1111":
-            given = None, "", settings.a1111_url
+            credentials = None, "", settings.a1111_url
         case "fal":
-            given = settings.fal_key, "FAL_KEY", settings.fal_api_url
+            credentials = settings.fal_key, "FAL_KEY", settings.fal_api_url
         case "replicate":
-            given = settings.replicate_api_token, "REPLICATE_API_TOKEN", settings.replicate_api_url
+            credentials = settings.replicate_api_token, "REPLICATE_API_TOKEN", settings.replicate_api_url
         case "bfl":
-            given = settings.bfl_api_key, "BFL_API_KEY", settings.bfl_api_url
+            credentials = settings.bfl_api_key, "BFL_API_KEY", settings.bfl_api_url
         case "dashscope":
-            given = settings.dashscope_api_key, "DASHSCOPE_API_KEY", settings.dashscope_api_url
+            credentials = settings.dashscope_api_key, "DASHSCOPE_API_KEY", settings.dashscope_api_url
         case "gemini":
-            given = settings.gemini_api_key, "GEMINI_API_KEY", settings.gemini_api_url
+            credentials = settings.gemini_api_key, "GEMINI_API_KEY", settings.gemini_api_url
         case "siliconflow":
-            given = settings.siliconflow_api_key, "SILICONFLOW_API_KEY", settings.siliconflow_api_url
+            credentials = settings.siliconflow_api_key, "SILICONFLOW_API_KEY", settings.siliconflow_api_url
         case _:
-            given = None, "", ""
-    secret, source, url = given
+            credentials = None, "", ""
+    secret, source, url = credentials
     name, keys = settings.provider, (ChannelKey(secret or "", source if secret else ""),)
     return Channel(name, name, keys, EVERY_MODEL, base_url=url or "")
 

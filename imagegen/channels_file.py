@@ -133,15 +133,15 @@ class Channels:
 
     def serving(self, model: str) -> tuple[Channel, ...]:
         """Return the channels that serve a model, those of the highest priority first."""
-        known = self._serving.get(model)
-        if known is None:
+        channels = self._serving.get(model)
+        if channels is None:
             if len(self._serving) >= MAX_CACHED_MODELS:
                 self._serving.clear()
             able = [channel for channel in self.all if channel.sent_name(model) is not None]
             paid = [channel for channel in able if channel.provider != SANDBOX]
-            known = tuple(sorted(paid or able, key=lambda channel: -channel.priority))
-            self._serving[model] = known
-        return known
+            channels = tuple(sorted(paid or able, key=lambda channel: -channel.priority))
+            self._serving[model] = channels
+        return channels
 
     def preferred(self, model: str) -> Channel | None:
         """Return the first channel of the highest priority that serves a model."""
@@ -195,9 +195,9 @@ def parse_channels(text: str, environ: Mapping[str, str]) -> tuple[Channel, ...]
     for number, table in enumerate(tables, start=1):
         name = table.get("name")
         where = f"[[channels]] number {number}" + (f" ({name[:64]!r})" if isinstance(name, str) else "")
-        found: list[str] = []
-        channel = _Table(table, found, environ).channel()
-        faults += [f"{where}: {fault}" for fault in found]
+        table_faults: list[str] = []
+        channel = _Table(table, table_faults, environ).channel()
+        faults += [f"{where}: {fault}" for fault in table_faults]
         channels.append(channel)
     counts = Counter(channel.name for channel in channels if channel.name)
     faults += [f"{name!r} is the name of {count} channels" for name, count in counts.items() if count > 1]
@@ -246,18 +246,18 @@ class _Table:
             return default
 
     def _keys(self, kind: ProviderKind) -> tuple[ChannelKey, ...]:
-        given = self._fields.get("keys", [])
-        if not isinstance(given, list) or not all(isinstance(key, str) for key in given):
+        texts = self._fields.get("keys", [])
+        if not isinstance(texts, list) or not all(isinstance(key, str) for key in texts):
             self._faults.append('keys: must be a list of texts, as ["env:TOGETHER_API_KEY"]')
             return (ChannelKey(),)
-        if kind.key == "none" and given:
+        if kind.key == "none" and texts:
             self._faults.append("keys: must be absent, since this provider has no keys; a login goes into base_url")
-        if kind.key == "needed" and not given:
+        if kind.key == "needed" and not texts:
             self._faults.append('keys: is missing; name at least one, as ["env:TOGETHER_API_KEY"]')
-        if len(given) > MAX_KEYS:
-            self._faults.append(f"keys: has {len(given)} keys, and at most {MAX_KEYS} are possible")
+        if len(texts) > MAX_KEYS:
+            self._faults.append(f"keys: has {len(texts)} keys, and at most {MAX_KEYS} are possible")
         keys = []
-        for number, text in enumerate(given[:MAX_KEYS], start=1):
+        for number, text in enumerate(texts[:MAX_KEYS], start=1):
             try:
                 keys.append(self._key(text))
             except ValueError as error:

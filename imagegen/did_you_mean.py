@@ -12,14 +12,14 @@ MAX_NAME_CHARS = 40
 _ALIKE = 0.75
 
 
-def nearest(name: str, known: Iterable[str], alike: float = _ALIKE) -> str | None:
+def nearest(name: str, valid_names: Iterable[str], alike: float = _ALIKE) -> str | None:
     """Return the valid name that `name` most likely misspells, None without a near one.
 
     alike: from 0 to 1, how much of both must be the same.
     """
     if len(name) > MAX_NAME_CHARS:
         return None
-    own, names = _letters(name), _by_letters(tuple(known))
+    own, names = _letters(name), _by_letters(tuple(valid_names))
     if own in names:
         return names[own]
     few = [letters for letters in names if _shares_letters(own, letters)]
@@ -28,8 +28,8 @@ def nearest(name: str, known: Iterable[str], alike: float = _ALIKE) -> str | Non
 
 
 @lru_cache(maxsize=16)
-def _by_letters(known: tuple[str, ...]) -> dict[str, str]:
-    return {_letters(name): name for name in known}
+def _by_letters(names: tuple[str, ...]) -> dict[str, str]:
+    return {_letters(name): name for name in names}
 
 
 def _letters(name: str) -> str:
@@ -38,5 +38,5 @@ def _letters(name: str) -> str:
 
 def _shares_letters(name: str, other: str) -> bool:
     """Filter before difflib, which takes 10 microseconds a pair."""
-    own, others = set(name), set(other)
-    return len(own & others) >= _ALIKE * max(len(own), len(others))
+    letters, other_letters = set(name), set(other)
+    return len(letters & other_letters) >= _ALIKE * max(len(letters), len(other_letters))

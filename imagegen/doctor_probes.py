@@ -93,9 +93,9 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
         if probe.exists():
             probe.unlink()
     if free < LOW_BYTES:
-        kept = settings.image_store_max_bytes >> 20
+        cap_mib = settings.image_store_max_bytes >> 20
         yield Finding(
-            f"DATA_DIR: {folder} has {free >> 20} MiB free, and images may take {kept} MiB; free space, or lower "
+            f"DATA_DIR: {folder} has {free >> 20} MiB free, and images may take {cap_mib} MiB; free space, or lower "
             "IMAGE_STORE_MAX_BYTES"
         )
 
@@ -118,13 +118,13 @@ async def _probe_key(route: Route) -> Probed:
     if name == "sandbox":
         return Probed(notes=["provider: the sandbox, which needs no key"])
     try:
-        found = await route.provider.check_key()
+        note = await route.provider.check_key()
     except UpstreamError as error:
         return _judged(route, error)
     where = route.title or f"provider: {name}"
-    if found is None:
+    if note is None:
         return Probed(notes=[f"{where}: not checked, since every request with its key costs money; make one image"])
-    return Probed(notes=[f"{where} accepts the key{found}"])
+    return Probed(notes=[f"{where} accepts the key{note}"])
 
 
 def _judged(route: Route, error: UpstreamError) -> Probed:

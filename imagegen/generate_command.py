@@ -272,10 +272,10 @@ class GenerateRun:
                 if receipt.cached:
                     return
                 if receipt.coalesced:
-                    whose = (
+                    reason = (
                         "another client submitted it" if is_joined(receipt) else "another client may have submitted it"
                     )
-                    self._progress.note(f"{receipt.task_id} goes on: {whose}")
+                    self._progress.note(f"{receipt.task_id} goes on: {reason}")
                     return
                 task = await self._client.cancel(receipt.task_id)
         except (ClientError, TimeoutError) as error:

@@ -31,5 +31,5 @@ def tune_malloc() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return False
-    kept, mapped = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES), mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
-    return bool(kept and mapped)
+    is_trim_set, is_mmap_set = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES), mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
+    return bool(is_trim_set and is_mmap_set)

@@ -31,8 +31,8 @@ def file_stem(prompt: str) -> str:
 
 def extension(content_type: str | None, data: bytes) -> str:
     """Return the extension of an image, without its dot."""
-    known = _EXTENSIONS.get(content_type or "")
-    return known or next((name for magic, name in _MAGIC if data.startswith(magic)), "img")
+    by_type = _EXTENSIONS.get(content_type or "")
+    return by_type or next((name for magic, name in _MAGIC if data.startswith(magic)), "img")
 
 
 def check_folder(folder: Path) -> None:

@@ -82,10 +82,10 @@ class ForeignResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        for result in found:
+        results = await self._inner.resolve(host, port, family)
+        for result in results:
             self._own.check_address(result["host"], port)
-        return found
+        return results
 
     async def close(self) -> None:
         """Do nothing: the inner resolver belongs to its maker."""

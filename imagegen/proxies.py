@@ -35,7 +35,7 @@ class Proxies:
         """Return the proxy for a URL, None to call it directly. This machine is always called directly."""
         proxy = self.https if url.scheme == "https" else self.http
         host = (url.raw_host or "").lower().rstrip(".")
-        if not proxy or _is_loopback(host) or any(_matches(one, host, url.port) for one in self.exceptions):
+        if not proxy or _is_loopback(host) or any(_matches(exception, host, url.port) for exception in self.exceptions):
             return None
         return URL(proxy)
 

@@ -298,10 +298,10 @@ def _mode_of(path: Path) -> int:
 
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
-    known = setting_names()
-    unknown = sorted(name for name, text in texts.items() if text and name not in known)
+    names = setting_names()
+    unknown = sorted(name for name, text in texts.items() if text and name not in names)
     meant = (
-        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), known, alike=_ALIKE)) for name in unknown
+        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE)) for name in unknown
     )
     return tuple((name, near) for name, near in meant if near)
 

@@ -19,8 +19,8 @@ def run(chosen: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
 
     async def command(settings: Settings) -> int:
-        given = {"from": chosen.first, "to": chosen.last, "by": chosen.by}
-        query = UsageQuery.parse({name: text for name, text in given.items() if text is not None}, time.time())
+        options = {"from": chosen.first, "to": chosen.last, "by": chosen.by}
+        query = UsageQuery.parse({name: text for name, text in options.items() if text is not None}, time.time())
         async with connected_redis(settings) as connection:
             reports = await UsageStore(connection, Keys(settings.redis_prefix)).read(query.days)
         report = UsageReport.of({day: dict(each.rows) for day, each in reports.items()}, query)

@@ -52,8 +52,8 @@ class Counts(Struct, gc=False):
     def add(self, other: Counts) -> None:
         """Add the counts of another row."""
         for name in self.__struct_fields__:
-            if more := getattr(other, name):
-                setattr(self, name, getattr(self, name) + more)
+            if amount := getattr(other, name):
+                setattr(self, name, getattr(self, name) + amount)
 
     def encode(self) -> str:
         """Return the stored form: the numbers with spaces between."""
@@ -71,9 +71,9 @@ Usage = dict[int, Rows]
 """Rows by day (days since 1970-01-01 UTC)."""
 
 
-def add_usage(total: Usage, more: Usage) -> None:
-    """Add the counts of `more` to those of `total`."""
-    for day, rows in more.items():
+def add_usage(total: Usage, addition: Usage) -> None:
+    """Add the counts of `addition` to those of `total`."""
+    for day, rows in addition.items():
         counted = total.setdefault(day, {})
         for name, counts in rows.items():
             counted.setdefault(name, Counts()).add(counts)

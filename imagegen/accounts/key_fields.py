@@ -162,13 +162,13 @@ _Model = TypeVar("_Model", bound=_Fields)
 
 def parse_fields(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
     """Return the fields of a body. Raises InvalidRequest with every error."""
-    known = tuple(field.alias or name for name, field in model.model_fields.items())
+    names = tuple(field.alias or name for name, field in model.model_fields.items())
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:
         unknown = {str(each["loc"][0]) for each in error.errors() if each["type"] == "extra_forbidden"}
         details = [
-            FieldError(each.field, unknown_field(each.field, known)) if each.field in unknown else each
+            FieldError(each.field, unknown_field(each.field, names)) if each.field in unknown else each
             for each in field_errors(error)
         ]
         raise InvalidRequest(details=details[:MAX_FIELD_ERRORS]) from error

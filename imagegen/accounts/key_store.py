@@ -253,9 +253,9 @@ class KeyStore:
 
     async def refresh(self) -> None:
         """Read the records now, and write them back if Redis lost some. Raises QueueUnavailable, RedisError."""
-        known = _version(self._fields)  # what is read at the same time may be newer
+        version_before = _version(self._fields)  # what is read at the same time may be newer
         fields = await self._read()
-        if _version(fields) < known:
+        if _version(fields) < version_before:
             logger.warning("Redis lost changes of API keys; they are written back")
             flat = [part for pair in self._fields.items() for part in pair]
             await self._run(_RESTORE, [_version(self._fields), *flat], 3)

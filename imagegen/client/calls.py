@@ -38,8 +38,8 @@ def submit_steps(
     headers = {"Content-Type": _JSON, "Idempotency-Key": uuid.uuid4().hex if key is None else key}
     if fresh:
         headers["Cache-Control"] = "no-cache"
-    given = {name: value for name, value in fields.items() if value is not None}
-    body = msgspec.json.encode({"prompt": prompt, **given})
+    set_fields = {name: value for name, value in fields.items() if value is not None}
+    body = msgspec.json.encode({"prompt": prompt, **set_fields})
     request = HttpRequest("POST", "/api/images/generate", headers, body, SUBMIT_TIMEOUT_S)
     response = yield from send(request, policy)
     return replace(_parse(response, SubmitReceipt), repeated=response.attempts > 1)

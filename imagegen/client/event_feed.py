@@ -47,9 +47,9 @@ class EventParser:
     def feed(self, piece: bytes) -> Iterator[RawEvent]:
         """Yield the events that are whole after this piece. Raises ConnectionFailed if one is too large."""
         text = self._rest + piece
-        held = text.endswith(b"\r")  # it may be the first half of a line's end
-        lines = (text[:-1] if held else text).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop() + (b"\r" if held else b"")
+        ends_in_cr = text.endswith(b"\r")  # it may be the first half of a line's end
+        lines = (text[:-1] if ends_in_cr else text).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop() + (b"\r" if ends_in_cr else b"")
         if len(self._rest) > MAX_EVENT_BYTES or sum(map(len, self._data)) > MAX_EVENT_BYTES:
             raise ConnectionFailed("an event of the stream is too large", maybe_sent=True)
         for line in lines:

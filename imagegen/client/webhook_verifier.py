@@ -79,10 +79,10 @@ class WebhookVerifier:
         for text in signatures.split(" "):
             version, _, encoded = text.partition(",")
             try:
-                given = base64.b64decode(encoded, validate=True)
+                signature = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError):
                 continue
-            if version == "v1" and any(hmac.compare_digest(given, each) for each in expected):
+            if version == "v1" and any(hmac.compare_digest(signature, each) for each in expected):
                 return True
         return False
 

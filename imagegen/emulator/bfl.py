@@ -46,8 +46,8 @@ def invalid(field: str, kind: str, message: str) -> Response:
     return _json(422, {"detail": [{"type": kind, "loc": ["body", field], "msg": message, "input": "?"}]})
 
 
-def refusal(status: int, error: str, message: str, **more: object) -> Response:
-    return _json(status, {"error": error, "message": message, **more})
+def refusal(status: int, error: str, message: str, **extra: object) -> Response:
+    return _json(status, {"error": error, "message": message, **extra})
 
 
 _LIMITED: Final = "Rate limit exceeded: at most 24 active tasks"

@@ -262,8 +262,8 @@ def _inputs(fields: Mapping[str, object]) -> Mapping[str, object]:
 
 def _call_of(fields: Mapping[str, object]) -> JobCall | None:
     """Return the call of a body in any shape; None if it is none."""
-    inputs, given = _inputs(fields), fields.get("parameters")
-    parameters: Mapping[str, object] = given if isinstance(given, dict) else {}
+    inputs, raw_parameters = _inputs(fields), fields.get("parameters")
+    parameters: Mapping[str, object] = raw_parameters if isinstance(raw_parameters, dict) else {}
     model, prompt = fields.get("model"), inputs.get("prompt") or _prompt_of(inputs.get("messages"))
     count, seed = parameters.get("n", 4 if str(model).startswith("wan") else 1), parameters.get("seed")
     size = _SIZE.fullmatch(str(parameters.get("size", "1024*1024")))

@@ -152,7 +152,7 @@ class Jobs:
 
 def _acceptance(job: Job, generation: Generation, fault: Fault) -> Response:
     poll_url = fault.text("poll_url", "")
-    given: dict[str, object] = {"poll_url": poll_url} if poll_url else {}
+    address: dict[str, object] = {"poll_url": poll_url} if poll_url else {}
     if job.dialect == "sub2api":
         path = f"/v1/images/tasks/{job.id}"
         body = {
@@ -161,12 +161,12 @@ def _acceptance(job: Job, generation: Generation, fault: Fault) -> Response:
         }
         return Response(202, orjson.dumps(body), headers={"Location": poll_url or path, "Retry-After": "1"})
     if job.dialect == "bifrost":
-        return Response(202, orjson.dumps({"id": job.id, "status": "pending", **given}))
+        return Response(202, orjson.dumps({"id": job.id, "status": "pending", **address}))
     if job.dialect == "modelscope":
-        return Response(200, orjson.dumps({"task_id": job.id, "task_status": "PENDING", **given}))
+        return Response(200, orjson.dumps({"task_id": job.id, "task_status": "PENDING", **address}))
     if job.dialect == "newapi":
-        return Response(200, orjson.dumps({"id": job.id, "task_id": job.id, "status": "queued", **given}))
-    entry = {"status": "submitted", "task_id": job.id, **given}
+        return Response(200, orjson.dumps({"id": job.id, "task_id": job.id, "status": "queued", **address}))
+    entry = {"status": "submitted", "task_id": job.id, **address}
     return Response(200, orjson.dumps({"code": 200, "data": [entry]}))
 
 

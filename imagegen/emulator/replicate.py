@@ -106,13 +106,13 @@ class ReplicateEmulator(JobEmulator):
         fields = exchange.fields()
         if fields is None:
             return self.refuse(exchange, self.refusals["400"])
-        given, version = fields.get("input"), str(fields.get("version") or "")
-        if not isinstance(given, dict) or not isinstance(prompt := given.get("prompt"), str) or not prompt:
+        inputs, version = fields.get("input"), str(fields.get("version") or "")
+        if not isinstance(inputs, dict) or not isinstance(prompt := inputs.get("prompt"), str) or not prompt:
             return self.refuse(exchange, self.refusals["422"])
         if not match[2] and not _VERSION.fullmatch(version):
             return self.refuse(exchange, self.refusals["422_version"])
-        count, seed, form = given.get("num_outputs", 1), given.get("seed"), given.get("output_format")
-        width, height = given.get("width"), given.get("height")
+        count, seed, form = inputs.get("num_outputs", 1), inputs.get("seed"), inputs.get("output_format")
+        width, height = inputs.get("width"), inputs.get("height")
         has_size = isinstance(width, int) and isinstance(height, int)
         running = self.begin(
             exchange,
@@ -120,7 +120,7 @@ class ReplicateEmulator(JobEmulator):
             JobCall(
                 prompt,
                 match[2] or version,
-                given,
+                inputs,
                 count if isinstance(count, int) else 1,
                 seed if isinstance(seed, int) else None,
                 (width, height) if has_size else (1024, 1024),  # type: ignore[arg-type]
@@ -163,8 +163,8 @@ class ReplicateEmulator(JobEmulator):
         )
         address = f"{exchange.base_url}/v1/predictions?cursor={page[-1].number if page else 0}{query}"
         results = [{**self._object(running, listed=True), "source": "api"} for running in page]
-        more = len(matching) > len(page)
-        return _json(200, {"previous": None, "next": address if more else None, "results": results})
+        has_more = len(matching) > len(page)
+        return _json(200, {"previous": None, "next": address if has_more else None, "results": results})
 
     def _object(self, running: RunningJob, *, starting: bool = False, listed: bool = False) -> dict[str, object]:
         """Return the prediction. listed: in a list, which has no output of it."""

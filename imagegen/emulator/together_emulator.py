@@ -89,8 +89,8 @@ class Emulator(ListeningEmulator):
         if path.startswith(("/shrt/", "/imgproxy/")):
             agent = request.headers.get(hdrs.USER_AGENT, "")
             return await self._answer(request, self._links.answer(path, _base_url(request), agent, monotonic()))
-        if request.method == hdrs.METH_GET and (known := self._get(request, path)):
-            return await self._answer(request, known)
+        if request.method == hdrs.METH_GET and (response := self._get(request, path)):
+            return await self._answer(request, response)
         if path.startswith("/_emulator/"):
             return await self._answer(request, await self._operate(request, path))
         return await self._answer(request, together_responses.error("404_path", ""))

@@ -50,37 +50,37 @@ class Minute(Struct, gc=False, omit_defaults=True):
         return bool(self.submits or self.tasks or self.calls or self.depth or self.in_flight)
 
 
-def merged(one: Minute, two: Minute) -> Minute:
+def merged(first: Minute, second: Minute) -> Minute:
     """Return what happened on two instances together in the same minute."""
     return Minute(
-        one.at,
-        max(one.depth, two.depth),
-        max(one.oldest_age_s, two.oldest_age_s),
-        one.in_flight + two.in_flight,
-        _sums(one.submits, two.submits),
-        _sums(one.tasks, two.tasks),
-        _sums(one.calls, two.calls),
-        _sums(one.waits, two.waits),
-        _sums(one.runs, two.runs),
-        one.spent + two.spent,
-        one.saved + two.saved,
-        one.commands + two.commands,
-        one.instances + two.instances,
+        first.at,
+        max(first.depth, second.depth),
+        max(first.oldest_age_s, second.oldest_age_s),
+        first.in_flight + second.in_flight,
+        _sums(first.submits, second.submits),
+        _sums(first.tasks, second.tasks),
+        _sums(first.calls, second.calls),
+        _sums(first.waits, second.waits),
+        _sums(first.runs, second.runs),
+        first.spent + second.spent,
+        first.saved + second.saved,
+        first.commands + second.commands,
+        first.instances + second.instances,
     )
 
 
-def _sums(one: Mapping[_Key, int], two: Mapping[_Key, int]) -> dict[_Key, int]:
-    total = dict(one)
-    for key, count in two.items():
+def _sums(first: Mapping[_Key, int], second: Mapping[_Key, int]) -> dict[_Key, int]:
+    total = dict(first)
+    for key, count in second.items():
         total[key] = total.get(key, 0) + count
     return total
 
 
-def merge_into(minutes: dict[int, Minute], more: Iterable[Minute]) -> None:
+def merge_into(minutes: dict[int, Minute], added: Iterable[Minute]) -> None:
     """Add minutes to those of the same time."""
-    for minute in more:
-        known = minutes.get(minute.at)
-        minutes[minute.at] = minute if known is None else merged(known, minute)
+    for minute in added:
+        existing = minutes.get(minute.at)
+        minutes[minute.at] = minute if existing is None else merged(existing, minute)
 
 
 def quantile(buckets: Buckets, bounds: tuple[float, ...], share: float) -> float | None:

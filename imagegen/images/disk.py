@@ -183,15 +183,15 @@ class DiskStore:
         if not image.sha256:
             return None
         name = self._stored_name(task_id, image)
-        kept = self._index.get(name)
-        if kept is not None and kept.expires_at_s <= self._clock() and await self._is_expired(name):
+        entry = self._index.get(name)
+        if entry is not None and entry.expires_at_s <= self._clock() and await self._is_expired(name):
             self._check_elsewhere(image)
             return None
         if (cached := self._cached(name, image)) is not None:
             return OpenedImage(image.size_bytes, cached.data, reservation=cached.reservation)
-        known, reservation = self._checked.signature(name, image.sha256), self._checked.reserve(image.size_bytes)
+        signature, reservation = self._checked.signature(name, image.sha256), self._checked.reserve(image.size_bytes)
         max_data_bytes = files.SMALL_BYTES if reservation is None else image.size_bytes
-        read = await _in_thread(files.read_image, self._root, name, image, known, max_data_bytes)
+        read = await _in_thread(files.read_image, self._root, name, image, signature, max_data_bytes)
         if read is None:
             self._forget([name])
             self._check_elsewhere(image)
@@ -239,29 +239,29 @@ class DiskStore:
     async def sweep_once(self) -> None:
         """Remove expired images, add those that other processes saved, and hold the folder under the cap."""
         before, order, now = self._index.settled(), self._index.order(), self._clock()
-        found = await _in_thread(self._scan)
-        parts = {name for name in found if name.endswith(files.PART_SUFFIX)}
-        self._forget(before - found.keys())
+        found_files = await _in_thread(self._scan)
+        parts = {name for name in found_files if name.endswith(files.PART_SUFFIX)}
+        self._forget(before - found_files.keys())
         unknown: dict[str, float] = {}
         expiries = {
-            name: self._expiry_of(name, file, now, unknown) for name, file in found.items() if name not in parts
+            name: self._expiry_of(name, file, now, unknown) for name, file in found_files.items() if name not in parts
         }
-        shared = _shared_names(found, expiries, order)
+        shared = _shared_names(found_files, expiries, order)
         for name, expires_at_s in expiries.items():
-            self._index.add(name, 0 if name in shared else found[name].size_bytes, expires_at_s)
+            self._index.add(name, 0 if name in shared else found_files[name].size_bytes, expires_at_s)
         self._index.place(order)
         self._parts = {name: self._parts.get(name, now) for name in parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
         expired = self._index.take_expired(now)
         useless = [*orphans, *expired, *await self._take_over_cap()]
-        await _in_thread(self._finish_sweep, useless, unknown, {_task_of(name) for name in found})
+        await _in_thread(self._finish_sweep, useless, unknown, {_task_of(name) for name in found_files})
 
     def _scan(self) -> dict[str, FoundFile]:
         self._expiry.refresh()
-        found = files.scan(self._folder)
+        found_files = files.scan(self._folder)
         return {
             name: file
-            for name, file in found.items()
+            for name, file in found_files.items()
             if name.endswith(files.PART_SUFFIX) or _OUR_NAME.fullmatch(os.path.basename(name))  # noqa: PTH119
         }
 
@@ -271,12 +271,12 @@ class DiskStore:
         A modification time in the future is an expiry too: versions before this one have it nowhere else. One in the
         past means nothing, since copying a folder sets it.
         """
-        kept, noted_s = self._index.get(name), self._expiry.expiry_of(_task_of(name))
+        entry, noted_s = self._index.get(name), self._expiry.expiry_of(_task_of(name))
         stamped_s = file.modified_s if now < file.modified_s <= now + 2 * self._life_s else 0.0
-        if kept is not None and abs(stamped_s - kept.expires_at_s) < 1:
-            return kept.expires_at_s
-        if kept is not None:
-            return max(self._later(name, kept) or kept.expires_at_s, stamped_s)
+        if entry is not None and abs(stamped_s - entry.expires_at_s) < 1:
+            return entry.expires_at_s
+        if entry is not None:
+            return max(self._later(name, entry) or entry.expires_at_s, stamped_s)
         if noted_s is not None:
             return file.modified_s if noted_s - 2 * STEP_S < file.modified_s <= noted_s else max(noted_s, stamped_s)
         unknown[_task_of(name)] = stamped_s or now + self._life_s
@@ -343,7 +343,7 @@ class DiskStore:
         """Remove files, but not if another process extended their expiry."""
         if expired:
             self._expiry.refresh()
-        files.remove([*(name for name, kept in expired.items() if not self._extended(name, kept)), *over_cap])
+        files.remove([*(name for name, entry in expired.items() if not self._extended(name, entry)), *over_cap])
 
     def _note_expiry(self, task_id: str, names: list[str], expires_at_s: float) -> None:
         self._expiry.note(task_id, expires_at_s)
@@ -351,31 +351,31 @@ class DiskStore:
         for name in names:
             files.stamp(name, expires_at_s)
 
-    def _later(self, name: str, kept: IndexEntry) -> float | None:
+    def _later(self, name: str, entry: IndexEntry) -> float | None:
         """Return a later expiry than the one in memory, which another process noted."""
         noted_s = self._expiry.expiry_of(_task_of(name))
-        return noted_s if noted_s is not None and noted_s >= kept.expires_at_s + STEP_S else None
+        return noted_s if noted_s is not None and noted_s >= entry.expires_at_s + STEP_S else None
 
-    def _extended(self, name: str, kept: IndexEntry) -> float | None:
+    def _extended(self, name: str, entry: IndexEntry) -> float | None:
         """Return a later expiry that another process noted, or will note within FLUSH_S and set as the file's time."""
-        later_s, latest_s = self._later(name, kept), self._clock() + 2 * self._life_s
+        later_s, latest_s = self._later(name, entry), self._clock() + 2 * self._life_s
         with suppress(OSError):
-            if later_s is None and kept.expires_at_s + 1 < (modified_s := os.stat(name).st_mtime) <= latest_s:  # noqa: PTH116
+            if later_s is None and entry.expires_at_s + 1 < (modified_s := os.stat(name).st_mtime) <= latest_s:  # noqa: PTH116
                 return modified_s
         return later_s
 
-    def _read_extended(self, name: str, kept: IndexEntry) -> float | None:
+    def _read_extended(self, name: str, entry: IndexEntry) -> float | None:
         self._expiry.refresh()
-        return self._extended(name, kept)
+        return self._extended(name, entry)
 
     async def _is_expired(self, name: str) -> bool:
-        kept, now = self._index.get(name), self._clock()
-        if kept is None or kept.expires_at_s > now:
+        entry, now = self._index.get(name), self._clock()
+        if entry is None or entry.expires_at_s > now:
             return False
-        later_s = await _in_thread(self._read_extended, name, kept)
+        later_s = await _in_thread(self._read_extended, name, entry)
         if later_s is None or later_s <= now:
             return True
-        self._index.add(name, kept.size_bytes, later_s)
+        self._index.add(name, entry.size_bytes, later_s)
         return False
 
     async def _is_there(self, task_id: str, image: StoredImage) -> bool:
@@ -429,11 +429,13 @@ class DiskStore:
             self._checked.forget(name)
 
 
-def _shared_names(found: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]) -> set[str]:
+def _shared_names(
+    found_files: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]
+) -> set[str]:
     """Return the names of files that have another name which is removed later: their bytes count there."""
-    linked = [name for name in expiries if found[name].links > 1]
+    linked = [name for name in expiries if found_files[name].links > 1]
     linked.sort(key=lambda name: (expiries[name], order.get(name, -1)))
-    last = {found[name].inode: name for name in linked}
+    last = {found_files[name].inode: name for name in linked}
     return set(linked) - set(last.values())
 
 

@@ -42,14 +42,14 @@ class DiskIndex:
 
     def forget(self, name: str) -> None:
         """Drop a file."""
-        if kept := self._entries.pop(name, None):
-            self._total_bytes -= kept.size_bytes
+        if entry := self._entries.pop(name, None):
+            self._total_bytes -= entry.size_bytes
 
     def share(self, name: str) -> None:
         """Count the bytes of a file under another name, which a later task gave it. Its place stays."""
-        if kept := self._entries.get(name):
-            self._entries[name] = IndexEntry(0, kept.expires_at_s)
-            self._total_bytes -= kept.size_bytes
+        if entry := self._entries.get(name):
+            self._entries[name] = IndexEntry(0, entry.expires_at_s)
+            self._total_bytes -= entry.size_bytes
 
     def settled(self) -> set[str]:
         """Return the files that are not being written."""
@@ -82,10 +82,10 @@ class DiskIndex:
     def take_expired(self, now: float, *, batch: int | None = None) -> dict[str, IndexEntry]:
         """Take the expired files off the old end: all, or exactly `batch` of them or none."""
         expired: dict[str, IndexEntry] = {}
-        for name, kept in self._entries.items():
-            if kept.expires_at_s > now or name in self._writing or len(expired) == batch:
+        for name, entry in self._entries.items():
+            if entry.expires_at_s > now or name in self._writing or len(expired) == batch:
                 break
-            expired[name] = kept
+            expired[name] = entry
         if batch is not None and len(expired) < batch:
             return {}
         for name in expired:
@@ -96,10 +96,10 @@ class DiskIndex:
         """Return the oldest files that have to go so that the rest fits; needed files and those being written stay."""
         oldest, newest = list[str](), next(reversed(self._entries), None)
         excess_bytes = self._total_bytes - self._max_bytes
-        for name, kept in self._entries.items():
+        for name, entry in self._entries.items():
             if excess_bytes <= 0 or name == newest:
                 break
             if name not in self._writing and not is_needed(name):
                 oldest.append(name)
-                excess_bytes -= kept.size_bytes
+                excess_bytes -= entry.size_bytes
         return oldest

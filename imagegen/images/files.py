@@ -256,12 +256,12 @@ def stamp(file: int | str, expires_at_s: float) -> None:
 
 
 def read_image(
-    root: str, path: str, image: StoredImage, known: Signature | None, max_data_bytes: int = SMALL_BYTES
+    root: str, path: str, image: StoredImage, checked_signature: Signature | None, max_data_bytes: int = SMALL_BYTES
 ) -> ReadFile | None:
     """Open an image's file and check it; None if it is gone or damaged. A damaged file is removed.
 
     Args:
-        known: signature at the last check of the content. While it is the same, the content is not hashed again.
+        checked_signature: at the last check of the content. While it is the same, the content is not hashed again.
         max_data_bytes: up to this size the bytes are read, of a larger image the open file is returned.
     """
     try:
@@ -275,7 +275,7 @@ def read_image(
             file.close()
             return None
         data = _read_all(file, image.size_bytes) if image.size_bytes <= max_data_bytes else None
-        if _is_whole(file, data, image, trusted=signature == known):
+        if _is_whole(file, data, image, trusted=signature == checked_signature):
             if data is None:
                 return ReadFile(signature, file, None)
             file.close()

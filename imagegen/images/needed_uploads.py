@@ -84,8 +84,8 @@ class NeededUploads:
                     self._find, [self._keys.stream], [last, PAGE_ENTRIES, *uploads]
                 )
             self._connection.meter.redis_commands_sent("pictures", 2)
-            next_id, found = cast(tuple[bytes, list[bytes]], reply)
-            names = {sha256.decode() for sha256 in found}
+            next_id, hashes = cast(tuple[bytes, list[bytes]], reply)
+            names = {sha256.decode() for sha256 in hashes}
             needed |= names
             uploads = uploads - names
             last = next_id.decode()

@@ -47,8 +47,8 @@ class ImageReuse:
         wanted, most = family.request.n, 0
         for task in finished:
             if _is_sibling(task, family):
-                found = await self._fitting(task.id, reusable_images(family, task), wanted, is_stored)
-                most = max(most, len(found))
+                fitting = await self._fitting(task.id, reusable_images(family, task), wanted, is_stored)
+                most = max(most, len(fitting))
         return most
 
     async def _store_again(

@@ -169,12 +169,12 @@ class S3BlobStore:
         part = {} if length == image.size_bytes else {"Range": f"bytes={offset}-{offset + length - 1}"}
         try:
             async with self._request():
-                found = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
+                reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
         except _Missing:
             return
-        body = found["Body"]
+        body = reply["Body"]
         try:
-            if not self._is_current(found, image):
+            if not self._is_current(reply, image):
                 return
             while True:
                 async with self._request():
@@ -193,8 +193,8 @@ class S3BlobStore:
 
     async def _write_and_delete(self, key: str) -> None:
         await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=_PROBE)
-        found = await self._client.get_object(Bucket=self._bucket.name, Key=key)
-        async with found["Body"] as body:
+        reply = await self._client.get_object(Bucket=self._bucket.name, Key=key)
+        async with reply["Body"] as body:
             content = await body.read()
         await self._client.delete_object(Bucket=self._bucket.name, Key=key)
         if content != _PROBE:
@@ -243,10 +243,10 @@ class S3BlobStore:
     async def _has(self, task_id: str, image: StoredImage) -> bool:
         try:
             async with self._request():
-                found = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
+                reply = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
         except _Missing:
             return False
-        return self._is_current(found, image)
+        return self._is_current(reply, image)
 
     async def _set_end(self, key: str, image: StoredImage, expires_at_s: float) -> None:
         with suppress(_Missing):
@@ -290,10 +290,10 @@ class S3BlobStore:
     def _key(self, task_id: str, image: StoredImage) -> str:
         return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{image.extension}"
 
-    def _is_current(self, found: Mapping[str, Any], image: StoredImage) -> bool:
-        end = found["Metadata"].get(_EXPIRES_METADATA, "")
-        whole_bytes = parse_digits(str(found.get("ContentRange", "")).rpartition("/")[2])
-        size_bytes = found["ContentLength"] if whole_bytes is None else whole_bytes
+    def _is_current(self, reply: Mapping[str, Any], image: StoredImage) -> bool:
+        end = reply["Metadata"].get(_EXPIRES_METADATA, "")
+        whole_bytes = parse_digits(str(reply.get("ContentRange", "")).rpartition("/")[2])
+        size_bytes = reply["ContentLength"] if whole_bytes is None else whole_bytes
         return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
     def _sweep_at(self, saved_at_s: float) -> float:

@@ -272,10 +272,10 @@ class ImageChecker:
 
     def _walk_webp(self, end: int) -> _Walk:
         """https://developers.google.com/speed/webp/docs/riff_container; `end`: of the file, by its header."""
-        at, first, animated, found = _MAGIC_BYTES, b"", False, False
+        at, first, animated, has_frame = _MAGIC_BYTES, b"", False, False
         for _ in range(MAX_PARTS):
             if at >= end:
-                if not found:
+                if not has_frame:
                     raise NotAnImage("the WebP has no image in it")
                 return
             kind, length = struct.unpack("<4sI", (yield _NEED, 8))
@@ -286,13 +286,13 @@ class ImageChecker:
             if not first:
                 first, animated = kind, kind == b"VP8X" and bool(start[:1]) and bool(start[0] & 0x02)
                 self._read_webp_first(kind, start, length)
-                found = kind in _WEBP_FRAMES
+                has_frame = kind in _WEBP_FRAMES
             elif kind == b"ANMF" and animated and length > 16 + 8:
-                found = True
-            elif kind in _WEBP_FRAMES and not animated and not found:
+                has_frame = True
+            elif kind in _WEBP_FRAMES and not animated and not has_frame:
                 if _WEBP_FRAMES[kind](start, length) != (self.width, self.height):
                     raise NotAnImage("its WebP header is broken")
-                found = True
+                has_frame = True
             padded = min(length + length % 2, end - at)
             yield _SKIP, padded - len(start)
             at += padded

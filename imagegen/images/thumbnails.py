@@ -101,8 +101,8 @@ class Thumbnails:
         """
         gone = None
         for _ in range(2):
-            known = self._known.get(spec.name)
-            made = _Made(known) if known is not None else await self._find(spec, gone)
+            cached = self._known.get(spec.name)
+            made = _Made(cached) if cached is not None else await self._find(spec, gone)
             if made is None:
                 return None
             if made.data is not None:
@@ -136,8 +136,8 @@ class Thumbnails:
         if spec.name in self._unusable:
             raise _unusable()
         try:
-            if found := await self._claim(spec.name, gone):
-                return _Made(found)
+            if record := await self._claim(spec.name, gone):
+                return _Made(record)
         except QueueUnavailable:
             return await self._make(spec)
         made = None
@@ -153,15 +153,15 @@ class Thumbnails:
         key, life_ms = self._keys.thumbnail(name), int(CLAIM_S * 1000)
         while True:
             async with self._connection.deadline():
-                found = cast(
+                stored = cast(
                     bytes | None,
                     await self._connection.commands.set(key, _CLAIM, px=life_ms, nx=True, get=True),
                 )
             self._count(1)
-            if found is None:
+            if stored is None:
                 return None
-            if found != _CLAIM:
-                record = _parse(found)
+            if stored != _CLAIM:
+                record = _parse(stored)
                 if record is not None and record != gone:
                     return record
                 async with self._connection.deadline():
@@ -218,11 +218,11 @@ def _unusable() -> UnsupportedImage:
     return UnsupportedImage(details=[FieldError("size", "no thumbnail can be made of this image: request it whole")])
 
 
-def _put(kept: dict[str, _V], name: str, value: _V) -> None:
+def _put(values: dict[str, _V], name: str, value: _V) -> None:
     """Add to a bounded dictionary; the oldest goes first."""
-    if len(kept) >= MAX_KNOWN:
-        del kept[next(iter(kept))]
-    kept[name] = value
+    if len(values) >= MAX_KNOWN:
+        del values[next(iter(values))]
+    values[name] = value
 
 
 def _parse(written: bytes) -> StoredImage | None:

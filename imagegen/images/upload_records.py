@@ -68,13 +68,13 @@ class UploadRecords:
 
     async def read(self, sha256: str) -> UploadRecord | None:
         """Return a record; None if there is none."""
-        known = self._known.pop(sha256, None)
-        if known is not None and self.clock() < known.expires_at:
-            return self._remember(sha256, known)
+        cached = self._known.pop(sha256, None)
+        if cached is not None and self.clock() < cached.expires_at:
+            return self._remember(sha256, cached)
         async with self._connection.deadline():
-            found = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))
+            stored = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))
         self._count(1)
-        record = _parse(found) if found is not None else None
+        record = _parse(stored) if stored is not None else None
         return record and self._remember(sha256, record)
 
     def forget(self, sha256: str) -> None:

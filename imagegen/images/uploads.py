@@ -206,17 +206,17 @@ class Uploads:
 
     async def _store_image(self, image: VerifiedImage) -> tuple[Upload, bool]:
         expires_at = self._clock() + self._life_s
-        known, is_stored = await self._records.read(image.sha256), False
-        if known is not None:
+        existing, is_stored = await self._records.read(image.sha256), False
+        if existing is not None:
             with suppress(StoreUnavailable):  # another instance may have the only copy: this one keeps its own
-                is_stored = await self._is_stored(known)
-        if known is not None and is_stored:
-            later = replace(known, expires_at=max(expires_at, known.expires_at))
+                is_stored = await self._is_stored(existing)
+        if existing is not None and is_stored:
+            later = replace(existing, expires_at=max(expires_at, existing.expires_at))
             await self._extend(later)
-            is_new = known.expires_at <= self._clock()
+            is_new = existing.expires_at <= self._clock()
         else:
             later = UploadRecord(image.stored_at(0, store_id=self._store.store_id), expires_at)
-            needed_until = known.needed_until if known is not None else 0.0
+            needed_until = existing.needed_until if existing is not None else 0.0
             await self._store.save(image.sha256, 0, image, max(expires_at, needed_until) + STORED_LONGER_S)
             is_new = True
         return Upload.of(await self._records.write(later)), is_new

@@ -119,13 +119,13 @@ class A1111Provider(WithoutJobs):
 
     async def _tell_progress(self, watcher: CallObserver) -> None:
         """Report the progress of the web UI's one running job, only while that job must be this call's."""
-        told = 0.0
+        reported = 0.0
         while True:
             await asyncio.sleep(self._poll_s)
             with suppress(UpstreamError):
                 fraction = _fraction(await self._upstream.get_json(_PROGRESS))
-                if self._running == 1 and told < fraction <= 1:
-                    told = fraction
+                if self._running == 1 and reported < fraction <= 1:
+                    reported = fraction
                     watcher.progress(fraction)
 
 

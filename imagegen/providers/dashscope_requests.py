@@ -109,17 +109,17 @@ def fields_of(call: Call) -> dict[str, object]:
     size = fields.get("size")
     if isinstance(size, str):
         fields["size"] = size.replace("x", "*")
-    given = {name: fields.pop(name) for name in _INPUT_FIELDS & fields.keys()}
+    input_fields = {name: fields.pop(name) for name in _INPUT_FIELDS & fields.keys()}
     if not _SINGLE.search(request.model):
         fields["n"] = call.count  # left out, some models make four images
     if shape.has_messages:
         content = [{"image": _image(call, source)} for source in request.input_images]
         message = {"role": "user", "content": [*content, {"text": prompt}]}
-        inputs: dict[str, object] = {"messages": [message], **given}
+        inputs: dict[str, object] = {"messages": [message], **input_fields}
         fields |= {} if negative is None else {"negative_prompt": negative}
     else:
         inputs = {"prompt": prompt, **({} if negative is None else {"negative_prompt": negative})}
-        inputs |= {**_input_images(call, shape), **given}
+        inputs |= {**_input_images(call, shape), **input_fields}
     return {"model": model, "input": inputs, "parameters": fields}
 
 

@@ -145,7 +145,7 @@ def _reply(fields: Mapping[str, object], secret: str) -> Reply:
     output = _output(fields)
     results = output.get("results")
     parts = [part for part in results[:MAX_IMAGES_READ] if isinstance(part, dict)] if isinstance(results, list) else []
-    images = tuple(image for given in _given(parts, output) if (image := parse_image(given)) is not None)
+    images = tuple(image for entry in _given(parts, output) if (image := parse_image(entry)) is not None)
     failed = [part for part in parts if part.get("code") and not part.get("url")]
     if failed and not images:
         raise _error(failed[0], 500, {}, secret, None)

@@ -59,11 +59,11 @@ def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | No
     cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
     if cut is None or cut.fields.get("error"):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
-    found = _found(cut)
-    usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(found.texts and not found.images))
-    if found.images:
-        return Reply(tuple(found.images), details=ReplyDetails(usage=usage) if usage else None)
-    raise _without_image(cut.fields, found, usage, secret)
+    parts = _found(cut)
+    usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(parts.texts and not parts.images))
+    if parts.images:
+        return Reply(tuple(parts.images), details=ReplyDetails(usage=usage) if usage else None)
+    raise _without_image(cut.fields, parts, usage, secret)
 
 
 def error_of(
@@ -121,19 +121,19 @@ def parse_model_list(listing: object) -> tuple[Mapping[str, object], ...]:
 
 
 def _found(cut: CutObject) -> _Found:
-    found = _Found()
+    parts = _Found()
     candidates = cut.fields.get("candidates")
     for candidate in candidates[:_MAX_PARTS] if isinstance(candidates, list) else ():
         if not isinstance(candidate, dict):
             continue
-        found.ends.append(str(candidate.get("finishReason") or ""))
-        found.messages.append(str(candidate.get("finishMessage") or ""))
+        parts.ends.append(str(candidate.get("finishReason") or ""))
+        parts.messages.append(str(candidate.get("finishMessage") or ""))
         for part in _parts(candidate):
             if image := _image(cut, part):
-                found.images.append(image)
+                parts.images.append(image)
             elif isinstance(text := part.get("text"), str) and cut.view(text) is None:
-                found.texts.append(text)
-    return found
+                parts.texts.append(text)
+    return parts
 
 
 def _image(cut: CutObject, part: Mapping[str, object]) -> GivenImage | None:
@@ -153,18 +153,18 @@ def _parts(candidate: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
             yield part
 
 
-def _without_image(fields: Mapping[str, object], found: _Found, usage: Usage | None, secret: str) -> UpstreamError:
+def _without_image(fields: Mapping[str, object], parts: _Found, usage: Usage | None, secret: str) -> UpstreamError:
     """Return the error of a response without an image."""
     feedback = fields.get("promptFeedback")
     feedback = feedback if isinstance(feedback, dict) else {}
     blocked = str(feedback.get("blockReason") or "")
-    written = sanitize_detail(" ".join(found.texts), secret)
-    messages = [str(feedback.get("blockReasonMessage") or ""), *found.messages]
+    written = sanitize_detail(" ".join(parts.texts), secret)
+    messages = [str(feedback.get("blockReasonMessage") or ""), *parts.messages]
     said = sanitize_detail(next(filter(None, messages), ""), secret) or written
-    reason = blocked or next((end for end in found.ends if end in POLICY_ENDS), "")
+    reason = blocked or next((end for end in parts.ends if end in POLICY_ENDS), "")
     if reason:
         return without_image(reason, reason, said, usage)
-    end = next(filter(None, found.ends), "")
+    end = next(filter(None, parts.ends), "")
     return without_image("", end, written or said, usage, is_written=bool(written))
 
 

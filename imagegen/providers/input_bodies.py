@@ -98,9 +98,9 @@ def json_body(fields: Mapping[str, object]) -> Body:
     text = orjson.dumps(fields, default=marked)
     if not images:
         return text
-    first, *others = text.split(_MARK)
+    first, *rest = text.split(_MARK)
     parts: list[bytes | InputImage | Base64Image] = [first]
-    for image, part in zip(images, others, strict=True):
+    for image, part in zip(images, rest, strict=True):
         parts += [image, part]
     return StreamedBody(parts)
 

@@ -125,10 +125,10 @@ _LOCAL_DIALECTS = {
 
 def dialect_of(base: URL) -> Dialect:
     """Return the dialect of an address; the plain one, an image a call, if it is unknown."""
-    known = _DIALECTS.get(base.host or "")
-    if known is None and base.scheme == "http":
-        known = _LOCAL_DIALECTS.get(base.port or 0)
-    return known or Dialect()
+    dialect = _DIALECTS.get(base.host or "")
+    if dialect is None and base.scheme == "http":
+        dialect = _LOCAL_DIALECTS.get(base.port or 0)
+    return dialect or Dialect()
 
 
 _ENDPOINT = re.compile(r"(.*?)(?:/((?:async/)?images/generations(?:/async)?))?/*")

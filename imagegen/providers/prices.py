@@ -103,14 +103,14 @@ def settle(price: Price | None, usage: Mapping[str, Any]) -> int | None:
 
 def _image_price(price: Price, request: GenerationRequest) -> Decimal | None:
     """Return the dollars of one image."""
-    for found in (
+    for price_of_rule in (
         _by_quality_size(price.by_quality_size, request),
         _by_resolution(price.by_resolution, request),
         _by_area(price, request),
         price.per_image,
     ):
-        if found is not None:
-            return Decimal(found)
+        if price_of_rule is not None:
+            return Decimal(price_of_rule)
     return None
 
 

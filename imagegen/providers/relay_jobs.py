@@ -104,8 +104,8 @@ def poll_addresses(base: URL, submit: URL, job_id: str, address: str, guess: str
     if guess == "images/tasks":
         urls.reverse()
     urls.insert(0 if not guess else 2, URL(f"{submit}/{name}", encoded=True))
-    if given := same_host(base, address):
-        urls.insert(0, given)
+    if named_address := same_host(base, address):
+        urls.insert(0, named_address)
     return tuple(dict.fromkeys(urls))
 
 

@@ -115,12 +115,12 @@ class ReplicateProvider(JobApiProvider):
         that this process has kept belong to other calls. Raises UpstreamError if the list can't be read now.
         """
         try:
-            target, given = target_of(call.request.model), orjson.loads(orjson.dumps(body_of(call)["input"]))
+            target, inputs = target_of(call.request.model), orjson.loads(orjson.dumps(body_of(call)["input"]))
         except TypeError:
             return None
         wait_until = min(sent_at, time.time()) + LISTED_WITHIN_S  # the clock of another instance may be ahead
         while True:
-            matches = await self._search(target, given, sent_at, call.other_jobs)
+            matches = await self._search(target, inputs, sent_at, call.other_jobs)
             if matches is None or len(matches) > 1:
                 return None
             if matches:
@@ -130,7 +130,7 @@ class ReplicateProvider(JobApiProvider):
             await asyncio.sleep(1.0)
 
     async def _search(
-        self, target: Target, given: object, sent_at: float, other_jobs: frozenset[str]
+        self, target: Target, inputs: object, sent_at: float, other_jobs: frozenset[str]
     ) -> list[ListedPrediction] | None:
         """Return the jobs that may be the call's; None if the list is too long to be read."""
         begin, offset_s = sent_at - CLOCK_TOLERANCE_S, 0.0
@@ -140,7 +140,7 @@ class ReplicateProvider(JobApiProvider):
             offset_s = theirs_s
             answer = await self._list_page(self._list_address(begin + offset_s))
         latest = sent_at + offset_s + self._timeout_s + CLOCK_TOLERANCE_S
-        search = _Search(target, given, begin + offset_s, latest)
+        search = _Search(target, inputs, begin + offset_s, latest)
         matches: dict[str, ListedPrediction] = {}
         taken = {*self.kept_ids, *other_jobs}
         for _ in range(MAX_PAGES):

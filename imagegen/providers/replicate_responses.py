@@ -109,8 +109,8 @@ def job_state(fields: Mapping[str, object], secret: str = "") -> JobState:
         if output is None and fields.get("data_removed") is True:
             return JobState("forgotten")
         entries = output if isinstance(output, list) else [output]
-        found = (parse_image(entry) for entry in entries[:MAX_IMAGES_READ])
-        return JobState("done", reply=Reply(tuple(image for image in found if image is not None)))
+        images = (parse_image(entry) for entry in entries[:MAX_IMAGES_READ])
+        return JobState("done", reply=Reply(tuple(image for image in images if image is not None)))
     if phase_of(_text(status)) == "failed":
         return JobState("failed", error=job_error(str(status), _text(fields.get("error")), secret))
     return JobState("running", progress=_progress(_text(fields.get("logs"))))
@@ -143,11 +143,11 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
 def _listed(results: list[object]) -> Iterator[ListedPrediction]:
     for entry in results:
         fields = entry if isinstance(entry, dict) else {}
-        call, created, given = _call_of(fields), _unix_time(fields.get("created_at")), fields.get("input")
+        call, created, inputs = _call_of(fields), _unix_time(fields.get("created_at")), fields.get("input")
         if call is None or created is None:
             raise UpstreamError("upstream_bad_response", "The provider's list of jobs can't be read")
-        if isinstance(given, dict):
-            yield ListedPrediction(call, given, _text(fields.get("model")), _text(fields.get("version")), created)
+        if isinstance(inputs, dict):
+            yield ListedPrediction(call, inputs, _text(fields.get("model")), _text(fields.get("version")), created)
 
 
 def _call_of(fields: Mapping[str, object]) -> AcceptedCall | None:
@@ -159,8 +159,8 @@ def _call_of(fields: Mapping[str, object]) -> AcceptedCall | None:
 
 
 def _progress(logs: str) -> float | None:
-    found = _PERCENT.findall(logs[-_LOGS_READ_CHARS:])
-    return min(int(found[-1]) / 100, 1.0) if found else None
+    percents = _PERCENT.findall(logs[-_LOGS_READ_CHARS:])
+    return min(int(percents[-1]) / 100, 1.0) if percents else None
 
 
 def _unix_time(value: object) -> float | None:

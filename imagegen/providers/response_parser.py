@@ -393,8 +393,8 @@ def _retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: f
         return reset_s
     if match := _WAIT.search(message[:_LONGEST_READ_CHARS]):
         return float(match[1]) * _SECONDS_OF_UNIT.get(match[2].lower(), 1)
-    found = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
-    return 60 / float(found[1]) if found and float(found[1]) > 0 else None
+    per_minute = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
+    return 60 / float(per_minute[1]) if per_minute and float(per_minute[1]) > 0 else None
 
 
 def _reset_s(headers: Mapping[str, str], now_s: float | None) -> float | None:

@@ -57,9 +57,9 @@ class JoinedClients:
         if not await self._verbs.join(task, names):
             return False
         if self._leaves == leaves:
-            known = self._known_of(task)
-            known.clients.update(names)
-            self._remember(task.id, known)
+            clients_in_redis = self._known_of(task)
+            clients_in_redis.clients.update(names)
+            self._remember(task.id, clients_in_redis)
         return True
 
     def cancel_by(self, task: Task, client: str) -> CancelBy:
@@ -85,9 +85,9 @@ class JoinedClients:
         self._doubted_until = int((self._verbs.clock() + SKEW_S) * 1e6)
 
     def _known_of(self, task: Task) -> _Known:
-        known = self._known.get(task.id)
-        if known is not None and known.epoch == task.epoch:
-            return known
+        clients_in_redis = self._known.get(task.id)
+        if clients_in_redis is not None and clients_in_redis.epoch == task.epoch:
+            return clients_in_redis
         return _Known(task.epoch, set() if task.epoch <= self._doubted_until else set(first_clients(task)))
 
     def _on_message(self, message: Message) -> None:
@@ -99,9 +99,9 @@ class JoinedClients:
         self._leaves += 1
         self._remember(task_id, _Known(epoch, set()))
 
-    def _remember(self, task_id: str, known: _Known) -> None:
+    def _remember(self, task_id: str, clients_in_redis: _Known) -> None:
         self._known.pop(task_id, None)
-        self._known[task_id] = known
+        self._known[task_id] = clients_in_redis
         if len(self._known) > MAX_REMEMBERED:
             forgotten = self._known.pop(next(iter(self._known)))
             self._doubted_until = max(self._doubted_until, forgotten.epoch)

@@ -79,13 +79,13 @@ class Leases:
                     self._verbs.unreadable.report("renewal", type(error).__name__, error)
 
     async def _renew(self) -> None:
-        held, sent_at = self.dispatcher.held, time.monotonic()
-        renewed = list(held.values())
+        claims, sent_at = self.dispatcher.held, time.monotonic()
+        renewed = list(claims.values())
         renewal = await self._verbs.renew(self.dispatcher.instance, self.dispatcher.ids())
         for claim in renewed:
             if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        gone = [held[entry_id] for entry_id in (*renewal.lost, *renewal.without_checkpoint) if entry_id in held]
+        gone = [claims[entry_id] for entry_id in (*renewal.lost, *renewal.without_checkpoint) if entry_id in claims]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:

@@ -157,15 +157,15 @@ class ClientLines:
 
     def in_stream(self, client: str) -> list[str]:
         """Return the unfinished tasks of a client that were submitted here and are in the stream."""
-        live, known = self._task_cache.live, self._in_stream.get(client, {})
-        kept = {
-            task_id: None for task_id in known if (task := live.get(task_id)) is not None and task.entry_id != IN_LINE
+        live, ids = self._task_cache.live, self._in_stream.get(client, {})
+        task_ids = {
+            task_id: None for task_id in ids if (task := live.get(task_id)) is not None and task.entry_id != IN_LINE
         }
-        if kept:
-            self._in_stream[client] = kept
+        if task_ids:
+            self._in_stream[client] = task_ids
         else:
             self._in_stream.pop(client, None)
-        return list(kept)
+        return list(task_ids)
 
     def is_full(self, client: str) -> bool:
         """Return whether a client has its share of tasks in the stream."""
@@ -188,9 +188,9 @@ class ClientLines:
 
     def submitted(self, task: Task) -> None:
         """Count a task that was submitted here into the stream."""
-        known = self._in_stream.setdefault(task.client, {})
-        known[task.id] = None
-        if len(known) > 2 * self._window:
+        submitted_ids = self._in_stream.setdefault(task.client, {})
+        submitted_ids[task.id] = None
+        if len(submitted_ids) > 2 * self._window:
             self.in_stream(task.client)
 
     def added(self, client: str, task_ids: Sequence[str], length: int) -> None:
@@ -286,5 +286,5 @@ class ClientLines:
         return self._position(own, own.waiting + 1 if own else 1, in_stream)
 
     def _position(self, own: Line | None, place: int, in_stream: int) -> int:
-        others = sum([min(line.waiting, place) for line in self.by_client.values() if line is not own])
-        return in_stream + place + others
+        ahead_in_other_lines = sum([min(line.waiting, place) for line in self.by_client.values() if line is not own])
+        return in_stream + place + ahead_in_other_lines

@@ -99,10 +99,10 @@ class QueueMonitor:
 
     def local_status(self) -> InstanceStatus:
         """Return the status of this instance; costs no command."""
-        held = self._dispatcher.held.values()
+        claims = self._dispatcher.held.values()
         return InstanceStatus(
-            sum(claim.occupies_slot and claim.task.state is State.PROCESSING for claim in held),
-            sum(claim.task.state is not State.PROCESSING for claim in held),
+            sum(claim.occupies_slot and claim.task.state is State.PROCESSING for claim in claims),
+            sum(claim.task.state is not State.PROCESSING for claim in claims),
             self._dispatcher.free_slots,
             self._feed.count,
             1 + len(self._notifier.peers),

@@ -252,11 +252,11 @@ class Outbox:
         """Take over due names. Return the seconds until the next check."""
         now = self._clock()
         rows = await self._calls.next_due(_PAGE_SIZE)
-        others = [due_at for name, due_at in rows if not self._owns(name)]
-        if not others:
+        due_elsewhere = [due_at for name, due_at in rows if not self._owns(name)]
+        if not due_elsewhere:
             return OUTBOX_GRACE_S if len(rows) == _PAGE_SIZE else CHECK_INTERVAL_S
-        if others[0] > now:
-            return min(others[0] - now + 0.01, CHECK_INTERVAL_S)
+        if due_elsewhere[0] > now:
+            return min(due_elsewhere[0] - now + 0.01, CHECK_INTERVAL_S)
         names = [name for name in await self._calls.claim_due(now, TAKEN_AT_ONCE) if not self._owns(name)]
         await self._load_all(names)
         return 0.1

@@ -49,14 +49,14 @@ class TaskList:
 
         Reads every record. Raises QueueUnavailable.
         """
-        marks, seen = [f'"{writer}-'.encode() for writer in writers], set[str]()
+        marks, yielded = [f'"{writer}-'.encode() for writer in writers], set[str]()
         async for ids in self._ids():
-            fresh = [task_id for task_id in dict.fromkeys(ids) if task_id not in seen]  # a scan may return one twice
+            fresh = [task_id for task_id in dict.fromkeys(ids) if task_id not in yielded]  # a scan may return one twice
             for record in await self._values(map(self._keys.record, fresh)) if fresh else ():
                 if record is not None and any(mark in record for mark in marks):
                     task = _readable(record)
                     if task and task.state.is_final and writer_of(task.counted_in) in writers:
-                        seen.add(task.id)
+                        yielded.add(task.id)
                         yield task
 
     async def _ids(self) -> AsyncIterator[list[str]]:

@@ -60,10 +60,10 @@ class UnfinishedTasks:
 
     def _with_claim(self, task: Task) -> UnfinishedTask:
         """Return a task that was submitted here with the claim of another instance."""
-        known = self._in_stream.get(task.id)
-        if known is None or not known.instance or task.state is State.PROCESSING or known.task.epoch != task.epoch:
+        row = self._in_stream.get(task.id)
+        if row is None or not row.instance or task.state is State.PROCESSING or row.task.epoch != task.epoch:
             return UnfinishedTask(task)
-        return UnfinishedTask(replace(task, state=State.PROCESSING), known.instance)
+        return UnfinishedTask(replace(task, state=State.PROCESSING), row.instance)
 
     def _is_over(self, task: Task) -> bool:
         """Return whether this instance has seen a later state of a task than its entry."""

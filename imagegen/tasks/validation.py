@@ -363,18 +363,18 @@ def _is_absent(name: str, value: object) -> bool:
     return value is None or (name not in _NEVER_EMPTY and value in ("", [])) or (name == "extra" and value == {})
 
 
-def _unknown_field(key: str, known: tuple[str, ...]) -> str:
+def _unknown_field(key: str, names: tuple[str, ...]) -> str:
     """Return the text about an unknown field of a request, with what another image API's field is here."""
     advice = advice_for(key) if len(key) <= MAX_KEY_CHARS else None
     if advice:
         return f"is not a known field; {advice}"
-    text = unknown_field(key, known)
+    text = unknown_field(key, names)
     return text if text.endswith("?") else text + _OF_THE_PROVIDER
 
 
-def unknown_field(key: str, known: tuple[str, ...]) -> str:
+def unknown_field(key: str, names: tuple[str, ...]) -> str:
     """Return the text about an unknown field, with the field that is near to it."""
-    near = nearest(key, known)
+    near = nearest(key, names)
     return "is not a known field" + (f"; did you mean {near}?" if near else "")
 
 

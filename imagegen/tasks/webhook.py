@@ -281,17 +281,17 @@ def initial_deliveries(webhooks: Iterable[Webhook]) -> tuple[Delivery, ...]:
 
 
 def with_added_webhooks(
-    known: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None
+    deliveries: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None
 ) -> tuple[Delivery, ...]:
     """Add the webhooks of a submit to a task's deliveries; finished ones go first. Raises InvalidRequest at the limit.
 
     ended: the state of a finished task.
     """
-    first = max((delivery.number for delivery in known), default=-1) + 1
+    first = max((delivery.number for delivery in deliveries), default=-1) + 1
     owners = {webhook.owner for webhook in webhooks}
-    own = [delivery for delivery in known if delivery.webhook.owner in owners]
+    own = [delivery for delivery in deliveries if delivery.webhook.owner in owners]
     forgotten = _forgotten(own, len(webhooks), MAX_WEBHOOKS, ended)
-    left = [delivery for delivery in known if delivery.number not in forgotten]
+    left = [delivery for delivery in deliveries if delivery.number not in forgotten]
     forgotten |= _forgotten(left, len(webhooks), MAX_ALL_WEBHOOKS, ended)
     remaining = (delivery for delivery in left if delivery.number not in forgotten)
     return (
@@ -300,21 +300,23 @@ def with_added_webhooks(
     )
 
 
-def _forgotten(known: Sequence[Delivery], added: int, most: int, ended: str | None) -> set[int]:
+def _forgotten(deliveries: Sequence[Delivery], added: int, most: int, ended: str | None) -> set[int]:
     """Return the numbers of the finished deliveries that make room for new ones. Raises InvalidRequest at the limit."""
-    over = len(known) + added - most
+    over = len(deliveries) + added - most
     done = [
-        delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
+        delivery
+        for delivery in deliveries
+        if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
     ]
     if over > len(done):
         raise InvalidRequest(details=[FieldError("webhook", f"this task has {most} webhooks, which is the most")])
     return {delivery.number for delivery in done[: max(over, 0)]}
 
 
-def merge_deliveries(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:
+def merge_deliveries(deliveries: Iterable[Delivery], others: Iterable[Delivery]) -> tuple[Delivery, ...]:
     """Merge by number; the delivery with more progress wins."""
     furthest: dict[int, Delivery] = {}
-    for delivery in (*known, *told):
+    for delivery in (*deliveries, *others):
         other = furthest.get(delivery.number)
         if other is None or _progress_key(delivery) > _progress_key(other):
             furthest[delivery.number] = delivery

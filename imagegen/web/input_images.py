@@ -135,13 +135,13 @@ class _Settling:
     own: list[VerifiedImage] = field(default_factory=list)
 
     async def resolve(self, request: GenerationRequest) -> GenerationRequest:
-        found = {name: await self._resolve(name, source) for name, source in _sources(request)}
-        images = tuple(source for name, source in found.items() if name.startswith("reference_images"))
+        sources = {name: await self._resolve(name, source) for name, source in _sources(request)}
+        images = tuple(source for name, source in sources.items() if name.startswith("reference_images"))
         return replace(
             request,
-            image_url=found.get("image_url"),
+            image_url=sources.get("image_url"),
             reference_images=images or None,
-            mask=found.get("mask"),
+            mask=sources.get("mask"),
         )
 
     async def missing(self, request: GenerationRequest) -> str | None:

@@ -27,8 +27,8 @@ async def find_fresh_task(request: web.Request, task_id: str | None = None) -> T
 
 async def find_tasks(request: web.Request, ids: Sequence[str]) -> list[Task | None]:
     """Return the tasks of these ids in their order, None for each unknown one. Raises QueueUnavailable."""
-    found = await asyncio.gather(*map(request.app[SERVICES].queue.get, ids))
-    return [_visible(request, task) for task in found]
+    tasks = await asyncio.gather(*map(request.app[SERVICES].queue.get, ids))
+    return [_visible(request, task) for task in tasks]
 
 
 def is_cached(request: web.Request) -> bool:

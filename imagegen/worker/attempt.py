@@ -240,9 +240,9 @@ class Attempt:
             self._change(missing_requested=True)
             sent = {image.seed for image in self._claim.checkpoint.images}
             for share in plan_missing_calls(n, settled, per_call, seed, sent):
-                kept = len(self._claim.checkpoint.images)
+                image_count = len(self._claim.checkpoint.images)
                 last = await self._make_call(share, again=True) or last
-                if len(self._claim.checkpoint.images) == kept:
+                if len(self._claim.checkpoint.images) == image_count:
                     break
         if not self._claim.checkpoint.has_new_images:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
@@ -317,15 +317,15 @@ class Attempt:
         text = infotext(request, model=self._form.model, seed=seed, width=image.width, height=image.height)
         return text, request.prompt
 
-    def _rejected(self, given: ReceivedImage, error: ImageRejected) -> None:
+    def _rejected(self, image: ReceivedImage, error: ImageRejected) -> None:
         """Request an unusable image again only if that may help."""
         self._fault = error
         if error.lasting:
-            self._unusable.add(given.index)
-            self._give_up([given.index])
+            self._unusable.add(image.index)
+            self._give_up([image.index])
         else:
-            self._wasted.add(given.index)
-            self._leave_out([given.index], again=self._again)
+            self._wasted.add(image.index)
+            self._leave_out([image.index], again=self._again)
 
     def _leave_out(self, places: Sequence[int], *, again: bool) -> None:
         """Record that a response had no image for these places."""

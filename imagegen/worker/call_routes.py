@@ -254,8 +254,8 @@ class Routes:
             serving = tuple(channel for channel in serving if channel.name not in left_out)
         preferred = [channel for channel in serving if channel.priority == serving[0].priority]
         prices = [self.of_channel(channel)[0].image_price(request) for channel in preferred]
-        known = [price for price in prices if price is not None]
-        return Cost(max(known) * request.n if known and len(known) == len(prices) else None)
+        known_prices = [price for price in prices if price is not None]
+        return Cost(max(known_prices) * request.n if known_prices and len(known_prices) == len(prices) else None)
 
     def prices(self, request: GenerationRequest, model: str, count: int) -> dict[str, int | None]:
         """Return the price of some images of a request by each channel that serves a model; None if it is unknown."""
@@ -269,10 +269,10 @@ class Routes:
         most: micro-dollars; None without a limit of the submit.
         """
         prices = self.prices(request, model, count)
-        known = {name: price for name, price in prices.items() if price is not None}
-        if not known:
+        known_prices = {name: price for name, price in prices.items() if price is not None}
+        if not known_prices:
             return frozenset()
-        limit = max(known.values()) if most is None else max(most, min(known.values()))
+        limit = max(known_prices.values()) if most is None else max(most, min(known_prices.values()))
         return frozenset(name for name, price in prices.items() if price is None or price > limit)
 
     def sends_seed(self, model: str) -> bool:

@@ -227,7 +227,7 @@ class Destinations(Generic[Item]):
         if destination.is_troubled:
             self._all[destination.name] = destination
             if len(self._all) > MAX_REMEMBERED:
-                known = self._all.values()
-                idle = next((other for other in known if not other.waiting and not other.under_way), None)
+                destinations = self._all.values()
+                idle = next((other for other in destinations if not other.waiting and not other.under_way), None)
                 if idle is not None:
                     del self._all[idle.name]

@@ -58,18 +58,18 @@ class Judge:
         if error.ambiguous:
             self.allow_other_key(turn.route.channel.name, turn.route.account, turn.model, error)
             return error
-        others = Choice(keys=frozenset({turn.route.account}))
+        other_keys = Choice(keys=frozenset({turn.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if not is_of_key or not self.pacing.recovers(turn.model, others):
+        if not is_of_key or not self.pacing.recovers(turn.model, other_keys):
             return error
-        blocked = self.pacing.blocked(turn.model, others)
+        blocked = self.pacing.blocked(turn.model, other_keys)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
 
     def allow_other_key(self, channel: str, account: str, model: str, error: UpstreamError) -> None:
         """Let another key of the channel make a job again that its own key is refused for; it counts as lost."""
-        others = Choice(channel, keys=frozenset({account}))
-        if error.code in KEY_REFUSALS and self.pacing.recovers(model, others):
+        other_keys = Choice(channel, keys=frozenset({account}))
+        if error.code in KEY_REFUSALS and self.pacing.recovers(model, other_keys):
             error.retryable = True
 
     def excuses(self, turn: Permit, error: UpstreamError) -> bool:

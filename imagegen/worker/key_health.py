@@ -143,10 +143,10 @@ class KeyHealth:
 
     def refused(self, now: float, model: str, error: UpstreamError, probes: Probes) -> None:
         """Record a refusal of the key or of its account."""
-        known = self.trouble(model)
-        if known is not None and known.state == "out" and known not in probes:
+        current = self.trouble(model)
+        if current is not None and current.state == "out" and current not in probes:
             return  # this call began before the key was out
-        failures = known.failures + 1 if known is not None and known.state == "out" else 0
+        failures = current.failures + 1 if current is not None and current.state == "out" else 0
         trouble = Trouble(
             "out", error, now, now + doubled(OUT_S, failures, MAX_OUT_S), now + PROBE_S, failures=failures
         )

@@ -65,8 +65,8 @@ class Pacing(PermitLine):
 
     def room(self, model: str) -> float:
         gate, now = self._models.get(model), self.clock()
-        room = self._upstream.room(now) if gate is None else min(self._upstream.room(now), gate.room(now))
-        return room if room == math.inf else room - sum(waiter.model == model for waiter in self.waiters)
+        allowed = self._upstream.room(now) if gate is None else min(self._upstream.room(now), gate.room(now))
+        return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
 
     def room_of_upstream(self) -> float:
         return self._upstream.room(self.clock()) - len(self.waiters)
@@ -160,7 +160,7 @@ class Pacing(PermitLine):
         if gate is None:
             if len(self._models) >= _MANY_MODELS:
                 now = self.clock()
-                self._models = {name: known for name, known in self._models.items() if not known.idle(now)}
+                self._models = {name: breaker for name, breaker in self._models.items() if not breaker.idle(now)}
             gate = self._models[model] = CircuitBreaker(self._tempo)
         return gate
 

@@ -66,10 +66,10 @@ class Parking:
         if self._parked:
             self._parked.discard(claim)
         resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
-        room = pacing.room(model)
-        if room == math.inf or pacing.is_quiet or claim.checkpoint.is_paid:
+        allowed = pacing.room(model)
+        if allowed == math.inf or pacing.is_quiet or claim.checkpoint.is_paid:
             return True
-        if room >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
+        if allowed >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
             return True
         if self._is_full() or self._ends_at(claim.task) <= self._clock():
             return True
@@ -102,8 +102,8 @@ class Parking:
         if any(claim.lost for claim in self._resumed):
             self._resumed = {claim: its for claim, its in self._resumed.items() if not claim.lost}
         about_to = sum(its == model for its in self._resumed.values())
-        room = min(self._pacing.room(model) - about_to, self._pacing.room_of_upstream() - len(self._resumed))
-        return room if room == math.inf else min(room, self._claims.slots - len(self._resumed))
+        allowed = min(self._pacing.room(model) - about_to, self._pacing.room_of_upstream() - len(self._resumed))
+        return allowed if allowed == math.inf else min(allowed, self._claims.slots - len(self._resumed))
 
     def wake(self) -> None:
         """Resume the claims that may call now, and run again when more may."""
@@ -111,14 +111,14 @@ class Parking:
             return
         next_s = RECHECK_S
         for model, line in tuple(self._lines.items()):
-            room = self._room(model)
-            if room == math.inf:
+            allowed = self._room(model)
+            if allowed == math.inf:
                 self._resume_all(line)
-            while room >= 1 and (claim := line.pop(self._parked)):
+            while allowed >= 1 and (claim := line.pop(self._parked)):
                 self._parked.discard(claim)
                 self._resumed[claim] = model
                 self._claims.resume(claim)
-                room -= 1
+                allowed -= 1
             if line.is_empty(self._parked):
                 del self._lines[model]
                 continue

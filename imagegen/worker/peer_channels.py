@@ -69,8 +69,8 @@ class PeerChannels:
 
     def serving(self, model: str, *, sandbox: bool | None) -> list[str]:
         """Return the instances that certainly serve a task."""
-        known = self._known().items()
-        return [name for name, served in known if served and served.serves(model, sandbox=sandbox)]
+        peers = self._known().items()
+        return [name for name, served in peers if served and served.serves(model, sandbox=sandbox)]
 
     def with_key(self, account: str) -> list[str]:
         """Return the instances that have a key."""
@@ -78,8 +78,8 @@ class PeerChannels:
 
     def may_serve(self, model: str, *, sandbox: bool | None) -> bool:
         """Return whether another instance may serve a task; one of an earlier version may serve any."""
-        known = self._known().values()
-        return self._is_silent() or any(served is None or served.serves(model, sandbox=sandbox) for served in known)
+        peers = self._known().values()
+        return self._is_silent() or any(served is None or served.serves(model, sandbox=sandbox) for served in peers)
 
     def _known(self) -> Mapping[str, Served | None]:
         greetings = self._greetings()

@@ -138,7 +138,7 @@ class Router(PermitLine):
         return None if opens_at <= now else self._blocked(model, opens_at, now, choice)
 
     def room(self, model: str) -> float:
-        now, room = self.clock(), 0.0
+        now, allowed = self.clock(), 0.0
         lanes = self._lanes(model, ANY)
         if not lanes or all(lane.is_out(model, ANY) for lane in lanes):
             return math.inf  # such tasks fail at once, or probe
@@ -146,8 +146,8 @@ class Router(PermitLine):
         for lane in lanes:
             keys = [key for key in lane.keys.values() if key.trouble(model) is None]
             due = sum(key.next_at(model, now, alone=alone) <= now for key in lane.keys.values())
-            room += lane.pacing.room(model) if keys else min(due, lane.pacing.room(model))
-        return room if room == math.inf else room - sum(waiter.model == model for waiter in self.waiters)
+            allowed += lane.pacing.room(model) if keys else min(due, lane.pacing.room(model))
+        return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
 
     def room_of_upstream(self) -> float:
         return sum(lane.pacing.room_of_upstream() for lane in self.lanes.values()) - len(self.waiters)

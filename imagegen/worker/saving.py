@@ -129,66 +129,66 @@ class ClaimImageSaver:
             Overdue: the deadline came.
         """
         rest: list[ReceivedImage] = []
-        for given in images:
+        for received in images:
             try:
-                stored = self.image_saver.passthrough(given.index, given.image, given.seed)
+                stored = self.image_saver.passthrough(received.index, received.image, received.seed)
             except ImageRejected as error:
-                self.on_rejected(given, error)
+                self.on_rejected(received, error)
                 continue
             if stored is None:
-                rest.append(given)
+                rest.append(received)
             else:
-                self._add(given, stored)
+                self._add(received, stored)
         if rest:
             await self._save_bytes(rest)
 
     async def _save_bytes(self, images: Sequence[ReceivedImage]) -> None:
         """Save images, first those with bytes in the answer: their loss would be final."""
-        links = [given for given in images if isinstance(given.image, ImageLink)]
+        links = [received for received in images if isinstance(received.image, ImageLink)]
         failures: list[tuple[ReceivedImage, DownloadFailed]] = []
-        for given in sorted(images, key=lambda given: isinstance(given.image, ImageLink)):
-            if links and given is links[0]:
+        for received in sorted(images, key=lambda received: isinstance(received.image, ImageLink)):
+            if links and received is links[0]:
                 self._note_links(links)
-            kept = len(self.claim.checkpoint.images)
-            self.claims.progress(self.claim, image_progress(kept + 1, kept, self.wanted))
+            image_count = len(self.claim.checkpoint.images)
+            self.claims.progress(self.claim, image_progress(image_count + 1, image_count, self.wanted))
             try:
-                self._add(given, await self._into_store(given))
+                self._add(received, await self._into_store(received))
             except ImageRejected as error:
-                self._reject(given, error)
+                self._reject(received, error)
             except DownloadFailed as error:
-                if self.clock() < self._link_end(given):
-                    failures.append((given, error))
+                if self.clock() < self._link_end(received):
+                    failures.append((received, error))
                 else:
-                    self._reject(given, ImageRejected(f"The image's link died: {error}", lasting=True))
+                    self._reject(received, ImageRejected(f"The image's link died: {error}", lasting=True))
         if failures:
             raise SavingDelayed(self._later(failures))
 
-    def _reject(self, given: ReceivedImage, error: ImageRejected) -> None:
-        self._forget_link(given)
-        self.on_rejected(given, error)
+    def _reject(self, received: ReceivedImage, error: ImageRejected) -> None:
+        self._forget_link(received)
+        self.on_rejected(received, error)
 
-    def _add(self, given: ReceivedImage, stored: StoredImage) -> None:
+    def _add(self, received: ReceivedImage, stored: StoredImage) -> None:
         claim = self.claim
         images = (*claim.checkpoint.images, stored)
         if len(images) > 1:
             images = tuple(sorted(images, key=attrgetter("index")))
         claim.checkpoint = replace(claim.checkpoint, images=images)
-        self._forget_link(given)
+        self._forget_link(received)
         self.claims.progress(claim, image_progress(len(images), len(images), self.wanted))
 
-    async def _into_store(self, given: ReceivedImage) -> StoredImage:
+    async def _into_store(self, received: ReceivedImage) -> StoredImage:
         image, tries = None, 0
         try:
             while True:
                 try:
-                    if image is None and not self.image_saver.writable and not isinstance(given.image, ImageLink):
+                    if image is None and not self.image_saver.writable and not isinstance(received.image, ImageLink):
                         raise StoreUnavailable  # the bytes are in the answer: decoded they would take memory twice
-                    image = image or await self._fetch(given)
+                    image = image or await self._fetch(received)
                     stored = await self.image_saver.save(
-                        self.claim.task.id, given.index, image, given.seed, self.describe
+                        self.claim.task.id, received.index, image, received.seed, self.describe
                     )
                 except StoreUnavailable as error:
-                    if image is not None and self._comes_again(given, image):
+                    if image is not None and self._comes_again(received, image):
                         self.image_saver.discard(image)
                         image = None
                     await self._stall(tries, error)
@@ -202,20 +202,20 @@ class ClaimImageSaver:
                 self.image_saver.discard(image)
 
     @staticmethod
-    def _comes_again(given: ReceivedImage, image: VerifiedImage) -> bool:
+    def _comes_again(received: ReceivedImage, image: VerifiedImage) -> bool:
         """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
         if image.path is not None:
             return not image.path.exists()
-        return not isinstance(given.image, ImageLink)
+        return not isinstance(received.image, ImageLink)
 
-    async def _fetch(self, given: ReceivedImage) -> VerifiedImage:
+    async def _fetch(self, received: ReceivedImage) -> VerifiedImage:
         """Return the checked image; a link with a long download is checkpointed meanwhile."""
-        age_s = max(self.clock() - given.received_at, 0.0)
+        age_s = max(self.clock() - received.received_at, 0.0)
         if not self.claim.checkpoint.links or self.claim.checkpoint is self.claim.stored_checkpoint:
-            return await self.image_saver.fetch(given.image, age_s=age_s)
+            return await self.image_saver.fetch(received.image, age_s=age_s)
         timer = asyncio.get_running_loop().call_later(CHECKPOINT_AFTER_S, self._checkpoint_soon)
         try:
-            return await self.image_saver.fetch(given.image, age_s=age_s)
+            return await self.image_saver.fetch(received.image, age_s=age_s)
         finally:
             timer.cancel()
             if self._writing is not None:
@@ -258,31 +258,31 @@ class ClaimImageSaver:
     def _note_links(self, links: Sequence[ReceivedImage]) -> None:
         """Put links into the checkpoint's next state; once they are there, no call is under way."""
         paid = [
-            PaidImage(given.index, given.image.url, given.received_at, given.seed)
-            for given in links
-            if isinstance(given.image, ImageLink)
+            PaidImage(received.index, received.image.url, received.received_at, received.seed)
+            for received in links
+            if isinstance(received.image, ImageLink)
         ]
         if tuple(paid) != self.claim.checkpoint.links:
             self.claim.checkpoint = replace(self.claim.checkpoint, links=tuple(paid))
 
-    def _forget_link(self, given: ReceivedImage) -> None:
+    def _forget_link(self, received: ReceivedImage) -> None:
         links = self.claim.checkpoint.links
         if links:
             self.claim.checkpoint = replace(
-                self.claim.checkpoint, links=tuple([paid for paid in links if paid.index != given.index])
+                self.claim.checkpoint, links=tuple([paid for paid in links if paid.index != received.index])
             )
 
-    def _link_end(self, given: ReceivedImage) -> float:
-        link = given.image
-        return expires_at(link.url, given.received_at) if isinstance(link, ImageLink) else 0.0
+    def _link_end(self, received: ReceivedImage) -> float:
+        link = received.image
+        return expires_at(link.url, received.received_at) if isinstance(link, ImageLink) else 0.0
 
     def _later(self, failures: Sequence[tuple[ReceivedImage, DownloadFailed]]) -> Retry:
         """Return when the links are tried again: the longer they fail the later, but before the first one dies."""
         now = self.clock()
-        age_s = now - min(given.received_at for given, _ in failures)
+        age_s = now - min(received.received_at for received, _ in failures)
         asked_s = max((error.retry_after_s or 0.0 for _, error in failures), default=0.0)
         delay_s = min(max(age_s / 2, MIN_RETRY_S), MAX_RETRY_S) * (0.75 + 0.5 * self.jitter())
-        left_s = min(self._link_end(given) for given, _ in failures) - now
+        left_s = min(self._link_end(received) for received, _ in failures) - now
         delay_s = min(max(delay_s, min(asked_s, MAX_RETRY_S)), max(left_s - 1.0, 0.5))
         log = logger.bind(taskId=self.claim.task.id)
         log.info("Paid images can't be fetched now, {:.1f} s until the next try: {}", delay_s, failures[0][1])

@@ -101,27 +101,27 @@ class UnservedTasks:
         If no instance certainly serves it, it is released for any that may. Return the end of the task if none can.
         """
         task, now = claim.task, self._clock()
-        seen = self._record(task)
+        record = self._record(task)
         able = able_peers(self._others.channels, claim)
         if able or self._others.channels.may_serve(task.model, sandbox=task.sandbox):
-            seen.alone_since = None
-        elif seen.alone_since is None:
-            seen.alone_since = now
+            record.alone_since = None
+        elif record.alone_since is None:
+            record.alone_since = now
         ends_at = self._rules.deadline(task)
-        if seen.alone_since is not None:
-            ends_at = min(ends_at, seen.alone_since + ALONE_S)
+        if record.alone_since is not None:
+            ends_at = min(ends_at, record.alone_since + ALONE_S)
         if now >= ends_at:
             del self._seen[task.id]
             error = TaskError("model_not_available", _no_channel(task), retryable=True)
             return Failed(error, keeps_images=True)
-        if seen.given > 1 or seen.alone_since is not None:
+        if record.given > 1 or record.alone_since is not None:
             self._check_others(now)
-        if seen.alone_since is None and (seen.is_held or not seen.given):
-            seen.is_held, seen.given = False, seen.given + 1
+        if record.alone_since is None and (record.is_held or not record.given):
+            record.is_held, record.given = False, record.given + 1
             await self._give(claim, able)
             return None
-        seen.is_held = True
-        retry_at = min(now + seen.holds.next_s(), ends_at)
+        record.is_held = True
+        retry_at = min(now + record.holds.next_s(), ends_at)
         self._claims.park(claim, WaitReason.QUEUED, retry_at, until=retry_at)
         return None
 

@@ -117,8 +117,8 @@ def _ridge(canvas: Canvas, level: float, relief: float) -> list[Point]:
     ]
     while span > max(canvas.unit / 120, 2.0):
         finer = []
-        for one, other in pairwise(heights):
-            finer += [one, (one + other) / 2 + random.uniform(-swing, swing)]
+        for left, right in pairwise(heights):
+            finer += [left, (left + right) / 2 + random.uniform(-swing, swing)]
         heights, swing, span = [*finer, heights[-1]], swing * 0.5, span / 2
     line = [(i * span, level - relief * 0.5 * height) for i, height in enumerate(heights)]
     return [*line, (line[-1][0], float(canvas.height)), (0.0, float(canvas.height))]

@@ -28,12 +28,12 @@ class Palette:
         return Palette(tuple(_turned(c, degrees) for c in self.shades), _turned(self.accent, degrees))
 
 
-def mix(one: Rgb, other: Rgb, part: float) -> Rgb:
-    """`one` where part is 0, `other` where it is 1."""
+def mix(first: Rgb, second: Rgb, part: float) -> Rgb:
+    """Return the colour between two: `first` if `part` is 0, `second` if it is 1."""
     return (
-        round(one[0] + (other[0] - one[0]) * part),
-        round(one[1] + (other[1] - one[1]) * part),
-        round(one[2] + (other[2] - one[2]) * part),
+        round(first[0] + (second[0] - first[0]) * part),
+        round(first[1] + (second[1] - first[1]) * part),
+        round(first[2] + (second[2] - first[2]) * part),
     )
 
 

@@ -49,10 +49,10 @@ class DrawingSpec:
 class Drawing:
     """An image in four steps, each of which takes a while: call them in this order, off the event loop."""
 
-    def __init__(self, wish: DrawingSpec) -> None:
-        self._wish = wish
-        self._canvas = _canvas(wish)
-        self._card = lay_out(wish.width, wish.height, wish.prompt)
+    def __init__(self, spec: DrawingSpec) -> None:
+        self._wish = spec
+        self._canvas = _canvas(spec)
+        self._card = lay_out(spec.width, spec.height, spec.prompt)
 
     def paint(self) -> None:
         """The scene, without words."""
@@ -77,16 +77,16 @@ class Drawing:
         return file.getvalue()
 
 
-def _canvas(wish: DrawingSpec) -> Canvas:
-    repeat = f"/{wish.repeat}" if wish.repeat else ""
-    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}{repeat}"))  # noqa: S311 - an image, no secret
-    palette = PALETTES[(_number(wish.prompt) // 1_000 + 3 * _place(wish)) % len(PALETTES)]
-    return Canvas(wish.width, wish.height, palette.turned(random.uniform(-18, 18)), random)
+def _canvas(spec: DrawingSpec) -> Canvas:
+    repeat = f"/{spec.repeat}" if spec.repeat else ""
+    random = Random(_number(f"{spec.seed}/{spec.index}/{spec.prompt}{repeat}"))  # noqa: S311 - an image, no secret
+    palette = PALETTES[(_number(spec.prompt) // 1_000 + 3 * _place(spec)) % len(PALETTES)]
+    return Canvas(spec.width, spec.height, palette.turned(random.uniform(-18, 18)), random)
 
 
-def _place(wish: DrawingSpec) -> int:
+def _place(spec: DrawingSpec) -> int:
     """Neighbours in seed or index have another scene and another palette: both counts are prime."""
-    return wish.repeat + wish.index if wish.seed is None else wish.seed + wish.index + 3
+    return spec.repeat + spec.index if spec.seed is None else spec.seed + spec.index + 3
 
 
 def _number(text: str) -> int:

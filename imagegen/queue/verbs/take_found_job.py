@@ -47,8 +47,8 @@ async def _values_of_others(context: VerbContext, task_id: str) -> AsyncIterator
     prefixes, own = tuple(kind("") for kind in kinds), {kind(task_id) for kind in kinds}
     while cursor or not begun:
         begun = True
-        cursor, found = await context.connection.scan(cursor, f"{{{keys.prefix}}}:*", SCAN_COUNT)
-        names = [name.decode() for name in found]
+        cursor, key_names = await context.connection.scan(cursor, f"{{{keys.prefix}}}:*", SCAN_COUNT)
+        names = [name.decode() for name in key_names]
         names = [name for name in names if name.startswith(prefixes) and name not in own]
         async with context.connection.deadline():
             values = cast(list[bytes | None], await commands.mget(names)) if names else []

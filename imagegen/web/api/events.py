@@ -43,8 +43,8 @@ async def task_events(request: web.Request) -> web.StreamResponse:
     if task is None:
         return not_found(request)
     last = request.headers.get("Last-Event-ID", "").strip()
-    known = {task.id: int(last)} if _ONE_KNOWN.fullmatch(last) else {}
-    return await _stream(request, [task], TaskEventStream(request, known))
+    sequences = {task.id: int(last)} if _ONE_KNOWN.fullmatch(last) else {}
+    return await _stream(request, [task], TaskEventStream(request, sequences))
 
 
 async def multi_task_events(request: web.Request) -> web.StreamResponse:
@@ -54,14 +54,14 @@ async def multi_task_events(request: web.Request) -> web.StreamResponse:
     client that reconnects misses nothing and receives nothing twice.
     """
     ids = _task_ids(request)
-    found = await find_tasks(request, ids)
-    tasks = [task for task in found if task is not None]
+    tasks_or_none = await find_tasks(request, ids)
+    tasks = [task for task in tasks_or_none if task is not None]
     if not tasks:
         return not_found(request)
-    unknown = [task_id for task_id, task in zip(ids, found, strict=True) if task is None]
+    unknown = [task_id for task_id, task in zip(ids, tasks_or_none, strict=True) if task is None]
     pairs = map(_TASK_KNOWN.fullmatch, request.headers.get("Last-Event-ID", "").strip().split(","))
-    known = {pair[1]: int(pair[2]) for pair in pairs if pair}
-    return await _stream(request, tasks, TaskEventStream(request, known, joined=True, unknown=unknown))
+    sequences = {pair[1]: int(pair[2]) for pair in pairs if pair}
+    return await _stream(request, tasks, TaskEventStream(request, sequences, joined=True, unknown=unknown))
 
 
 def _task_ids(request: web.Request) -> list[str]:
@@ -107,15 +107,15 @@ def new_images(before: Task | None, after: Task) -> list[StoredImage]:
 class TaskEventStream:
     """Event stream of one client.
 
-    known: the sequences that the client has, by task id, from its Last-Event-ID. joined: the stream has several tasks.
+    sequences: those that the client has, by task id, from its Last-Event-ID. joined: the stream has several tasks.
     """
 
     def __init__(
-        self, request: web.Request, known: Mapping[str, int], *, joined: bool = False, unknown: Sequence[str] = ()
+        self, request: web.Request, sequences: Mapping[str, int], *, joined: bool = False, unknown: Sequence[str] = ()
     ) -> None:
         self._request = request
         self._services: Services = request.app[SERVICES]
-        self._client_sequences = dict(known)
+        self._client_sequences = dict(sequences)
         self._joined = joined
         self._unknown = unknown
         self._last_sent: dict[str, Task] = {}
@@ -156,16 +156,16 @@ class TaskEventStream:
         The id is what the client has after this event. An image's id is the sequence before, since the rest of its
         change follows.
         """
-        before, known = self._last_sent.get(task.id), self.known(task)
+        before, last_sequence = self._last_sent.get(task.id), self.known(task)
         if before is not None and task.sequence < before.sequence:
             return
         self._last_sent[task.id] = task
-        if task.sequence <= known:
+        if task.sequence <= last_sequence:
             return
         view, _ = await render_task(self._request, task)
         entries = {entry["index"]: entry for entry in view.get("data", ())}
         for image in new_images(before, task):
-            await self._send(response, "image", (task.id, known), entries[image.index])
+            await self._send(response, "image", (task.id, last_sequence), entries[image.index])
         here = (task.id, task.sequence)
         await self._send(response, event_name(before, task), here, view)
         if before is None and task.state.is_final:

@@ -85,13 +85,13 @@ async def _answer(request: web.Request, services: Services, task: Task, image: S
     status, part = 200, range(size_bytes)
     wanted = request.headers.get(hdrs.RANGE)
     if wanted is not None and request.headers.get(hdrs.IF_RANGE, etag) == etag:
-        found = requested_range(wanted, size_bytes)
-        if found is not None and not found:
+        requested = requested_range(wanted, size_bytes)
+        if requested is not None and not requested:
             del headers[hdrs.CONTENT_TYPE]
             refusal = web.Response(status=416, headers={**headers, hdrs.CONTENT_RANGE: f"bytes */{size_bytes}"})
             return await _without_body(services, task, image, refusal)
-        if found is not None:
-            status, part = 206, found
+        if requested is not None:
+            status, part = 206, requested
             headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
     opened = await services.store.open(task.id, image)
     if opened is None:
@@ -107,10 +107,10 @@ async def _thumbnail(request: web.Request, services: Services, task: Task, spec:
         raise ImageExpired
     if etag_matches(request, etag):
         return web.Response(status=304, headers=_thumbnail_headers(request, task, spec, etag))
-    found = await services.thumbnails.open(spec)
-    if found is None:
+    thumbnail_with_bytes = await services.thumbnails.open(spec)
+    if thumbnail_with_bytes is None:
         raise ImageExpired
-    thumbnail, opened = found
+    thumbnail, opened = thumbnail_with_bytes
     headers = _thumbnail_headers(request, task, spec, etag) | {hdrs.CONTENT_TYPE: thumbnail.content_type}
     if request.method == hdrs.METH_HEAD:
         opened.close()
@@ -156,14 +156,14 @@ def requested_range(header: str, size_bytes: int) -> range | None:
 
     Empty if they can't be had, which is a 416; None if the header is to be ignored: several ranges, or no valid one.
     """
-    found = _RANGE.fullmatch(header.replace(" ", ""))
-    if not found or not (found[1] or found[2]):
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if not match or not (match[1] or match[2]):
         return None
-    if not found[1]:
-        return range(max(size_bytes - _number(found[2]), 0), size_bytes)
-    first = _number(found[1])
-    last = _number(found[2]) if found[2] else size_bytes - 1
-    if found[2] and last < first:
+    if not match[1]:
+        return range(max(size_bytes - _number(match[2]), 0), size_bytes)
+    first = _number(match[1])
+    last = _number(match[2]) if match[2] else size_bytes - 1
+    if match[2] and last < first:
         return None
     return range(first, min(last + 1, size_bytes)) if first < size_bytes else range(0)
 

@@ -296,12 +296,12 @@ async def decoded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 
     A megabyte takes a third of a millisecond, less than a change of threads for each piece would.
     """
-    held = b""
+    rest = b""
     async for piece in pieces:
-        data, held = _decode(held + piece)
+        data, rest = _decode(rest + piece)
         yield data
-    if held:
-        yield _decode(held + b"=" * (-len(held) % 4))[0]
+    if rest:
+        yield _decode(rest + b"=" * (-len(rest) % 4))[0]
 
 
 class _Cutter:
@@ -319,12 +319,12 @@ class _Cutter:
 
     async def read(self) -> bytes:
         """Read the body to its end; return it without the images. Raises BodyTooLarge, InvalidRequest."""
-        uris, more = 0, True
-        while more:
+        uris, has_more = 0, True
+        while has_more:
             uri = _URI.search(self._ahead)
             if uri is None:
                 self._move(max(len(self._ahead) - _HEAD_BYTES, 0))
-                more = await self._fill()
+                has_more = await self._fill()
                 continue
             uris += 1
             if uris > MAX_URIS:

@@ -44,17 +44,17 @@ def open_sockets(hosts: Sequence[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _bind(host: str, port: int, others: Sequence[socket.socket], *, dual: bool) -> list[socket.socket]:
-    """Bind every address of a host that `others` don't take; of a name with several, at least one."""
+def _bind(host: str, port: int, existing: Sequence[socket.socket], *, dual: bool) -> list[socket.socket]:
+    """Bind every address of a host that `existing` sockets don't take; of a name with several, at least one."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"HOST: {host!r} is no address of this machine and no name that resolves") from error
     bound: list[socket.socket] = []
     failure: OSError | None = None
-    addresses = dict.fromkeys((info[0], info[4]) for info in found)
-    wanted = [(family, address) for family, address in addresses if not _is_taken(family, address, others)]
+    addresses = dict.fromkeys((info[0], info[4]) for info in infos)
+    wanted = [(family, address) for family, address in addresses if not _is_taken(family, address, existing)]
     for family, address in wanted:
         at = (address[0], bound[0].getsockname()[1], *address[2:]) if bound else address
         try:

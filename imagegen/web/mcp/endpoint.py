@@ -126,8 +126,8 @@ def _error(error: RpcError, protocol: Protocol | None) -> web.StreamResponse:
 
 async def _discover(_request: web.Request, _protocol: Protocol, _message: RpcMessage) -> dict[str, Any]:
     capabilities: dict[str, Any] = {"tools": {}, "extensions": {TASKS_EXTENSION: {}}}
-    found = {"supportedVersions": list(SUPPORTED), "capabilities": capabilities, "instructions": INSTRUCTIONS}
-    return found | _CACHEABLE
+    result = {"supportedVersions": list(SUPPORTED), "capabilities": capabilities, "instructions": INSTRUCTIONS}
+    return result | _CACHEABLE
 
 
 async def _list_tools(_request: web.Request, protocol: Protocol, _message: RpcMessage) -> dict[str, Any]:

@@ -51,7 +51,7 @@ async def wait_for_task(request: web.Request, task: Task, report: Report | None 
                 await report(task)
                 left_s = min(left_s, PROGRESS_S)
             for changed in await subscription.changes(left_s):
-                task = max(task, changed, key=lambda seen: seen.sequence)
+                task = max(task, changed, key=lambda state: state.sequence)
             if not still_admits(request):
                 raise Unauthorized
     return task

@@ -235,12 +235,12 @@ async def _thumbnail(services: Services, task: Task, max_chars: int) -> Mapping[
         return None
     for size in THUMBNAIL_SIZES:
         try:
-            found = await services.thumbnails.open(ThumbnailSpec(task.id, image, size, task.expires_at))
+            thumbnail = await services.thumbnails.open(ThumbnailSpec(task.id, image, size, task.expires_at))
         except (UnsupportedImage, StoreUnavailable):
             return None
-        if found is None:
+        if thumbnail is None:
             return None
-        record, opened = found
+        record, opened = thumbnail
         with closing(opened):
             block = _image_block(await opened.read_all(), record.content_type)
         if len(orjson.dumps(block)) < max_chars:

@@ -157,12 +157,12 @@ def _detail(arguments: Mapping[str, Any]) -> str:
     return str(detail)
 
 
-def _task_id(arguments: Mapping[str, Any], *others: str) -> tuple[str, Mapping[str, Any]]:
+def _task_id(arguments: Mapping[str, Any], *other_names: str) -> tuple[str, Mapping[str, Any]]:
     """Return the id of a task, and the arguments. Raises InvalidRequest."""
     errors = [
         FieldError(ascii(name)[1:_MAX_ID_CHARS], "is no argument of this tool")
         for name in arguments
-        if name not in ("taskId", *others)
+        if name not in ("taskId", *other_names)
     ]
     task_id = arguments.get("taskId")
     if not isinstance(task_id, str):

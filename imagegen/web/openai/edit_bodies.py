@@ -67,10 +67,10 @@ class EditBody:
             errors += _source_errors([self.mask])
         if errors:
             raise InvalidRequest(details=errors)
-        (_, first), *others = self.images
+        (_, first), *rest = self.images
         fields = {**self.fields, "image_url": first}
-        if others:
-            fields["reference_images"] = [source for _, source in others]
+        if rest:
+            fields["reference_images"] = [source for _, source in rest]
         if self.mask is not None:
             fields[_MASK] = self.mask[1]
         return fields
@@ -185,11 +185,11 @@ def _entries(name: str, value: object) -> Iterator[tuple[str, object]]:
 def _add_entry(edit: EditBody, where: str, entry: object) -> None:
     source, within = entry, where
     while isinstance(source, dict):
-        given = [name for name in _LINK_NAMES if source.get(name) is not None]
-        if len(given) != 1:
+        names = [name for name in _LINK_NAMES if source.get(name) is not None]
+        if len(names) != 1:
             edit.errors.append(FieldError(within, "must have image_url or file_id"))
             return
-        within, source = f"{within}.{given[0]}", source[given[0]]
+        within, source = f"{within}.{names[0]}", source[names[0]]
     if not isinstance(source, str):
         edit.errors.append(FieldError(within, "must be a string"))
     elif within.endswith("file_id") and not source.startswith(UPLOAD_PREFIX):

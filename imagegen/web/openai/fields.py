@@ -162,9 +162,9 @@ def _add_size(
         if match is None:
             errors.append(FieldError("size", "must be auto, or such as WIDTHxHEIGHT"))
         sides = dict(zip(_SIDES, map(int, match.groups()), strict=True)) if match else {}
-        others = [name for name in _SHAPE if name in fields and fields[name] != sides.get(name)]
-        errors += [FieldError(spelled[name], "must not be sent together with size") for name in others]
-        for side in () if others else sides.keys() - fields.keys():
+        conflicting = [name for name in _SHAPE if name in fields and fields[name] != sides.get(name)]
+        errors += [FieldError(spelled[name], "must not be sent together with size") for name in conflicting]
+        for side in () if conflicting else sides.keys() - fields.keys():
             fields[side] = sides[side]
             spelled[side] = "size"
 

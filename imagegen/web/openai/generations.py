@@ -131,10 +131,10 @@ async def _held(
     """Return the response when the task is finished or the wait is over, and how the call ends once it is delivered."""
     is_async = _prefers_async(request)
     if services.openai.keepalive and not is_async and not repeats_by_itself(request.headers):
-        held = KeepaliveResponse(request, services)
-        task = await held.wait(task, within_s)
-        response = await held.complete(lambda: _response(request, services, wanted, task))
-        return response, Ending.LOST if held.has_error else _ending(request, task)
+        keepalive = KeepaliveResponse(request, services)
+        task = await keepalive.wait(task, within_s)
+        response = await keepalive.complete(lambda: _response(request, services, wanted, task))
+        return response, Ending.LOST if keepalive.has_error else _ending(request, task)
     if not task.state.is_final:
         wait_s = min(within_s, parse_wait_s(request)) if is_async else within_s
         task = await wait_until_final(services, task, wait_s, request)

@@ -115,7 +115,7 @@ class ImageEventStream:
     async def _next(self, task: Task, within_s: float) -> Task:
         """Return the newest of the task; a change that was overtaken on its way is none."""
         changes = await self._subscription.changes(within_s)
-        return max(task, *changes, key=lambda seen: seen.sequence) if changes else task
+        return max(task, *changes, key=lambda state: state.sequence) if changes else task
 
     def _new(self, task: Task) -> list[StoredImage]:
         if task.stale_images or task.state in (State.FAILED, State.CANCELLED):

@@ -173,12 +173,12 @@ def hook_event(state: State) -> Any:
 
 def error(kind: type[ApiError], envelope: str) -> Any:
     """Return an answer that is this error."""
-    known = _sample(kind)
+    sample = _sample(kind)
     if envelope == "openai":
-        fault = known.details[0] if known.details else None
-        text = f"{fault.field}: {fault.message}" if fault else known.message("en")
-        return {"error": error_fields(known.status, text, known.code, fault.field if fault else None)}
-    return error_view(known, _REQUEST_ID, "en")
+        fault = sample.details[0] if sample.details else None
+        text = f"{fault.field}: {fault.message}" if fault else sample.message("en")
+        return {"error": error_fields(sample.status, text, sample.code, fault.field if fault else None)}
+    return error_view(sample, _REQUEST_ID, "en")
 
 
 def failure(status: int, code: str) -> Any:

@@ -82,10 +82,10 @@ def _tidy(schema: Json) -> Json:
 
 def _choice(parts: list[Json]) -> Json:
     """Return the schema of a choice; a nullable value keeps its description, and its type is a list if it is simple."""
-    others = [part for part in parts if part != _NULL]
-    if len(others) != 1 or len(parts) != 2:
+    not_null = [part for part in parts if part != _NULL]
+    if len(not_null) != 1 or len(parts) != 2:
         return {"anyOf": parts}
-    only = dict(others[0])
+    only = dict(not_null[0])
     text = {"description": only.pop("description")} if "description" in only else {}
     if isinstance(only.get("type"), str):
         values = {"enum": [*only["enum"], None]} if "enum" in only else {}

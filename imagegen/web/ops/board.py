@@ -150,8 +150,8 @@ async def _rows(request: web.Request, board: Board, telemetry: Telemetry) -> lis
     """Return the rows of unfinished tasks, then of those that ended here, the latest first."""
     rows = {row.task.id: row for row in await board.unfinished.list(MAX_ROWS)}
     for task in reversed(telemetry.backlog.ended):
-        known = rows.get(task.id)
-        if known is None or known.task.epoch < task.epoch:
+        listed = rows.get(task.id)
+        if listed is None or listed.task.epoch < task.epoch:
             rows[task.id] = UnfinishedTask(task)
     max_attempts = request.app[SERVICES].max_attempts
     return [board_task_view(row, max_attempts) for row in rows.values()]
