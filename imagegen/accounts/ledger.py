@@ -110,7 +110,8 @@ class Ledger:
         if not self.unwritten:
             return
         try:
-            if self._connection.health.down_since is not None:
+            health = self._connection.health
+            if health.down_since is not None and not health.refused:
                 raise QueueUnavailable
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.write()

@@ -214,7 +214,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     parts.consumer.on_loss = recovery.on_group_lost
     leases.on_loss = recovery.on_claims_lost
     leases.restore = recovery.restore_claims
-    relay.on_unstarted = recovery.check_waiting
+    relay.on_unstarted, recovery.on_unstarted = recovery.check_waiting, takeover.suspect_skipped
     parts.client_queue.on_missing_entry = recovery.wait_restored
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances

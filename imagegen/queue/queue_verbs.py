@@ -17,6 +17,7 @@ from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.context import BudgetValues, VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
+from imagegen.queue.verbs.find_skipped import find_skipped
 from imagegen.queue.verbs.finish import Finish, FinishItem, FinishReply
 from imagegen.queue.verbs.join import join
 from imagegen.queue.verbs.list_waiting import WaitingEntryIds, list_waiting
@@ -168,8 +169,16 @@ class QueueVerbs:
     async def probe_claim(self, consumer: str, entry_id: str) -> None:
         await group.probe_claim(self._context, consumer, entry_id)
 
-    async def claim_expired(self, consumer: str, entry_ids: Sequence[str], min_idle_s: float) -> list[Entry]:
-        return await consume.claim_expired(self._context, consumer, entry_ids, min_idle_s)
+    async def claim_expired(
+        self, consumer: str, entry_ids: Sequence[str], min_idle_s: float, *, force: bool = False
+    ) -> list[Entry]:
+        return await consume.claim_expired(self._context, consumer, entry_ids, min_idle_s, force=force)
+
+    async def find_skipped(self) -> list[str]:
+        return await find_skipped(self._context)
+
+    async def length(self) -> int:
+        return await group.length(self._context)
 
     async def take_given(self, giver: str, taker: str, entry_ids: Sequence[str]) -> list[Entry]:
         return await take_given(self._context, giver, taker, entry_ids)

@@ -47,6 +47,8 @@ CHECK_AGAIN_S = 10.0
 class Recovery:
     """Recovery of one instance. clock: Unix time. on_restored: called after each recovery.
 
+    on_unstarted: called if a task has its entry although it should have been started.
+
     result_ttl_s: a record that is younger and missing was lost, and did not expire.
     """
 
@@ -76,6 +78,7 @@ class Recovery:
         self._probing: asyncio.Task[None] | None = None
         self._leases = leases
         self.on_restored: Callable[[], None] = lambda: None
+        self.on_unstarted: Callable[[], None] = lambda: None
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
         """Begin a recovery. publish: peers can't notice the cause themselves."""
@@ -167,6 +170,8 @@ class Recovery:
                 if answer.kind == "missing":
                     self.notice("waiting tasks have no entry", publish=True)
                 else:
+                    if answer.kind == "there" and answer.entry_id != IN_LINE:
+                        self.on_unstarted()
                     self._take_in(task, answer)
 
     async def _recover(self) -> None:

@@ -20,6 +20,7 @@ from imagegen.queue.claim import Claim, take_over_state
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.skipped import SkippedEntries
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.context import batched
@@ -41,6 +42,9 @@ GONE_S, SILENT_S = 5.0, 65.0
 
 A living one reads every 57 s.
 """
+
+LENGTH_CHECKS = 3
+"""One of so many regular checks counts the entries instead of the consumers, to find those that nothing delivers."""
 
 UNPROMPTED_CHECK_S = 10.0
 """Shortest interval of checks if Redis refuses the channel of the instances; else a lease."""
@@ -65,6 +69,8 @@ class Takeover:
         self._dispatcher = leases.dispatcher
         self._notifier = notifier
         self._lease_s = lease_s
+        self._skipped = SkippedEntries(verbs, connection.health, lease_s)
+        self._checks = 0
         self._confirm_s = min(CONFIRM_S, lease_s)
         self._answering_since = self._answered_at = -math.inf
         self._expired: dict[str, float] = {}
@@ -88,6 +94,7 @@ class Takeover:
                 self._verbs.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
             step = self._look
+            next_s = min(next_s, await self._take_skipped())
             if self._notifier.silent:  # no peer publishes that it is busy
                 check_s = min(check_s, max(self._lease_s, UNPROMPTED_CHECK_S))
             try:
@@ -161,7 +168,13 @@ class Takeover:
 
     async def _check(self) -> float:
         """Check the consumers, and their claims only if another one has some, or ours were lost."""
+        self._checks += 1
+        length = await self._verbs.length() if self._checks % LENGTH_CHECKS == 2 else None
+        if length == 0:
+            return CHECK_S
         consumers = await self._verbs.consumers()
+        if length is not None and length > sum(consumer.pending for consumer in consumers):
+            self._skipped.suspect()
         others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
         if gone:
@@ -246,6 +259,41 @@ class Takeover:
         if self._expired:
             return UNDELIVERED_AFTER_S / 10 if room else UNDELIVERED_AFTER_S / 2
         return 0.0
+
+    def suspect_skipped(self) -> None:
+        """Search for entries that nothing delivers: a task was delivered long ago, and is not started."""
+        self._skipped.suspect()
+        self._leases.check_now()
+
+    async def _take_skipped(self) -> float:
+        """Claim entries that nothing delivers, if any are suspected. Return the seconds until the next search."""
+        skipped, dispatcher = self._skipped, self._dispatcher
+        if skipped.look_at > time.monotonic():
+            return skipped.look_at - time.monotonic()
+        try:
+            entry_ids = await self._connection.retry_until_available(skipped.find)
+        except RedisError as error:
+            self._verbs.unreadable.report("skipped", type(error).__name__, error)
+            return CHECK_S
+        room = max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
+        if entry_ids[room:]:
+            skipped.keep()
+        claims = await self._connection.retry_until_available(self._take_unheld, entry_ids[:room]) if room > 0 else []
+        if claims:
+            logger.warning("Redis would not have delivered {} waiting tasks any more; they run now", len(claims))
+        self._offer(claims)
+        return max(skipped.look_at - time.monotonic(), 0.0)
+
+    async def _take_unheld(self, entry_ids: Sequence[str]) -> list[Claim]:
+        """Claim entries that have no claim, with what their last owners had done."""
+        now = time.monotonic()
+        claims: list[Claim] = []
+        for page in batched(entry_ids, MAX_TAKEN):
+            self._renewed_at |= dict.fromkeys(page, now - self._lease_s)
+            claims += await self._adopt(
+                await self._verbs.claim_expired(self._dispatcher.instance, page, self._lease_s, force=True)
+            )
+        return claims
 
     @property
     def _room(self) -> int:

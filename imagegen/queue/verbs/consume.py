@@ -43,12 +43,15 @@ async def read_entries(context: VerbContext, consumer: str, count: int, block_s:
 
 
 async def claim_expired(
-    context: VerbContext, consumer: str, entry_ids: Sequence[str], min_idle_s: float
+    context: VerbContext, consumer: str, entry_ids: Sequence[str], min_idle_s: float, *, force: bool = False
 ) -> list[Entry]:
-    """Claim those of the entries that were not renewed for `min_idle_s`. Each goes to one consumer only."""
+    """Claim those of the entries that were not renewed for `min_idle_s`, with `force` also those without a claim.
+
+    Each goes to one consumer only.
+    """
     async with context.connection.deadline():
         rows: Any = await context.connection.commands.xclaim(
-            context.keys.stream, GROUP, consumer, int(min_idle_s * 1000), list(entry_ids)
+            context.keys.stream, GROUP, consumer, int(min_idle_s * 1000), list(entry_ids), force=force
         )
     context.count("takeover", 1)
     # An entry that was deleted while it was pending has no fields.

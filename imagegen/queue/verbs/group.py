@@ -70,6 +70,13 @@ async def pending_entries(context: VerbContext) -> list[PendingEntry]:
         low = f"({entries[-1].entry_id}"
 
 
+async def length(context: VerbContext) -> int:
+    """Return the number of entries, claimed ones included."""
+    count = cast(int, await context.multiplexer.execute("XLEN", context.keys.stream))
+    context.count("takeover", 1)
+    return count
+
+
 async def consumers(context: VerbContext) -> list[Consumer]:
     """Return the consumers of the group; none if there is no group."""
     rows = await _group_rows(context, "takeover", "XINFO", "CONSUMERS", context.keys.stream, GROUP)
