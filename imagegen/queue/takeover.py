@@ -290,7 +290,7 @@ class Takeover:
         claims: list[Claim] = []
         for page in batched(entry_ids, MAX_TAKEN):
             self._renewed_at |= dict.fromkeys(page, now - self._lease_s)
-            claims += await self._adopt(
+            claims += await self._hold_entries(
                 await self._verbs.claim_expired(self._dispatcher.instance, page, self._lease_s, force=True)
             )
         return claims
