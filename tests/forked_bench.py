@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orphans
 from forked import PipedProcess, fork_parent
 
 from bench.__main__ import main
@@ -34,6 +35,7 @@ def start(command: Sequence[str], **options: Any) -> object:
 
 
 if __name__ == "__main__":
+    orphans.end_started_programs()
     fork_parent()
     subprocess.Popen = start
     main()

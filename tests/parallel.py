@@ -20,12 +20,10 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import forked
+import orphans
 import pytest
 
 File = list[pytest.Item]
-
-PROCESS_NUMBER = "TEST_PROCESS"
-"""Variable of the environment with the number of a process of the run, counted from 0."""
 
 END_S = 20.0
 """For the fixtures of interrupted workers."""
@@ -41,12 +39,13 @@ def run(session: pytest.Session, processes: int) -> None:
     parents, forking = [], None
     if any(not item.get_closest_marker("unit") for item in session.items):
         parents, forking = forked.start_parents(count)
+    session.config._tmp_path_factory.getbasetemp()  # made once: a given folder is emptied first
     workers: list[_Worker] = []
     sys.stdout.flush()
     sys.stderr.flush()
     for number in range(count):
         results, sending = Pipe(duplex=False)
-        if pid := os.fork():
+        if pid := orphans.fork():
             sending.close()
             workers.append(_Worker(pid, results))
             continue
@@ -79,7 +78,6 @@ def _queue(count: int) -> int:
 def _work(session: pytest.Session, files: Sequence[File], queue: int, results: Connection, number: int) -> None:
     """Run files of the queue until it is empty. The end of the session follows in this process, as in any."""
     os.setpgid(0, 0)  # the terminal interrupts the first process, and that one its workers
-    os.environ[PROCESS_NUMBER] = str(number)
     manager = session.config.pluginmanager
     session.config.workerinput = {"workerid": str(number)}  # with it, plugins leave reports and caches to the first
     manager.unregister(name="terminalreporter")

@@ -1,4 +1,4 @@
-"""Loopback ports for the servers that tests start."""
+"""Loopback ports for the servers that tests start. No two processes of test runs on one machine take the same."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ import socket
 from collections.abc import Iterator
 from functools import cache
 
-from parallel import PROCESS_NUMBER
-
 _BELOW_EPHEMERAL = range(10_000, 32_000)
 """Linux takes the ports of outgoing connections from 32,768 on, so that none of them takes a server's port first."""
 
-_PROCESSES = 8
-_SHARE = len(_BELOW_EPHEMERAL) // _PROCESSES
+_SHARE = 500
+
+_locks: list[socket.socket] = []
 
 
 @cache
-def _own_ports() -> Iterator[int]:
-    """Return the ports of this process of the test run, without end."""
-    process = int(os.environ.get(PROCESS_NUMBER, "0")) % _PROCESSES
-    return itertools.cycle(_BELOW_EPHEMERAL[process * _SHARE : (process + 1) * _SHARE])
+def _own_ports(_pid: int) -> Iterator[int]:
+    """Return the ports of this process, without end. Until its end it holds the one before them, as their lock."""
+    for first in _BELOW_EPHEMERAL[::_SHARE]:
+        lock = socket.socket()
+        try:
+            lock.bind(("127.0.0.1", first))
+        except OSError:
+            lock.close()
+            continue
+        _locks.append(lock)
+        return itertools.cycle(range(first + 1, first + _SHARE))
+    raise OSError("all ports are taken by other test runs")
 
 
 def free_port() -> int:
-    """Return a port without a listener that no other process of this test run takes."""
-    for port in itertools.islice(_own_ports(), _SHARE):
+    """Return a port without a listener that no other process of a test run takes."""
+    for port in itertools.islice(_own_ports(os.getpid()), _SHARE):
         try:
             with socket.create_server(("127.0.0.1", port)):
                 return port

@@ -35,7 +35,14 @@ TIERS = {
         "worker/test_destinations.py",
         "worker/test_pacing.py",
     ),
-    "acceptance": ("emulator/test_process.py", "emulator/test_sdk.py", "faults", "service", "test_bench.py"),
+    "acceptance": (
+        "emulator/test_process.py",
+        "emulator/test_sdk.py",
+        "faults",
+        "service",
+        "test_bench.py",
+        "test_interrupted_runs.py",
+    ),
 }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +16,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from emulator_fixtures import EmulatedUpstream
+from orphans import find_browser
 from support import eventually
 
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
-BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+BROWSER = find_browser()
 FLAGS = ("--no-sandbox", "--disable-gpu")
 TIMEOUT_MS = 20_000
 DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from orphans import find_browser
 
 from imagegen.app import METER
 
 from .conftest import Client, StartService
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+BROWSER = find_browser()
 BROWSER_S = 60.0
 
 PAGE = """<!doctype html><script>
