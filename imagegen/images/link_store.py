@@ -13,14 +13,14 @@ from imagegen.tasks.image import StoredImage
 class UpstreamStore:
     """An image is its `url`, and lives as long as the provider lets it. `behind` keeps what came without a link."""
 
-    def __init__(self, behind: ImageStore) -> None:
-        self._fallback = behind
-        self.save = behind.save
-        self.open = behind.open
-        self.reuse = behind.reuse
-        self.contains = behind.contains
-        self.start = behind.start
-        self.close = behind.close
+    def __init__(self, fallback: ImageStore) -> None:
+        self._fallback = fallback
+        self.save = fallback.save
+        self.open = fallback.open
+        self.reuse = fallback.reuse
+        self.contains = fallback.contains
+        self.start = fallback.start
+        self.close = fallback.close
 
     @property
     def store_id(self) -> str:

@@ -83,12 +83,12 @@ class StoringSaver:
 class LinkOnlySaver:
     """`IMAGE_STORE=upstream`: the provider's own links are kept; bytes that came without one go to the store."""
 
-    def __init__(self, keeper: StoringSaver) -> None:
-        self._saver = keeper
+    def __init__(self, saver: StoringSaver) -> None:
+        self._saver = saver
         self._bytes_came = False
-        self.save = keeper.save
-        self.discard = keeper.discard
-        self.wait_writable = keeper.wait_writable
+        self.save = saver.save
+        self.discard = saver.discard
+        self.wait_writable = saver.wait_writable
 
     @property
     def writable(self) -> bool:

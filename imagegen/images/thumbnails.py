@@ -89,7 +89,7 @@ class Thumbnails:
         self._keys = keys
         self._life_s = life_s
         self._clock = clock
-        self._known: dict[str, StoredImage] = {}
+        self._records: dict[str, StoredImage] = {}
         self._unusable: dict[str, None] = {}
         self._finding: dict[str, asyncio.Task[_Made | None]] = {}
         self._turn = asyncio.Semaphore(1)
@@ -101,7 +101,7 @@ class Thumbnails:
         """
         gone = None
         for _ in range(2):
-            cached = self._known.get(spec.name)
+            cached = self._records.get(spec.name)
             made = _Made(cached) if cached is not None else await self._find(spec, gone)
             if made is None:
                 return None
@@ -109,7 +109,7 @@ class Thumbnails:
                 return made.record, OpenedImage(made.record.size_bytes, made.data)
             if opened := await self._store.open(spec.task_id, made.record):
                 return made.record, opened
-            gone = self._known.pop(spec.name, made.record)
+            gone = self._records.pop(spec.name, made.record)
         raise StoreUnavailable
 
     async def _find(self, spec: ThumbnailSpec, gone: StoredImage | None) -> _Made | None:
@@ -130,7 +130,7 @@ class Thumbnails:
     def _found(self, name: str, done: asyncio.Task[_Made | None]) -> None:
         self._finding.pop(name, None)
         if not done.cancelled() and done.exception() is None and (made := done.result()):
-            _put(self._known, name, made.record)
+            _put(self._records, name, made.record)
 
     async def _find_or_make(self, spec: ThumbnailSpec, gone: StoredImage | None) -> _Made | None:
         if spec.name in self._unusable:

@@ -49,7 +49,7 @@ class UploadRecords:
         self._connection = connection
         self._keys = keys
         self.clock = clock
-        self._known: dict[str, UploadRecord] = {}
+        self._cached: dict[str, UploadRecord] = {}
         self._write = load_script(__package__, "record_upload")
 
     async def write(self, record: UploadRecord) -> UploadRecord:
@@ -68,7 +68,7 @@ class UploadRecords:
 
     async def read(self, sha256: str) -> UploadRecord | None:
         """Return a record; None if there is none."""
-        cached = self._known.pop(sha256, None)
+        cached = self._cached.pop(sha256, None)
         if cached is not None and self.clock() < cached.expires_at:
             return self._remember(sha256, cached)
         async with self._connection.deadline():
@@ -79,12 +79,12 @@ class UploadRecords:
 
     def forget(self, sha256: str) -> None:
         """Drop a record from memory."""
-        self._known.pop(sha256, None)
+        self._cached.pop(sha256, None)
 
     def _remember(self, sha256: str, record: UploadRecord) -> UploadRecord:
-        if len(self._known) >= MAX_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._known[sha256] = record
+        if len(self._cached) >= MAX_KNOWN:
+            del self._cached[next(iter(self._cached))]
+        self._cached[sha256] = record
         return record
 
     def _count(self, commands: int) -> None:

@@ -23,7 +23,7 @@ class UploadRights:
         self._connection = connection
         self._keys = keys
         self._clock = clock
-        self._known: dict[str, float] = {}
+        self._cached: dict[str, float] = {}
 
     async def give(self, sha256: str, scope: str, until: float) -> bool:
         """Let the key of a scope use an image until a Unix time. Return whether it could not before."""
@@ -37,7 +37,7 @@ class UploadRights:
     async def has(self, sha256: str, scope: str) -> bool:
         """Return whether the key of a scope may use an image."""
         name = self._name(sha256, scope)
-        if self._known.get(name, 0.0) > self._clock():
+        if self._cached.get(name, 0.0) > self._clock():
             return True
         until_ms = cast(bytes | None, await self._connection.multiplexer.execute("GET", name))
         self._connection.meter.redis_commands_sent("pictures", 1)
@@ -46,10 +46,10 @@ class UploadRights:
         return until > self._clock()
 
     def _remember(self, name: str, until: float) -> None:
-        self._known.pop(name, None)
-        if len(self._known) >= MAX_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._known[name] = until
+        self._cached.pop(name, None)
+        if len(self._cached) >= MAX_KNOWN:
+            del self._cached[next(iter(self._cached))]
+        self._cached[name] = until
 
     def _name(self, sha256: str, scope: str) -> str:
         return self._keys.upload_right(sha256, blake2s(scope.encode(), digest_size=16).hexdigest())

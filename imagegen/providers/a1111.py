@@ -81,12 +81,12 @@ class A1111Provider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - the same for every checkpoint
         return Edits(max_images=1, mask=True, links=False)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         fields, path = fields_of(call, self._default_model), _TXT2IMG
         if call.request.image_sources:
             fields, path = fields | await _input_fields(call), _IMG2IMG
-        async with self._progress_told(watcher):
-            reply = await self._upstream.generate(fields, watcher, path)
+        async with self._progress_reported(observer):
+            reply = await self._upstream.generate(fields, observer, path)
         return replace(reply, images=reply.images[: call.count], warnings=left_out_warnings(call, VOCABULARY))
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
@@ -105,9 +105,9 @@ class A1111Provider(WithoutJobs):
         """The session is the app's."""
 
     @asynccontextmanager
-    async def _progress_told(self, watcher: CallObserver) -> AsyncIterator[None]:
+    async def _progress_reported(self, observer: CallObserver) -> AsyncIterator[None]:
         self._running += 1
-        loop = asyncio.create_task(self._tell_progress(watcher), name="a1111-progress")
+        loop = asyncio.create_task(self._report_progress(observer), name="a1111-progress")
         try:
             yield
         finally:
@@ -117,7 +117,7 @@ class A1111Provider(WithoutJobs):
             if not loop.cancelled():
                 loop.result()
 
-    async def _tell_progress(self, watcher: CallObserver) -> None:
+    async def _report_progress(self, observer: CallObserver) -> None:
         """Report the progress of the web UI's one running job, only while that job must be this call's."""
         reported = 0.0
         while True:
@@ -126,7 +126,7 @@ class A1111Provider(WithoutJobs):
                 fraction = _fraction(await self._upstream.get_json(_PROGRESS))
                 if self._running == 1 and reported < fraction <= 1:
                     reported = fraction
-                    watcher.progress(fraction)
+                    observer.progress(fraction)
 
 
 def fields_of(call: Call, default_model: str) -> dict[str, object]:

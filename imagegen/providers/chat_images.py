@@ -89,9 +89,9 @@ class ChatImagesProvider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - the table of models has what differs
         return Edits(max_images=MAX_INPUT_IMAGES)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         shapes = self._shapes_of(call.request.model)
-        answer = await self._upstream.submit(_PATH, fields_of(call, shapes), watcher)
+        answer = await self._upstream.submit(_PATH, fields_of(call, shapes), observer)
         reply = parse_chat(answer, secret=self._secret, now_s=time.time())
         warnings = (*left_out_warnings(call, VOCABULARY), *shape_warnings(call.request, shapes))
         return replace(reply, images=reply.images[: call.count], warnings=warnings)

@@ -89,10 +89,10 @@ class GeminiProvider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - the table of models has what differs
         return EDITS
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         shapes = self._shapes_of(call.request.model)
         path, fields = path_of(call.request.model), fields_of(call, shapes)
-        answer = await self._upstream.submit(path, fields, watcher)
+        answer = await self._upstream.submit(path, fields, observer)
         reply = parse_generation(answer, secret=self._secret, now_s=time.time())
         return replace(reply, images=reply.images[: call.count], warnings=warnings_of(call, shapes))
 

@@ -112,24 +112,24 @@ class ProviderClient:
     def own_hosts(self) -> frozenset[str]:
         return frozenset({self._base.host_port_subcomponent or ""})
 
-    async def generate(self, fields: Mapping[str, object], watcher: CallObserver, path: str | None = None) -> Reply:
+    async def generate(self, fields: Mapping[str, object], observer: CallObserver, path: str | None = None) -> Reply:
         """POST one paid call as JSON. Raises UpstreamError."""
-        return await self._pay(path or self._generations, JSON_TYPE, json_body(fields), watcher)
+        return await self._pay(path or self._generations, JSON_TYPE, json_body(fields), observer)
 
     async def send_form(
-        self, path: str, fields: Mapping[str, object], files: Sequence[tuple[str, InputImage]], watcher: CallObserver
+        self, path: str, fields: Mapping[str, object], files: Sequence[tuple[str, InputImage]], observer: CallObserver
     ) -> Reply:
         """POST one paid call as a multipart form. Raises UpstreamError."""
-        return await self._pay(path, FORM_TYPE, form_body(fields, files), watcher)
+        return await self._pay(path, FORM_TYPE, form_body(fields, files), observer)
 
     async def submit(
-        self, path: str, fields: Mapping[str, object], watcher: CallObserver, headers: tuple[tuple[str, str], ...] = ()
+        self, path: str, fields: Mapping[str, object], observer: CallObserver, headers: tuple[tuple[str, str], ...] = ()
     ) -> RawResponse:
         """POST one paid call as JSON and return its response, of any status. Raises UpstreamError.
 
         headers: besides those of the account; the same for each call to a path.
         """
-        return await self._send(path, JSON_TYPE, json_body(fields), watcher, headers)
+        return await self._send(path, JSON_TYPE, json_body(fields), observer, headers)
 
     async def request(self, method: str, url: URL, timeout_s: float) -> RawResponse:
         """Make a request that costs nothing and return its response, of any status. Raises UpstreamError.
@@ -138,9 +138,9 @@ class ProviderClient:
         """
         return await self._request(method, url, min(timeout_s, self._timeout_s))
 
-    async def _pay(self, path: str, content_type: str, body: Body, watcher: CallObserver) -> Reply:
-        answer = await self._send(path, content_type, body, watcher)
-        if self._jobs and (reply := await self._jobs.collect(answer, watcher)):
+    async def _pay(self, path: str, content_type: str, body: Body, observer: CallObserver) -> Reply:
+        answer = await self._send(path, content_type, body, observer)
+        if self._jobs and (reply := await self._jobs.collect(answer, observer)):
             return reply
         return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
@@ -149,7 +149,7 @@ class ProviderClient:
         path: str,
         content_type: str,
         body: Body,
-        watcher: CallObserver,
+        observer: CallObserver,
         more_headers: tuple[tuple[str, str], ...] = (),
     ) -> RawResponse:
         post = self._posts.get((path, content_type))
@@ -160,7 +160,7 @@ class ProviderClient:
             post = PaidPost(self._session, URL(f"{self._base}/{path}"), headers, self._timeout_s)
             self._posts[path, content_type] = post
         try:
-            answer = await post.send(body, watcher.sent)
+            answer = await post.send(body, observer.sent)
         except NotSent as error:
             raise _not_reached(error.__cause__) from error
         except PartlySent as error:
@@ -173,11 +173,11 @@ class ProviderClient:
             raise _no_login()
         return answer
 
-    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
         if self._jobs is None:
             raise forgotten_job()
-        return await self._jobs.resume(handle, watcher)
+        return await self._jobs.resume(handle, observer)
 
     async def _poll(self, url: URL, timeout_s: float) -> RawResponse:
         return await self._request("GET", url, min(timeout_s, self._timeout_s), _POLL_HEADERS)

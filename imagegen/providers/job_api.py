@@ -159,7 +159,7 @@ class JobApiProvider(ABC):
             reply = _ended(state)
         else:
             delay_s = first_delay_s(accepted.retry_after_s)
-            reply = await poll_until_end(handle, observer, partial(self._ask, handle), delay_s)
+            reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), delay_s)
         return replace(_completed(reply, handle), images=reply.images[: call.count])
 
     async def _submit(self, form: SubmitForm, observer: CallObserver) -> RawResponse:
@@ -187,7 +187,7 @@ class JobApiProvider(ABC):
         if handle.provider != self.name:
             raise forgotten_job()
         self.kept_ids.append(handle.id)
-        return _completed(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
+        return _completed(await poll_until_end(handle, observer, partial(self._poll_checked, handle)), handle)
 
     async def _find_lost(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the job of a submit with a lost response; None if there is none to be found, or no list now."""
@@ -273,7 +273,7 @@ class JobApiProvider(ABC):
                 return await self._client.request("GET", target, POLL_TIMEOUT_S)
         return answer
 
-    async def _ask(self, handle: JobHandle) -> JobState:
+    async def _poll_checked(self, handle: JobHandle) -> JobState:
         await self._gate.wait()
         return await self.poll(handle)
 

@@ -92,10 +92,10 @@ class MeteredProvider:
     def edits(self, model: str) -> Edits | None:
         return self.plain.edits(model)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False
         try:
-            reply = await self.plain.generate(call, watcher)
+            reply = await self.plain.generate(call, observer)
             code = OK
             if self._refusing:
                 self._refusing.clear()
@@ -109,9 +109,9 @@ class MeteredProvider:
             self._meter.observe_provider_call(code, monotonic() - began_at, ambiguous=ambiguous)
         return reply
 
-    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Polls are free, so they are not counted."""
-        return await self.plain.resume(handle, watcher)
+        return await self.plain.resume(handle, observer)
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
         return await self.plain.find(call, sent_at)

@@ -182,17 +182,17 @@ class OpenAICompatibleProvider(WithoutJobControl):
     def edits(self, model: str) -> Edits | None:
         return edits_of(self._dialect.for_model(model).edits)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         dialect = self._dialect.for_model(call.request.model)
         fields, warnings = fields_of(call, dialect), left_out_warnings(call, dialect.vocabulary)
-        watcher = NotingObserver(watcher, warnings) if warnings else watcher
+        observer = NotingObserver(observer, warnings) if warnings else observer
         if not call.request.image_sources:
-            reply = await self._upstream.generate(fields, watcher)
+            reply = await self._upstream.generate(fields, observer)
         elif dialect.edits == "form":
-            reply = await self._upstream.send_form(self._edits_path, fields, input_files(call), watcher)
+            reply = await self._upstream.send_form(self._edits_path, fields, input_files(call), observer)
         else:
             path = self._edits_path if dialect.edits == "objects" else None
-            reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), watcher, path)
+            reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), observer, path)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = structs.replace(reply.limits, limit_per_s=None)
         return structs.replace(reply, images=reply.images[: call.count], limits=limits, warnings=warnings)
@@ -204,8 +204,8 @@ class OpenAICompatibleProvider(WithoutJobControl):
             sent = structs.replace(sent, prompt=f"{sent.prompt}|{sent.negative_prompt}", negative_prompt=None)
         return sent
 
-    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
-        reply = await self._upstream.resume(handle, watcher)
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
+        reply = await self._upstream.resume(handle, observer)
         return structs.replace(reply, warnings=(*handle.warnings, *reply.warnings)) if handle.warnings else reply
 
     async def models(self) -> tuple[Mapping[str, object], ...]:

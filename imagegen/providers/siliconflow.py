@@ -67,8 +67,8 @@ class SiliconFlowProvider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:
         return Edits(max_images=3 if not model or _SEVERAL_INPUTS.search(model) else 1)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
-        reply = await self._upstream.generate(fields_of(call), watcher)
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
+        reply = await self._upstream.generate(fields_of(call), observer)
         warnings = left_out_warnings(call, vocabulary_of(call.request.model))
         return replace(reply, images=reply.images[: call.count], warnings=warnings)
 

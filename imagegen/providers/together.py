@@ -62,9 +62,9 @@ class TogetherProvider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - the table of models has what differs
         return Edits()
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         fields = fields_of(call, self._response_format, self._input_field(call.request.model))
-        reply = await self._upstream.generate(fields, watcher)
+        reply = await self._upstream.generate(fields, observer)
         warnings = left_out_warnings(call, VOCABULARY)
         if len(reply.images) <= call.count and not warnings:
             return reply

@@ -136,7 +136,7 @@ class TaskCanceller:
     async def _cancel_job(self, ended: CancelledTask) -> Task:
         """Cancel the provider job of a task. Return the task as stored then."""
         handle, task = ended.handle, ended.task
-        if handle is None or await self._ask_upstream(handle) is not True:
+        if handle is None or await self._request_cancel(handle) is not True:
             return task
         cost = task.cost and task.cost.taken_back(ended.price)
         final = replace(task, cancelled_upstream=True, cost=cost, sequence=task.sequence + 1)
@@ -147,7 +147,7 @@ class TaskCanceller:
         self._publish(final)
         return final
 
-    async def _ask_upstream(self, handle: JobHandle) -> bool | None:
+    async def _request_cancel(self, handle: JobHandle) -> bool | None:
         try:
             async with asyncio.timeout(UPSTREAM_S):
                 return await self.cancel_upstream(handle)

@@ -25,7 +25,7 @@ SKEW_S = 5.0
 """Most seconds between the clocks of two instances, each of which follows that of Redis."""
 
 
-class _Known(Struct):
+class _StoredClients(Struct):
     """Clients of an epoch that are certainly in Redis."""
 
     epoch: int
@@ -41,7 +41,7 @@ class JoinedClients:
 
     def __init__(self, verbs: QueueVerbs, notifier: Notifier) -> None:
         self._verbs, self._notifier = verbs, notifier
-        self._known: dict[str, _Known] = {}
+        self._stored: dict[str, _StoredClients] = {}
         self._doubted_until = MAX_EPOCH
         self._leaves = 0
         notifier.handlers[MESSAGE] = self._on_message
@@ -52,12 +52,12 @@ class JoinedClients:
             return True
         names, leaves = client_names(client, has_webhook=has_webhook), self._leaves
         is_informed = self._notifier.subscribed and not self._notifier.silent
-        if is_informed and self._known_of(task).clients.issuperset(names):
+        if is_informed and self._stored_clients_of(task).clients.issuperset(names):
             return True
         if not await self._verbs.join(task, names):
             return False
         if self._leaves == leaves:
-            clients_in_redis = self._known_of(task)
+            clients_in_redis = self._stored_clients_of(task)
             clients_in_redis.clients.update(names)
             self._remember(task.id, clients_in_redis)
         return True
@@ -80,15 +80,15 @@ class JoinedClients:
 
     def doubt_all(self) -> None:
         """Forget all clients, since messages may have been missed, or Redis may have lost them."""
-        self._known.clear()
+        self._stored.clear()
         self._leaves += 1
         self._doubted_until = int((self._verbs.clock() + SKEW_S) * 1e6)
 
-    def _known_of(self, task: Task) -> _Known:
-        clients_in_redis = self._known.get(task.id)
+    def _stored_clients_of(self, task: Task) -> _StoredClients:
+        clients_in_redis = self._stored.get(task.id)
         if clients_in_redis is not None and clients_in_redis.epoch == task.epoch:
             return clients_in_redis
-        return _Known(task.epoch, set() if task.epoch <= self._doubted_until else set(first_clients(task)))
+        return _StoredClients(task.epoch, set() if task.epoch <= self._doubted_until else set(first_clients(task)))
 
     def _on_message(self, message: Message) -> None:
         task_id, epoch = message.get("id"), message.get("epoch")
@@ -97,11 +97,11 @@ class JoinedClients:
 
     def _doubt(self, task_id: str, epoch: int) -> None:
         self._leaves += 1
-        self._remember(task_id, _Known(epoch, set()))
+        self._remember(task_id, _StoredClients(epoch, set()))
 
-    def _remember(self, task_id: str, clients_in_redis: _Known) -> None:
-        self._known.pop(task_id, None)
-        self._known[task_id] = clients_in_redis
-        if len(self._known) > MAX_REMEMBERED:
-            forgotten = self._known.pop(next(iter(self._known)))
+    def _remember(self, task_id: str, clients_in_redis: _StoredClients) -> None:
+        self._stored.pop(task_id, None)
+        self._stored[task_id] = clients_in_redis
+        if len(self._stored) > MAX_REMEMBERED:
+            forgotten = self._stored.pop(next(iter(self._stored)))
             self._doubted_until = max(self._doubted_until, forgotten.epoch)

@@ -66,11 +66,11 @@ class ClusterMultiplexer(Multiplexer):
             self.leave()
             self._enqueue(exchange)
         elif isinstance(reply, AskError):
-            self._ask_node((reply.host or self._servers.address[0], reply.port), exchange)
+            self._send_after_asking((reply.host or self._servers.address[0], reply.port), exchange)
         else:
             asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
 
-    def _ask_node(self, address: Address, exchange: InFlight) -> None:
+    def _send_after_asking(self, address: Address, exchange: InFlight) -> None:
         """Send a command to the node that takes over its slot; the node serves one command after `ASKING`."""
         node = self._nodes.get(address)
         if node is None:

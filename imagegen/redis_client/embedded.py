@@ -130,7 +130,7 @@ class EmbeddedRedis:
         self._lock: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._marks: tuple[int, ...] = ()
-        self._said_gone = False
+        self._logged_gone = False
 
     @property
     def url(self) -> str:
@@ -231,7 +231,7 @@ class EmbeddedRedis:
             )
             await self._start_child(lock)
         self._marks = self._home.marks()
-        self._said_gone = False
+        self._logged_gone = False
 
     async def _start_child(self, lock: int) -> None:
         home, began_at = self._home, time.monotonic()
@@ -262,16 +262,16 @@ class EmbeddedRedis:
         try:
             gone = bool(self._marks) and self._home.marks() != self._marks
         except OSError:  # for example no free file descriptor
-            return not self._said_gone
-        if gone and not self._said_gone:
+            return not self._logged_gone
+        if gone and not self._logged_gone:
             logger.error(
                 "DATA_DIR: {} was deleted or replaced under the running Redis: what it takes now is lost with the "
                 "process. Put the folder back, or restart the service",
                 self._home.folder,
             )
-        if self._said_gone and not gone:
+        if self._logged_gone and not gone:
             logger.info("DATA_DIR: {} is back", self._home.folder)
-        self._said_gone = gone
+        self._logged_gone = gone
         return not gone
 
     async def watch_folder(self) -> None:

@@ -85,12 +85,12 @@ class Servers:
         if not self._nodes:
             return await self._open(self.address)
         try:
-            if self._doubted and (owner := await self._ask_nodes()) is not None:
+            if self._doubted and (owner := await self._query_nodes()) is not None:
                 self._set(owner)
             self._doubted = False
             return await self._open(self.address, NODE_TIMEOUT_S)
         except (RedisError, OSError, TimeoutError):
-            owner = await self._ask_nodes()
+            owner = await self._query_nodes()
             if owner is None:
                 raise
             self._set(owner)
@@ -183,14 +183,14 @@ class Servers:
             raise
         return connection
 
-    async def _ask_nodes(self) -> Address | None:
+    async def _query_nodes(self) -> Address | None:
         """Return the owner of our slot that a reachable node reports, if possible another than the present one."""
         nodes = dict.fromkeys([*self._nodes, self._named])
-        named = await asyncio.gather(*(self._ask_node(node) for node in nodes if node != self.address))
+        named = await asyncio.gather(*(self._query_node(node) for node in nodes if node != self.address))
         owners = [owner for owner in named if owner is not None]
         return next((owner for owner in owners if owner != self.address), owners[0] if owners else None)
 
-    async def _ask_node(self, node: Address) -> Address | None:
+    async def _query_node(self, node: Address) -> Address | None:
         try:
             async with asyncio.timeout(NODE_TIMEOUT_S):
                 connection = await self._open(node)

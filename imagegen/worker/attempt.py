@@ -211,7 +211,7 @@ class Attempt:
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
                 self._answered_in_vain(share, again=again)
-            elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
+            elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
         else:
@@ -346,8 +346,8 @@ class Attempt:
         choice, count = self._first_choice(), len(share.indexes)
         while True:
             inputs = await self._open_inputs()
-            with await self._permit(choice) as turn:
-                route, model = turn.route, self._form.model
+            with await self._permit(choice) as permit:
+                route, model = permit.route, self._form.model
                 if not await self._payments.reserve(route, model, count, self._form.first_refusal):
                     choice = self._first_choice()
                     continue
@@ -359,10 +359,10 @@ class Attempt:
                     reply = await self._job_wait.reply(self._form.as_sent(share), model, partial(route.generate, call))
                 except UpstreamError as error:
                     self._payments.failed(route, model, error)
-                    choice = self._failed(turn, error, count, choice)
+                    choice = self._failed(permit, error, count, choice)
                 else:
                     self._payments.answered(route, model, count, reply)
-                    self._runner.pacing.record_success(turn, reply.limits)
+                    self._runner.pacing.record_success(permit, reply.limits)
                     self._form.warn(reply.warnings)
                     return reply
 
@@ -372,7 +372,7 @@ class Attempt:
             try:
                 return await self._waiting.permit(self._form.model, self._payments.affordable(self._form.model, choice))
             except UpstreamError as error:
-                if not self._form.mend(error):
+                if not self._form.change(error):
                     raise
 
     def _first_choice(self) -> Choice:
@@ -419,22 +419,22 @@ class Attempt:
             return False
         return model != self._request.model and not (self._request.image_sources and routes.edits(model) is None)
 
-    def _failed(self, turn: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
+    def _failed(self, permit: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
         """Return the channels for the call if it is to be repeated at once; raise otherwise."""
-        rest = without_tried(choice, turn, error, has_job=self._job_wait.has_job)
+        rest = without_tried(choice, permit, error, has_job=self._job_wait.has_job)
         if rest and self._runner.pacing.has_other(self._form.model, self._payments.affordable(self._form.model, rest)):
-            self._runner.pacing.failed(turn, error, unfinished=self._claim.task.id)
+            self._runner.pacing.failed(permit, error, unfinished=self._claim.task.id)
             return rest
-        if self._form.learn_count(error, count):
-            self._runner.pacing.failed(turn, error, unfinished=None)
+        if self._form.lower_count(error, count):
+            self._runner.pacing.failed(permit, error, unfinished=None)
             raise _Refused
         bad = is_useless_response(error)
-        mended = self._form.mend(error)
-        excused = self._judging.excuses(turn, error)
-        cause = self._form.first_refusal or self._judging.cause(turn, error)
+        mended = self._form.change(error)
+        excused = self._judging.excuses(permit, error)
+        cause = self._form.first_refusal or self._judging.cause(permit, error)
         outcome = None if bad or mended else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
-        self._runner.pacing.failed(turn, error, unfinished=unfinished)
+        self._runner.pacing.failed(permit, error, unfinished=unfinished)
         if outcome:
             raise AttemptEnded(outcome) from error
         if bad:

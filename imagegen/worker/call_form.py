@@ -90,14 +90,14 @@ class CallForm:
         if self.model != self._request.model:
             add_warnings(self._claim, f"{self._request.model} is not available: {self.model} was used")
 
-    def learn_count(self, error: UpstreamError, count: int) -> bool:
+    def lower_count(self, error: UpstreamError, count: int) -> bool:
         """Return whether the model takes fewer images a call, so that the calls are to be planned again."""
         if error.max_count is None or count <= 1:
             return False
         self._counts.refused(self.model, count, error.max_count)
         return True
 
-    def mend(self, error: UpstreamError) -> bool:
+    def change(self, error: UpstreamError) -> bool:
         """Return whether the call is to be repeated in another form."""
         withheld = self._withhold_seed(error)
         return self._drop_fields(error) or withheld or self._change_model(error)

@@ -23,7 +23,7 @@ class ClaimScope:
     def __init__(self, claim: Claim) -> None:
         self._claim = claim
         self._task: asyncio.Task[object] | None = None
-        self._asked = False
+        self._cancel_requested = False
 
     def __enter__(self) -> Self:
         if self._claim.lost:
@@ -33,12 +33,12 @@ class ClaimScope:
         return self
 
     def _abandon(self) -> None:
-        if self._task is not None and self._task is not asyncio.current_task() and not self._asked:
-            self._asked = self._task.cancel()
+        if self._task is not None and self._task is not asyncio.current_task() and not self._cancel_requested:
+            self._cancel_requested = self._task.cancel()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._claim.on_lost = None
-        if self._asked and self._task is not None and self._task.uncancel() == 0:
+        if self._cancel_requested and self._task is not None and self._task.uncancel() == 0:
             raise ClaimWasLost from None

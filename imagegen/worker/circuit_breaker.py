@@ -16,7 +16,7 @@ UNREACHED_CALLS = 2
 """Calls in a row that never reached the upstream and trip the breaker."""
 
 WARN_AGAIN_S = 60.0
-"""Between two warnings of one gate."""
+"""Between two warnings of one breaker."""
 
 _FULL_STEPS = 10
 
@@ -43,14 +43,14 @@ class CircuitBreaker:
     Times are of one monotonic clock. A period begins with each trouble; calls of an earlier one do not count in it.
     """
 
-    def __init__(self, tempo: BreakerConfig) -> None:
-        self._tempo = tempo
+    def __init__(self, config: BreakerConfig) -> None:
+        self._config = config
         self._until = 0.0
         self._ramp_from: float | None = None
         self._period = 0
         self._running = 0
         self._out = 0
-        self._pauses = Backoff(tempo.probe_s, tempo.probe_s)
+        self._pauses = Backoff(config.probe_s, config.probe_s)
         self.is_open = False
         self.is_tripped = False
         self._dead_since = 0.0
@@ -75,17 +75,17 @@ class CircuitBreaker:
             return now
         if self.is_open or self._ramp_from is None:
             return math.inf
-        step_s = self._tempo.step_s
+        step_s = self._config.step_s
         return self._ramp_from + (math.floor((now - self._ramp_from) / step_s) + 1) * step_s
 
     def _allowed_concurrency(self, now: float) -> float:
         """How many calls of this period may run at once."""
         if self.is_open:
             return 1
-        steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._tempo.step_s)
+        steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._config.step_s)
         return math.inf if steps >= _FULL_STEPS else 2**steps
 
-    def room(self, now: float) -> float:
+    def capacity(self, now: float) -> float:
         """Return how many calls may begin now; infinite if the upstream is not in trouble."""
         if now < self._until:
             return 0
@@ -114,7 +114,7 @@ class CircuitBreaker:
             self.is_open = True
             self._begin_period()
         self.reason = reason
-        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        self._until = max(self._until, now + min(for_s, self._config.longest_s))
         return new
 
     def trip(self, now: float) -> bool:
@@ -123,17 +123,17 @@ class CircuitBreaker:
         if new:
             self.is_tripped = True
             self._dead_since = now
-            self._pauses = Backoff(self._tempo.first_probe_s, self._tempo.probe_s)
+            self._pauses = Backoff(self._config.first_probe_s, self._config.probe_s)
             self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
     def excuses_answers(self, now: float) -> bool:
         """Return whether a server error that is answered now is blamed on the upstream and not on its task."""
-        return self.is_tripped and now - self._dead_since < self._tempo.excused_s
+        return self.is_tripped and now - self._dead_since < self._config.excused_s
 
     def pause(self, now: float, for_s: float) -> None:
         """Stop calls for `for_s` seconds, as the upstream requested; after that they come back slowly."""
-        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        self._until = max(self._until, now + min(for_s, self._config.longest_s))
         if not self.is_open:
             self._begin_period()
             self._ramp_from = self._until
@@ -144,9 +144,9 @@ class CircuitBreaker:
         if not self.is_open or not (self.is_tripped or period == self._period):
             return False
         self.is_open = self.is_tripped = False
-        self._pauses = Backoff(self._tempo.probe_s, self._tempo.probe_s)
+        self._pauses = Backoff(self._config.probe_s, self._config.probe_s)
         self._until = now
-        self._ramp_from = now - self._tempo.step_s
+        self._ramp_from = now - self._config.step_s
         return True
 
     def idle(self, now: float) -> bool:

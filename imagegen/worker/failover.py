@@ -13,7 +13,7 @@ _CHANNEL_CODES = ("upstream_overloaded", "model_not_available")
 _CONFLICT = 409
 
 
-def without_tried(choice: Choice, turn: Permit, error: UpstreamError, *, has_job: bool) -> Choice | None:
+def without_tried(choice: Choice, permit: Permit, error: UpstreamError, *, has_job: bool) -> Choice | None:
     """Return the choice that is left after a failed call; None if the call must not go to another channel or key.
 
     A lost response, an accepted job and a refusal of the request itself are never taken elsewhere.
@@ -21,10 +21,10 @@ def without_tried(choice: Choice, turn: Permit, error: UpstreamError, *, has_job
     if has_job or error.ambiguous or error.charged:
         return None
     if error.code == LIMITED or error.code in KEY_REFUSALS:
-        return replace(choice, keys=choice.keys | {turn.route.account})
+        return replace(choice, keys=choice.keys | {permit.route.account})
     status = error.status or 0
     failed = error.code == "upstream_error" and (status >= 500 or 200 <= status < 300)  # a 200 may hold an error object
     is_fault = failed or status == _CONFLICT or 300 <= status < 400
     if was_never_sent(error) or error.partly_sent or is_fault or error.code in _CHANNEL_CODES:
-        return replace(choice, channels=choice.channels | {turn.route.channel.name})
+        return replace(choice, channels=choice.channels | {permit.route.channel.name})
     return None

@@ -50,19 +50,19 @@ class Judge:
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)
         return outcome
 
-    def cause(self, turn: Permit, error: UpstreamError) -> UpstreamError:
+    def cause(self, permit: Permit, error: UpstreamError) -> UpstreamError:
         """Return why the task has no image: while another key only rests, that it rests.
 
         A call that may have been paid is itself the cause, so that it is counted.
         """
         if error.ambiguous:
-            self.allow_other_key(turn.route.channel.name, turn.route.account, turn.model, error)
+            self.allow_other_key(permit.route.channel.name, permit.route.account, permit.model, error)
             return error
-        other_keys = Choice(keys=frozenset({turn.route.account}))
+        other_keys = Choice(keys=frozenset({permit.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if not is_of_key or not self.pacing.recovers(turn.model, other_keys):
+        if not is_of_key or not self.pacing.recovers(permit.model, other_keys):
             return error
-        blocked = self.pacing.blocked(turn.model, other_keys)
+        blocked = self.pacing.blocked(permit.model, other_keys)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
 
@@ -72,13 +72,13 @@ class Judge:
         if error.code in KEY_REFUSALS and self.pacing.recovers(model, other_keys):
             error.retryable = True
 
-    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
+    def excuses(self, permit: Permit, error: UpstreamError) -> bool:
         """Return whether a failure of an upstream that is taken for dead is no attempt of this task.
 
         The first failure counts all the same, and so does each of a task that failed while others succeeded: else
         tasks that always fail would be called for without end.
         """
         attempts, most = self.claim.checkpoint.attempts, self.rules.policy.max_attempts
-        if not self.pacing.excuses(turn, error) or self.pacing.is_suspect(self.claim.task.id):
+        if not self.pacing.excuses(permit, error) or self.pacing.is_suspect(self.claim.task.id):
             return False
         return attempts > 1 or attempts >= most

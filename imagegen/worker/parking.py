@@ -66,10 +66,10 @@ class Parking:
         if self._parked:
             self._parked.discard(claim)
         resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
-        allowed = pacing.room(model)
+        allowed = pacing.capacity(model)
         if allowed == math.inf or pacing.is_quiet or claim.checkpoint.is_paid:
             return True
-        if allowed >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
+        if allowed >= 1 and (resumed or (model not in self._lines and self._resumable(model) >= 1)):
             return True
         if self._is_full() or self._ends_at(claim.task) <= self._clock():
             return True
@@ -97,12 +97,12 @@ class Parking:
             self._parked = {claim for claim in self._parked if not claim.lost}
         return len(self._parked) >= MAX_PARKED
 
-    def _room(self, model: str) -> float:
+    def _resumable(self, model: str) -> float:
         """Return how many claims may be resumed: calls that may begin, less those about to, a slot for each."""
         if any(claim.lost for claim in self._resumed):
             self._resumed = {claim: its for claim, its in self._resumed.items() if not claim.lost}
         about_to = sum(its == model for its in self._resumed.values())
-        allowed = min(self._pacing.room(model) - about_to, self._pacing.room_of_upstream() - len(self._resumed))
+        allowed = min(self._pacing.capacity(model) - about_to, self._pacing.upstream_capacity() - len(self._resumed))
         return allowed if allowed == math.inf else min(allowed, self._claims.slots - len(self._resumed))
 
     def wake(self) -> None:
@@ -111,7 +111,7 @@ class Parking:
             return
         next_s = RECHECK_S
         for model, line in tuple(self._lines.items()):
-            allowed = self._room(model)
+            allowed = self._resumable(model)
             if allowed == math.inf:
                 self._resume_all(line)
             while allowed >= 1 and (claim := line.pop(self._parked)):

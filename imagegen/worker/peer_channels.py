@@ -69,19 +69,19 @@ class PeerChannels:
 
     def serving(self, model: str, *, sandbox: bool | None) -> list[str]:
         """Return the instances that certainly serve a task."""
-        peers = self._known().items()
+        peers = self._served_by_peer().items()
         return [name for name, served in peers if served and served.serves(model, sandbox=sandbox)]
 
     def with_key(self, account: str) -> list[str]:
         """Return the instances that have a key."""
-        return [name for name, served in self._known().items() if served and account in served.keys]
+        return [name for name, served in self._served_by_peer().items() if served and account in served.keys]
 
     def may_serve(self, model: str, *, sandbox: bool | None) -> bool:
         """Return whether another instance may serve a task; one of an earlier version may serve any."""
-        peers = self._known().values()
+        peers = self._served_by_peer().values()
         return self._is_silent() or any(served is None or served.serves(model, sandbox=sandbox) for served in peers)
 
-    def _known(self) -> Mapping[str, Served | None]:
+    def _served_by_peer(self) -> Mapping[str, Served | None]:
         greetings = self._greetings()
         for name in self._read.keys() - greetings.keys():
             del self._read[name]

@@ -72,7 +72,7 @@ class Waiter:
     model: str
     choice: Choice
     until: float
-    turn: asyncio.Future[Permit | None]
+    permit: asyncio.Future[Permit | None]
 
 
 class PermitLine(ABC):
@@ -99,7 +99,7 @@ class PermitLine(ABC):
         """Return the permit for a call that may begin now."""
 
     @abstractmethod
-    def leave(self, turn: Permit) -> None:
+    def leave(self, permit: Permit) -> None:
         """Record that the call of a permit has ended."""
 
     @abstractmethod
@@ -111,11 +111,11 @@ class PermitLine(ABC):
         """Return the same, None unless the upstream is the reason for more than a moment."""
 
     @abstractmethod
-    def room(self, model: str) -> float:
+    def capacity(self, model: str) -> float:
         """Return how many calls for this model its breakers allow now; infinite if it is not in trouble."""
 
     @abstractmethod
-    def room_of_upstream(self) -> float:
+    def upstream_capacity(self) -> float:
         """Return the same for all models together."""
 
     @abstractmethod
@@ -135,15 +135,15 @@ class PermitLine(ABC):
         """Return whether this task failed while its model worked for others, so that its failures are its own."""
 
     @abstractmethod
-    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
+    def excuses(self, permit: Permit, error: UpstreamError) -> bool:
         """Return whether this failure is blamed on an upstream that was found dead, so that it is no attempt."""
 
     @abstractmethod
-    def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
+    def record_success(self, permit: Permit, limits: UpstreamLimits) -> None:
         """Record a call that was answered."""
 
     @abstractmethod
-    def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
+    def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
         """Record a failed call; `unfinished` is the id of its task if that goes on."""
 
     @abstractmethod
@@ -170,18 +170,18 @@ class PermitLine(ABC):
 
     async def acquire(self, model: str, at_most_s: float, choice: Choice = ANY) -> Permit | None:
         """Wait for a permit, first come first served. Return None when the time is over or after `quiet`."""
-        if turn := self.try_acquire(model, choice):
-            return turn
+        if permit := self.try_acquire(model, choice):
+            return permit
         if self.is_quiet:
             return None
         waiter = Waiter(model, choice, self.clock() + at_most_s, asyncio.get_running_loop().create_future())
         self.waiters.append(waiter)
         try:
             self.dispatch()
-            return await waiter.turn
+            return await waiter.permit
         except asyncio.CancelledError:
-            if not waiter.turn.cancelled() and (turn := waiter.turn.result()):
-                turn.close()
+            if not waiter.permit.cancelled() and (permit := waiter.permit.result()):
+                permit.close()
             raise
         finally:
             if waiter in self.waiters:
@@ -191,13 +191,13 @@ class PermitLine(ABC):
         """Release all waiters without a permit."""
         self.is_quiet = True
         for waiter in self.waiters:
-            if not waiter.turn.done():
-                waiter.turn.set_result(None)
+            if not waiter.permit.done():
+                waiter.permit.set_result(None)
         self.waiters.clear()
 
-    def release(self, turn: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         """End the call of a permit and give its place to waiters."""
-        self.leave(turn)
+        self.leave(permit)
         self.dispatch()
         self._on_release()
 
@@ -208,11 +208,11 @@ class PermitLine(ABC):
         now, wake_at = self.clock(), math.inf
         for waiter in tuple(self.waiters):
             opens_at = self.opens_at(waiter.model, now, waiter.choice)
-            if waiter.turn.done():
+            if waiter.permit.done():
                 self.waiters.remove(waiter)
             elif min(opens_at, waiter.until) <= now:
                 self.waiters.remove(waiter)
-                waiter.turn.set_result(self.issue(waiter.model, now, waiter.choice) if opens_at <= now else None)
+                waiter.permit.set_result(self.issue(waiter.model, now, waiter.choice) if opens_at <= now else None)
             else:
                 wake_at = min(wake_at, opens_at, waiter.until)
         if self._timer is not None:

@@ -84,7 +84,7 @@ class Router(PermitLine):
         self,
         routes: Routes,
         *,
-        tempo: BreakerConfig | None = None,
+        breaker_config: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         on_release: Callable[[], None] = lambda: None,
@@ -99,7 +99,7 @@ class Router(PermitLine):
             pacing = Pacing(
                 keys[0],
                 rate_per_min=channel.rate_per_min,
-                tempo=tempo,
+                breaker_config=breaker_config,
                 clock=clock,
                 wall=wall,
             )
@@ -114,15 +114,15 @@ class Router(PermitLine):
         route = lane.pick(model, now, choice, alone=alone)
         key = lane.keys[route]
         lane.in_flight += 1
-        turn = Permit(self, model, lane.pacing.enter(model, now), route)
-        self._running[turn] = _RunningCall(lane, key, key.enter(model, now))
-        return turn
+        permit = Permit(self, model, lane.pacing.enter(model, now), route)
+        self._running[permit] = _RunningCall(lane, key, key.enter(model, now))
+        return permit
 
-    def leave(self, turn: Permit) -> None:
-        call = self._running.pop(turn)
+    def leave(self, permit: Permit) -> None:
+        call = self._running.pop(permit)
         call.lane.in_flight -= 1
         call.key.leave(call.probes)
-        call.lane.pacing.leave(turn)
+        call.lane.pacing.leave(permit)
 
     def blocked(self, model: str, choice: Choice = ANY) -> Blocked | None:
         now = self.clock()
@@ -137,7 +137,7 @@ class Router(PermitLine):
         opens_at = self.opens_at(model, now, choice)
         return None if opens_at <= now else self._blocked(model, opens_at, now, choice)
 
-    def room(self, model: str) -> float:
+    def capacity(self, model: str) -> float:
         now, allowed = self.clock(), 0.0
         lanes = self._lanes(model, ANY)
         if not lanes or all(lane.is_out(model, ANY) for lane in lanes):
@@ -146,11 +146,11 @@ class Router(PermitLine):
         for lane in lanes:
             keys = [key for key in lane.keys.values() if key.trouble(model) is None]
             due = sum(key.next_at(model, now, alone=alone) <= now for key in lane.keys.values())
-            allowed += lane.pacing.room(model) if keys else min(due, lane.pacing.room(model))
+            allowed += lane.pacing.capacity(model) if keys else min(due, lane.pacing.capacity(model))
         return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
 
-    def room_of_upstream(self) -> float:
-        return sum(lane.pacing.room_of_upstream() for lane in self.lanes.values()) - len(self.waiters)
+    def upstream_capacity(self) -> float:
+        return sum(lane.pacing.upstream_capacity() for lane in self.lanes.values()) - len(self.waiters)
 
     def opens_in_s(self, model: str) -> float:
         now = self.clock()
@@ -166,30 +166,30 @@ class Router(PermitLine):
     def is_suspect(self, task_id: str) -> bool:
         return any(lane.pacing.is_suspect(task_id) for lane in self.lanes.values())
 
-    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
-        return self._running[turn].lane.pacing.excuses(turn, error)
+    def excuses(self, permit: Permit, error: UpstreamError) -> bool:
+        return self._running[permit].lane.pacing.excuses(permit, error)
 
-    def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
-        call = self._running[turn]
-        call.key.accepted(turn.model, call.probes)
-        call.lane.pacing.record_success(turn, UpstreamLimits())
+    def record_success(self, permit: Permit, limits: UpstreamLimits) -> None:
+        call = self._running[permit]
+        call.key.accepted(permit.model, call.probes)
+        call.lane.pacing.record_success(permit, UpstreamLimits())
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             call.key.pause(self.clock(), limits.reset_s, call.probes)
 
-    def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
-        call, now = self._running[turn], self.clock()
+    def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
+        call, now = self._running[permit], self.clock()
         key, pacing = call.key, call.lane.pacing
         if error.code == LIMITED:
-            pacing.reached(turn)
+            pacing.reached(permit)
             if key.limited(now, error, call.probes) and key.warns(now):
-                logger.warning("The rate limit of {} is reached; other keys take its calls", turn.route.title)
+                logger.warning("The rate limit of {} is reached; other keys take its calls", permit.route.title)
         elif error.code in KEY_REFUSALS:
-            pacing.reached(turn)
-            key.refused(now, turn.model, error, call.probes)
+            pacing.reached(permit)
+            key.refused(now, permit.model, error, call.probes)
         else:
             if error.status is not None:
-                key.accepted(turn.model, call.probes)
-            pacing.failed(turn, error, unfinished=unfinished)
+                key.accepted(permit.model, call.probes)
+            pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:
         for lane in self.lanes.values():

@@ -31,7 +31,7 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Record:
     """Record of a task that came here. alone_since: Unix time, None while another instance may run it.
 
     given: how often it was given away. is_held: whether it was kept since then.
@@ -39,8 +39,8 @@ class _Seen:
 
     holds: Backoff
     alone_since: float | None = None
-    is_held: bool = False
-    given: int = 0
+    was_parked: bool = False
+    times_given: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class UnservedTasks:
         self._rules = rules
         self._others = others
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._records: dict[str, _Record] = {}
         self._warned = False
         self._turn = 0
         self._pinged_at = -math.inf
@@ -111,29 +111,29 @@ class UnservedTasks:
         if record.alone_since is not None:
             ends_at = min(ends_at, record.alone_since + ALONE_S)
         if now >= ends_at:
-            del self._seen[task.id]
+            del self._records[task.id]
             error = TaskError("model_not_available", _no_channel(task), retryable=True)
             return Failed(error, keeps_images=True)
-        if record.given > 1 or record.alone_since is not None:
+        if record.times_given > 1 or record.alone_since is not None:
             self._check_others(now)
-        if record.alone_since is None and (record.is_held or not record.given):
-            record.is_held, record.given = False, record.given + 1
+        if record.alone_since is None and (record.was_parked or not record.times_given):
+            record.was_parked, record.times_given = False, record.times_given + 1
             await self._give(claim, able)
             return None
-        record.is_held = True
+        record.was_parked = True
         retry_at = min(now + record.holds.next_s(), ends_at)
         self._claims.park(claim, WaitReason.QUEUED, retry_at, until=retry_at)
         return None
 
-    def _record(self, task: Task) -> _Seen:
+    def _record(self, task: Task) -> _Record:
         if not self._warned:
             self._warned = True
             logger.warning(
                 "A task of this Redis needs a channel that this instance does not have; it is left for other instances"
             )
-        if len(self._seen) >= MAX_REMEMBERED:
-            self._seen.clear()
-        return self._seen.setdefault(task.id, _Seen(Backoff(FIRST_HELD_S, MAX_HELD_S)))
+        if len(self._records) >= MAX_REMEMBERED:
+            self._records.clear()
+        return self._records.setdefault(task.id, _Record(Backoff(FIRST_HELD_S, MAX_HELD_S)))
 
     def _check_others(self, now: float) -> None:
         """Let instances be forgotten that do not live any more, now and then."""

@@ -117,14 +117,14 @@ def test_a_dead_upstream_is_probed_soon_and_then_every_five_seconds() -> None:
 
 def test_capacity_is_the_number_of_calls_that_may_begin_now() -> None:
     gate = CircuitBreaker(TEMPO)
-    assert gate.room(0.0) == math.inf
+    assert gate.capacity(0.0) == math.inf
     gate.trip(0.0)
-    assert (gate.room(0.4), gate.room(0.5)) == (0, 1)
+    assert (gate.capacity(0.4), gate.capacity(0.5)) == (0, 1)
     probe = gate.enter(0.5)
-    assert gate.room(2.0) == 0
+    assert gate.capacity(2.0) == 0
     gate.record_success(2.0, probe)
     gate.leave(probe)
-    assert (gate.room(2.0), gate.room(3.0), gate.room(20.0)) == (2, 4, math.inf)
+    assert (gate.capacity(2.0), gate.capacity(3.0), gate.capacity(20.0)) == (2, 4, math.inf)
 
 
 def test_reduced_upstream_capacity_returns_slowly_without_a_probe() -> None:

@@ -176,14 +176,14 @@ def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacin
 
 
 def test_upstream_capacity_is_shared_by_all_models(clock: Clock, pacing: Pacing) -> None:
-    assert pacing.room("m") == pacing.room_of_upstream() == math.inf
+    assert pacing.capacity("m") == pacing.upstream_capacity() == math.inf
     for i in range(2):
         call(pacing, REFUSED, model=str(i))
-    assert (pacing.room("m"), pacing.room_of_upstream()) == (0, 0)
+    assert (pacing.capacity("m"), pacing.upstream_capacity()) == (0, 0)
     clock.now = 0.5
-    assert (pacing.room("m"), pacing.room_of_upstream(), pacing.opens_in_s("m")) == (1, 1, 0.0)
+    assert (pacing.capacity("m"), pacing.upstream_capacity(), pacing.opens_in_s("m")) == (1, 1, 0.0)
     with pacing.try_acquire("m"):
-        assert (pacing.room("other"), pacing.closed("other").reason) == (0, WaitReason.UPSTREAM_OVERLOADED)
+        assert (pacing.capacity("other"), pacing.closed("other").reason) == (0, WaitReason.UPSTREAM_OVERLOADED)
 
 
 def test_a_rate_limit_does_not_reset_the_failure_count(clock: Clock, pacing: Pacing) -> None:
@@ -289,7 +289,7 @@ async def test_a_later_request_for_another_model_does_not_wait() -> None:
 
 
 async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
-    pacing = Pacing(ROUTE, tempo=QUICK)
+    pacing = Pacing(ROUTE, breaker_config=QUICK)
     call(pacing, limited(0.0))
     probe = pacing.try_acquire("m")
     waiting = asyncio.create_task(pacing.acquire("m", 5.0))
@@ -318,7 +318,7 @@ async def test_quiet_ends_every_wait_and_starts_no_other() -> None:
 
 
 async def test_a_cancelled_wait_takes_no_turn() -> None:
-    pacing = Pacing(ROUTE, tempo=QUICK)
+    pacing = Pacing(ROUTE, breaker_config=QUICK)
     call(pacing, limited(0.0))
     probe = pacing.try_acquire("m")
     first, second = (asyncio.create_task(pacing.acquire("m", 5.0)) for _ in range(2))

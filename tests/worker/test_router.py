@@ -100,7 +100,7 @@ def test_tasks_fail_at_once_while_all_keys_are_refused_and_one_call_in_five_seco
     clock.now += 5.1
     assert made.refusal("m") is None
     ends(made, taken(made))
-    assert made.room("m") > 0
+    assert made.capacity("m") > 0
 
 
 def test_a_job_of_a_key_that_is_refused_is_judged_as_a_paid_call_though_another_key_works(clock: Clock) -> None:

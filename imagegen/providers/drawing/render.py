@@ -50,13 +50,13 @@ class Drawing:
     """An image in four steps, each of which takes a while: call them in this order, off the event loop."""
 
     def __init__(self, spec: DrawingSpec) -> None:
-        self._wish = spec
+        self._spec = spec
         self._canvas = _canvas(spec)
         self._card = lay_out(spec.width, spec.height, spec.prompt)
 
     def paint(self) -> None:
         """The scene, without words."""
-        _SCENES[(_number(self._wish.prompt) + _place(self._wish)) % len(_SCENES)](self._canvas)
+        _SCENES[(_number(self._spec.prompt) + _place(self._spec)) % len(_SCENES)](self._canvas)
 
     def blur_card(self) -> None:
         """Draw the glass below the words."""
@@ -73,7 +73,7 @@ class Drawing:
     def encode(self) -> bytes:
         """The file."""
         file = BytesIO()
-        self._canvas.image.save(file, self._wish.output_format, **_SAVING[self._wish.output_format])
+        self._canvas.image.save(file, self._spec.output_format, **_SAVING[self._spec.output_format])
         return file.getvalue()
 
 

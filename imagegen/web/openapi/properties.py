@@ -289,26 +289,28 @@ EXAMPLES: Mapping[str, Any] = {
 
 def complete(components: dict[str, Json], examples: Iterable[tuple[Json, Any]]) -> None:
     """Add a description and an example to every property of the components. examples: schemas with their values."""
-    learned: dict[tuple[str, str], Any] = {}
+    examples_by_property: dict[tuple[str, str], Any] = {}
     for schema, value in examples:
-        _learn(components, schema, value, learned)
+        _collect_examples(components, schema, value, examples_by_property)
     for name, component in components.items():
         for key, schema in component.get("properties", {}).items():
             text = DESCRIPTIONS.get(f"{name}.{key}") or DESCRIPTIONS.get(key) or DESCRIPTIONS.get(_camel(key))
             if text and "description" not in schema and not _has_text(components, schema):
                 schema["description"] = text
             if "examples" not in schema:
-                for example in _examples(name, key, schema, learned):
+                for example in _examples(name, key, schema, examples_by_property):
                     schema["examples"] = [example]
 
 
-def _examples(component: str, key: str, schema: Json, learned: Mapping[tuple[str, str], Any]) -> Iterable[Any]:
+def _examples(
+    component: str, key: str, schema: Json, examples_by_property: Mapping[tuple[str, str], Any]
+) -> Iterable[Any]:
     """Yield the example of a property, if there is one."""
     own = f"{component}.{key}"
     if own in EXAMPLES:
         yield EXAMPLES[own]
-    elif (component, key) in learned:
-        yield learned[component, key]
+    elif (component, key) in examples_by_property:
+        yield examples_by_property[component, key]
     elif "const" in schema:
         yield schema["const"]
     elif key in EXAMPLES or _camel(key) in EXAMPLES:
@@ -319,16 +321,18 @@ def _examples(component: str, key: str, schema: Json, learned: Mapping[tuple[str
         yield schema["default"]
 
 
-def _learn(components: Mapping[str, Json], schema: Json, value: Any, learned: dict[tuple[str, str], Any]) -> None:
+def _collect_examples(
+    components: Mapping[str, Json], schema: Json, value: Any, examples_by_property: dict[tuple[str, str], Any]
+) -> None:
     """Take the first value of each property of each component from an example."""
     if isinstance(value, list):
         for entry in value:
-            _learn(components, schema.get("items", {}), entry, learned)
+            _collect_examples(components, schema.get("items", {}), entry, examples_by_property)
         return
     if not isinstance(value, dict):
         return
     for choice in schema.get("anyOf", ()):
-        _learn(components, choice, value, learned)
+        _collect_examples(components, choice, value, examples_by_property)
     name = schema.get("$ref", "").rpartition("/")[2]
     component = components.get(name, schema)
     if not _fits(component, value):
@@ -338,8 +342,8 @@ def _learn(components: Mapping[str, Json], schema: Json, value: Any, learned: di
             continue
         short = value[key][:_MAX_ENTRIES] if isinstance(value[key], list) else value[key]
         if name and len(orjson.dumps(short)) <= _MAX_EXAMPLE_BYTES:
-            learned.setdefault((name, key), short)
-        _learn(components, part, value[key], learned)
+            examples_by_property.setdefault((name, key), short)
+        _collect_examples(components, part, value[key], examples_by_property)
 
 
 def _fits(component: Json, value: Mapping[str, Any]) -> bool:
