@@ -1,4 +1,4 @@
-"""The errors of the service; each has its HTTP status and code, or whether a repeat can help.
+"""Errors of the service; each has its HTTP status and code, or whether a repeat can help.
 
 ImagegenError
 ├── SettingsError          a start that can't succeed: exit code 2, one message with the remedy
@@ -57,7 +57,7 @@ class ApiError(ImagegenError):
         super().__init__(self.message("en"))
 
     def message(self, language: str) -> str:
-        """The text for people, in `zh` or `en`."""
+        """Return the text for people, in `zh` or `en`."""
         return (self.zh if language == "zh" else self.en).format(**self.values)
 
 

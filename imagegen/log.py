@@ -61,10 +61,10 @@ def is_enabled(level: str) -> bool:
 
 
 class InterceptHandler(logging.Handler):
-    """Hands the records of `logging` to loguru, with their level and the name of their logger."""
+    """Handler that passes the records of `logging` to loguru, with their level and the name of their logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Raises nothing: a record with arguments that don't fit its text is shown as `logging` itself would do."""
+        """Pass a record on. One with arguments that don't fit its text is shown as `logging` itself would show it."""
         try:
             text = record.getMessage()
         except (TypeError, ValueError, KeyError):
@@ -79,7 +79,7 @@ class InterceptHandler(logging.Handler):
 
 
 def _quotes_the_client(source: str, error: BaseException) -> bool:
-    """The errors of aiohttp's parser repeat the bytes that they refuse, such as an Authorization header."""
+    """Return whether an error repeats bytes of a client, such as an Authorization header, as aiohttp's parser does."""
     kinds = {type(link) for link in (error, error.__cause__, error.__context__)}
     return source.startswith("aiohttp.") and any(
         kind.__module__ == "aiohttp.http_exceptions" or kind.__name__ == "RequestPayloadError" for kind in kinds
@@ -168,7 +168,7 @@ def _text_line(record: Record) -> str:
 
 
 def _text_extras(extra: Mapping[str, Any], message: str) -> str:
-    """loguru adds what the message was formatted with, too; that is there already, floats in another form."""
+    """Return the extras that the message lacks: loguru adds what it was formatted with, too."""
     shown = ((name, _sanitize(str(value))) for name, value in extra.items() if not isinstance(value, float))
     return "".join(f" {name}={value}" for name, value in shown if value not in message)
 
@@ -225,7 +225,7 @@ def _trace(record: Record) -> str:
 
 
 def _sanitize(text: str, keep: frozenset[str] = frozenset()) -> str:
-    """Short enough, without passwords in addresses and without characters that could forge or hide a line."""
+    """Return a text cut short, without passwords in addresses and characters that could forge or hide a line."""
     if len(text) > _MAX_CHARS:
         text = f"{text[: _MAX_CHARS // 2]} … {text[-_MAX_CHARS // 2 :]}"
     if "://" in text:

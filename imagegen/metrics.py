@@ -49,7 +49,7 @@ class Histogram:
         self.total += value
 
     def add(self, other: Histogram) -> None:
-        """Takes over what another of the same bounds has seen."""
+        """Add the counts of another histogram with the same bounds."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
 
@@ -110,15 +110,15 @@ class Meter:
         return self.commands.total() / max(self.uptime_s, 1.0) * MONTH_S
 
     def redis_commands_sent(self, purpose: str, commands: int) -> None:
-        """Commands were sent to Redis."""
+        """Count commands that were sent to Redis."""
         self.commands[purpose] += commands
 
     def finished(self, state: str, code: str, model: str) -> None:
-        """A task became final by our write."""
+        """Count a task that this process finished."""
         self.tasks[TaskLabels(state, code, model if model in self._models else OTHER_MODEL)] += 1
 
     def observe_provider_call(self, code: str, seconds: float, *, ambiguous: bool = False) -> None:
-        """A call to the provider ended: `ok`, an error code, or `abandoned`."""
+        """Count a call to the provider. code: `ok`, an error code, or `abandoned`."""
         self.calls[code].observe(seconds)
         self.ambiguous += ambiguous
 
@@ -128,7 +128,7 @@ class Meter:
         self.image_bytes += sum(sizes_bytes)
 
     def finished_by_state(self) -> Mapping[str, int]:
-        """Finished tasks by state."""
+        """Return the numbers of finished tasks by state."""
         states = dict.fromkeys(("completed", "failed", "cancelled"), 0)
         for key, count in self.tasks.items():
             states[key.state] += count

@@ -1,4 +1,4 @@
-"""Owns how a setting's text becomes a value.
+"""Parsers of the texts of settings.
 
 Each function here turns a text that is not empty into a value, or raises ValueError with a text for the operator. The
 text of a setting that may hold a secret never repeats the value.
@@ -156,7 +156,7 @@ def host(text: str) -> str:
 
 
 def hosts(text: str) -> tuple[str, ...]:
-    """`127.0.0.1,::1`: at least one host."""
+    """Parse `127.0.0.1,::1`: at least one host."""
     listed = comma_separated(host)(text)
     if not listed:
         raise ValueError("must name at least one host name or address")
@@ -172,7 +172,7 @@ def is_address(host: str) -> bool:
 
 
 def byte_count(text: str) -> int:
-    """`1048576`, `100MiB`, `1.5 GB`."""
+    """Parse `1048576`, `100MiB`, `1.5 GB`."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?:([KMGT])(I?)B)?", text.upper())
     if not match:
         raise ValueError(f"{text[:40]!r} is not allowed; bytes are, as 1073741824, 100MiB or 1GiB")
@@ -184,7 +184,7 @@ def byte_count(text: str) -> int:
 
 
 def rate_per_min(text: str) -> float:
-    """`10/minute`, `2/second`, `600/hour`, or a bare number a minute."""
+    """Parse `10/minute`, `2/second`, `600/hour`, or a number a minute."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?: ?/ ?(second|minute|hour))?", text.lower())
     if not match or float(match[1]) <= 0:
         raise ValueError(f"{text[:40]!r} is not allowed; a rate is, as 10/minute, 2/second or 600/hour")
@@ -238,7 +238,7 @@ def receiver(text: str) -> str:
 
 
 def proxy(text: str) -> str:
-    """Parse an address of an HTTP proxy; a bare `host:port` is one too, as for curl."""
+    """Parse an address of an HTTP proxy; `host:port` alone is one too, as for curl."""
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme not in {"", "http", "https"}:
         raise ValueError("must be an http:// or https:// proxy; others, such as socks5://, are not supported")
@@ -249,7 +249,7 @@ def proxy(text: str) -> str:
 
 
 def proxy_exceptions(text: str) -> tuple[str, ...]:
-    """`localhost,.example.com,10.0.0.0/8`, by commas or spaces, in lower case."""
+    """Parse `localhost,.example.com,10.0.0.0/8`, with commas or spaces between; return it in lower case."""
     return tuple(dict.fromkeys(part.lower() for part in re.split(r"[,\s]+", text) if part))
 
 
@@ -284,7 +284,7 @@ def aliases(text: str) -> Mapping[str, str]:
 
 
 def api_keys(text: str) -> Mapping[str, str]:
-    """Return the SHA-256 of each key in hex, by the key's name: `name:key`, `name:sha256:<hex>`, or one bare key."""
+    """Return the SHA-256 of each key in hex, by the key's name: `name:key`, `name:sha256:<hex>`, or one key alone."""
     hashes: dict[str, str] = {}
     for item in (item.strip() for item in text.split(",")):
         if not item:
@@ -321,7 +321,7 @@ def prefix(text: str) -> str:
 
 
 def webhook_secret(text: str) -> str:
-    """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#signature-scheme"""
+    """Parse a secret as https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#signature-scheme"""
     try:
         key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Owns the settings: their names, defaults and rules, read once from the environment and `.env`."""
+"""Settings: their names, defaults and rules, read once from the environment and `.env`."""
 
 # ruff: noqa: RUF009 - the defaults are the table of the settings; each call makes a dataclass field
 

@@ -1,4 +1,4 @@
-"""Owns which network addresses we may call: public ones only, and the few hosts that are allowed by name."""
+"""SSRF guard: the service calls public addresses only, and the few hosts that are allowed by name."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def blocked_cause(error: BaseException) -> AddressBlocked | None:
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names, and refuses a name of which one address is not public.
+    """Resolver that refuses a name with an address that is not public.
 
     The client connects to the returned addresses without a second lookup, so DNS rebinding gains nothing. `allowed`
     holds `host` or `host:port` that may be anywhere, and so may the hosts of the proxies.
@@ -183,7 +183,7 @@ def guarded_connector(
     inner: AbstractResolver | None = None,
     limit: int = 100,
 ) -> TCPConnector:
-    """A connector to public addresses and the `allowed` hosts only; `inner` looks names up, `limit` bounds sockets."""
+    """Return a connector to public addresses and the `allowed` hosts. inner: resolves names. limit: of open sockets."""
     return _GuardedConnector(allowed, proxies, inner, limit)
 
 
@@ -195,6 +195,6 @@ def _is_allowed(host: str, port: int, allowed: frozenset[str]) -> bool:
 
 
 def plain_host(host: str) -> str:
-    """The host as a resolver would read it: compatible characters folded, one trailing dot taken off."""
+    """Return the host as a resolver reads it: compatible characters folded, one trailing dot removed."""
     folded = unicodedata.normalize("NFKC", host).replace(_IDEOGRAPHIC_DOT, ".").lower()
     return folded.removeprefix("[").removesuffix("]").removesuffix(".")

@@ -1,4 +1,4 @@
-"""Owns the watching of side loops: each is a named asyncio task, and a dead one ends the process, never half of it."""
+"""Supervisor of the background loops: each is a named asyncio task, and a dead one ends the whole process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECANCEL_INTERVAL_S = 0.2
 
 
 class Supervisor:
-    """Watches loops that are never to end by themselves. on_death: called with the name of a loop that died."""
+    """Supervisor of loops that must not end. on_death: called with the name of a loop that died."""
 
     def __init__(self) -> None:
         self._loops: set[asyncio.Task[Any]] = set()
@@ -20,7 +20,7 @@ class Supervisor:
         self.on_death: Callable[[str], None] = lambda _name: None
 
     def run(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
-        """Starts a loop and watches it."""
+        """Start a loop and watch it."""
         self.watch([asyncio.create_task(loop, name=name)])
 
     def watch(self, loops: Iterable[asyncio.Task[Any]]) -> None:
@@ -34,11 +34,11 @@ class Supervisor:
 
     @property
     def names(self) -> list[str]:
-        """Of the loops that live."""
+        """Names of the loops that are alive."""
         return [loop.get_name() for loop in self._loops]
 
     async def stop(self, loops: Iterable[asyncio.Task[Any]] | None = None) -> None:
-        """Cancels these loops, or all, and waits for their end.
+        """Cancel these loops, or all, and wait for their end.
 
         More than once: redis-py loses a cancellation that comes while it makes a connection.
         """

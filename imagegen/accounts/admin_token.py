@@ -81,7 +81,10 @@ def _new_token() -> str:
 
 
 def _read_or_create(path: Path) -> str:
-    """Raises OSError, or ValueError if the file holds something else."""
+    """Return the token of the file, which is made if it is missing.
+
+    Raises OSError, or ValueError if the file holds something else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     number, writable = _open(path)
     try:

@@ -1,4 +1,4 @@
-"""Owns the command line of the emulator."""
+"""Command line of the emulator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .together_emulator import Emulator, Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs until SIGTERM or SIGINT; 2 where it can't start."""
+    """Run until SIGTERM or SIGINT. Return 2 if it can't start."""
     try:
         emulator = Emulator(_options(arguments))
         asyncio.run(serve(emulator))

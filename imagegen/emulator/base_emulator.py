@@ -1,4 +1,4 @@
-"""What all emulators share: they listen, queue faults, and run as a command until a signal."""
+"""Base of all emulators: it listens, queues faults, and runs as a command until a signal."""
 
 from __future__ import annotations
 

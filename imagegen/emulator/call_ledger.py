@@ -1,4 +1,4 @@
-"""Owns the ledger: every call the emulator saw, and which of them would have been paid for."""
+"""Ledger of the emulator: each call that it received, and whether the call would have been paid."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CallLedger:
         self._tell()
 
     def closed(self, call: EmulatedCall, *, client_there: bool) -> None:
-        """The call was answered, or its client went away. Only the first word counts."""
+        """Record that a call was answered, or that its client left. Only the first report of a call counts."""
         if call.answered_at is not None:
             return
         call.answered_at, call.client_there = time(), client_there
@@ -89,7 +89,7 @@ class CallLedger:
         self.peak_in_flight = self.in_flight
 
     async def wait_for(self, condition: Callable[[CallLedger], object], timeout_s: float = 30.0) -> None:
-        """Returns once `condition(ledger)` is true; raises TimeoutError."""
+        """Wait until `condition(ledger)` is true. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not condition(self):
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

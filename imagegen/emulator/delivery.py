@@ -1,4 +1,4 @@
-"""Owns the ways an answer goes over the wire, most of them wrong."""
+"""Delivery of a response: as it should be, and in the ways in which upstreams and networks break it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def response_of(answer: Response) -> web.Response:
 
 
 def is_there(request: web.BaseRequest) -> bool:
-    """Whether the client still holds its connection."""
+    """Return whether the client is still connected."""
     return request.transport is not None and not request.transport.is_closing()
 
 
 async def deliver(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """Raises ConnectionError where the client goes away meanwhile."""
+    """Send a response in the way that it names. Raises ConnectionError if the client leaves meanwhile."""
     return await DELIVERIES[answer.delivery](request, answer)
 
 
@@ -41,7 +41,7 @@ async def _plain(_request: web.BaseRequest, answer: Response) -> web.StreamRespo
 
 
 async def _hang(_request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """Ends only when the client leaves or the emulator stops, which cancels the handler."""
+    """Send nothing until the client leaves or the emulator stops, which cancels the handler."""
     await asyncio.get_running_loop().create_future()
     return response_of(answer)
 
@@ -82,7 +82,7 @@ async def _truncated(request: web.BaseRequest, answer: Response) -> web.StreamRe
 
 
 async def _huge_body(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """Well-formed JSON whose one image is `bytes` long."""
+    """Send well-formed JSON with one image of `bytes` bytes."""
     response = await _started(request, answer)
     await response.write(b'{"id":"huge","model":"huge","object":"list","data":[{"index":0,"b64_json":"')
     await _stream(response, b"A" * _CHUNK, int(_number(answer, "bytes", _HUGE_BYTES)))
@@ -91,7 +91,7 @@ async def _huge_body(request: web.BaseRequest, answer: Response) -> web.StreamRe
 
 
 async def _endless(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """A true image's first bytes, then zeros until the client has enough."""
+    """Send the first bytes of a real image, then zeros until the client leaves."""
     response = await _started(request, answer)
     await response.write(answer.body[:128])
     while is_there(request):
@@ -100,7 +100,7 @@ async def _endless(request: web.BaseRequest, answer: Response) -> web.StreamResp
 
 
 async def _gzip_bomb(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """`bytes` of blanks before the good body; on the wire about a thousandth of that."""
+    """Send `bytes` blanks before the good body, compressed to about a thousandth of that."""
     answer = answer.with_headers({hdrs.CONTENT_ENCODING: "gzip"})
     response = await _started(request, answer)
     squeeze = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
@@ -131,7 +131,7 @@ async def _started(request: web.BaseRequest, answer: Response, length: int | Non
 
 
 def _abort(request: web.BaseRequest) -> None:
-    """SO_LINGER of 0 s makes the close a RST, and unsent bytes are thrown away."""
+    """Close with a RST and drop unsent bytes, by an SO_LINGER of 0 s."""
     transport = request.transport
     if transport is None:
         return

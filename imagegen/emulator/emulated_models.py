@@ -87,7 +87,7 @@ _MAX_IMAGES: Final = 4
 
 
 def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
-    """Why the model would not do it, or None. `revived` are vanished models that are served all the same."""
+    """Return the refusal of a request by its model, None if it is accepted. revived: retired models that are served."""
     if gpt_image.is_for_openai(asked):
         return gpt_image.refusal(asked, request_id)
     gone = RETIRED.get(asked.model)
@@ -105,7 +105,7 @@ def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ())
 
 
 def size_of(asked: ImageRequest) -> tuple[int, int]:
-    """The size of the images that come."""
+    """Return width and height of the images."""
     return (1024, 1024) if KNOWN.get(asked.model, _ANY).sized_by_ratio else (asked.width, asked.height)
 
 

@@ -1,4 +1,4 @@
-"""Owns which fault the next call gets: a queue of steps, markers in prompts, and a default for all."""
+"""Schedule of faults: a queue of steps, markers in prompts, and a default for all calls."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Step:
 
 
 def parse_text(text: str) -> Fault:
-    """`429 retry_after=2 body="some text"`: a name, then options. Raises UnknownFault."""
+    """Parse `429 retry_after=2 body="some text"`: a name, then options. Raises UnknownFault."""
     try:
         name, *pairs = shlex.split(text)
         options = dict(pair.split("=", 1) for pair in pairs)
@@ -82,7 +82,7 @@ def parse_text(text: str) -> Fault:
 
 
 def parse_step(sent: object) -> Fault:
-    """A step of the queue: `{"fault": NAME, option: value, …}`, or the text form. Raises UnknownFault."""
+    """Parse a step of the queue: `{"fault": NAME, option: value, …}`, or the text form. Raises UnknownFault."""
     if isinstance(sent, str):
         return parse_text(sent)
     if not isinstance(sent, Mapping):
@@ -102,14 +102,14 @@ class FaultSchedule:
         self._default: tuple[Fault, Trigger, float] | None = None
 
     def add(self, steps: Sequence[object], now: float) -> None:
-        """Queues steps, all or none. Raises UnknownFault."""
+        """Queue all steps, or none. Raises UnknownFault."""
         faults = [parse_step(step) for step in steps]
         for fault in faults:
             self._check(fault)
         self._steps += [_Step(fault, fault.text("match", ""), Trigger(fault, now, default_times=1)) for fault in faults]
 
     def set_default(self, text: str | None, share: float, now: float) -> None:
-        """What each call gets that neither the queue nor its prompt speaks of, or only a `share` (0 to 1) of them."""
+        """Set the fault of calls without one from the queue or their prompt. share: part of these calls, 0 to 1."""
         if text is None:
             self._default = None
             return
@@ -118,7 +118,7 @@ class FaultSchedule:
         self._default = (fault, Trigger(fault, now, default_times=None), share)
 
     def clear(self) -> None:
-        """Forgets the queue and how often each prompt's marker was met; the default stays."""
+        """Drop the queue, and the counts of each prompt's marker; the default stays."""
         self._steps.clear()
         self._marked.clear()
 

@@ -1,4 +1,4 @@
-"""Owns the faults by name: what each puts in the place of a good answer."""
+"""Faults by name: each replaces a good response."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(generation: Generation, fault: Fault) -> Response:
 
 
 def check(fault: Fault) -> None:
-    """Raises UnknownFault."""
+    """Raise UnknownFault for a name or an option that does not exist."""
     _plan_of(fault.name)
 
 
@@ -97,7 +97,7 @@ def _json_200(body: object) -> Plan:
 
 
 def _changed(change: Callable[[Generation, Fault, Entry], None]) -> Plan:
-    """Every entry, or the one at the option `index`, is changed by `change`."""
+    """Return a fault that changes every entry, or the one at the option `index`."""
 
     def made(generation: Generation, fault: Fault) -> Response:
         entries = generation.entries()

@@ -1,4 +1,4 @@
-"""Owns the making of one good answer: its id, its images, and their links or bytes."""
+"""Good response of one call: its id, its images, and their links or bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TINY_SIDE: Final = 8
 
 
 def new_ids(rng: random.Random) -> tuple[str, str]:
-    """A request id as in the captures, and the CF-RAY that is a part of it."""
+    """Return a request id as in the captures, and the CF-RAY that is a part of it."""
     ray = f"{rng.getrandbits(64):016x}-PDX"
     return f"o{''.join(rng.choices(_ALPHABET, k=6))}-2kFHot-{ray}", ray
 
@@ -52,7 +52,7 @@ class Generation:
     dialect: str | None = None
 
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
-        """`count` images, else as many as requested; an image fault spoils them; `same`: all alike."""
+        """Return `count` images, else as many as requested; an image fault spoils them. same: whether all are equal."""
         seed = self.studio.rng.getrandbits(63) if self.asked.seed is None else self.asked.seed
         wanted = self.asked.n if count is None else count
         return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]

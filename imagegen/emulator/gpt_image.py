@@ -1,4 +1,4 @@
-"""Owns the answers of OpenAI's GPT image models: always base64, with usage, and strict about fields.
+"""Responses of OpenAI's GPT image models: always base64, with usage, and strict about fields.
 
 https://platform.openai.com/docs/api-reference/images/create
 """

@@ -1,4 +1,4 @@
-"""Owns the image links: short ones that redirect, what lies behind them, and how both go wrong."""
+"""Links of images: short ones that redirect, the files that they lead to, and the faults of both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ShortLinks:
         return "".join(self._rng.choices(_ALPHABET, k=16))
 
     def mint(self, picture: DrawnImage, fault: Fault | None, now: float) -> str:
-        """The path of a new short link."""
+        """Return the path of a new short link."""
         if len(self._links) >= _KEPT:
             del self._links[next(iter(self._links))]
         token = self.new_token()
@@ -63,7 +63,7 @@ class ShortLinks:
         self._dead_before = now
 
     def answer(self, path: str, base_url: str, user_agent: str, now: float) -> Response:
-        """What a GET of `path` returns. The CDN refuses clients that do not name themselves."""
+        """Return the response to a GET of `path`. The CDN refuses clients without a User-Agent."""
         if not user_agent.strip():
             return together_responses.error("403", "")
         kind, _, rest = path.lstrip("/").partition("/")

@@ -1,4 +1,4 @@
-"""Owns provider jobs: calls that are accepted and polled, in the dialects of relays.
+"""Provider jobs: calls that are accepted and polled, in the dialects of relays.
 
 The fault `job` makes a job of a call; `--dialect` does so with each call, and the routes of sub2api and Bifrost always
 do. Options: dialect=, job_s= (seconds it runs), end= (one of ENDS), error=TEXT (of `failed`), unknown_s= (seconds in

@@ -29,7 +29,7 @@ class TokenBucket:
         self._filled_at: float | None = None
 
     def admit(self, now: float) -> bool:
-        """Takes one call out of the bucket, if there is one. `now` is monotonic seconds."""
+        """Take one call out of the bucket. Return False if it is empty. now: monotonic seconds."""
         if self.per_minute is None:
             return True
         self._fill(now)
@@ -39,7 +39,7 @@ class TokenBucket:
         return True
 
     def reset_s(self) -> float:
-        """Seconds until the next call would be admitted."""
+        """Return the seconds until the next call would be admitted."""
         return 0.0 if self.per_minute is None else math.ceil(max(0.0, 1 - self._level) / self._per_s * 1000) / 1000
 
     def headers(self) -> Mapping[str, str]:

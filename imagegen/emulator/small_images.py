@@ -1,4 +1,4 @@
-"""Owns the drawing of small valid images, another one for each (prompt, seed, index), at next to no cost."""
+"""Small valid images, a different one for each (prompt, seed, index), at next to no cost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def draw(picture: DrawnImage) -> bytes:
 
 
 def _png(picture: DrawnImage) -> bytes:
-    """Sixteen bands of colour; the pixels are cached by size, and only the palette is the image's own."""
+    """Return sixteen bands of colour; the pixels are cached by size, so only the palette is made for each."""
     colours = hashlib.shake_128(picture.digest.encode()).digest(48)
     header = struct.pack(">IIBBBBB", picture.width, picture.height, 4, 3, 0, 0, 0)
     return b"".join(

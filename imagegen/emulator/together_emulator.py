@@ -1,4 +1,4 @@
-"""Owns the emulator's HTTP side: its routes, its life, and the order in which a call is judged."""
+"""Emulator of Together's image endpoint: its routes, and the order in which a call is judged."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Emulator(ListeningEmulator):
         return await self._answer(request, answer.with_headers(headers), call)
 
     def _refusal_unread(self, request: web.BaseRequest, request_id: str, path: str) -> Response | None:
-        """What needs no look into the body. A web UI has no keys."""
+        """Return a refusal that does not depend on the body, None if there is none. A web UI has no keys."""
         if path not in _WEBUI_PATHS and not self._has_key(request):
             return together_responses.error("401", request_id)
         max_bytes = _MAX_BODY_BYTES if path in _GENERATION_PATHS else _MAX_EDIT_BYTES
@@ -139,7 +139,7 @@ class Emulator(ListeningEmulator):
         return answer, _call_of(asked, answer)
 
     def _decide(self, generation: Generation) -> Response:
-        """The script and the prompt's marker come first, then the rate limit, the model's limits, a good answer."""
+        """Return the response of the script, the prompt's marker, the rate limit or the model, else a good one."""
         fault = self._script.take(generation.asked.prompt, monotonic())
         answer = self._decide_unscripted(generation) if fault is None else faults.plan(generation, fault)
         delay_s = self.options.delay_s if fault is None else fault.number("delay_s", self.options.delay_s)

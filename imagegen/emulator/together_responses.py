@@ -1,4 +1,4 @@
-"""Owns the texts of Together's answers, as users captured them, and their shape on the wire.
+"""Texts and shapes of Together's responses, as users captured them.
 
 https://docs.together.ai/docs/error-codes; bodies verbatim from HeyPuter/puter#2084, xtekky/gpt4free#3032 and others.
 """
@@ -39,7 +39,7 @@ class Response:
 
     @property
     def outcome(self) -> int | str:
-        """The ledger's word for it: the status, or what happened instead of a whole answer."""
+        """Outcome for the ledger: the status, or what happened in place of a whole response."""
         return self.status if self.delivery == "plain" else self.delivery
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
@@ -177,7 +177,7 @@ def error_body(message: str, kind: str | None, code: str | None, request_id: str
 
 
 def error(name: str, request_id: str, **values: object) -> Response:
-    """The row `name` of ERRORS; `values` fill its message."""
+    """Return the row `name` of ERRORS. values: fill its message."""
     row = ERRORS[name]
     if isinstance(row, TextRow):
         return Response(row.status, row.text.encode(), row.content_type)
@@ -212,7 +212,7 @@ def refused_field(shape: str, name: str, request_id: str, message: str = "") -> 
 
 
 def pictures(request_id: str, model: str, entries: Sequence[Entry]) -> Response:
-    """The 200: links as the captures show them (indented, no `type`), base64 as the docs' sample (compact)."""
+    """Return the 200: links as the captures show them (indented, no `type`), base64 as the docs' sample (compact)."""
     if any("b64_json" in entry for entry in entries):
         body = {"id": request_id, "data": entries, "model": model, "object": "list"}
         return Response(200, orjson.dumps(body))

@@ -1,4 +1,4 @@
-"""Owns the store of `IMAGE_STORE=upstream`: the provider's own links are handed out, no bytes are kept."""
+"""Store of `IMAGE_STORE=upstream`: clients get the provider's own links, and no bytes are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UpstreamStore:
         return self._fallback.spool_folder
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """A link is taken for alive."""
+        """Return True: a link counts as alive."""
         return await self._fallback.contains_all(task_id, [image for image in images if image.url is None])
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:

@@ -65,7 +65,7 @@ def spliced(read: Read, size_bytes: int, changes: Sequence[Splice]) -> Iterator[
 
 
 def _png(read: Read, text: str) -> list[Splice]:
-    """https://www.w3.org/TR/png-3/#11textinfo"""
+    """Return the text chunk to insert: https://www.w3.org/TR/png-3/#11textinfo"""
     at = _PNG_START_BYTES
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack(">I4s", read(at, 8))
@@ -83,7 +83,7 @@ def _png(read: Read, text: str) -> list[Splice]:
 
 
 def _jpeg(read: Read, text: str, description: str) -> list[Splice]:
-    """Exif goes behind the JFIF header, which has to be first: https://www.w3.org/Graphics/JPEG/jfif3.pdf"""
+    """Return the Exif segment to insert behind the JFIF header, which is first: https://www.w3.org/Graphics/JPEG/jfif3.pdf"""
     at = place = 2
     existing, removed = b"", 0
     for _ in range(MAX_PARTS):
@@ -108,7 +108,7 @@ def _jpeg(read: Read, text: str, description: str) -> list[Splice]:
 
 
 def _webp(read: Read, text: str, description: str) -> list[Splice]:
-    """https://developers.google.com/speed/webp/docs/riff_container#extended_file_format"""
+    """Return the chunks to change: https://developers.google.com/speed/webp/docs/riff_container#extended_file_format"""
     end = int.from_bytes(read(4, 4), "little") + 8
     place, existing, removed = end, b"", 0
     at = 12

@@ -62,10 +62,10 @@ class RedisBlobStore:
         self._copy_parts = load_script(__package__, "copy_parts")
 
     async def start(self) -> None:
-        """Nothing has to be ready."""
+        """Do nothing: the store needs no preparation."""
 
     async def close(self) -> None:
-        """The connection is not ours."""
+        """Do nothing: the connection belongs to the queue."""
 
     async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
         """Save the bytes, or those of a file, until `expires_at_s` (Unix time), after evicting the oldest.
@@ -144,7 +144,7 @@ class RedisBlobStore:
         return count == len(keys)
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Moves their end; one command a part. Raises QueueUnavailable."""
+        """Set when the parts expire; one command a part. Raises QueueUnavailable."""
         keys = self._all_parts(task_id, images)
         async with self._connection.deadline():
             pipeline = self._connection.commands.pipeline(transaction=False)

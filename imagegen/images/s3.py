@@ -205,11 +205,11 @@ class S3BlobStore:
         return all(await asyncio.gather(*(self._has(task_id, image) for image in images)))
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Copies each object onto itself with a new end, since metadata can't be changed. Raises StoreUnavailable."""
+        """Copy each object onto itself with a new end, since metadata can't be changed. Raises StoreUnavailable."""
         await asyncio.gather(*(self._set_end(self._key(task_id, image), image, expires_at_s) for image in images))
 
     async def sweep(self) -> None:
-        """Runs until it is cancelled: a round at once, then one an hour."""
+        """Sweep until cancelled: once now, then once an hour."""
         while True:
             try:
                 await self.sweep_once()
@@ -276,7 +276,7 @@ class S3BlobStore:
 
     @asynccontextmanager
     async def _request(self, deadline_s: float = CALL_S) -> AsyncIterator[None]:
-        """Raises _Missing where the object is not there, StoreUnavailable for all else that fails."""
+        """Raise _Missing if the object is not there, StoreUnavailable for any other failure."""
         try:
             async with asyncio.timeout(deadline_s):
                 yield

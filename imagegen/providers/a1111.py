@@ -1,4 +1,4 @@
-"""Owns the calls to a Stable Diffusion web UI (AUTOMATIC1111, Forge, SD.Next, sd.cpp): `/sdapi/v1`."""
+"""Provider of a Stable Diffusion web UI (AUTOMATIC1111, Forge, SD.Next, sd.cpp): `/sdapi/v1`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class A1111Provider(WithoutJobs):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""
 
     @asynccontextmanager
     async def _progress_reported(self, observer: CallObserver) -> AsyncIterator[None]:

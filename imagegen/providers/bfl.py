@@ -1,4 +1,4 @@
-"""Owns the jobs of Black Forest Labs' API: https://docs.bfl.ai
+"""Provider of Black Forest Labs' API: https://docs.bfl.ai
 
 It has no list of jobs and no request that cancels one. The link of a result ends after ten minutes.
 """

@@ -1,4 +1,4 @@
-"""Owns the calls to image models behind OpenAI's chat/completions, as relays offer Gemini's.
+"""Provider of image models behind OpenAI's chat/completions, as relays offer Gemini's.
 
 https://openrouter.ai/docs/features/multimodal/image-generation
 """
@@ -109,7 +109,7 @@ class ChatImagesProvider(WithoutJobs):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""
 
 
 def fields_of(call: Call, shapes: Shapes) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Owns the jobs of fal's queue: https://fal.ai/docs/inference-api/queue
+"""Provider of fal's queue: https://fal.ai/docs/inference-api/queue
 
 The later addresses of a job are those that fal named: they have the app's name without its path. fal itself repeats a
 job that its infrastructure fails; a submit with a lost response can't be found again, and is not repeated here.

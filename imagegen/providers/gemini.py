@@ -1,4 +1,4 @@
-"""Owns the calls to Gemini's image models: https://ai.google.dev/gemini-api/docs/image-generation"""
+"""Provider of Gemini's image models: https://ai.google.dev/gemini-api/docs/image-generation"""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ class GeminiProvider(WithoutJobs):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""

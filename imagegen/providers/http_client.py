@@ -183,7 +183,7 @@ class ProviderClient:
         return await self._request("GET", url, min(timeout_s, self._timeout_s), _POLL_HEADERS)
 
     async def get_json(self, path: str) -> object:
-        """GETs some JSON that costs nothing. Raises UpstreamError."""
+        """GET some JSON that costs nothing. Raises UpstreamError."""
         answer = await self._request("GET", URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
         if 200 <= answer.status < 300:
             with suppress(orjson.JSONDecodeError):
@@ -215,7 +215,7 @@ class ProviderClient:
 
 
 def _headers(account: Account) -> dict[str, str]:
-    """A blank User-Agent gets a 403 from the proxies before Together."""
+    """Return the headers of each request. A blank User-Agent gets a 403 from the proxies in front of Together."""
     headers = {"Accept": "application/json", "Content-Type": JSON_TYPE, "User-Agent": USER_AGENT}
     return headers | dict(account.headers) | ({"Authorization": account.authorization} if account.authorization else {})
 
@@ -228,7 +228,7 @@ def basic_authorization(url: URL) -> str | None:
 
 
 def _not_reached(cause: BaseException | None) -> UpstreamError:
-    """What can't have reached the upstream can't have been paid for."""
+    """Return the error of a request that can't have reached the upstream, so that nothing can have been paid."""
     if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status == _PROXY_LOGIN:
         return _no_login()
     reason = next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "no connection")

@@ -1,4 +1,4 @@
-"""Owns the counting of paid calls: a provider around a provider."""
+"""Provider around a provider that counts the paid calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _REFUSALS = {
 
 
 class MeteredProvider:
-    """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key.
+    """Provider that counts how each call of another one ended and how long it took, and warns once of a refused key.
 
     plain: the other. on_refused: called with the error code and the setting of the key, when the log gets the warning.
     key_name: of the key for the operator; None for the setting of the provider.
@@ -110,7 +110,7 @@ class MeteredProvider:
         return reply
 
     async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
-        """Polls are free, so they are not counted."""
+        """Poll a job. Polls are free, so they are not counted."""
         return await self.plain.resume(handle, observer)
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
@@ -120,7 +120,7 @@ class MeteredProvider:
         return await self.plain.cancel(handle)
 
     def _warn(self, error: UpstreamError) -> None:
-        """One line for the operator until a call is accepted again, at most once a minute: one model may be refused."""
+        """Warn the operator once until a call is accepted again, at most once a minute: one model may be refused."""
         code, now = error.code, self._clock()
         if code not in self._refusing and now - self._warned_at.get(code, -math.inf) >= WARN_AGAIN_S:
             self._refusing.add(code)

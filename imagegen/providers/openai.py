@@ -1,4 +1,4 @@
-"""Owns the calls to OpenAI's images API and to the many services that speak almost the same."""
+"""Provider of OpenAI's images API, and of the many services with almost the same API."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class OpenAICompatibleProvider(WithoutJobControl):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""
 
 
 def fields_of(call: Call, dialect: Dialect) -> dict[str, object]:

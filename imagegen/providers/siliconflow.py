@@ -1,4 +1,4 @@
-"""Owns the calls to SiliconFlow's images API: https://docs.siliconflow.cn/en/api-reference/images/images-generations
+"""Provider of SiliconFlow's images API: https://docs.siliconflow.cn/en/api-reference/images/images-generations
 
 Links to its images end after an hour. Its errors are read by the parser that all services share.
 """
@@ -82,7 +82,7 @@ class SiliconFlowProvider(WithoutJobs):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""
 
 
 def vocabulary_of(model: str) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Owns the calls to Together.ai's images API: https://docs.together.ai/reference/post-images-generations"""
+"""Provider of Together.ai's images API: https://docs.together.ai/reference/post-images-generations"""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TogetherProvider(WithoutJobs):
         return count_of_models(await self.models())
 
     async def close(self) -> None:
-        """The session is the app's."""
+        """Do nothing: the session belongs to the application."""
 
 
 def fields_of(call: Call, response_format: str, input_field: InputField = "image_url") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Owns the names of all keys in Redis, with types and lifetimes. All carry one hash tag, so Redis Cluster works."""
+"""Names of all keys in Redis, with types and lifetimes. All carry one hash tag, so Redis Cluster works."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
 
     @property
     def extension(self) -> str:
-        """The extension of its file's name."""
+        """Extension of its file's name."""
         return extension_of(self.content_type)
 
 

@@ -1,4 +1,4 @@
-"""Owns what follows from an attempt: an outcome value, and the policy that finds it for an upstream's error."""
+"""Outcomes of an attempt, and the policy that decides the outcome of an upstream's error."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class FailureContext(Struct, frozen=True, gc=False):
 
 
 def was_never_sent(error: UpstreamError) -> bool:
-    """Connection refused, name not found, TLS, or a gateway that found no origin: nothing can have been paid."""
+    """Return whether a call can't have been paid: connection refused, unknown name, TLS, a gateway without origin."""
     unsent = error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
     return error.unreached or (unsent and not error.partly_sent)
 
@@ -99,7 +99,7 @@ class RetryPolicy:
     base_s: float
 
     def backoff_s(self, attempts: int, random: Callable[[], float]) -> float:
-        """Exponential with jitter between half and the whole; `random` gives 0 to 1."""
+        """Return the exponential delay with jitter, between half of it and all. random: returns 0 to 1."""
         whole = doubled(self.base_s, attempts - 1, MAX_BACKOFF_S)
         return whole * (0.5 + 0.5 * random())
 

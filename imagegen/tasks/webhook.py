@@ -1,4 +1,4 @@
-"""Owns the webhook: what a client may register, its delivery as a value, and when a delivery is tried again.
+"""Webhooks: what a client may register, a delivery as a value, and when a delivery is tried again.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -128,7 +128,7 @@ class Webhook:
         check_own: CheckHost | None = None,
         owner: str = "",
     ) -> Self:
-        """Reads a client's `webhook`. Raises InvalidRequest that names `webhook.url` and the like.
+        """Read a client's `webhook`. Raises InvalidRequest that names `webhook.url` and the like.
 
         check_host: None lifts it, and the need for https. check_own: refuses this service itself.
         """
@@ -238,7 +238,7 @@ class Delivery:
         return self.status is DeliveryStatus.PENDING
 
     def stored(self) -> dict[str, Any]:
-        """The fields that are set; `restore` reads it back."""
+        """Return the fields that are set, which `restore` reads."""
         webhook = self.webhook
         fields = {
             "n": self.number,
@@ -257,7 +257,7 @@ class Delivery:
 
     @classmethod
     def restore(cls, stored: Mapping[str, Any]) -> Self:
-        """Reads what `stored` wrote. Raises KeyError, ValueError or TypeError for anything else."""
+        """Read the output of `stored`. Raises KeyError, ValueError or TypeError for anything else."""
         return cls(
             Webhook(
                 stored["url"],
@@ -336,7 +336,7 @@ def after_attempt(
     random: Callable[[], float],
     delays_s: Sequence[float] = RETRY_DELAYS_S,
 ) -> Delivery:
-    """What a try leads to. status: of the answer, None where none came."""
+    """Return the delivery after a try. status: of the response, None if there was none."""
     attempts = delivery.attempts + 1
     delivery = replace(delivery, attempts=attempts, last_status=status, due_at=None)
     if status is not None and 200 <= status < 300:
@@ -350,7 +350,7 @@ def after_attempt(
 
 
 def message_id(task_id: str, generation: int, number: int) -> str:
-    """The `webhook-id`: the same on every try, on every instance, after every restart."""
+    """Return the `webhook-id`: the same for each try, on each instance, after each restart."""
     return f"msg_{task_id}_{generation}_{number}"
 
 

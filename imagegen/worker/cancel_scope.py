@@ -1,4 +1,4 @@
-"""Owns how what runs for a claim is dropped at once when the claim is lost."""
+"""Cancel scope of a claim: work for it ends at once when the claim is lost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ClaimWasLost(Exception):
 
 
 class ClaimScope:
-    """A block that ends with `Abandoned` as soon as its claim is lost, and a loop that is not cancelled by that.
+    """Block that ends with `ClaimWasLost` as soon as its claim is lost, without a cancellation of its loop.
 
-    Where the block itself finds out, it is not cancelled: a cancellation of the task that runs now would only be
-    felt after the block.
+    If the block itself notices the loss, it is not cancelled: a cancellation of the running task would only take
+    effect after the block.
     """
 
     def __init__(self, claim: Claim) -> None:

@@ -66,7 +66,7 @@ class CircuitBreaker:
         return self.warned
 
     def next_allowed_at(self, now: float) -> float:
-        """When the next call may be made: `now` or later; infinite while a probe's answer decides that."""
+        """Return when the next call may be made: `now` or later; infinite while a probe runs that decides it."""
         if now < self._until:
             return self._until
         if self._ramp_from is None and not self.is_open:
@@ -79,7 +79,7 @@ class CircuitBreaker:
         return self._ramp_from + (math.floor((now - self._ramp_from) / step_s) + 1) * step_s
 
     def _allowed_concurrency(self, now: float) -> float:
-        """How many calls of this period may run at once."""
+        """Return how many calls of this period may run at once."""
         if self.is_open:
             return 1
         steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._config.step_s)

@@ -65,11 +65,9 @@ class Pacing(PermitLine):
 
     def capacity(self, model: str) -> float:
         breaker, now = self._models.get(model), self.clock()
-        allowed = (
-            self._upstream.capacity(now)
-            if breaker is None
-            else min(self._upstream.capacity(now), breaker.capacity(now))
-        )
+        allowed = self._upstream.capacity(now)
+        if breaker is not None:
+            allowed = min(allowed, breaker.capacity(now))
         return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
 
     def upstream_capacity(self) -> float:

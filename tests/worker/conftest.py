@@ -187,7 +187,7 @@ class WorkerHarness:
         self.pacing = Pacing(
             self.route,
             rate_per_min=rules.pop("rate_per_min", None),
-            tempo=rules.pop("tempo", TEMPO),
+            breaker_config=rules.pop("tempo", TEMPO),
             on_release=lambda: self.pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
         )
         self.attempts = AttemptRunner(

@@ -1,4 +1,4 @@
-"""Owns the scenes without a sky: cut paper, silk, facets, tiles."""
+"""Scenes without a sky: cut paper, silk, facets, tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imagegen.providers.drawing.palette import WHITE, Rgb, mix
 
 
 def paper(canvas: Canvas) -> None:
-    """Sheets of cut paper over each other, as the lines of height on a map."""
+    """Draw sheets of cut paper over each other, as the contour lines of a map."""
     random, palette = canvas.random, canvas.palette
     field = canvas.field(random.uniform(2.6, 3.8))
     heights = sorted(array("f", field.resize((32, 32)).tobytes()))
@@ -32,7 +32,7 @@ def paper(canvas: Canvas) -> None:
 
 
 def silk(canvas: Canvas) -> None:
-    """Threads that follow a slow stream."""
+    """Draw threads that follow a slow stream."""
     random, palette = canvas.random, canvas.palette
     dark = random.random() < 0.6
     ground = (0.0, 0.22) if dark else (0.86, 1.0)
@@ -47,7 +47,7 @@ def silk(canvas: Canvas) -> None:
 
 
 def facets(canvas: Canvas) -> None:
-    """A folded sheet of triangles, lit from one side."""
+    """Draw a folded sheet of triangles, lit from one side."""
     random, palette = canvas.random, canvas.palette
     colours = [palette.shade(random.random()) for _ in range(16)]
     colours[random.randrange(16)] = palette.accent
@@ -73,7 +73,7 @@ def facets(canvas: Canvas) -> None:
 
 
 def tiles(canvas: Canvas) -> None:
-    """A wall of quarter circles, discs and leaves."""
+    """Draw a wall of quarter circles, discs and leaves."""
     random, palette = canvas.random, canvas.palette
     columns, rows = _cells(canvas, random.choice((3, 4, 5)))
     across, down = canvas.width / columns, canvas.height / rows
@@ -86,7 +86,7 @@ def tiles(canvas: Canvas) -> None:
 
 
 def _cells(canvas: Canvas, per_unit: float) -> tuple[int, int]:
-    """Columns and rows of a grid with that many cells along the shorter side."""
+    """Return columns and rows of a grid with that many cells along the shorter side."""
     size = canvas.unit / per_unit
     return max(round(canvas.width / size), 1), max(round(canvas.height / size), 1)
 

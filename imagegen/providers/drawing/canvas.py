@@ -1,4 +1,4 @@
-"""Owns the few strokes that every scene is made of: gradients, smooth-edged shapes, glows, soft fields."""
+"""Strokes that every scene is made of: gradients, smooth-edged shapes, glows, soft fields."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Canvas:
         self.image = Image.new("RGB", (width, height), palette.shade(0))
 
     def gradient(self, colours: Sequence[Rgb]) -> Image.Image:
-        """A sheet of the image's size that runs through the colours from top to bottom."""
+        """Return a sheet of the image's size that runs through the colours from top to bottom."""
         return self.mesh(1, colours)
 
     def mesh(self, columns: int, colours: Sequence[Rgb]) -> Image.Image:
-        """A sheet of the image's size that blends a grid of colours, given row by row."""
+        """Return a sheet of the image's size that blends a grid of colours, given row by row."""
         grid = Image.new("RGB", (columns, len(colours) // columns))
         grid.putdata(colours)
         return grid.resize((self.width, self.height), Image.Resampling.BICUBIC)
 
     def field(self, per_unit: float) -> Image.Image:
-        """Smooth random heights, 0 to 1, that many to the unit, in mode F: eight bits would show as terraces.
+        """Return smooth random heights, 0 to 1, that many to the unit, in mode F: eight bits would show as terraces.
 
         The grid is turned, since its own directions would show.
         """
@@ -60,11 +60,11 @@ class Canvas:
         return grid.transform((self.width, self.height), Image.Transform.AFFINE, turn, Image.Resampling.BICUBIC)
 
     def cover(self, sheet: Image.Image) -> None:
-        """Paints over everything."""
+        """Paint over everything."""
         self.image.paste(sheet)
 
     def polygon(self, points: Sequence[Point], fill: Rgb | Image.Image, opacity: float = 1.0) -> None:
-        """A shape with smooth edges, filled with a colour or with its part of a sheet."""
+        """Draw a shape with smooth edges, filled with a colour or with its part of a sheet."""
         box = self._box(points)
         if box is None:
             return
@@ -74,13 +74,13 @@ class Canvas:
         self._fill(fill, box, mask.reduce(_FINE))
 
     def disc(self, centre: Point, radius: float, fill: Rgb | Image.Image, opacity: float = 1.0) -> None:
-        """A filled circle."""
+        """Draw a filled circle."""
         box = self._box_around(centre, radius)
         if box is not None:
             self._fill(fill, box, _disc_mask(box, centre, radius, opacity))
 
     def round_off(self, centre: Point, radius: float) -> None:
-        """Makes a disc a ball: lit from the upper left, dark on its far side."""
+        """Make a disc a ball: lit from the upper left, dark on its far side."""
         box = self._box_around(centre, radius)
         if box is None:
             return
@@ -90,7 +90,7 @@ class Canvas:
         self._fill(self.palette.shade(0), box, ImageChops.multiply(night, _disc_mask(box, centre, radius, 0.95)))
 
     def lines(self, paths: Sequence[Sequence[Point]], width: float, fill: Rgb, opacity: float = 1.0) -> None:
-        """Curves of one colour; where they cross they do not add up."""
+        """Draw curves of one colour; where they cross, they are not darker."""
         reach = width / 2 + 1
         box = self._box([(x + by, y + by) for path in paths for x, y in path for by in (-reach, reach)])
         if box is None:
@@ -103,14 +103,14 @@ class Canvas:
         self._fill(fill, box, mask.reduce(_FINE))
 
     def glow(self, centre: Point, radius: float, colour: Rgb, strength: float = 1.0) -> None:
-        """Light that fades from the centre to nothing at the radius."""
+        """Draw a light that fades from the centre to nothing at the radius."""
         box = self._box_around(centre, radius)
         if box is not None:
             fading = [round(255 * strength * (1 - part) ** 2) for part in _PARTS]
             self._fill(colour, box, _radial(fading, box, centre, radius))
 
     def shade_under(self, mask: Image.Image, blur: float, drop: float, strength: float) -> None:
-        """The soft shadow that a sheet with this mask throws on what lies below it."""
+        """Draw the soft shadow that a sheet with this mask throws on what is below it."""
         small = mask.reduce(4) if self.unit >= 256 else mask
         part = small.width / mask.width
         soft = small.filter(ImageFilter.GaussianBlur(blur * part)).resize(mask.size, Image.Resampling.BILINEAR)
@@ -127,7 +127,7 @@ class Canvas:
         return self._box([(x - radius, y - radius), (x + radius, y + radius)])
 
     def _box(self, points: Sequence[Point]) -> Box | None:
-        """The whole pixels that the points span, inside the image; None if empty."""
+        """Return the whole pixels that the points span, inside the image; None if empty."""
         left = max(0, int(min(x for x, _ in points)) - 1)
         top = max(0, int(min(y for _, y in points)) - 1)
         right = min(self.width, int(max(x for x, _ in points)) + 2)
@@ -144,7 +144,7 @@ def _disc_mask(box: Box, centre: Point, radius: float, opacity: float) -> Image.
 
 
 def _radial(curve: Sequence[int], box: Box, centre: Point, radius: float) -> Image.Image:
-    """The box's part of a round gradient: `curve` gives its 256 values from the centre to the radius."""
+    """Return the box's part of a round gradient. curve: its 256 values from the centre to the radius."""
     gradient = Image.radial_gradient("L").point(list(curve))
     per_pixel = 256 / (2 * radius)
     left, top = centre[0] - radius, centre[1] - radius

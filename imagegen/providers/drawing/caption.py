@@ -30,7 +30,7 @@ class Card:
 
 
 def lay_out(width: int, height: int, prompt: str) -> Card:
-    """The card of an image of this size: bottom left, no larger than its words need."""
+    """Return the card of an image of this size: bottom left, no larger than its words need."""
     unit = min(width, height)
     margin, padding = max(2, round(unit * 0.04)), max(3, round(unit * 0.036))
     room_x = min(width - 2 * (margin + padding), max(unit * 1.4, 220))
@@ -51,7 +51,7 @@ def lay_out(width: int, height: int, prompt: str) -> Card:
 
 
 def blur_card(canvas: Canvas, card: Card) -> None:
-    """Dark frosted glass: what lies below shines through, and white letters are readable on it."""
+    """Draw dark frosted glass: the scene shines through, and white letters are readable on it."""
     box = (card.left, card.top, card.right, card.bottom)
     size = (card.right - card.left, card.bottom - card.top)
     below = canvas.image.crop(box)
@@ -65,7 +65,7 @@ def blur_card(canvas: Canvas, card: Card) -> None:
 
 
 def write_words(canvas: Canvas, card: Card) -> None:
-    """The prompt's words in white, and under them the mark."""
+    """Write the prompt's words in white, and the mark below them."""
     draw = ImageDraw.Draw(canvas.image)
     left = card.left + card.padding
     baseline = card.bottom - card.padding

@@ -1,4 +1,4 @@
-"""Owns the scenes with a sky: ridges, waves, a planet."""
+"""Scenes with a sky: ridges, waves, a planet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imagegen.providers.drawing.palette import WHITE, Rgb, mix
 
 
 def ridges(canvas: Canvas) -> None:
-    """Mountains behind mountains in haze, under a low sun."""
+    """Draw mountains behind mountains in haze, under a low sun."""
     random, palette = canvas.random, canvas.palette
     night = random.random() < 0.45
     dawn = random.uniform(-0.1, 0.16)
@@ -36,7 +36,7 @@ def ridges(canvas: Canvas) -> None:
 
 
 def waves(canvas: Canvas) -> None:
-    """Ribbons of sea, cut from paper, under a round sun."""
+    """Draw ribbons of sea, cut from paper, under a round sun."""
     random, palette = canvas.random, canvas.palette
     rising = random.random() < 0.5
     light = random.uniform(0.75, 1.0)
@@ -63,7 +63,7 @@ def waves(canvas: Canvas) -> None:
 
 
 def orbit(canvas: Canvas) -> None:
-    """A banded planet with a ring, and what circles it."""
+    """Draw a banded planet with a ring and moons."""
     random, palette = canvas.random, canvas.palette
     canvas.cover(canvas.mesh(3, [palette.shade(random.uniform(0, 0.28)) for _ in range(9)]))
     _stars(canvas, 160)
@@ -101,13 +101,13 @@ def _stars(canvas: Canvas, count: int) -> None:
 
 
 def _mist(canvas: Canvas, level: float, colour: Rgb, foot: Rgb) -> Image.Image:
-    """A mountain's colour, which fades below the level into the haze of the valley."""
+    """Return a mountain's colour, which fades below the level into the haze of the valley."""
     first = int(10 * level / canvas.height)
     return canvas.gradient([mix(colour, foot, min(max(row - first, 0) / 3, 1.0)) for row in range(12)])
 
 
 def _ridge(canvas: Canvas, level: float, relief: float) -> list[Point]:
-    """A mountain line by midpoint displacement, closed at the image's foot."""
+    """Return a mountain line by midpoint displacement, closed at the foot of the image."""
     random = canvas.random
     span, swing = canvas.unit * random.uniform(0.26, 0.42), 0.5
     low = random.randrange(2)

@@ -20,7 +20,7 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Mn", "Me", "Sk"}
 
 
 def readable(text: str) -> str:
-    """The text in characters that the fonts have: an emoji becomes its name, any other character its code point."""
+    """Return the text in characters that the fonts have: an emoji becomes its name, any other its code point."""
     shown = []
     for character in unicodedata.normalize("NFC", text):
         if character.isspace():
@@ -52,7 +52,7 @@ class TextLines:
 
 
 def fit(text: str, sizes: range, width: float, height: float) -> TextLines:
-    """The text at the largest size at which it fits; at the smallest it is cut with an ellipsis."""
+    """Return the text at the largest size at which it fits; at the smallest it is cut with an ellipsis."""
     for size in sizes:
         lines = broken(text, size, width, max(1, int(height / (size * 1.28))))
         if lines.whole:
@@ -68,7 +68,7 @@ def fit(text: str, sizes: range, width: float, height: float) -> TextLines:
 
 
 def _even(text: str, lines: TextLines, width: float) -> TextLines:
-    """The same number of lines, about equally long, so that the last one is no single word."""
+    """Return the same number of lines, about equally long, so that the last one is no single word."""
     narrow, wide = width / 2, width
     while len(lines.rows) > 1 and wide - narrow > lines.size / 2:
         middle = (narrow + wide) / 2
@@ -81,7 +81,7 @@ def _even(text: str, lines: TextLines, width: float) -> TextLines:
 
 
 def broken(text: str, size: int, width: float, most: int, *, cut_words: bool = False) -> TextLines:
-    """The first `most` lines of the text; `whole` where that is all and no word had to be cut."""
+    """Return the first `most` lines of the text; they are `whole` if that is all and no word had to be cut."""
     rows = [""]
     for word in _words(text):
         if text_width(rows[-1] + word.rstrip(), size) <= width:
@@ -97,12 +97,12 @@ def broken(text: str, size: int, width: float, most: int, *, cut_words: bool = F
 
 
 def text_width(text: str, size: int) -> float:
-    """How far the text reaches, pixels."""
+    """Return the width of a text in pixels."""
     return sum(_advance(character, size) for character in text)
 
 
 def write(draw: ImageDraw.ImageDraw, start: tuple[float, float], text: str, size: int, fill: Rgb) -> None:
-    """Draws one line; `start` is the left end of its baseline."""
+    """Draw one line. start: the left end of its baseline."""
     x, y = start
     for number, run in groupby(text, lambda character: _font_of(character) or 0):
         part = "".join(run)
@@ -111,7 +111,7 @@ def write(draw: ImageDraw.ImageDraw, start: tuple[float, float], text: str, size
 
 
 def _words(text: str) -> list[str]:
-    """What a line may be broken between: words with the space behind them, and single East Asian characters."""
+    """Return the parts between which a line may break: words with the space behind them, and East Asian characters."""
     words: list[str] = []
     joined = False
     for character in text:
@@ -146,7 +146,7 @@ def _stand_in(character: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _font_of(character: str) -> int | None:
-    """The first font that has the character, None where none has."""
+    """Return the number of the first font with the character; None if no font has it."""
     for number in range(len(_FONT_FILES)):
         if character == " " or _shape(character, number) != _blank(number):
             return number
@@ -159,7 +159,7 @@ def _shape(character: str, number: int) -> bytes:
 
 @lru_cache(maxsize=len(_FONT_FILES))
 def _blank(number: int) -> bytes:
-    """What a font draws for a character that it lacks; U+FFFF is none that any font has."""
+    """Return what a font draws for a character that it lacks; no font has U+FFFF."""
     return _shape("\uffff", number)
 
 
@@ -170,5 +170,5 @@ def _advance(character: str, size: int) -> float:
 
 @lru_cache(maxsize=32)
 def _font(number: int, size: int) -> ImageFont.FreeTypeFont:
-    """Without a shaper: a line looks the same on every machine."""
+    """Return a font without a shaper, so that a line looks the same on every machine."""
     return ImageFont.truetype(_FONTS / _FONT_FILES[number], size, layout_engine=ImageFont.Layout.BASIC)

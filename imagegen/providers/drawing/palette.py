@@ -1,4 +1,4 @@
-"""Owns the colours of the sandbox's images."""
+"""Colours of the sandbox's images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Palette:
     accent: Rgb
 
     def shade(self, part: float) -> Rgb:
-        """A colour of the ramp: 0 the darkest, 1 the lightest."""
+        """Return a colour of the ramp: 0 is the darkest, 1 the lightest."""
         place = min(max(part, 0.0), 1.0) * (len(self.shades) - 1)
         first = min(int(place), len(self.shades) - 2)
         return mix(self.shades[first], self.shades[first + 1], place - first)
 
     def turned(self, degrees: float) -> Palette:
-        """The same palette with its hues moved round the colour wheel."""
+        """Return the same palette with its hues moved around the colour wheel."""
         return Palette(tuple(_turned(c, degrees) for c in self.shades), _turned(self.accent, degrees))
 
 

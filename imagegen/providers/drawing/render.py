@@ -55,7 +55,7 @@ class Drawing:
         self._card = lay_out(spec.width, spec.height, spec.prompt)
 
     def paint(self) -> None:
-        """The scene, without words."""
+        """Draw the scene, without words."""
         _SCENES[(_number(self._spec.prompt) + _place(self._spec)) % len(_SCENES)](self._canvas)
 
     def blur_card(self) -> None:
@@ -63,7 +63,7 @@ class Drawing:
         blur_card(self._canvas, self._card)
 
     def write_words(self) -> None:
-        """The prompt and the mark."""
+        """Write the prompt and the mark."""
         write_words(self._canvas, self._card)
 
     def show_inputs(self, inputs: InputThumbnails) -> None:
@@ -71,7 +71,7 @@ class Drawing:
         show_inputs(self._canvas, self._card.top, inputs)
 
     def encode(self) -> bytes:
-        """The file."""
+        """Return the bytes of the file."""
         file = BytesIO()
         self._canvas.image.save(file, self._spec.output_format, **_SAVING[self._spec.output_format])
         return file.getvalue()
@@ -85,7 +85,10 @@ def _canvas(spec: DrawingSpec) -> Canvas:
 
 
 def _place(spec: DrawingSpec) -> int:
-    """Neighbours in seed or index have another scene and another palette: both counts are prime."""
+    """Return the number that decides scene and palette.
+
+    Neighbours in seed or index differ in both, since the counts of scenes and palettes are prime.
+    """
     return spec.repeat + spec.index if spec.seed is None else spec.seed + spec.index + 3
 
 

@@ -218,7 +218,7 @@ class _Connection(web.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """aiohttp logs a body's bad framing with a trace that quotes the body."""
+        """Log nothing of a body's bad framing: aiohttp's own trace quotes the body."""
         error = options.get("exc_info")
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
             _log_refusal(error, "-")

@@ -35,5 +35,5 @@ async def _read_edit(request: web.Request) -> OpenAIRequest:
 
 
 async def variations(request: web.Request) -> web.StreamResponse:  # noqa: ARG001 - a handler's signature
-    """Refuse: no upstream has this route any more."""
+    """Refuse the request: no upstream has this route any more."""
     raise Unsupported

@@ -130,6 +130,6 @@ def _error(task: Task) -> TaskError:
 
 
 def _envelope(status: int, error: OpenAIErrorFields, headers: Mapping[str, str]) -> web.Response:
-    """Header names go out in lower case: Together's 1.x client finds `retry-after` in no other spelling."""
+    """Return the response. Header names are in lower case: Together's 1.x client finds `retry-after` in no other."""
     body: OpenAIError = {"error": error}
     return web.Response(body=orjson.dumps(body), status=status, headers={"content-type": "application/json", **headers})

@@ -88,7 +88,7 @@ class ImageEventStream:
         return task
 
     async def _send_rest(self, request: web.Request, response: EventStream, task: Task) -> None:
-        """Raise ConnectionError or TimeoutError where the client can't be reached."""
+        """Send the rest of the events. Raises ConnectionError or TimeoutError if the client can't be reached."""
         try:
             task = await self._send_images(request, response, task)
         except ApiError as error:
@@ -102,7 +102,7 @@ class ImageEventStream:
                 self.ending = Ending.DELIVERED
 
     async def _send_images(self, request: web.Request, response: EventStream, task: Task) -> Task:
-        """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
+        """Send images until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
         while True:
             for image in self._new(task):
                 await self._send(response, await self._event(task, image))

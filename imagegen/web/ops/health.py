@@ -13,19 +13,19 @@ from imagegen.web.http.responses import json_response
 
 
 async def api_health(_request: web.Request) -> web.StreamResponse:
-    """Return the seed's health answer."""
+    """Return the health response of the contract."""
     body: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
     return json_response(body)
 
 
 async def healthz(_request: web.Request) -> web.StreamResponse:
-    """Return the process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
+    """Return that the process lives. A platform polls it, so it does not fail because Redis or the upstream is away."""
     body: AliveView = {"status": "ok"}
     return json_response(body)
 
 
 async def readyz(request: web.Request) -> web.StreamResponse:
-    """Answer whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
+    """Return whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
     readiness = request.app[SERVICES].readiness
     causes = await readiness.causes()
     body: ReadyView = {"status": "not ready", "causes": causes} if causes else {"status": "ready"}

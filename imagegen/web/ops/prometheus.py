@@ -80,7 +80,7 @@ class Telemetry:
     channels: Callable[[], Sequence[ChannelStatus]] = tuple
 
     def loops_by_kind(self) -> Mapping[str, int]:
-        """`loop-0`, `loop-1`, … are one kind."""
+        """Return the numbers of loops by kind: `loop-0`, `loop-1`, … are one kind."""
         return dict(sorted(Counter(_NUMBER.sub("", name) for name in self.loops()).items()))
 
 
@@ -88,7 +88,7 @@ OBSERVED = web.AppKey("observed", Telemetry)
 
 
 async def get_metrics(request: web.Request) -> web.Response:
-    """Prometheus text, or OpenMetrics where the client takes it."""
+    """Return the metrics as Prometheus text, or as OpenMetrics if the client accepts it."""
     telemetry = request.app[OBSERVED]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
