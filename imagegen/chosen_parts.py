@@ -27,6 +27,7 @@ from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.providers.model_rules import EditRules, ModelRules, ModelTable
+from imagegen.providers.post import MAX_RESPONSE_HEAD_BYTES
 from imagegen.providers.served_models import ServedModels
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
@@ -226,6 +227,8 @@ async def open_upstream(
     async with aiohttp.ClientSession(
         connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=resolver),
         cookie_jar=jar,
+        max_line_size=MAX_RESPONSE_HEAD_BYTES,
+        max_field_size=MAX_RESPONSE_HEAD_BYTES,
     ) as session:
         routes = routes_with(session)
         async with aiohttp.ClientSession(

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from yarl import URL
 
 from imagegen.channel_parts import create_routes, load_tables
 from imagegen.errors import UpstreamError
+from imagegen.formats import parse_http_date
 from imagegen.metrics import Meter
 from imagegen.providers.metered import KEY_SETTINGS
 from imagegen.proxies import Proxies, ProxyConnector
@@ -203,13 +203,9 @@ async def _session(proxies: Proxies, clocks: list[ClockReading]) -> AsyncIterato
     """Yield a session that notes the clock of each server by its Date header."""
 
     async def on_end(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
-        if sent := params.response.headers.get("Date"):
-            try:
-                at = parsedate_to_datetime(sent)
-            except ValueError:
-                return
-            if at.tzinfo is not None:
-                clocks.append(ClockReading(params.url.host or "the provider", at.timestamp() - time.time()))
+        sent_at = parse_http_date(params.response.headers.get("Date"))
+        if sent_at is not None:
+            clocks.append(ClockReading(params.url.host or "the provider", sent_at - time.time()))
 
     trace, resolver = aiohttp.TraceConfig(), Resolver()
     trace.on_request_end.append(on_end)

@@ -1,9 +1,13 @@
-"""Text forms that several layers read or write: RFC 3339 times, decimal digits, printable text."""
+"""Text forms that several layers read or write: times, decimal digits, printable text, base64."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+_URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def rfc3339(unix_s: float) -> str:
@@ -17,6 +21,18 @@ def _date_and_time(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+def parse_http_date(text: str | None) -> float | None:
+    """Return the Unix time of a `Date` or a `Retry-After` header, None for any other text.
+
+    A date without a time zone is in UTC. https://www.rfc-editor.org/rfc/rfc9110.html#name-date-time-formats
+    """
+    try:
+        moment = parsedate_to_datetime(text or "")
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def parse_digits(text: str, max_digits: int = 18) -> int | None:
     """Return the number that ASCII digits write, None for any other text: `int` accepts every script and `1_000`."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= max_digits else None
@@ -25,3 +41,13 @@ def parse_digits(text: str, max_digits: int = 18) -> int | None:
 def printable(text: str, max_chars: int | None = None) -> str:
     """Return text with `?` for each unprintable character, cut at `max_chars`."""
     return "".join(char if char.isprintable() else "?" for char in text[:max_chars])
+
+
+def plain_base64(text: bytes) -> bytes:
+    """Return base64 in the standard alphabet and without padding.
+
+    Read are also the URL-safe alphabet, percent-encoding, white space anywhere, and padding of any length.
+    """
+    if b"%" in text:
+        text = unquote_to_bytes(text)
+    return b"".join(text.split()).translate(_URL_SAFE_TO_STANDARD).rstrip(b"=")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from imagegen.backoff import Backoff, doubled
-from imagegen.formats import parse_digits, printable, rfc3339
+from imagegen.formats import parse_digits, parse_http_date, printable, rfc3339
 
 
 @settings(deadline=None)
@@ -23,6 +23,27 @@ def test_ascii_digits_are_a_number(text: str, number: int) -> None:
 @pytest.mark.parametrize("text", ["", "٣", "３", "1_0", "+1", "-1", " 1", "1 ", "1.0", "²", "1" * 19])
 def test_other_text_is_not_a_number(text: str) -> None:
     assert parse_digits(text) is None
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000", ""])
+def test_a_date_of_a_header_is_a_unix_time(zone: str) -> None:
+    assert parse_http_date(f"Wed, 21 Oct 2026 07:28:00 {zone}") == 1_792_567_680
+
+
+NO_DATES = [
+    None,
+    "",
+    "soon",
+    "Fri, 31 Dec 99999999999999999999 23:59:59 GMT",
+    "Fri, 31 Dec 1999 23:59:59 +9999999999999999",
+    "Fri, 31 Dec 10000 23:59:59 GMT",
+    "Fri, 31 Dec 1999 99:59:59 GMT",
+]
+
+
+@pytest.mark.parametrize("text", NO_DATES)
+def test_any_other_text_is_no_date(text: str | None) -> None:
+    assert parse_http_date(text) is None
 
 
 def test_printable_text_replaces_unprintable_characters() -> None:

@@ -169,7 +169,7 @@ def parse_retry_after_s(text: str | None, now: datetime) -> float | None:
         return float(text[:12])
     try:
         at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import aiohttp
@@ -14,11 +14,12 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import DownloadFailed, ImageRejected
+from imagegen.formats import plain_base64
 from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkClient, LinkResponse
 from imagegen.images.sniff import NotAnImage, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
-from imagegen.images.store import VerifiedImage, in_check_thread, in_file_thread
+from imagegen.images.store import PIECE_BYTES, VerifiedImage, in_check_thread, in_file_thread
 from imagegen.ssrf import blocked_cause, check_host
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
@@ -37,6 +38,9 @@ hosts answer with a page until the image is made, and caches pass on what they h
 _FLUSH_BYTES = 2_500_000
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
 
+_FLUSH_COMPRESSED_BYTES = 64 * 1024
+"""Of a compressed image, which may become a thousand times as large."""
+
 _DECODED_CHARS = 256 * 1024
 
 # Together's CDN answers 403 to a blank User-Agent; `identity` because images are compressed already.
@@ -52,6 +56,11 @@ _BODY_STATUSES = {200, 203, 206}
 
 _GRACE_S = {202: NEW_LINK_S, 404: NEW_LINK_S, 410: 0.0}
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZLIB_MAGIC = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+_ZLIB_OR_GZIP = 47
+
+Decompress = Callable[[Iterable[bytes]], Iterator[bytes]]
+"""Yields the plain bytes of the next compressed ones. Raises NotAnImage."""
 
 
 class ImageFetcher:
@@ -170,39 +179,33 @@ class ImageFetcher:
         return await self._client.get(url, read)
 
     async def _read(self, response: LinkResponse) -> VerifiedImage:
-        length = response.content_length
+        length, encoding = response.content_length, response.headers.get("Content-Encoding", "")
         self._check_size(length or 0)
-        if length is not None and length <= SMALL_BYTES and "Content-Encoding" not in response.headers:
+        if length is not None and length <= SMALL_BYTES:
             data = await response.content.read()
-            return await self._unzipped(data) if data[:2] == _GZIP_MAGIC else sniff(data)
+            plain = _plain_of(data[:2], encoding, self._check_size)
+            return sniff(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
         pieces: list[bytes] = []
         pending = total = 0
+        plain, flush_bytes = None, _FLUSH_BYTES
         sink = self._spool.sink()
         try:
             async for piece in response.content.iter_any():
+                if not total and (plain := _plain_of(piece[:2], encoding, self._check_size)):
+                    flush_bytes = _FLUSH_COMPRESSED_BYTES
                 pieces.append(piece)
                 pending += len(piece)
                 total += len(piece)
                 self._check_size(total)
-                if pieces[0][:2] == _GZIP_MAGIC and total == pending:
-                    continue
-                if pending >= _FLUSH_BYTES:
-                    await in_check_thread(sink.write, pieces)
+                if pending >= flush_bytes:
+                    await in_check_thread(sink.write, plain(pieces) if plain else pieces)
                     pieces, pending = [], 0
-            if pieces and pieces[0][:2] == _GZIP_MAGIC:
-                return await self._unzipped(b"".join(pieces))
-            if total <= SMALL_BYTES:
+            if plain is None and total <= SMALL_BYTES:
                 return sniff(b"".join(pieces))
-            return await in_check_thread(sink.finish, pieces)
+            return await in_check_thread(sink.finish, plain(pieces) if plain else pieces)
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)
-
-    async def _unzipped(self, data: bytes) -> VerifiedImage:
-        """Read an image that is compressed as a transfer coding, or was stored so and is served without a word."""
-        plain = await in_check_thread(_unzip, data, self._max_bytes)
-        self._check_size(len(plain))
-        return sniff(plain) if len(plain) <= SMALL_BYTES else await self._write_decoded(self._spool.sink(), [plain])
 
     async def _decode(self, text: memoryview) -> VerifiedImage:
         try:
@@ -243,21 +246,41 @@ def _may_pass(error: NotAnImage) -> bool:
     return not error.lasting or error.is_text
 
 
-def _unzip(data: bytes, max_bytes: int) -> bytes:
-    """Return at most `max_bytes` + 1 decompressed bytes. Raises NotAnImage."""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(data, max_bytes + 1)
-    except zlib.error as error:
-        raise NotAnImage("its compression is broken") from error
+def _plain_of(start: bytes, encoding: str, check_size: Callable[[int], None]) -> Decompress | None:
+    """Return what decompresses a body that starts so, None for a plain one.
+
+    Its first bytes decide: a host may name no `Content-Encoding`, or one before a plain image. check_size: is passed
+    the bytes so far, and raises what ends the decompression.
+    """
+    is_deflate = encoding.strip().lower() == "deflate" and start in _ZLIB_MAGIC
+    if start != _GZIP_MAGIC and not is_deflate:
+        return None
+    decompressor, total = zlib.decompressobj(wbits=_ZLIB_OR_GZIP), 0
+
+    def decompress(pieces: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal total
+        for compressed in pieces:
+            rest, is_full = compressed, True
+            while is_full:
+                try:
+                    plain = decompressor.decompress(rest, PIECE_BYTES)
+                except zlib.error as error:
+                    raise NotAnImage("its compression is broken") from error
+                rest, is_full = decompressor.unconsumed_tail, len(plain) == PIECE_BYTES
+                total += len(plain)
+                check_size(total)
+                yield plain
+
+    return decompress
 
 
 def _plain_base64(text: memoryview) -> bytes:
-    """Return base64 of the URL-safe alphabet, with white space or within a JSON text as plain base64."""
+    """Return base64 in any common form, or with the escapes of a JSON text, as plain base64."""
     plain = bytes(text)
     if b"\\" in plain:
         with suppress(ValueError):
             plain = str(json.loads(b'"%b"' % plain)).encode()
-    return b"".join(plain.split()).translate(bytes.maketrans(b"-_", b"+/"))
+    return plain_base64(plain)
 
 
 def _decoded(text: memoryview) -> Iterator[bytes]:

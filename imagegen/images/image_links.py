@@ -68,6 +68,8 @@ def parse_link(link: str, base: URL | None = None) -> URL:
     """
     as_written = link.isascii() and link.isprintable() and " " not in link
     url = URL(link, encoded=as_written)
+    if url.port == 0:  # it raises ValueError itself for one above 65535
+        raise ValueError("no port")
     return url if base is None or not link else base.join(url)
 
 

@@ -24,10 +24,14 @@ MAX_ORIGINS = 64
 """Origins of which the prepared request is kept."""
 
 _READ_BYTES = 256 * 1024
+_MAX_HEAD_BYTES = 64 * 1024
 
 
 class LinkResponse(Struct, frozen=True, gc=False):
-    """Response to a GET, of which the body is still to be read. The names of its headers are in any case."""
+    """Response to a GET, of which the body is still to be read, as it was sent: compressed if the host did that.
+
+    The names of its headers are in any case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -96,7 +100,14 @@ class LinkClient:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise aiohttp.ServerDisconnectedError
-        protocol.set_response_params(read_until_eof=True, read_timeout=self._stall_s, read_bufsize=_READ_BYTES)
+        protocol.set_response_params(
+            read_until_eof=True,
+            auto_decompress=False,
+            read_timeout=self._stall_s,
+            read_bufsize=_READ_BYTES,
+            max_line_size=_MAX_HEAD_BYTES,
+            max_field_size=_MAX_HEAD_BYTES,
+        )
         transport.write(_head(request, url))
         protocol.start_timeout()
         return await _response(protocol)

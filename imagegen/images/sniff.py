@@ -221,7 +221,7 @@ class ImageChecker:
                 if not pixel_bytes or length or (colour == 3 and not palette):
                     raise NotAnImage("the PNG has no image in it")
                 return
-        raise NotAnImage("it has too many parts")
+        raise NotAnImage("it has too many parts", lasting=True)
 
     def _read_png_header(self, header: bytes) -> int:
         width, height, depth, colour, *methods = struct.unpack(">IIBBBBB", header)
@@ -255,14 +255,14 @@ class ImageChecker:
             else:
                 scans, self._scanned, self._after_ff = scans + 1, 0, False
                 marker = (yield _SCAN, 0)[0]
-        raise NotAnImage("it has too many parts")
+        raise NotAnImage("it has too many parts", lasting=True)
 
     def _jpeg_marker(self) -> Generator[_Request, bytes, int]:
         """Return the marker behind a 0xFF; any number of fill bytes before it is legal."""
         for _ in range(MAX_PARTS):
             if (marker := (yield _NEED, 1)[0]) != 0xFF:
                 return marker
-        raise NotAnImage("it has too many parts")
+        raise NotAnImage("it has too many parts", lasting=True)
 
     def _read_jpeg_frame(self, frame: bytes, length: int) -> None:
         if len(frame) < 6 or frame[5] not in (1, 2, 3, 4) or length != 6 + 3 * frame[5]:
@@ -296,7 +296,7 @@ class ImageChecker:
             padded = min(length + length % 2, end - at)
             yield _SKIP, padded - len(start)
             at += padded
-        raise NotAnImage("it has too many parts")
+        raise NotAnImage("it has too many parts", lasting=True)
 
     def _read_webp_first(self, kind: bytes, start: bytes, length: int) -> None:
         if kind in _WEBP_FRAMES:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
 from yarl import URL
 
 from imagegen.errors import UpstreamError
+from imagegen.formats import parse_http_date
 from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
@@ -182,7 +182,5 @@ def _link_ends_at(link: object) -> float | None:
 
 def _their_time(headers: Mapping[str, str], now_s: float) -> float:
     """Return the upstream's Unix time, which signs the links; ours if the response has no date."""
-    try:
-        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
-    except ValueError:
-        return now_s
+    sent_at = parse_http_date(headers.get("Date"))
+    return now_s if sent_at is None else sent_at

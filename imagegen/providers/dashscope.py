@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 import aiohttp
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
+from imagegen.formats import parse_http_date
 from imagegen.providers.dashscope_requests import ASYNC_HEADERS, edits_of, fields_of, sent_request, shape_of
 from imagegen.providers.dashscope_requests import warnings_of as dashscope_warnings
 from imagegen.providers.dashscope_responses import (
@@ -183,7 +183,5 @@ class DashScopeProvider(JobApiProvider):
 
 def _seconds_ahead(answer: RawResponse) -> float:
     """Return how much the upstream's clock is ahead of ours, by the date of its response; 0 if it has none."""
-    try:
-        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() - time.time()
-    except ValueError:
-        return 0.0
+    sent_at = parse_http_date(answer.headers.get("Date"))
+    return 0.0 if sent_at is None else sent_at - time.time()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import json
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,6 +24,11 @@ _MAX_TEXTS = 4_096
 _MAX_ESCAPED_QUOTES = 1_024
 _BACKSLASH = ord("\\")
 _FIELDS = ("b64_json", "base64", "image", "url")
+_START_BYTES = 64
+_BEFORE_JSON = b"\xef\xbb\xbf\xfe\xff\0 \t\r\n"
+"""Byte order marks, halves of characters in UTF-16 and UTF-32, white space."""
+
+_TOO_MANY_DIGITS = 19
 _PLACEHOLDER_TEXT = f"large text {secrets.token_hex(12)} "
 _PLACEHOLDER = _PLACEHOLDER_TEXT.encode()
 
@@ -32,21 +37,59 @@ class LargeBody(bytearray):
     """The body of an answer, counted in a budget for as long as it, or an image in it, is referred to."""
 
     budget: ByteBudget | None = None
+    reserved_bytes = 0
 
     def __del__(self) -> None:
         if self.budget is not None:
-            self.budget.give(len(self))
+            self.budget.give(self.reserved_bytes)
+
+    async def reserve(self, budget: ByteBudget, size_bytes: int, within_s: float) -> None:
+        """Reserve memory for `size_bytes` in all. Only the first time waits, since what is held must not wait."""
+        missing_bytes = size_bytes - self.reserved_bytes
+        if self.budget is None:
+            await budget.take(missing_bytes, within_s)
+        else:
+            budget.try_take(missing_bytes, force=True)
+        self.budget, self.reserved_bytes = budget, size_bytes
 
 
 def load_json(body: bytes | bytearray) -> object:
-    """Parse a body, also one in UTF-16 or UTF-32 or behind a byte order mark. Raises orjson.JSONDecodeError."""
+    """Parse a body, leniently where it is not JSON to the letter. Raises orjson.JSONDecodeError.
+
+    It may be in UTF-16 or UTF-32, behind a byte order mark, or broken in a few places of its encoding, have numbers
+    that JSON has not (they become None) and control characters, and be followed by anything.
+    """
     try:
         return orjson.loads(body if type(body) is bytes else memoryview(body))  # it takes no subclass of bytearray
-    except orjson.JSONDecodeError:
-        if body[:3] != codecs.BOM_UTF8 and b"\0" not in body[:4]:
+    except orjson.JSONDecodeError as error:
+        if not body[:_START_BYTES].lstrip(_BEFORE_JSON).startswith((b"{", b"[")):
             raise
-    text = bytes(body).decode(json.detect_encoding(bytes(body[:4])), errors="replace")
-    return orjson.loads(text.removeprefix("\ufeff"))
+        try:
+            return _load_leniently(bytes(body))
+        except (ValueError, RecursionError):
+            raise error from None
+
+
+def _load_leniently(body: bytes) -> object:
+    """Parse a body. Raises ValueError, RecursionError."""
+    text = body.decode(json.detect_encoding(body[:4]), errors="replace").removeprefix("\ufeff").lstrip()
+    value, _ = _LENIENT_DECODER.raw_decode(text)
+    # halves of surrogate pairs can't be stored
+    return orjson.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _whole(text: str) -> float | None:
+    return int(text) if len(text) < _TOO_MANY_DIGITS else _finite(text)
+
+
+_LENIENT_DECODER = json.JSONDecoder(
+    strict=False, parse_constant=lambda _name: None, parse_float=_finite, parse_int=_whole
+)
 
 
 def load_object(body: bytes | bytearray) -> dict[str, object] | None:
@@ -184,11 +227,8 @@ def _closing_quote(body: bytes | bytearray, view: memoryview, start: int) -> int
 
 def _items_of(body: bytes, texts: list[memoryview]) -> LargeAnswer | None:
     """Return the entries of a body with placeholders."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(answer, dict):
+    answer = load_object(body)
+    if answer is None:
         return None
     entries = answer.get("data") or answer.get("images")
     if not isinstance(entries, list) or not entries:

@@ -31,6 +31,9 @@ MAX_BODY_BYTES = 48 * 2**20
 """Four PNG images of 2048 x 2048 as base64 fit; larger bodies, also after decompression, are not read."""
 
 _CONNECT_S = 10.0
+MAX_RESPONSE_HEAD_BYTES = 2**16
+"""Of each header's value: policies and cookies of gateways have passed the usual 8 KiB, and the image is paid for."""
+
 _CHUNK_BYTES = 2**16
 _READ_BYTES = 2**18
 _WAIT_FOR_MEMORY_S = 10.0
@@ -119,7 +122,12 @@ class PaidPost:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise NotSent
-        protocol.set_response_params(read_until_eof=True, read_bufsize=_READ_BYTES)
+        protocol.set_response_params(
+            read_until_eof=True,
+            read_bufsize=_READ_BYTES,
+            max_line_size=MAX_RESPONSE_HEAD_BYTES,
+            max_field_size=MAX_RESPONSE_HEAD_BYTES,
+        )
         message, content = await sending.exchange(protocol, transport, self._head)
         answered = await read_limited(message.code, message.headers, content)
         if answered[:2] == _GZIP_MAGIC:  # compressed as a transfer coding, or without a word
@@ -206,19 +214,25 @@ def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
 async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
     """Read the whole body. Raises UpstreamError if it is over the limit."""
     length = int(headers.get("Content-Length", 0))
-    if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in headers:
-        if content.is_eof():
-            return content.read_nowait()
-        return await content.read() if length <= LARGE_BYTES else await _large(content, length)
-    if length <= MAX_BODY_BYTES:
-        body = bytearray()
-        async for chunk in content.iter_chunked(_CHUNK_BYTES):
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                break
-        else:
-            return bytes(body)
-    raise _too_large(status)
+    if length > MAX_BODY_BYTES:
+        raise _too_large(status)
+    if length == 0 or "Content-Encoding" in headers:
+        return await _of_unknown_length(status, content)
+    if content.is_eof():
+        return content.read_nowait()
+    return await content.read() if length <= LARGE_BYTES else await _large(content, length)
+
+
+async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> bytes | bytearray:
+    """Read a body in chunks, or compressed. Raises UpstreamError if it is over the limit."""
+    body = LargeBody()
+    async for chunk in content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large(status)
+        if len(body) > max(LARGE_BYTES, body.reserved_bytes):
+            await body.reserve(_bodies, 2 * len(body), _WAIT_FOR_MEMORY_S)
+    return body if len(body) > LARGE_BYTES else bytes(body)
 
 
 def _unzipped(status: int, body: bytes | bytearray) -> bytes | bytearray:
@@ -240,7 +254,7 @@ async def _large(content: aiohttp.StreamReader, length: int) -> LargeBody:
     """Read a large body into one block: joining its pieces would take the memory twice."""
     await _bodies.take(length, _WAIT_FOR_MEMORY_S)
     body = LargeBody(length)
-    body.budget = _bodies
+    body.budget, body.reserved_bytes = _bodies, length
     at = 0
     async for piece in content.iter_any():
         body[at : at + len(piece)] = piece

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 import orjson
@@ -17,6 +16,7 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.errors import UpstreamError
+from imagegen.formats import parse_http_date
 from imagegen.providers.http_client import Account
 from imagegen.providers.job_api import AcceptedCall, JobApiProvider, SubmitForm
 from imagegen.providers.job_polling import JobState
@@ -166,7 +166,5 @@ class ReplicateProvider(JobApiProvider):
 
 def _clock_offset_s(answer: RawResponse, now_s: float) -> float:
     """Return Replicate's clock minus ours; 0 if it is unknown."""
-    try:
-        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() - now_s
-    except ValueError:
-        return 0.0
+    sent_at = parse_http_date(answer.headers.get("Date"))
+    return 0.0 if sent_at is None else sent_at - now_s

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
+from imagegen.formats import parse_http_date, plain_base64
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
 from imagegen.providers.protocol import Reply, UpstreamLimits
@@ -75,6 +75,9 @@ _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _UNIX_TIME = re.compile(r"[0-9]{10}(?:\.[0-9]{1,9})?")
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
+
+_BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s_-]{64}")
+"""How the base64 of a PNG, a JPEG or a WebP begins."""
 
 _PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
 """Form of most links, so that few need a full parse to check that they name a host."""
@@ -168,7 +171,15 @@ def _items(fields: dict[str, object]) -> list[object] | None:
     data, images = fields.get("data"), fields.get("images")
     if isinstance(data, list) and (data or not isinstance(images, list)):
         return data
-    return images if isinstance(images, list) else None
+    if isinstance(images, list):
+        return images
+    return next(([value] for value in (data, images) if _is_image(value)), None)
+
+
+def _is_image(value: object) -> bool:
+    """Return whether a value that stands where a list is due is an entry of it."""
+    is_entry = isinstance(value, dict) or (isinstance(value, str) and (_linked(value) or _BASE64_IMAGE.match(value)))
+    return bool(is_entry) and parse_image(value) is not None
 
 
 def _fault_of_item(items: list[object]) -> dict[str, object] | None:
@@ -193,7 +204,8 @@ def parse_image(item: object) -> GivenImage | None:
             return text
         if isinstance(text, str) and (image := _decoded(text)):
             return image
-    return _link(url) if isinstance(url := item.get("url"), str) else None
+    url = item.get("url")
+    return url if isinstance(url, ImageBase64) else _link(url) if isinstance(url, str) else None
 
 
 def _linked(text: str) -> ImageLink | ImageBytes | None:
@@ -209,7 +221,10 @@ def _linked(text: str) -> ImageLink | ImageBytes | None:
 
 
 def _link(text: str) -> ImageLink | ImageBytes | None:
-    """Read a field that can only be a link: a relative one, or one that the fetcher refuses with a text."""
+    """Read a field for a link: a relative one, or one that the fetcher refuses with a text. It may hold base64."""
+    text = text.strip()
+    if _BASE64_IMAGE.match(text) and (image := _decoded(text)):
+        return image
     if not text or len(text) > MAX_LINK_CHARS or text[:5].lower() == "data:":
         return _linked(text)
     return ImageLink(text)
@@ -220,14 +235,16 @@ def _decoded(text: str) -> ImageBytes | None:
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):
             return None
-    if "\n" in text:
-        text = "".join(text.split())
-    altchars = "-_" if "-" in text or "_" in text else None
-    try:
-        data = pybase64.b64decode(text + "=" * (-len(text) % 4), altchars, validate=True)
-    except ValueError:
-        return None
+    data = _decoded_base64(text.encode(errors="replace"))
     return ImageBytes(data) if data else None
+
+
+def _decoded_base64(text: bytes) -> bytes | None:
+    for normalize in (bytes, plain_base64):
+        form = normalize(text)
+        with suppress(ValueError):
+            return pybase64.b64decode(form + b"=" * (-len(form) % 4), validate=True)
+    return None
 
 
 def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
@@ -407,18 +424,12 @@ def _reset_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
 
 
 def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
-    then_s = _unix_time_s(headers.get("retry-after"))
-    sent_s = _unix_time_s(headers.get("date"))
+    then_s = parse_http_date(headers.get("retry-after"))
+    sent_s = parse_http_date(headers.get("date"))
     since_s = now_s if sent_s is None else sent_s
-    return None if then_s is None or since_s is None else max(0.0, then_s - since_s)
-
-
-def _unix_time_s(text: str | None) -> float | None:
-    try:
-        moment = parsedate_to_datetime(text or "")
-    except ValueError:
+    if then_s is None or since_s is None or then_s - since_s > _LARGEST_NUMBER:
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return max(0.0, then_s - since_s)
 
 
 def _limits(headers: Mapping[str, str]) -> UpstreamLimits:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
 
 from imagegen import __version__
-from imagegen.formats import parse_digits
+from imagegen.formats import parse_digits, parse_http_date
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.ssrf import blocked_cause, check_host, guarded_connector
 from imagegen.tasks.task import Task
@@ -270,10 +269,8 @@ def _reason(error: Exception) -> str:
 
 def _retry_after_s(value: str | None, now: float) -> float | None:
     """Seconds, or a date: https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after"""
-    if value is None:
-        return None
-    try:
-        seconds = parse_digits(value)
-        return max(parsedate_to_datetime(value).timestamp() - now, 0.0) if seconds is None else float(seconds)
-    except ValueError:
-        return None
+    seconds = parse_digits(value or "")
+    if seconds is not None:
+        return float(seconds)
+    until = parse_http_date(value)
+    return None if until is None else max(until - now, 0.0)

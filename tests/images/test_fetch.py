@@ -8,6 +8,8 @@ import gzip
 import io
 import os
 import socket
+import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,6 +49,8 @@ def noise(side: int) -> bytes:
 
 
 PNG = _png()
+ENDLESS_START = PNG[:33] + b"\x7f\xff\xff\xfftEXt"
+"""Start of a PNG with a chunk of 2 GiB."""
 
 
 @dataclass
@@ -389,10 +393,26 @@ async def test_a_dead_link_is_not_retried(fetcher: ImageFetcher, upstream: Upstr
         lambda data: answers(206, body=data, headers={"Content-Range": f"bytes 0-{len(data) - 1}/{len(data)}"}),
         lambda data: answers(203, body=data),
         lambda data: answers(body=gzip.compress(data)),
+        lambda data: answers(body=gzip.compress(data), headers={"Content-Encoding": "gzip"}),
+        lambda data: answers(body=zlib.compress(data), headers={"Content-Encoding": "deflate"}),
+        lambda data: answers(body=data, headers={"Content-Encoding": "gzip"}),
+        lambda data: answers(body=data, headers={"Content-Encoding": "br"}),
+        lambda data: answers(body=data, headers={"X-Policy": "a" * 60_000}),
         lambda data: sends(b"Transfer-Encoding: gzip, chunked", chunk(gzip.compress(data)) + b"0\r\n\r\n"),
         lambda data: sends(b"Transfer-Encoding: chunked", chunk(data[:9]) + chunk(data[9:]) + b"0\r\n\r\n"),
     ],
-    ids=["whole range", "transformed", "stored as gzip", "transferred as gzip", "chunked"],
+    ids=[
+        "whole range",
+        "transformed",
+        "stored as gzip",
+        "gzip",
+        "deflate",
+        "plain as gzip",
+        "plain as brotli",
+        "large head",
+        "transferred as gzip",
+        "chunked",
+    ],
 )
 async def test_a_whole_image_is_read_with_any_framing(
     upstream: Upstream, data: bytes, form: Callable[[bytes], Handler]
@@ -403,8 +423,13 @@ async def test_a_whole_image_is_read_with_any_framing(
     assert image.size_bytes == len(data)
 
 
+@pytest.mark.parametrize("port", ["0", "99999", "x"])
+async def test_a_link_with_an_impossible_port_is_rejected(fetcher: ImageFetcher, port: str) -> None:
+    assert "not a valid address" in (await refusal(fetcher, ImageLink(f"http://127.0.0.1:{port}/x"))).detail
+
+
 async def test_gzip_of_too_much_is_rejected(upstream: Upstream) -> None:
-    upstream.paths["/x"] = answers(body=gzip.compress(bytes(2_000_000)))
+    upstream.paths["/x"] = answers(body=gzip.compress(ENDLESS_START + bytes(2_000_000)))
     async with open_session(frozenset({upstream.host})) as session:
         fetcher = make_fetcher(session, frozenset({upstream.host}), max_bytes=1_000_000)
         assert "over" in (await refusal(fetcher, upstream.link("/x"))).detail
@@ -445,6 +470,7 @@ async def test_no_connection_may_be_one_later(upstream: Upstream) -> None:
         (b"<!DOCTYPE html><p>no", 3, True),
         (PNG[: len(PNG) // 2], 3, False),
         (b"", 3, False),
+        (PNG[:33] + (b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))) * 70_000 + PNG[33:], 1, True),
     ],
 )
 async def test_only_damage_and_pages_are_retried_not_a_wrong_kind(
@@ -480,6 +506,7 @@ async def test_an_endless_or_compressed_body_is_read_only_to_the_cap(
         if squeezed:
             response.enable_compression(web.ContentCoding.gzip)
         await response.prepare(request)
+        await response.write(ENDLESS_START)
         while written < 300_000_000:
             await response.write(bytes(100_000))
             written += 100_000
@@ -619,6 +646,8 @@ async def test_base64_is_decoded_to_a_file_with_or_without_padding(tmp_path: Pat
     "change",
     [
         lambda text: text.translate(bytes.maketrans(b"+/", b"-_")),
+        lambda text: b" " + text.rstrip(b"=") + b"===\t",
+        lambda text: text.replace(b"+", b"%2B").replace(b"/", b"%2F"),
         lambda text: b"\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
         lambda text: text.replace(b"+", b"\\u002B").replace(b"/", b"\\/"),
     ],

@@ -1,6 +1,7 @@
 """Tests of one paid POST on the wire, and of the undocumented aiohttp behaviour that it uses."""
 
 import asyncio
+import gc
 import gzip
 
 import aiohttp
@@ -9,7 +10,9 @@ from aiohttp.http import HttpProcessingError
 from support import eventually
 from yarl import URL
 
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
+from imagegen.providers import post as post_module
 from imagegen.providers.post import NotSent, PaidPost
 
 ZIPPED = gzip.compress(b"pictur")
@@ -100,6 +103,7 @@ async def test_bytes_before_the_request_are_not_a_response(session, raw_server, 
         (b"Connection: close", [b"pict", b"ur"]),
         (b"Connection: close", [ZIPPED]),
         (b"Content-Length: %d" % len(ZIPPED), [ZIPPED[:5], ZIPPED[5:]]),
+        (b"Content-Length: 6\r\nX-Policy: " + b"a" * 60_000, [b"pictur"]),
         (b"Transfer-Encoding: gzip, chunked", [b"%x\r\n" % len(ZIPPED), ZIPPED, b"\r\n0\r\n\r\n"]),
     ],
 )
@@ -208,11 +212,20 @@ async def test_a_connection_of_a_timed_out_call_is_dropped(session, raw_server, 
     assert got == [b""]
 
 
-async def test_a_body_over_the_limit_is_an_upstream_error(session, raw_server, read_request, watcher):
+@pytest.mark.parametrize("head", [b"Content-Length: 99999999", b"Connection: close"])
+async def test_a_body_over_the_limit_is_an_upstream_error(
+    session, raw_server, read_request, watcher, monkeypatch, head
+):
     async def serve(reader, writer):
         await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        for _ in range(49):
+            writer.write(bytes(2**20))
         await reader.read()
 
+    budget = ByteBudget()
+    monkeypatch.setattr(post_module, "_bodies", budget)
     with pytest.raises(UpstreamError, match="more than 48 MiB"):
         await send(session, await raw_server(serve), watcher)
+    gc.collect()
+    assert budget.held == 0

@@ -3,6 +3,7 @@
 import base64
 import json
 
+import orjson
 import pytest
 from multidict import CIMultiDict
 
@@ -143,6 +144,51 @@ def test_base64_of_the_url_safe_alphabet_is_read():
     )
 
 
+NEARLY_JSON = {
+    "number that is none": b'{"data": [{"url": "%b"}], "cost": NaN, "left": -Infinity}',
+    "too large a number": b'{"data": [{"url": "%b"}], "cost": 1e999, "id": ' + b"9" * 5000 + b"}",
+    "half of a character": b'{"data": [{"url": "%b", "revised_prompt": "\\ud83d"}]}',
+    "another encoding": b'{"data": [{"url": "%b", "revised_prompt": "caf\xe9"}]}',
+    "control character": b'{"data": [{"url": "%b", "revised_prompt": "a\tb\x00"}]}',
+    "more behind it": b'{"data": [{"url": "%b"}]}\n{"done": true}',
+    "no list": b'{"data": {"url": "%b"}}',
+    "a link alone": b'{"data": "%b"}',
+    "images alone": b'{"data": null, "images": {"url": "%b"}}',
+}
+
+
+@pytest.mark.parametrize("body", NEARLY_JSON.values(), ids=NEARLY_JSON)
+def test_a_paid_image_is_found_in_what_is_nearly_json(body: bytes) -> None:
+    reply = parse_reply(200, CIMultiDict(), body.replace(b"%b", LINK.encode()))
+    assert reply.images == (ImageLink(LINK),)
+    orjson.dumps(str(reply))  # raises for what Redis can't store
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f" {B64}\n",
+        f"{B64[:8]}\r{B64[8:]}",
+        f"{B64[:8]}\t{B64[8:]}",
+        f"data:image/png;base64, {B64}",
+        f"{B64}====",
+        B64.replace("=", "%3D").replace("+", "%2B").replace("/", "%2F"),
+    ],
+)
+def test_base64_in_unusual_forms_is_read(text: str) -> None:
+    assert parse_reply(200, {}, json.dumps({"data": [{"b64_json": text}]}).encode()).images == (ImageBytes(PIXELS),)
+
+
+def test_base64_in_the_place_of_a_link_is_read() -> None:
+    pixels = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    for url in (base64.b64encode(pixels).decode(), base64.urlsafe_b64encode(pixels).decode()):
+        assert parse_reply(200, {}, json.dumps({"data": [{"url": url}]}).encode()).images == (ImageBytes(pixels),)
+
+
+def test_spaces_around_a_link_are_not_part_of_it() -> None:
+    assert parse_reply(200, {}, json.dumps({"data": [{"url": f" {LINK}\n"}]}).encode()).images == (ImageLink(LINK),)
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "seconds"),
     [
@@ -154,6 +200,9 @@ def test_base64_of_the_url_safe_alphabet_is_read():
         ({"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, b"", 50),
         ({"Retry-After": "soon", "X-RateLimit-Reset": "2"}, b"", 2),
         ({"Retry-After": "-3", "X-RateLimit-Reset": "inf"}, b"", None),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, b"", None),
+        ({"Retry-After": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}, b"", None),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT", "Date": "Fri, 31 Dec 99999999999999 23:59:59 GMT"}, b"", 50),
         ({"x-ratelimit-reset": "1792567710"}, b"", None),
         ({"Retry-After": "٣", "X-RateLimit-Reset": "1_0"}, b"", None),
         ({"x-ratelimit-reset": "3600000010"}, b"", None),
@@ -198,7 +247,8 @@ def test_a_503_has_its_retry_delay():
         b"\xff\xfe",
         b"{}",
         b'{"data": null}',
-        b'{"data": "https://x/y.png"}',
+        b'{"data": "fail"}',
+        b'{"data": {"status": "fail"}}',
         b'{"id":"x","object":"list"}',
         b'{"data": NaN}',
         b"[" * 100_000,
