@@ -12,12 +12,15 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, cast
+
+from loguru import logger
 
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -27,6 +30,9 @@ SMALL_BYTES = 256 * 1024
 
 PART_SUFFIX = ".part"
 MISSING = (FileNotFoundError, NotADirectoryError)
+
+_OBSTACLES = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY}
+"""Errors of a path where something else is than a file in its folders."""
 
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags for a file that must not exist before."""
@@ -81,6 +87,15 @@ def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float
 
     Each system call more costs a small image some per cent, since the thread waits for the interpreter after it.
     """
+    try:
+        return _write_image(root, path, image, expires_at_s)
+    except OSError as error:
+        if error.errno not in _OBSTACLES or not _clear_path(path):
+            raise
+    return _write_image(root, path, image, expires_at_s)
+
+
+def _write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
     if image.path is not None:
         stamp(str(image.path), expires_at_s)
         if not CAN_FLUSH:
@@ -96,12 +111,22 @@ def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float
 
 def link_image(root: Path, source: str, target: str, image: StoredImage, expires_at_s: float) -> bool:
     """Give an image's file a second name, or copy it if the mount has no links. Return False if the file is gone."""
+    try:
+        return _link_image(root, source, target, image, expires_at_s)
+    except OSError as error:
+        if error.errno not in _OBSTACLES or not _clear_path(target):
+            raise
+    return _link_image(root, source, target, image, expires_at_s)
+
+
+def _link_image(root: Path, source: str, target: str, image: StoredImage, expires_at_s: float) -> bool:
     for _ in range(_WRITE_TRIES):
         make_folder(root, os.path.dirname(target))  # noqa: PTH120
         try:
             os.link(source, target)
         except FileExistsError:
-            pass
+            if _clear_path(target):
+                continue
         except FileNotFoundError:
             if stat_file(str(root), source) is None:
                 return False
@@ -112,6 +137,23 @@ def link_image(root: Path, source: str, target: str, image: StoredImage, expires
             _copy(root, target, VerifiedImage.of(image, path=Path(source)), expires_at_s)
         stamp(target, expires_at_s)
         return True
+    return False
+
+
+def _clear_path(path: str) -> bool:
+    """Rename what is in the place of an image's file, or of its two folders; return whether anything was.
+
+    Other programs and repairs of a file system leave such things. They are kept, under a name that no image has.
+    """
+    file = Path(path)
+    for place in (file.parent.parent, file.parent, file):
+        if not os.path.lexists(place):
+            return False
+        if not (place.is_file() if place == file else place.is_dir()):
+            moved = place.with_name(f".{place.name}.{secrets.token_hex(4)}.foreign")
+            place.rename(moved)
+            logger.warning("Moved {} to {}: it was in the place of an image", place, moved.name)
+            return True
     return False
 
 
@@ -265,13 +307,15 @@ def read_image(
         max_data_bytes: up to this size the bytes are read, of a larger image the open file is returned.
     """
     try:
-        file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 - a Path costs more than the call; closed by owner
-    except MISSING:
-        os.stat(root)  # noqa: PTH116 - without the folder itself, nothing is certain
+        file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 - a Path costs more than the call; closed by owner
+    except OSError as error:
+        if not _is_missing(error, root):
+            raise
         return None
     try:
-        signature = Signature.of(os.fstat(file.fileno()))
-        if signature.size_bytes > image.size_bytes:
+        status = os.fstat(file.fileno())
+        signature = Signature.of(status)
+        if signature.size_bytes > image.size_bytes or not stat.S_ISREG(status.st_mode):
             file.close()
             return None
         data = _read_all(file, image.size_bytes) if image.size_bytes <= max_data_bytes else None
@@ -334,9 +378,23 @@ def stat_file(root: str, path: str) -> int | None:
     """Return a file's size; None if it is gone."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 - a Path costs more than the call
-    except MISSING:
-        os.stat(root)  # noqa: PTH116 - without the folder itself, nothing is certain
+    except OSError as error:
+        if not _is_missing(error, root):
+            raise
         return None
+
+
+def _is_missing(error: OSError, root: str) -> bool:
+    """Return whether there is no such file, or something else in its place. Raises OSError if `root` is missing."""
+    if not isinstance(error, MISSING) and error.errno not in _OBSTACLES:
+        return False
+    os.stat(root)  # noqa: PTH116 - without the folder itself, nothing is certain
+    return True
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a named pipe in its place would wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def remove(paths: Iterable[str]) -> None:

@@ -81,6 +81,54 @@ async def test_a_file_deleted_externally_is_missing(
     assert await load(store, TASK, stored(image)) == image.data
 
 
+def _replace_by_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "content").touch()
+
+
+OBSTACLES = {
+    "folder": _replace_by_folder,
+    "link to itself": lambda path: path.symlink_to(path),
+    "link to nothing": lambda path: path.symlink_to(path.with_name("nothing")),
+    "named pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize(
+    ("above", "replace"),
+    [*((0, replace) for replace in OBSTACLES.values())]
+    + [(above, replace) for above in (1, 2) for replace in (Path.touch, OBSTACLES["link to itself"])],
+    ids=[*OBSTACLES, *(f"{what} as {name}" for name in ("task", "hex") for what in ("file", "link"))],
+)
+async def test_what_stands_in_the_place_of_an_image_costs_this_image_alone(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, above: int, replace: Callable[[Path], None]
+) -> None:
+    image, source, in_file = make_image(), "f" * 32, tmp_path / "spooled"
+    await store.save(source, 1, image, clock.now + 60)
+    await store.save(TASK, 0, image, clock.now + 60)
+    place = tmp_path / "data" / "images" / "01" / TASK / f"0-{image.sha256[:12]}.png"
+    for _ in range(above):
+        place = place.parent
+    for save in ("memory", "file", "reuse"):
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        replace(place)
+        assert await load(store, TASK, stored(image)) is None
+        assert not await store.contains_all(TASK, [stored(image)])
+        if save == "reuse":
+            assert await store.reuse(source, stored(image, 1), TASK, 0, clock.now + 60)
+        else:
+            in_file.write_bytes(image.data)
+            spooled = VerifiedImage(
+                "image/png", image.size_bytes, image.width, image.height, image.sha256, path=in_file
+            )
+            await store.save(TASK, 0, image if save == "memory" else spooled, clock.now + 60)
+        assert await load(store, TASK, stored(image)) == image.data
+        assert store.health.writable
+    assert list(place.parent.glob(".*.foreign"))
+    await store.sweep_once()
+    assert await load(store, TASK, stored(image)) == image.data
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
 async def test_a_damaged_file_is_never_served_and_is_deleted(
     store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, damage: Callable[[bytes], bytes]
