@@ -148,7 +148,7 @@ NEARLY_JSON = {
     "number that is none": b'{"data": [{"url": "%b"}], "cost": NaN, "left": -Infinity}',
     "too large a number": b'{"data": [{"url": "%b"}], "cost": 1e999, "id": ' + b"9" * 5000 + b"}",
     "half of a character": b'{"data": [{"url": "%b", "revised_prompt": "\\ud83d"}]}',
-    "another encoding": b'{"data": [{"url": "%b", "revised_prompt": "caf\xe9"}]}',
+    "another encoding": b'{"data": [{"url": "%b", "revised_prompt": "\xe9t\xe9"}]}',
     "control character": b'{"data": [{"url": "%b", "revised_prompt": "a\tb\x00"}]}',
     "more behind it": b'{"data": [{"url": "%b"}]}\n{"done": true}',
     "no list": b'{"data": {"url": "%b"}}',
