@@ -106,7 +106,7 @@ def under_budgets(doing: Doing) -> Doing:
     """Return the work with a budget of all clients and one of their key, which never end."""
 
     async def limited(room: QueueInstance, work: Work) -> None:
-        room.client_queue.limits_of = lambda _client: ((0, 10**12), (1, 10**12))
+        room.client_queue.limits.of_others = ((0, 10**12), (1, 10**12))
         await doing(room, work)
 
     return limited

@@ -194,7 +194,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         deadline_s=settings.task_deadline_s,
         window=settings.fair_window,
         open_limit_of=app[GUARD].ring.open_limit_of,
-        limits_of=app[BUDGETS].limits_of,
+        limits=app[BUDGETS].limits,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)

@@ -8,7 +8,6 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.channels_file import EVERY_MODEL, SANDBOX, Channel, ChannelKey, Channels
 from imagegen.metrics import Meter
 from imagegen.providers.a1111 import A1111Provider
@@ -19,7 +18,7 @@ from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.gemini import create_gemini, shapes_of
 from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider

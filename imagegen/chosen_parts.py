@@ -38,7 +38,6 @@ from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
-from imagegen.tasks.validation import Adjust
 from imagegen.web.context import TaskIdentity
 from imagegen.web.guard import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
@@ -71,7 +70,7 @@ def create_rate_limits(settings: Settings) -> RateLimits:
         units,
         UNITS_PER_GENERATION if by_generations else 0,
     )
-    return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id, own_limits=True)
+    return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id)
 
 
 def create_cross_origin_policy(settings: Settings) -> CrossOriginPolicy:
@@ -175,19 +174,13 @@ def task_identity(settings: Settings, routes: Routes, table: ModelTable, peers: 
         rules = EditRules(routes.edits, ModelRules(table))
     else:
         rules = EditRules(lambda model: routes.edits("") or routes.edits(model))  # what any model may take
-    adjust: Adjust = rules
-    if settings.file_channels:
-        adjust = ServedModels(routes.channels, settings.fallback_models, elsewhere, rules)
-    return TaskIdentity(
-        routes.identity(settings.default_model),
-        settings.default_model,
-        settings.model_aliases,
-        settings.task_id_secret,
-        adjust,
-        routes.sent_request,
-        routes.estimate,
-        routes.identity if settings.file_channels else None,
-    )
+    provider, model = routes.identity(settings.default_model), settings.default_model
+    aliases, secret = settings.model_aliases, settings.task_id_secret
+    if routes.only and not settings.file_channels:
+        estimate = routes.only.pricing.estimate
+        return TaskIdentity(provider, model, aliases, secret, rules, routes.only.provider.plain.sent_request, estimate)
+    adjust = ServedModels(routes.channels, settings.fallback_models, elsewhere, rules)
+    return TaskIdentity(provider, model, aliases, secret, adjust, routes.sent_request, routes.estimate, routes.identity)
 
 
 def seed_support(routes: Routes, table: ModelTable) -> SeedSupport:

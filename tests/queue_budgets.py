@@ -26,7 +26,7 @@ async def used(instance, slot: int = TOTAL) -> int:
 
 
 def limited(instance, *limits: tuple[int, int]):
-    instance.client_queue.limits_of = lambda _client: limits
+    instance.client_queue.limits.of_others = limits
     return instance
 
 

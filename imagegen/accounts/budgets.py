@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from imagegen.accounts.api_keys import ApiKey
-from imagegen.queue.verbs.context import REFUSED, Limits
+from imagegen.queue.verbs.budget_counters import REFUSED, BudgetLimits, Limits
 
 TOTAL_SLOT = 0
 """Counter of all clients together; each key has its own, see ApiKey.slot."""
@@ -13,6 +13,8 @@ TOTAL_SLOT = 0
 
 class Budgets:
     """Limits of the day in micro-dollars.
+
+    limits: of each client, kept up to date.
 
     Args:
         total_micro_usd: of all clients together; None for no limit.
@@ -22,12 +24,12 @@ class Budgets:
     def __init__(self, total_micro_usd: int | None, keys: Callable[[], Iterable[ApiKey]] = lambda: ()) -> None:
         self._total: Limits = () if total_micro_usd is None else ((TOTAL_SLOT, total_micro_usd),)
         self._keys = keys
-        self._of_keys: dict[str, Limits] = {}
+        self.limits = BudgetLimits(self._total)
         self.refresh()
 
     def refresh(self) -> None:
         """Read the limits of the keys again. A key without a counter yet is refused."""
-        self._of_keys = {
+        self.limits.of_clients = {
             key.name: (*self._total, (key.slot, key.daily_micro_usd)) if key.slot else ((TOTAL_SLOT, REFUSED),)
             for key in self._keys()
             if key.daily_micro_usd is not None
@@ -37,11 +39,9 @@ class Budgets:
     def all(self) -> dict[str, tuple[int, int]]:
         """Return slot and limit of each budget by the name of its key; that of all clients has an empty name."""
         found = {"": self._total[0]} if self._total else {}
-        return found | {name: limits[-1] for name, limits in self._of_keys.items() if limits[-1][0] != TOTAL_SLOT}
-
-    def limits_of(self, client: str) -> Limits:
-        """Return the budgets that a client's tasks count against, by the name of its key."""
-        return self._of_keys.get(client, self._total)
+        return found | {
+            name: limits[-1] for name, limits in self.limits.of_clients.items() if limits[-1][0] != TOTAL_SLOT
+        }
 
     def limits_of_slots(self, slots: Collection[int]) -> Limits:
         """Return the present limits of the budgets that hold a task; one without a limit any more has no bound."""

@@ -18,19 +18,18 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
 from imagegen.providers.request_fields import Vocabulary, sent_request
 from imagegen.tasks.image import ImageBytes
-from imagegen.tasks.request import GenerationRequest
 
 if TYPE_CHECKING:
     from imagegen.providers.drawing.input_thumbnails import InputThumbnails
     from imagegen.providers.drawing.render import Drawing
 
-_VOCABULARY = Vocabulary()
 _MAX_SLOW_S = 600.0
 _MAX_REMEMBERED = 1_000
 _SLOW = re.compile(r"\[slow:([0-9]{1,4}(?:\.[0-9]{1,3})?)\]")
@@ -58,6 +57,8 @@ class SandboxProvider(WithoutJobs):
     max_images_per_call = 1
     own_hosts: frozenset[str] = frozenset()
     base_url = None
+    sent_request = staticmethod(partial(sent_request, vocabulary=Vocabulary()))
+    """Its size is in pixels."""
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
@@ -77,10 +78,6 @@ class SandboxProvider(WithoutJobs):
             raise error
         images = [await _draw(call, nth, delay_s, watcher, inputs) for nth in range(call.count)]
         return Reply(images=tuple(images))
-
-    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
-        """Return the request with its size in pixels."""
-        return sent_request(request, _VOCABULARY)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         """Return one entry; every other model id is drawn too."""

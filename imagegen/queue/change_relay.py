@@ -70,10 +70,10 @@ class Subscription:
 
 
 class Feed:
-    """Subscriptions by task id. on_first_subscriber: called with ids that had no subscriber before."""
+    """Subscriptions of clients by task id. on_first_subscriber: called with ids that had no subscriber before."""
 
     def __init__(self) -> None:
-        self._waiters: dict[str, set[Subscription]] = {}
+        self.waiters: dict[str, set[Subscription]] = {}
         self.on_first_subscriber: Callable[[Iterable[str]], None] = lambda _ids: None
 
     def subscribe(self, ids: Iterable[str]) -> Subscription:
@@ -81,43 +81,44 @@ class Feed:
 
     def wake_all(self) -> None:
         """End every wait, at the end of the service."""
-        for waiters in self._waiters.values():
+        for waiters in self.waiters.values():
             for waiter in waiters:
                 waiter.wake()
 
     def publish(self, task: Task) -> None:
         """Publish a change of a task, from here or from another instance."""
-        for waiter in self._waiters.get(task.id, ()):
+        for waiter in self.waiters.get(task.id, ()):
             waiter.notify(task)
 
     @property
     def ids(self) -> Iterable[str]:
         """Tasks with a subscriber."""
-        return self._waiters.keys()
+        return self.waiters.keys()
 
     @property
     def count(self) -> int:
-        return sum(map(len, self._waiters.values()))
+        return sum(map(len, self.waiters.values()))
 
     def add(self, waiter: Subscription) -> None:
-        first = [task_id for task_id in waiter.ids if task_id not in self._waiters]
+        first = [task_id for task_id in waiter.ids if task_id not in self.waiters]
         for task_id in waiter.ids:
-            self._waiters.setdefault(task_id, set()).add(waiter)
+            self.waiters.setdefault(task_id, set()).add(waiter)
         if first:
             self.on_first_subscriber(first)
 
     def remove(self, waiter: Subscription) -> None:
         for task_id in waiter.ids:
-            waiters = self._waiters.get(task_id)
+            waiters = self.waiters.get(task_id)
             if waiters is not None:
                 waiters.discard(waiter)
                 if not waiters:
-                    del self._waiters[task_id]
+                    del self.waiters[task_id]
 
 
 class ChangeRelay:
     """Connection of task cache, feed and notifier.
 
+    watched: ids of tasks that peers wait for.
     on_unstarted: awaited with waiting tasks that may have lost their entries.
     """
 
@@ -130,7 +131,7 @@ class ChangeRelay:
         self._dispatcher = dispatcher
         self._last_delivered = last_delivered
         self.on_unstarted: Callable[[Sequence[Task]], Awaitable[None]] = _do_nothing
-        self._watched: dict[str, None] = {}
+        self.watched: dict[str, None] = {}
         self._polled: set[str] = set()
         self._poll_every = self._polls_left = 1
 
@@ -223,10 +224,10 @@ class ChangeRelay:
     def on_task_changed(self, task: Task) -> None:
         """Publish a task of this instance that changed."""
         self._feed.publish(task)
-        if task.id in self._watched:
+        if task.id in self.watched:
             self._publish(task)
             if task.state.is_final:
-                self._watched.pop(task.id, None)
+                self.watched.pop(task.id, None)
 
     def _publish(self, task: Task) -> None:
         self._notifier.publish("change", record=broadcast_record(task).decode())
@@ -248,9 +249,9 @@ class ChangeRelay:
             if finished := self._task_cache.finished(task_id):
                 self._publish(finished)
                 continue
-            self._watched[task_id] = None
-            if len(self._watched) > MAX_WATCHED:
-                del self._watched[next(iter(self._watched))]
+            self.watched[task_id] = None
+            if len(self.watched) > MAX_WATCHED:
+                del self.watched[next(iter(self.watched))]
             if claim := self._dispatcher.claimed.get(task_id):
                 self._publish(claim.task)
 
@@ -262,7 +263,7 @@ class ChangeRelay:
             return
         if task.state.is_final:
             self._dispatcher.mark_finished_elsewhere(task)
-            self._watched.pop(task.id, None)
+            self.watched.pop(task.id, None)
         if task.id not in self._dispatcher.claimed:
             self._task_cache.store_from_peer(task)
         self._feed.publish(task)

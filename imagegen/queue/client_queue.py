@@ -28,9 +28,10 @@ from imagegen.queue.preview import SubmitPreview
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import check_digest, newer_version_error
+from imagegen.queue.verbs.budget_counters import BudgetLimits, Limits
 from imagegen.queue.verbs.cancel import cost_at
-from imagegen.queue.verbs.context import Limits, LimitsOf
-from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
+from imagegen.queue.verbs.submit import SubmitReply
+from imagegen.redis_client.connection import CLOCK_TOLERANCE_S
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_end, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
@@ -94,7 +95,7 @@ class ClientQueue:
 
     clock: Unix time of the Redis server, which measures ages of tasks, since this machine's clock may jump.
     on_missing_entry: awaited before an unfinished task without an entry is queued again.
-    limits_of: budgets of a client. open_tasks: limit of a client's unfinished tasks."""
+    limits: of budgets. open_tasks: limit of a client's unfinished tasks."""
 
     def __init__(
         self,
@@ -118,11 +119,15 @@ class ClientQueue:
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
-        self.limits_of: LimitsOf = lambda _client: ()
+        self.limits = BudgetLimits()
         self.open_tasks: OpenTasks | None = None
         self.joined = JoinedClients(verbs, lookup.notifier)
         self.canceller = TaskCanceller(verbs, lookup, self.joined)
         self.preview = SubmitPreview(verbs, mover, families, verbs.clock)
+
+    def limits_of(self, client: str) -> Limits:
+        """Return the budgets that a client's tasks count against, by the name of its key."""
+        return self.limits.of_clients.get(client, self.limits.of_others)
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
@@ -147,7 +152,8 @@ class ClientQueue:
         A client that waited for it there has lost its connection.
         """
         since = self._notifier.alone_since
-        return since is not None and task.created_at < since and (task.finished_at is None or task.finished_at > since)
+        left = self._notifier.alone and task.created_at < since
+        return left and (task.finished_at is None or task.finished_at > since)
 
     def cached(self, task_id: str) -> Task | None:
         """Return the task that `get` returns without a Redis command, None if it needs one."""
@@ -229,7 +235,7 @@ class ClientQueue:
         if task.state.is_final:
             return UNKNOWN_POSITION
         line = self._estimates.line
-        doubtful = line.vague or not self._notifier.no_peers_since(line.read_at)
+        doubtful = line.vague or line.read_at < self._notifier.alone_since
         if doubtful and self.clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
             try:
                 await self.refresh_positions()
@@ -249,7 +255,7 @@ class ClientQueue:
         task_id, cached = submission.task_id, CacheResult.COALESCED
         task = self._lookup.authoritative_local(task_id) if task_id in self._task_cache.live else None
         if task is None:
-            task = self._task_cache.finished(task_id)
+            task = self._task_cache.finished(task_id) if task_id in self._task_cache.finished_tasks else None
             cached = CacheResult.HIT
             if task is None or task.state is not State.COMPLETED:
                 return None
@@ -302,11 +308,12 @@ class ClientQueue:
     ) -> tuple[SubmitResult, bool]:
         """Return the result of a submit, and whether the task was stored by it."""
         siblings = self._siblings(submission) if reuse else ()
-        item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
-        answer = await self._verbs.submit(item)
+        replaced_epoch = replaced.epoch if replaced else None
+        answer = await self._verbs.submit(task, replaced_epoch, siblings, limits)
         if answer.kind == "siblings" and reuse and submission.family:
             reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
-            task, answer = await self._submit_reused(task, reused, submission.family.request.n, item)
+            missing = submission.family.request.n - len(reused.images)
+            task, answer = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
         if answer.kind == "gone" and not task.state.is_final:
             task, answer = await self._submit_gone(task, answer, limits)
         if answer.kind in ("new", "again"):
@@ -320,21 +327,21 @@ class ClientQueue:
         return submission.family.sibling_ids()
 
     async def _submit_reused(
-        self, task: Task, reused: ReusedImages, wanted: int, item: SubmitItem
+        self, task: Task, reused: ReusedImages, missing: int, replaced_epoch: int | None, limits: Limits
     ) -> tuple[Task, SubmitReply]:
-        """Store a task that has images before its first call: as a completed one if it needs no more.
+        """Store a task that has images before its first call: as a completed one if none is missing.
 
-        item: of its first submit, before the images were found. Images of other tasks cost nothing.
+        Images of other tasks cost nothing.
         """
-        missing = wanted - len(reused.images)
+        wanted = len(reused.images) + missing
         cost = task.cost and task.cost.for_part(missing, wanted).held_by(task.cost.slots, task.cost.day)
         if missing:
             task = replace(task, images=reused.images, cost=cost)
-            return task, await self._verbs.submit(submit_item(task, item.replaced_epoch, limits=item.limits))
+            return task, await self._verbs.submit(task, replaced_epoch, limits=limits)
         now, ttl_s = self.clock(), self.result_ttl_s
         task = replace(task, deliveries=(), cost=cost and cost.ended())
         task = transitions.completed(task, reused.images, reused.warnings, now=now, ttl_s=ttl_s)
-        return task, await self._verbs.complete(task, item.replaced_epoch)
+        return task, await self._verbs.complete(task, replaced_epoch)
 
     async def _submit_gone(self, task: Task, answer: SubmitReply, limits: Limits) -> tuple[Task, SubmitReply]:
         """Enqueue a task again that has no entry, unless its owner restores it.
@@ -350,8 +357,7 @@ class ClientQueue:
         if cost is not None and task.cost is not None:
             carried = cost.carried_into(task.cost)
             task = replace(task, cost=carried.held_by(carried.slots, carried.day))
-        item = submit_item(task, head.generation, limits=limits, replaced_cost=cost)
-        return task, await self._verbs.submit(item)
+        return task, await self._verbs.submit(task, head.generation, limits=limits, replaced_cost=cost)
 
     async def _inflight_submit(self, task_id: str) -> SubmitResult | None:
         """Return the result of the submit of this task that is in flight.
@@ -404,7 +410,10 @@ class ClientQueue:
             return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
-        if is_in_stream and abs(task.created_at - answer.added_at) > MAX_SKEW_S:
+        skew_s = abs(task.created_at - answer.added_at) if is_in_stream else 0.0
+        if skew_s > CLOCK_TOLERANCE_S:
+            self.clock.learn(answer.added_at)
+        if skew_s > MAX_SKEW_S:
             task = replace(task, created_at=answer.added_at)
         if self._task_cache.put(task) and is_in_stream and task.id not in self._dispatcher.claimed:
             self._estimates.line.add(task.entry_id)

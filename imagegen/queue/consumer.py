@@ -44,7 +44,6 @@ class StreamConsumer:
         self._alone = alone
         self._blocked_reads = 0
         self._blocked = False
-        self._overdue: asyncio.TimerHandle | None = None
         self._interruption: asyncio.Task[None] | None = None
         self._replaced = False
         self.on_loss: Callable[[], None] = lambda: None
@@ -89,18 +88,21 @@ class StreamConsumer:
         finally:
             self._blocked = False
 
-    def expect_entry(self) -> None:
-        """Expect a result of the blocked read soon, since a task was enqueued here and no peer reads."""
-        if self._blocked and self._overdue is None:
-            self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)
+    async def replace_overdue_forever(self) -> None:
+        """End a read that still blocks after a task was enqueued here: its connection is dead, and no error came.
 
-    def _replace_silent(self, number: int) -> None:
-        """End a read that still blocks: its connection is dead, and no error came."""
-        self._overdue = None
-        if self._blocked and self._blocked_reads == number and self._alone():
-            logger.debug("The blocked read returned nothing though a task waits; it is sent again")
-            self._replaced = True
-            self._connection.blocking_reads.abort()
+        With peers, one of them may have read the entry.
+        """
+        added = self._verbs.submit.added
+        while True:
+            await added.wait()
+            added.clear()
+            blocked, number = self._blocked, self._blocked_reads
+            await asyncio.sleep(OVERDUE_S)
+            if blocked and self._blocked and self._blocked_reads == number and self._alone():
+                logger.debug("The blocked read returned nothing though a task waits; it is sent again")
+                self._replaced = True
+                self._connection.blocking_reads.abort()
 
     async def _deliver(self, entries: list[Entry], free: int) -> None:
         if len(entries) < free:

@@ -88,10 +88,10 @@ class CompletedFamilies:
         return True
 
     def _is_complete(self) -> bool:
-        now, no_peers_since = self._clock(), self._notifier.no_peers_since
+        now, alone_since = self._clock(), self._notifier.alone_since
         if now < self._dropped_until:
             return False
-        return no_peers_since(self._loaded_at) or (now >= self._unknown_until and no_peers_since(now - self._ttl_s))
+        return self._loaded_at >= alone_since or (now >= self._unknown_until and now - self._ttl_s >= alone_since)
 
     def on_joined(self) -> None:
         """Allow the first read of the records: from now on a peer does not come and go unnoticed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from imagegen.queue.change_relay import ChangeRelay, Feed
@@ -34,7 +34,8 @@ from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup
-from imagegen.queue.verbs.context import LimitsOf, VerbContext
+from imagegen.queue.verbs.budget_counters import BudgetLimits
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.submit import DepthEstimate
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.redis_client.connection import Connection
@@ -51,7 +52,7 @@ class QueueConfig:
         record_life_s: how long Redis keeps the record of an unfinished task at most.
         slots: tasks that one instance runs at once.
         deadline_s: seconds from the submit of a task to its end.
-        limits_of: budgets of a client. open_limit_of: how many unfinished tasks a client may have.
+        limits: of budgets. open_limit_of: how many unfinished tasks a client may have.
         window: tasks of one client in the stream; its others wait in its line.
     """
 
@@ -62,7 +63,7 @@ class QueueConfig:
     max_queue: int
     slots: int = 5
     deadline_s: float = 3600.0
-    limits_of: LimitsOf = lambda _client: ()
+    limits: BudgetLimits = field(default_factory=BudgetLimits)
     window: int = 10
     open_limit_of: OpenLimitOf = lambda _client: None
 
@@ -100,6 +101,7 @@ class QueueInstance:
         """Return the background loops by name. Stop `reader` before `release_all`."""
         return {
             "reader": self.consumer.read_forever(),
+            "overdue-read": self.consumer.replace_overdue_forever(),
             "renewal": self.leases.renew_forever(),
             "takeover": self.takeover.take_over_forever(),
             "control": self.notifier.listen_forever(),
@@ -193,12 +195,11 @@ def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: 
 
 def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     """Set every callback between the parts; no part sets one itself."""
-    parts.client_queue.limits_of, parts.client_queue.open_tasks = config.limits_of, parts.open_tasks
+    parts.client_queue.limits, parts.client_queue.open_tasks = config.limits, parts.open_tasks
     leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
     relay, takeover = parts.change_relay, parts.takeover
     # Events inside this process
-    parts.verbs.submit.on_added = parts.consumer.expect_entry
-    parts.task_cache.on_change = relay.on_task_changed
+    parts.task_cache.on_change, parts.task_cache.audiences = relay.on_task_changed, (parts.feed.waiters, relay.watched)
     parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
     canceller = parts.client_queue.canceller
     canceller.on_left, canceller.on_ended = partial(_on_left, parts), partial(_on_ended, parts)

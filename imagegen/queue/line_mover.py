@@ -148,7 +148,7 @@ class LineMover:
                 task = replace(task, entry_id=entry_id)
                 self._task_cache.put(task)
                 self._lines.submitted(task)
-        self._verbs.submit.on_added()
+        self._verbs.submit.added.set()
 
     # Checks
 

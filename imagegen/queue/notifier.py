@@ -7,6 +7,7 @@ and awaited tasks are read again.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,6 +50,7 @@ class Notifier:
 
     Attributes:
         peers: other instances that sent a message.
+        alone_since: Unix time since when there was certainly no peer, infinite while there may be one.
         handlers: called by the kind of a message.
         silent: whether Redis refuses the channel; then peers are unknown, and instances poll.
         subscribed: whether there is a subscription.
@@ -68,7 +70,7 @@ class Notifier:
         self.greeting: Callable[[], Mapping[str, Any]] = dict
         self.greetings: dict[str, Message] = {}
         self._ping_timer: asyncio.TimerHandle | None = None
-        self._alone_since = 0.0
+        self.alone_since = self._doubted_at = 0.0
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
         self.silent = self.subscribed = self.is_informed = False
         self._hellos = 0
@@ -83,18 +85,26 @@ class Notifier:
         """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
 
-    @property
-    def alone_since(self) -> float | None:
-        """Unix time since when there was certainly no peer, None if there may be one."""
-        return self._alone_since if self.alone else None
+    def add_peer(self, name: str) -> None:
+        """Record that another instance is there."""
+        self.peers[name] = time.monotonic()
+        self._update_alone_since()
 
     def no_peers_since(self, unix_s: float) -> bool:
         """Return whether there was no peer at any time since then."""
-        return self.alone and unix_s >= self._alone_since
+        return unix_s >= self.alone_since
+
+    def _doubt_peers(self) -> None:
+        """Stop assuming that there was no peer until now."""
+        self._doubted_at = self._connection.clock()
+        self._update_alone_since()
+
+    def _update_alone_since(self) -> None:
+        self.alone_since = self._doubted_at if self.alone else math.inf
 
     def probe_peers(self) -> None:
         """Greet an instance that may be there, and stop assuming that there is none."""
-        self._alone_since = self._connection.clock()
+        self._doubt_peers()
         self.publish("hello")
 
     def ping_peers(self) -> None:
@@ -115,7 +125,7 @@ class Notifier:
     def _forget(self, peer: str) -> None:
         self.peers.pop(peer, None)
         self.greetings.pop(peer, None)
-        self._alone_since = self._connection.clock()
+        self._doubt_peers()
 
     def publish(self, kind: str, **content: Any) -> None:
         """Publish to the peers, if there are any, without waiting; a failure is no error."""
@@ -185,10 +195,11 @@ class Notifier:
     def _forget_all(self) -> None:
         self.peers.clear()
         self.greetings.clear()
+        self._doubt_peers()
 
     def _on_subscribed(self) -> None:
         self._subscribed_at = time.monotonic()
-        self._alone_since = self._connection.clock()  # a peer may have come and gone unnoticed
+        self._doubt_peers()  # a peer may have come and gone unnoticed
         self.publish("hello")
         for callback in self.on_join:
             callback()
@@ -212,7 +223,7 @@ class Notifier:
         if kind == "bye":
             self._forget(sender)
         else:
-            self.peers[sender] = time.monotonic()
+            self.add_peer(sender)
         if kind in _GREETINGS:
             self.greetings[sender] = message
         if kind == "hello":
@@ -257,10 +268,10 @@ class Notifier:
         self._connection.meter.redis_commands_sent("control", 1)
         if self.silent:
             self.silent, self.is_informed = False, self.subscribed
+            self._doubt_peers()
             logger.info("The instances can use their channel again")
         if receivers <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
             self._forget_all()
-            self._alone_since = self._connection.clock()
 
 
 def ids_of(message: Message) -> list[str]:

@@ -11,7 +11,7 @@ from imagegen.queue.eta import QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.line_mover import LineMover
 from imagegen.queue.queue_verbs import QueueVerbs
-from imagegen.queue.verbs.context import Limits
+from imagegen.queue.verbs.budget_counters import Limits
 from imagegen.tasks.cost import day_of
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.task import IN_LINE, State, Task

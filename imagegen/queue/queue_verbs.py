@@ -10,11 +10,12 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
+from imagegen.queue.verbs.budget_counters import BudgetValues
 from imagegen.queue.verbs.cancel import FOR_ALL, CancelBy, CancelledTask, KnownProgress, cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
-from imagegen.queue.verbs.context import BudgetValues, VerbContext
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
 from imagegen.queue.verbs.find_skipped import find_skipped

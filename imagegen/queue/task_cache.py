@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from msgspec.structs import replace
 
@@ -22,7 +22,9 @@ class TaskCache:
 
     Attributes:
         live: unfinished tasks that were submitted or run here.
-        on_change: called with each task of this instance after it changed.
+        finished_tasks: by id, with their sizes in bytes; `finished` returns those that have not expired.
+        audiences: ids of tasks with somebody who waits for their changes, in groups that their owners keep up to date.
+        on_change: called with a task of this instance after it changed, if it is in one of them.
         on_finished_here: called with each task that this instance finished.
     """
 
@@ -30,10 +32,11 @@ class TaskCache:
         self._clock = clock
         self._monotonic = monotonic
         self.live: dict[str, Task] = {}
-        self._finished: OrderedDict[str, tuple[Task, int]] = OrderedDict()
+        self.finished_tasks: OrderedDict[str, tuple[Task, int]] = OrderedDict()
         self._finished_bytes = 0
         self._dropped: OrderedDict[str, float] = OrderedDict()
         self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
+        self.audiences: tuple[Container[str], ...] = ()
         self.on_change: Callable[[Task], None] = lambda _task: None
         self.on_finished_here: Callable[[Task], None] = lambda _task: None
 
@@ -53,12 +56,15 @@ class TaskCache:
             self.live[task_id] = _with_added_webhooks(task, cached) if cached and cached.deliveries else task
         if self._others:
             self._others.pop(task_id, None)
-        self.on_change(task)
+        for audience in self.audiences:
+            if task_id in audience:
+                self.on_change(task)
+                break
         return True
 
     def store_from_redis(self, task_id: str, task: Task | None) -> None:
         """Store a task that was read from Redis; it may have been submitted here during the read."""
-        if task is None and (task_id in self.live or task_id in self._finished):
+        if task is None and (task_id in self.live or task_id in self.finished_tasks):
             return
         if task is not None and task.state.is_final:
             self.live.pop(task_id, None)
@@ -72,7 +78,7 @@ class TaskCache:
 
     def store_from_peer(self, task: Task) -> None:
         """Store a task that its owner published, maybe out of order."""
-        for cached in (self._finished.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
+        for cached in (self.finished_tasks.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
             if cached is not None and cached.sequence >= task.sequence:
                 return
         if task.state.is_final:
@@ -99,14 +105,14 @@ class TaskCache:
 
     def finished(self, task_id: str) -> Task | None:
         """Return a finished task that has not expired."""
-        entry = self._finished.get(task_id)
+        entry = self.finished_tasks.get(task_id)
         if entry is None:
             return None
         task = entry[0]
         if task.expires_at is not None and task.expires_at <= self._clock():
             self._drop(task_id)
             return None
-        self._finished.move_to_end(task_id)
+        self.finished_tasks.move_to_end(task_id)
         return task
 
     def vanished(self, task_id: str) -> bool:
@@ -116,7 +122,7 @@ class TaskCache:
     def results(self) -> list[Task]:
         """Return finished tasks that have not expired, the latest first."""
         now = self._clock()
-        tasks = [task for task, _ in self._finished.values() if task.expires_at is None or task.expires_at > now]
+        tasks = [task for task, _ in self.finished_tasks.values() if task.expires_at is None or task.expires_at > now]
         return sorted(tasks, key=lambda task: task.finished_at or 0.0, reverse=True)
 
     def recent_remote(
@@ -138,11 +144,11 @@ class TaskCache:
     def _keep(self, task: Task) -> None:
         self._drop(task.id)
         size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
-        self._finished[task.id] = (task, size)
+        self.finished_tasks[task.id] = (task, size)
         self._finished_bytes += size
         now = self._clock()
-        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
-            task_id, (dropped, gone) = self._finished.popitem(last=False)
+        while self.finished_tasks and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
+            task_id, (dropped, gone) = self.finished_tasks.popitem(last=False)
             self._finished_bytes -= gone
             if dropped.expires_at is not None and dropped.expires_at > now:
                 self._dropped[task_id] = dropped.expires_at
@@ -150,11 +156,11 @@ class TaskCache:
                     self._dropped.popitem(last=False)
 
     def _oldest_expired(self, now: float) -> bool:
-        oldest, _ = next(iter(self._finished.values()))
+        oldest, _ = next(iter(self.finished_tasks.values()))
         return oldest.expires_at is not None and oldest.expires_at <= now
 
     def _drop(self, task_id: str) -> None:
-        entry = self._finished.pop(task_id, None)
+        entry = self.finished_tasks.pop(task_id, None)
         if entry is not None:
             self._finished_bytes -= entry[1]
 

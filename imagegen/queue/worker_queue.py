@@ -15,8 +15,8 @@ from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.budget_counters import Limits
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
-from imagegen.queue.verbs.context import Limits
 from imagegen.queue.verbs.finish import as_stored, finish_item
 from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.reserve_more import Extension

@@ -114,28 +114,29 @@ def _windows(rules: _Rules, client: str) -> tuple[Window, ...]:
     )
 
 
+class LimitedHandler(NamedTuple):
+    """Handler of a route for all clients, and the one for requests with `OWN_LIMITS`, if others have none."""
+
+    shared: Handler
+    own: Handler
+
+
 class RateLimits:
     """Wrapper of handlers that checks a client's limits first. A rule that is off costs nothing.
 
-    identify: returns the client, by its key or its address. own_limits: whether requests may have `OWN_LIMITS`.
+    identify: returns the client, by its key or its address.
+    limits_units: whether there is a limit of units for all clients.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        port: LocalRateLimitStore,
-        identify: Callable[[web.Request], str],
-        *,
-        own_limits: bool = False,
-    ) -> None:
+    def __init__(self, limits: Limits, port: LocalRateLimitStore, identify: Callable[[web.Request], str]) -> None:
         self._store = port
         self._identify = identify
-        self._own_limits = own_limits
         self._general = _rules("general", limits.general, limits.window_s)
         self._misses = _rules("misses", limits.general, limits.window_s)
         self._generation = _rules("generation", limits.generation, limits.window_s)
         self._units = _rules("units", limits.units, limits.window_s)
         self._units_per_generation = limits.units_per_generation
+        self.limits_units = bool(self._units)
 
     def use(self, port: LocalRateLimitStore) -> None:
         """Count in another store from now on, such as Redis, which is not connected when the routes are made."""
@@ -146,21 +147,19 @@ class RateLimits:
         if self._general or self._generation or self._units:
             app.on_response_prepare.append(_add_headers)
 
-    def general(self, handler: Handler) -> Handler:
+    def general(self, handler: Handler) -> LimitedHandler:
         """Wrap a handler that counts against the general limit."""
         return self._limited(handler, "general")
 
-    def generation(self, handler: Handler) -> Handler:
+    def generation(self, handler: Handler) -> LimitedHandler:
         """Wrap the POST of one generation: both rules are one step, and a refused request spends from neither."""
         return self._limited(handler, "generation")
 
-    def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> Handler:
+    def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> LimitedHandler:
         """Wrap a handler that counts only if it finds nothing. Misses are counted here, without Redis commands.
 
         is_free: whether a request finds its task without a Redis command, and is never refused beforehand.
         """
-        if not self._general and not self._own_limits:
-            return handler
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if not self._rules_of(request, "misses"):
@@ -173,7 +172,7 @@ class RateLimits:
                 self._count_miss(request)
                 raise
 
-        return handle
+        return LimitedHandler(handle if self._general else handler, handle)
 
     def _check_misses(self, request: web.Request) -> None:
         rules = self._rules_of(request, "misses")
@@ -248,18 +247,15 @@ class RateLimits:
         if state.retry_s > 0:
             raise _refusal(request, state.retry_s)
 
-    def _limited(self, handler: Handler, kind: str) -> Handler:
-        rules = self._default_rules(kind)
-        if not rules and not self._own_limits:
-            return handler
+    def _limited(self, handler: Handler, kind: str) -> LimitedHandler:
         limiter = Limiter(keyfunc=self._name_client, error_handler=_refuse)
         limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit, partial(self._rules_of, kind=kind))
         limited: Handler = limiter.limit(_UNUSED_RULE, path_id=kind)(handler)
-        if rules:
-            return limited
+        if self._default_rules(kind):
+            return LimitedHandler(limited, limited)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            """Limit only clients with limits of their own; no hook adds the headers."""
+            """Limit a client with limits of its own; no hook adds the headers."""
             if not self._rules_of(request, kind):
                 return await handler(request)
             response = await limited(request)
@@ -267,7 +263,7 @@ class RateLimits:
                 await _add_headers(request, response)
             return response
 
-        return handle
+        return LimitedHandler(handler, handle)
 
     def _default_rules(self, kind: str) -> tuple[_Rule, ...]:
         match kind:
@@ -285,7 +281,7 @@ class RateLimits:
     def _rules_of(self, request: web.Request, kind: str) -> tuple[_Rule, ...]:
         """Return the rules for a client: its own ones in place of those with the same name."""
         rules = self._default_rules(kind)
-        own = request.get(OWN_LIMITS) if self._own_limits else None
+        own = request.get(OWN_LIMITS)
         if own is None:
             return rules
         limits = {"general": own.general, "misses": own.general, "generation": own.generation}

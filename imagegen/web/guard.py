@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Self
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
@@ -16,7 +17,7 @@ from multidict import CIMultiDictProxy, istr
 from imagegen.accounts.api_keys import ApiKey, secret_digest
 from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
-from imagegen.ratelimit.limits import OWN_LIMITS, OwnLimits
+from imagegen.ratelimit.limits import OWN_LIMITS, LimitedHandler, OwnLimits
 from imagegen.tasks.clients import KEY_ID
 from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import TrustedHops, client_address
@@ -37,26 +38,23 @@ _ADMIN_SCOPE = "(admin)"
 class Client(Struct, frozen=True, gc=False):
     """Who sent a request.
 
-    address: as limits count it. key: its API key, None without one. scope: name of the key whose tasks alone it sees;
-    None if it sees the tasks that are shared. is_admin: it sees and may do everything.
+    id: name by which limits, idempotency keys and repeated calls are kept: of its key, else its address.
+    key: its API key, None without one. name: of the key, empty without one. scope: name of the key whose tasks alone it
+    sees; None if it sees the tasks that are shared. is_admin: it sees and may do everything.
     has_link: a signed link of the request's path is all that it showed; it gives the tasks of this path.
     """
 
-    address: str
+    id: str
     key: ApiKey | None = None
+    name: str = ""
     scope: str | None = None
     is_admin: bool = False
     has_link: bool = False
 
-    @property
-    def id(self) -> str:
-        """Name by which limits, idempotency keys and repeated calls are kept."""
-        return self.address if self.key is None else KEY_ID + self.key.name
-
-    @property
-    def name(self) -> str:
-        """Name of the key, empty without one."""
-        return "" if self.key is None else self.key.name
+    @classmethod
+    def with_key(cls, key: ApiKey, *, owns_tasks: bool, has_link: bool) -> Self:
+        """Return the client with a key. owns_tasks: whether it sees the tasks of its key alone."""
+        return cls(KEY_ID + key.name, key, key.name, key.name if owns_tasks else None, has_link=has_link)
 
     @property
     def own_scope(self) -> str | None:
@@ -119,17 +117,17 @@ class Guard:
         """Return whether clients need a key, or may need one while the keys were never read."""
         return not (self.ring.is_loaded and not self.ring.has_keys and self._rules.may_be_open)
 
-    def protect(self, operation: Operation, handler: Handler) -> Handler:
-        """Return a handler that only those run who may call its route."""
+    def protect(self, operation: Operation, handlers: LimitedHandler) -> Handler:
+        """Return a handler that only those run who may call its route, within the limits that they have."""
         if operation.needs == "none":
-            return handler
+            return handlers.shared
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             if CLIENT not in request:
                 if self._may_be_outdated:
                     await self._update(operation)
                 self.admit(request, operation)
-            return await handler(request)
+            return await (handlers.own if OWN_LIMITS in request else handlers.shared)(request)
 
         return guarded
 
@@ -196,7 +194,7 @@ class Guard:
         if secret := sent_secret(request.headers):
             if needs != "admin" and ring.is_loaded and (key := ring.find(secret_digest(secret))) is not None:
                 has_link = needs == "link" and rules.verify_link(request, _path_of(request, operation))
-                return Client(address, key, key.name if rules.own_tasks else None, has_link=has_link)
+                return Client.with_key(key, owns_tasks=rules.own_tasks, has_link=has_link)
             if rules.is_admin(secret):
                 return Client(address, is_admin=True)
         if needs == "admin":

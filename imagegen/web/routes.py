@@ -6,7 +6,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from imagegen.errors import RateLimited
-from imagegen.ratelimit.limits import RateLimits
+from imagegen.ratelimit.limits import LimitedHandler, RateLimits
 from imagegen.web.api import events
 from imagegen.web.api import operations as api
 from imagegen.web.api.webhook_operations import WEBHOOKS
@@ -65,15 +65,15 @@ def build_document(server: str = "/") -> Json:
     return build([operation for operation, _ in ROUTES], WEBHOOKS, server)
 
 
-def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> Handler:
+def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> LimitedHandler:
     match operation.limit:
         case "none":
-            return handler
+            return LimitedHandler(handler, handler)
         case "general" | "entries":
             return rates.general(handler)
         case "generation":
             limited = rates.generation(handler)
-            return limited if operation.envelope != "openai" else _remember_refusals(limited)
+            return limited if operation.envelope != "openai" else LimitedHandler(*map(_remember_refusals, limited))
         case "misses":
             return rates.misses(handler, is_cached)
 

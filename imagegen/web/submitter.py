@@ -21,7 +21,7 @@ from multidict import istr
 from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
-from imagegen.ratelimit.limits import RATE_LIMITS
+from imagegen.ratelimit.limits import OWN_LIMITS, RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
 from imagegen.tasks.clients import owner_name, submitter_name
@@ -173,7 +173,9 @@ async def submit_parsed(
 
 async def spend_units(request: web.Request, units: int) -> None:
     """Count the units of one generation before anything of it is stored. Raises RateLimited."""
-    await request.app[RATE_LIMITS].spend_units(request, units)
+    limits = request.app[RATE_LIMITS]
+    if limits.limits_units or OWN_LIMITS in request:
+        await limits.spend_units(request, units)
 
 
 async def _settle_images(

@@ -11,11 +11,11 @@ from loguru import logger
 from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.channels_file import KINDS, Channel, ChannelKey, Channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.channel_counts import CallCounts
 from imagegen.providers.metered import MeteredProvider
+from imagegen.providers.model_rules import Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import GivenImage, ImageLink
@@ -232,8 +232,6 @@ class Routes:
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request as its fingerprint has it: without what no channel of the model sends."""
-        if self.only and not self._from_file:
-            return self.only.provider.plain.sent_request(request)
         kinds = {route.channel.provider: route.provider for route in self.serving(request.model)}
         if len(kinds) != 1:
             return request
@@ -245,9 +243,6 @@ class Routes:
 
         most: micro-dollars that they may cost; None without a limit.
         """
-        if self.only and not self._from_file:
-            price = self.only.pricing.image_price(request, request.model)
-            return Cost(None if price is None else price * request.n)
         serving = self.channels.serving(request.model)
         if most is not None:
             left_out = self.too_dear(request, request.model, request.n, most)

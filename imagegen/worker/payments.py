@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Reply
 from imagegen.queue.claim import Claim
-from imagegen.queue.verbs.context import Limits
+from imagegen.queue.verbs.budget_counters import Limits
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.cost import UNKNOWN, Cost
 from imagegen.tasks.request import GenerationRequest

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from support import AS_ADMIN
 
-from imagegen.accounts.pricing import Pricing
+from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.tasks.request import GenerationRequest
 

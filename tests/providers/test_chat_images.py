@@ -8,13 +8,13 @@ import json
 import pytest
 from emulated_jobs import emulated, made
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import UpstreamError
 from imagegen.providers.chat_images import ChatImagesProvider, fields_of, is_chat_address
 from imagegen.providers.chat_responses import parse_chat
 from imagegen.providers.gemini import shapes_of
 from imagegen.providers.large_body import LargeBody
+from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply

@@ -8,7 +8,6 @@ import json
 import pytest
 from emulated_jobs import emulated, made
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import InvalidRequest, UpstreamError
 from imagegen.providers import large_body
@@ -17,7 +16,7 @@ from imagegen.providers.gemini import GeminiProvider, create_gemini, shapes_of
 from imagegen.providers.gemini_requests import fields_of, path_of, sent_request, warnings_of
 from imagegen.providers.gemini_responses import parse_generation
 from imagegen.providers.input_bodies import json_body
-from imagegen.providers.model_rules import ModelRules
+from imagegen.providers.model_rules import ModelRules, Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import InputImage, Reply

@@ -7,9 +7,9 @@ import json
 import pytest
 from emulated_jobs import emulated, made
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.emulator.siliconflow import SiliconFlowEmulator
 from imagegen.errors import UpstreamError
+from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.protocol import Reply
 from imagegen.providers.siliconflow import SiliconFlowProvider, fields_of, sent_request

@@ -14,9 +14,8 @@ from support import eventually, family_submission, submission
 from imagegen.errors import BudgetExceeded, PriceUnknown
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
-from imagegen.queue.verbs.context import Limits
+from imagegen.queue.verbs.budget_counters import BudgetLimits, Limits
 from imagegen.queue.verbs.finish import finish_item
-from imagegen.queue.verbs.submit import submit_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_of
 from imagegen.tasks.family import ReusedImages
@@ -69,7 +68,7 @@ async def test_each_of_two_budgets_must_have_room(one) -> None:
 async def test_a_repeat_of_a_batch_whose_reply_was_lost_reserves_nothing_more(one) -> None:
     limits: Limits = ((TOTAL, PRICE),)
     (task,) = await put(limited(one, *limits), "a")
-    reply = await one.verbs.submit(submit_item(task, limits=limits))
+    reply = await one.verbs.submit(task, limits=limits)
     assert (reply.kind, reply.entry_id) == ("new", "")
     assert await used(one) == PRICE
 
@@ -87,9 +86,8 @@ async def test_a_join_and_a_hit_are_free_even_if_nothing_is_left(one) -> None:
 
 async def test_a_joined_task_takes_no_room_from_the_next_of_its_batch(one) -> None:
     (task,) = await put(limited(one, (TOTAL, 2 * PRICE)), "a")
-    joining = replace(submit_item(task, limits=((TOTAL, 2 * PRICE),)), epoch=task.epoch + 1)
-    fresh = submit_item(replace(task, id="0" * 32), limits=((TOTAL, 2 * PRICE),))
-    replies = await asyncio.gather(one.verbs.submit(joining), one.verbs.submit(fresh))
+    joining, fresh, limits = replace(task, epoch=task.epoch + 1), replace(task, id="0" * 32), ((TOTAL, 2 * PRICE),)
+    replies = await asyncio.gather(*(one.verbs.submit(each, limits=limits) for each in (joining, fresh)))
     assert [reply.kind for reply in replies] == ["known", "new"]
     assert await used(one) == 2 * PRICE
 
@@ -336,9 +334,7 @@ async def test_tasks_in_the_line_of_a_client_are_held_and_settled_as_others(make
 
 
 async def test_a_submit_is_not_refused_by_the_budget_of_a_client_that_submits_the_same_at_once(one) -> None:
-    one.client_queue.limits_of = lambda client: (
-        (KEY if client == "poor" else KEY + 1, 0 if client == "poor" else PRICE),
-    )
+    one.client_queue.limits = BudgetLimits(((KEY + 1, PRICE),), {"poor": ((KEY, 0),)})
     clients = ("poor", "rich", "poor")
     results = await asyncio.gather(
         *(one.client_queue.submit(priced("a", client)) for client in clients), return_exceptions=True

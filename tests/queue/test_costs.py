@@ -18,7 +18,6 @@ from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.queue.verbs.release import release_item
-from imagegen.queue.verbs.submit import submit_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import ReusedImages
@@ -103,13 +102,12 @@ async def submit_new(instance) -> None:
 
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
-    item = replace(submit_item(task), epoch=task.epoch + 1)
-    assert (await instance.verbs.submit(item)).kind == "known"
+    assert (await instance.verbs.submit(replace(task, epoch=task.epoch + 1))).kind == "known"
 
 
 async def submit_repeated(instance) -> None:
     (task,) = await put(instance, "a")
-    assert (await instance.verbs.submit(submit_item(task))).kind == "new"
+    assert (await instance.verbs.submit(task)).kind == "new"
 
 
 async def submit_again(instance) -> None:
@@ -197,7 +195,7 @@ async def cancel_a_job(instance) -> None:
         return True
 
     instance.client_queue.canceller.cancel_upstream = confirm
-    instance.client_queue.limits_of = lambda _client: ((0, 1400),)
+    instance.client_queue.limits.of_others = ((0, 1400),)
     await instance.client_queue.submit(priced("a"))
     (each,) = await claim(instance)
     each.checkpoint = replace(each.checkpoint, cost=each.cost.before_call(700))
@@ -222,7 +220,7 @@ def priced(name):
 
 
 async def submit_under_a_budget(instance) -> None:
-    instance.client_queue.limits_of = lambda _client: ((0, 1400),)
+    instance.client_queue.limits.of_others = ((0, 1400),)
     results = [instance.client_queue.submit(priced(name)) for name in ("a", "b", "c")]
     results = await asyncio.gather(*results, return_exceptions=True)
     assert isinstance(results[2], BudgetExceeded)
@@ -275,7 +273,7 @@ async def dead_letter(instance) -> None:
 
 async def look(instance) -> None:
     backlog: QueueMonitor = instance.parts.monitor
-    instance.notifier.peers["other"] = 0.0
+    instance.notifier.add_peer("other")
     await started(instance, "a")
     await put(instance, "b")
     assert (await backlog.waiting()).depth == 1
@@ -322,7 +320,7 @@ async def test_the_meter_counts_the_commands_of_a_verb(one, verb: Verb) -> None:
 async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
-    one.client_queue.limits_of = lambda _client: ((0, 10**9), (5, 10**9))
+    one.client_queue.limits.of_others = ((0, 10**9), (5, 10**9))
 
     async def commands_of(*names) -> int:
         submissions = [replace(priced(name), cost=Cost(700)) for name in names]
@@ -424,7 +422,7 @@ async def _is_final(instance, task_id: str) -> bool:
 
 async def test_a_free_loop_proves_an_empty_queue_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
-    instance.notifier.peers["other"] = 0.0
+    instance.notifier.add_peer("other")
     waits = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.parts.monitor.local_status().free == 1)
     before = instance.connection.meter.commands["stats"]
@@ -455,7 +453,7 @@ async def test_a_single_instance_computes_depth_and_age_without_a_command(make_i
 async def test_the_depth_is_rarely_read_from_redis(make_instance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await put(two, "a")
-    one.notifier.peers["two"] = 0.0
+    one.notifier.add_peer("two")
     looks = await asyncio.gather(*(one.parts.monitor.waiting() for _ in range(20)))
     assert {waiting.depth for waiting in looks} == {1}
     assert one.connection.meter.commands["stats"] == 3
@@ -463,7 +461,7 @@ async def test_the_depth_is_rarely_read_from_redis(make_instance) -> None:
 
 async def test_the_last_depth_is_reported_during_an_outage(make_instance) -> None:
     instance = make_instance(start=False, url="redis://127.0.0.1:1")
-    instance.notifier.peers["two"] = 0.0
+    instance.notifier.add_peer("two")
     assert await instance.parts.monitor.waiting() == BacklogSize(0, 0.0)
     assert await instance.parts.monitor.dead_letters() == 0
     assert not instance.parts.monitor.local_status().redis_up

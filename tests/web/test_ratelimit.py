@@ -59,11 +59,11 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
                 await rates.spend_units(request, int(request.query["units"]))
                 return web.Response()
 
-            app.router.add_post("/weigh", rates.generation(weigh))
-            app.router.add_post("/generate", rates.generation(fine))
-            app.router.add_get("/images/{task_id}", rates.general(fine))
-            app.router.add_get("/stream", rates.general(stream))
-            app.router.add_post("/batch", rates.general(batch))
+            app.router.add_post("/weigh", rates.generation(weigh).shared)
+            app.router.add_post("/generate", rates.generation(fine).shared)
+            app.router.add_get("/images/{task_id}", rates.general(fine).shared)
+            app.router.add_get("/stream", rates.general(stream).shared)
+            app.router.add_post("/batch", rates.general(batch).shared)
             app.router.add_get("/healthz", fine)
             rates.install(app)
             return await stack.enter_async_context(TestClient(edge_server(app)))
@@ -175,8 +175,8 @@ def test_a_handler_without_rules_is_returned_unchanged() -> None:
     rates = RateLimits(Limits(0, 0, 60), MemoryRateLimitStore(), lambda _request: "client")
     app = web.Application()
     rates.install(app)
-    assert rates.general(fine) is fine
-    assert rates.generation(fine) is fine
+    assert rates.general(fine).shared is fine
+    assert rates.generation(fine).shared is fine
     assert not app.on_response_prepare
 
 

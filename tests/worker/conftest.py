@@ -10,12 +10,11 @@ from datetime import date
 
 import pytest
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.channels_file import Channel, Channels
 from imagegen.errors import UpstreamError
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
-from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobControl
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage

@@ -64,6 +64,7 @@ async def test_an_attempt_is_recorded_before_its_call_and_returns_images(make_ha
 async def test_progress_rises_with_each_event(make_harness: MakeHarness) -> None:
     harness, seen = make_harness(pool=False, per_call=1), []
     claim = await harness.claim(n=2)
+    harness.instance.task_cache.audiences = ({claim.task.id},)
     harness.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
     await harness.attempts.run(claim)
     assert seen == sorted(seen)
@@ -77,6 +78,7 @@ async def test_a_passed_through_image_is_received_and_stored_in_one_event(make_h
         index, seed=seed, url="https://example.com"
     )
     claim = await harness.claim(n=2)
+    harness.instance.task_cache.audiences = ({claim.task.id},)
     harness.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
     assert isinstance(await harness.attempts.run(claim), Succeeded)
     assert seen == [(5, 0), (10, 0), (52, 1), (52, 1), (95, 2)]

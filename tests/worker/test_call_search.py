@@ -10,9 +10,8 @@ import pytest
 from support import eventually
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss, only_route
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.provider_job import JobHandle

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_rules import ModelTable
+from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.reply_details import ReplyDetails

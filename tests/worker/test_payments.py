@@ -11,10 +11,9 @@ import pytest
 from msgspec.structs import replace
 from worker.conftest import ScriptedProvider, fault, images, loss, no_model, submission
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.channels_file import Channel, Channels, ModelName
 from imagegen.errors import UpstreamError
-from imagegen.providers.model_rules import ModelRow, ModelTable
+from imagegen.providers.model_rules import ModelRow, ModelTable, Pricing
 from imagegen.providers.prices import PerMillionTokens, Price
 from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.cost import Cost
@@ -58,7 +57,7 @@ def run(make_harness):
         fields = {name: options.pop(name) for name in ("n", "model") if name in options}
         limits = () if budget is None else ((0, budget),)
         harness = make_harness(*steps, pricing=PRICING, limits_of_slots=lambda _slots: limits, **options)
-        harness.instance.client_queue.limits_of = lambda _client: limits
+        harness.instance.client_queue.limits.of_others = limits
         priced = submission("a", **fields)
         request = GenerationRequest.from_json(priced.request_json)
         submitted = await harness.instance.client_queue.submit(

@@ -11,8 +11,10 @@ from msgspec.structs import replace
 from imagegen.queue.checkpoint import CANCELLED_RUN, decode_checkpoint
 from imagegen.queue.codec import UnreadableRecord, final_record
 from imagegen.queue.lines import ClientLines
-from imagegen.queue.verbs.context import BUDGETS_TTL_S, VerbContext, add_line_args, budget_keys, settlement
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, settlement
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.finish import FinishReply, as_stored, record_moves
+from imagegen.queue.verbs.line_args import add_line_args
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from imagegen.queue.verbs.context import BUDGETS_TTL_S, Limits, VerbContext, extension
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, Limits, extension
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 

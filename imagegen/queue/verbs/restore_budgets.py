@@ -6,7 +6,8 @@ budget is too low by the submits of dead instances at most.
 
 from __future__ import annotations
 
-from imagegen.queue.verbs.context import BUDGETS_TTL_S, VerbContext
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 

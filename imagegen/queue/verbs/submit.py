@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
 from imagegen.queue.lines import ClientLines, Line
-from imagegen.queue.verbs.context import (
-    BUDGETS_TTL_S,
-    Limits,
-    VerbContext,
-    add_line_args,
-    budget_keys,
-    clients_with_lines,
-    release,
-    reservation,
-)
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, Limits, budget_keys, release, reservation
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.line_args import NO_LINES, add_line_args, clients_with_lines
 from imagegen.queue.verbs.move_aside import move_aside
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
@@ -37,6 +31,9 @@ _ENQUEUE_COST = 2
 
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
 """XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
+
+_NO_BUDGETS = [0]
+"""What the script returns if it changed no budget."""
 
 _UNFINISHED = (b"pending", b"processing")
 """States in which the script looks up whether the entry is still in the stream."""
@@ -83,30 +80,6 @@ class SubmitReply(Struct, frozen=True, gc=False):
     added_at: float = 0.0
 
 
-def submit_item(
-    task: Task,
-    replaced_epoch: int | None = None,
-    siblings: tuple[str, ...] = (),
-    limits: Limits = (),
-    replaced_cost: Cost | None = None,
-) -> SubmitItem:
-    """Encode a pending task."""
-    return SubmitItem(
-        task.id,
-        task.epoch,
-        task.digest,
-        encode_entry(task),
-        encode_task(task, with_request=False),
-        replaced_epoch,
-        version_of(task),
-        siblings,
-        task.cost,
-        limits,
-        replaced_cost,
-        task.client if task.entry_id == IN_LINE else "",
-    )
-
-
 class DepthEstimate:
     """Depth of the queue, at most `limit`.
 
@@ -150,21 +123,46 @@ class DepthEstimate:
 class Submit:
     """Batcher of submits. It measures the depth of the queue when the estimate is stale.
 
-    on_added: called after each batch that enqueued a task.
+    added: set after each batch that enqueued a task.
     """
 
     def __init__(self, context: VerbContext, depth: DepthEstimate, lines: ClientLines) -> None:
         self._context = context
         self._stream, self._record_prefix = context.keys.stream, context.keys.record("")
+        self._commands = context.connection.meter.commands
         self._lines = lines
         self._depth = depth
-        self.on_added: Callable[[], None] = lambda: None
+        self.added = asyncio.Event()
         self._batcher = Batcher[SubmitItem, SubmitReply](
             context.multiplexer, self._encode, self._decode, lambda item: len(item.entry)
         )
 
-    async def __call__(self, item: SubmitItem) -> SubmitReply:
-        """Submit a task with the next batch, once more if a shared key had another type and was moved aside."""
+    async def __call__(
+        self,
+        task: Task,
+        replaced_epoch: int | None = None,
+        siblings: tuple[str, ...] = (),
+        limits: Limits = (),
+        replaced_cost: Cost | None = None,
+    ) -> SubmitReply:
+        """Submit a pending task with the next batch, once more if a shared key had another type and was moved aside.
+
+        See SubmitItem for the arguments.
+        """
+        item = SubmitItem(
+            task.id,
+            task.epoch,
+            task.digest,
+            encode_entry(task),
+            encode_task(task, with_request=False),
+            replaced_epoch,
+            version_of(task),
+            siblings,
+            task.cost,
+            limits,
+            replaced_cost,
+            task.client if task.entry_id == IN_LINE else "",
+        )
         try:
             return await self._batcher(item)
         except ResponseError as error:
@@ -176,8 +174,10 @@ class Submit:
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         depth, keys, siblings = self._depth, [self._stream], list[str]()
         measure = depth.room if depth.stale else ""
-        held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
-        budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
+        held, budgets = [("", "")] * len(items), list[str]()
+        if any((item.cost and item.cost.slots) or item.replaced_cost for item in items):
+            held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
+            budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
         args += (len(budgets), BUDGETS_TTL_S)
         for item, texts in zip(items, held, strict=True):
@@ -187,7 +187,10 @@ class Submit:
             siblings += [self._record_prefix + task_id for task_id in item.siblings]
             args += texts
         keys += siblings + budgets
-        add_line_args(self._context, keys, args, [item.line for item in items])
+        if any(item.line for item in items):
+            add_line_args(self._context, keys, args, [item.line for item in items])
+        else:
+            args += (self._context.record_ttl_ms, *NO_LINES)
         return _SCRIPT.asked(keys, args)
 
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
@@ -203,13 +206,12 @@ class Submit:
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
         if lengths:
             cost += self._record_lines(items, replies, lengths)
-        cost += self._context.budgets.learn(budgets)
-        self._context.count("submit", cost + was_measured * _MEASURE_COST)
+        if budgets != _NO_BUDGETS:
+            cost += self._context.budgets.learn(budgets)
+        self._commands["submit"] += cost + was_measured * _MEASURE_COST
         depth.submitted(added, measured if was_measured else None)
-        if replies and replies[-1].added_at:
-            self._context.connection.clock.learn(replies[-1].added_at)
         if added:
-            self.on_added()
+            self.added.set()
         return replies
 
     def _record_lines(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:

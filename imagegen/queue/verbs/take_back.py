@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from imagegen.queue.codec import final_record
-from imagegen.queue.verbs.context import BUDGETS_TTL_S, VerbContext, budget_keys, refund
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, refund
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.task import Task

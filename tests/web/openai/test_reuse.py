@@ -172,7 +172,7 @@ async def test_a_repeat_without_a_mark_after_a_restart_joins_the_task(serve: Ser
     early = await first.generate(IMPATIENT)
     await first.close()
     second = await serve(lease_s=1, upstream_timeout_s=60, drain_s=0.1)
-    await eventually(lambda: second.app[QUEUE].notifier.alone_since is not None)
+    await eventually(lambda: second.app[QUEUE].notifier.subscribed)
     repeat = await second.generate(IMPATIENT)
     assert await task_of(repeat) == await task_of(early)
 
