@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from imagegen.memory_tuning import tune_gc
 from imagegen.queue.claim import StartResult
-from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks import transitions
@@ -20,8 +19,8 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import RequestFamily, ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.submission import Submission, TaskIdentity
 from imagegen.tasks.task import Task
-from imagegen.web.context import TaskIdentity
 from imagegen.worker.pool import LOOPS_PER_SLOT
 
 IN_FLIGHT = 50

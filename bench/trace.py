@@ -23,11 +23,11 @@ from bench.imagehost import Host, Serving
 from bench.report import Options, Table, command
 from bench.servers import RedisServer
 from imagegen.app import create_app
-from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.settings import Settings
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.submission import Submission
 from imagegen.web.context import SERVICES
 from imagegen.web.http.server import ImagegenRunner
 

@@ -73,7 +73,7 @@ from imagegen.web.api.serializers import TaskLinks, task_view
 from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services
 from imagegen.web.guard import GUARD
 from imagegen.web.http import middleware as edge
-from imagegen.web.http.forwarded import public_prefix
+from imagegen.web.http.forwarded import LinkBase, public_prefix
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
@@ -405,8 +405,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE], other_instances(app[QUEUE]).channels),
         links=app[LINKS],
         readiness=_readiness(app),
-        public_url=settings.public_url,
-        trusted_hops=settings.trusted_proxy_hops,
+        link_base=LinkBase(settings.public_url, settings.trusted_proxy_hops),
         max_attempts=settings.max_attempts,
         models=app[MODEL_TABLE],
         channels=app[ROUTES].channels,

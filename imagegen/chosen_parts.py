@@ -38,7 +38,7 @@ from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
-from imagegen.web.context import TaskIdentity
+from imagegen.tasks.submission import TaskIdentity
 from imagegen.web.guard import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.worker.attempt_limits import SeedSupport

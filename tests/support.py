@@ -8,9 +8,9 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from imagegen.queue.client_queue import Submission
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
+from imagegen.tasks.submission import Submission
 
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 20.0) -> None:

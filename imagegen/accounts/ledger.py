@@ -14,11 +14,12 @@ from loguru import logger
 from imagegen.accounts.counts import Counts, RowName, Usage, add_usage
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.end_marks import EndMarks, report_number
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.tasks.cost import SECONDS_A_DAY, day_of
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
 
 WRITE_INTERVAL_S = 60.0

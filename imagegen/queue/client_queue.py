@@ -33,11 +33,12 @@ from imagegen.queue.verbs.cancel import cost_at
 from imagegen.queue.verbs.submit import SubmitReply
 from imagegen.redis_client.connection import CLOCK_TOLERANCE_S
 from imagegen.tasks import transitions
-from imagegen.tasks.cost import Cost, day_end, day_of
-from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
+from imagegen.tasks.cost import day_end, day_of
+from imagegen.tasks.family import ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import FINAL_OFFSET, IN_LINE, State, Task, WaitReason
-from imagegen.tasks.webhook import Webhook, initial_deliveries
+from imagegen.tasks.webhook import initial_deliveries
 
 POSITIONS_MAX_AGE_S = 10.0
 
@@ -57,32 +58,6 @@ class CacheResult(StrEnum):
     COALESCED = "COALESCED"
     HIT = "HIT"
     REFRESH = "REFRESH"
-
-
-class Submission(Struct, frozen=True, gc=False):
-    """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
-
-    client, scope, cost, sandbox, submitter: see Task. max_micro_usd: the most that it may cost; None without a limit.
-    """
-
-    task_id: str
-    digest: str
-    model: str
-    request_json: bytes
-    webhooks: tuple[Webhook, ...] = ()
-    family: RequestFamily | None = None
-    client: str = ""
-    scope: str | None = None
-    cost: Cost | None = None
-    sandbox: bool | None = None
-    max_micro_usd: int | None = None
-    submitter: str = ""
-
-    @property
-    def may_cost_too_much(self) -> bool:
-        """Return whether it may cost more than its own limit."""
-        limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
-        return limit is not None and (estimated is None or estimated > limit)
 
 
 class SubmitResult(Struct, frozen=True, gc=False):

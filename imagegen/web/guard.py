@@ -52,7 +52,7 @@ class Client(Struct, frozen=True, gc=False):
     has_link: bool = False
 
     @classmethod
-    def with_key(cls, key: ApiKey, *, owns_tasks: bool, has_link: bool) -> Self:
+    def with_key(cls, key: ApiKey, *, owns_tasks: bool, has_link: bool = False) -> Self:
         """Return the client with a key. owns_tasks: whether it sees the tasks of its key alone."""
         return cls(KEY_ID + key.name, key, key.name, key.name if owns_tasks else None, has_link=has_link)
 
@@ -247,6 +247,6 @@ def client_of(request: web.Request) -> Client:
     """Return the client; without a guard it is known by its address alone."""
     client = request.get(CLIENT)
     if client is None:
-        client = Client(client_address(request, request.app[SERVICES].trusted_hops))
+        client = Client(client_address(request, request.app[SERVICES].link_base.hops))
         request[CLIENT] = client
     return client

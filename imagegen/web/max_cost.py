@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest, MaxCostExceeded, MaxCostPriceUnknown
-from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.tasks.cost import MICRO_USD, dollars
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.validation import Dollars, field_errors
 from imagegen.web.context import Services
 from imagegen.web.price_preview import preview_price

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from imagegen.queue.client_queue import Submission
 from imagegen.queue.task_lookup import check_digest
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
 from imagegen.web.context import Services
 

@@ -23,6 +23,7 @@ from imagegen.web.openapi.document import Json, Operation
 from imagegen.web.ops import board_operations, key_operations
 from imagegen.web.ops import operations as ops
 from imagegen.web.ops.docs import DOCUMENT_BUILDER
+from imagegen.web.submitter import SUBMISSIONS, SubmissionCache
 
 ROUTES = (
     *api.ROUTES,
@@ -55,7 +56,7 @@ def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
         routes = [app.router.add_route(method, path, guarded, expect_handler=expect) for method in methods]
         if operation.needs == "admin":
             admin_routes.update(routes)
-    app[MODEL_LIST] = ModelListCache()
+    app[MODEL_LIST], app[SUBMISSIONS] = ModelListCache(), SubmissionCache()
     app[DOCUMENT_BUILDER] = build_document
     app.on_shutdown.append(events.end_streams)
 

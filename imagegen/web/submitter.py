@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,15 +21,16 @@ from multidict import istr
 
 from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
-from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.ratelimit.limits import OWN_LIMITS, RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
 from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.submission import Submission, TaskIdentity
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web.context import SERVICES, Services, TaskIdentity
+from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody, parse_object
 from imagegen.web.http.forwarded import bases
@@ -49,6 +51,35 @@ _OPERATORS_FAULTS = frozenset({"upstream_auth", "upstream_billing", "model_not_a
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
+
+
+MAX_SUBMISSIONS, MAX_CACHED_BODY_BYTES = 1_000, 1_000
+
+Owner = tuple[str, str, str | None]
+"""Of a submission: name of the API key that sends it, and the scope of its task."""
+
+
+class SubmissionCache:
+    """Cache of `MAX_SUBMISSIONS` submissions by their owner and the client's body of at most `MAX_CACHED_BODY_BYTES`.
+
+    Each has the units of its request. Without the owner, a client's body would lead to the task of another client that
+    has its own.
+    """
+
+    def __init__(self) -> None:
+        self._submissions: OrderedDict[tuple[Owner, bytes], tuple[Submission, int]] = OrderedDict()
+
+    def get(self, owner: Owner, raw: bytes) -> tuple[Submission, int] | None:
+        return self._submissions.get((owner, raw))
+
+    def put(self, owner: Owner, raw: bytes, submission: Submission, units: int) -> None:
+        if len(raw) <= MAX_CACHED_BODY_BYTES:
+            self._submissions[owner, raw] = submission, units
+            if len(self._submissions) > MAX_SUBMISSIONS:
+                self._submissions.popitem(last=False)
+
+
+SUBMISSIONS = web.AppKey("submissions", SubmissionCache)
 
 
 class ParsedBody(Struct, frozen=True):
@@ -111,14 +142,14 @@ class SubmitOptions(Struct, frozen=True):
         return cls(request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True)
 
     @property
-    def owner(self) -> tuple[str, str, str | None]:
+    def owner(self) -> Owner:
         """What the submission of equal bodies depends on."""
         return self.client, self.key_name, self.scope
 
     @property
     def base(self) -> str:
         """Base of the links in webhooks."""
-        return self.request.app[SERVICES].base_url(self.request)
+        return self.request.app[SERVICES].link_base.url(self.request)
 
     def for_batch_entry(self, index: int) -> SubmitOptions:
         """Return the options of one entry. A client's own key has no space in it, so the entry's is unique."""
@@ -129,9 +160,9 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
     """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
         return await submit_parsed(services, parse_object(body.raw), body, options)
-    api_key = client_of(options.request).key
+    api_key, submissions = client_of(options.request).key, options.request.app[SUBMISSIONS]
     is_restricted = api_key is not None and api_key.is_restricted  # others' submissions may not be allowed for it
-    cached = None if is_restricted else services.submission_cache.get(options.owner, body.raw)
+    cached = None if is_restricted else submissions.get(options.owner, body.raw)
     if cached is None:
         fields = parse_object(body.raw)
         parsed = parse_fields(services, fields, options)
@@ -140,7 +171,7 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
         units = parsed.request.units
         cached = parsed.submission(services.identity, options), units
         if not parsed.webhooks and not is_restricted:
-            services.submission_cache.put(options.owner, body.raw, *cached)
+            submissions.put(options.owner, body.raw, *cached)
     submission, units = cached
     await spend_units(options.request, units)
     return await submit(services, submission, fresh=options.fresh)

@@ -10,8 +10,8 @@ from imagegen.web.guard import Client
 KEY = ApiKey("a")
 CLIENTS = {
     "without keys": Client("1.2.3.4"),
-    "own tasks": Client("1.2.3.4", KEY, "a"),
-    "shared tasks": Client("1.2.3.4", KEY),
+    "own tasks": Client.with_key(KEY, owns_tasks=True),
+    "shared tasks": Client.with_key(KEY, owns_tasks=False),
     "admin": Client("1.2.3.4", is_admin=True),
     "link": Client("1.2.3.4", has_link=True),
 }

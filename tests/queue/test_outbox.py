@@ -15,7 +15,7 @@ from imagegen.errors import InvalidRequest
 from imagegen.queue import delivery_lines as lines_module
 from imagegen.queue import outbox as outbox_module
 from imagegen.queue.claim import StartResult
-from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.codec import (
     UnreadableRecord,
     decode_hooks,
@@ -26,6 +26,7 @@ from imagegen.queue.codec import (
 )
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import MAX_WEBHOOKS, Delivery, DeliveryStatus, Webhook
 

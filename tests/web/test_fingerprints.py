@@ -29,8 +29,8 @@ from imagegen.providers.model_table import load_table
 from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.submission import TaskIdentity
 from imagegen.tasks.validation import parse
-from imagegen.web.context import TaskIdentity
 from imagegen.web.openai import fields as v1
 
 MODELS = [

@@ -6,7 +6,8 @@ import pytest
 
 from imagegen.tasks.task import State, Task
 from imagegen.web import context
-from imagegen.web.context import SERVICES, ResponseCache, ResponseKey
+from imagegen.web.context import SERVICES
+from imagegen.web.response_cache import ResponseCache, ResponseKey
 
 JSON = {"prompt": "told"}
 

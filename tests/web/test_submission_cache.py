@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.queue.client_queue import Submission
-from imagegen.web import context
-from imagegen.web.context import SubmissionCache
+from imagegen.tasks.submission import Submission
+from imagegen.web import submitter
+from imagegen.web.submitter import SubmissionCache
 
 BODY = b'{"prompt": "seen"}'
 JSON = {"Content-Type": "application/json"}
@@ -17,7 +17,7 @@ def submission_of(name: str) -> Submission:
 
 
 def test_the_oldest_entry_is_evicted_when_the_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "MAX_SUBMISSIONS", 2)
+    monkeypatch.setattr(submitter, "MAX_SUBMISSIONS", 2)
     bodies = SubmissionCache()
     for name in ("a", "b", "c"):
         bodies.put(None, name.encode(), submission_of(name), 1)
@@ -27,8 +27,8 @@ def test_the_oldest_entry_is_evicted_when_the_cache_is_full(monkeypatch: pytest.
 
 def test_a_large_body_is_not_cached() -> None:
     bodies = SubmissionCache()
-    bodies.put(None, b"x" * (context.MAX_BODY_BYTES + 1), submission_of("a"), 1)
-    assert bodies.get(None, b"x" * (context.MAX_BODY_BYTES + 1)) is None
+    bodies.put(None, b"x" * (submitter.MAX_CACHED_BODY_BYTES + 1), submission_of("a"), 1)
+    assert bodies.get(None, b"x" * (submitter.MAX_CACHED_BODY_BYTES + 1)) is None
 
 
 async def test_the_same_bytes_still_need_their_content_type(service) -> None:

@@ -16,10 +16,10 @@ from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobControl
-from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.retry import RetryPolicy
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import Task
 from imagegen.tasks.validation import parse as parse_fields
 from imagegen.worker.attempt import AttemptRunner

@@ -22,6 +22,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.web.api.schemas import FinishedView, ListedTaskView, SubmittedView, TaskListView, TaskView
 from imagegen.web.api.serializers import (
     FREE,
+    TaskLinks,
     cost_view,
     not_found_view,
     retry_after_s,
@@ -29,12 +30,13 @@ from imagegen.web.api.serializers import (
     submitted_view,
     task_view,
 )
-from imagegen.web.context import SERVICES, ResponseKey, Services
+from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import GUARD, client_of, still_admits
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
+from imagegen.web.response_cache import ResponseKey
 from imagegen.web.submitter import SubmitOptions, spend_units, submit, submit_body
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
@@ -233,7 +235,7 @@ async def build_submit_response(
 ) -> SubmitResponse:
     """Return the response to a submit: the finished task if the client waited for it, else a link to it."""
     noticed = services.models.with_notices(submitted.task, services.queue.clock())
-    submitted, links = replace(submitted, task=noticed), services.task_links(request)
+    submitted, links = replace(submitted, task=noticed), TaskLinks(services.link_base.url(request), services.links)
     task, hit = submitted.task, submitted.cached is CacheResult.HIT
     if waited and task.state.is_final:
         finished, more = await render_task(request, task)
@@ -254,7 +256,8 @@ async def cached_hit_response(request: web.Request, services: Services, submitte
     key = _cache_key("hit", request, services, task)
     body = services.response_cache.get(key, task)
     if body is not None:
-        return json_bytes(body, headers=submit_headers(submitted, services.task_links(request)))
+        links = TaskLinks(services.link_base.url(request), services.links)
+        return json_bytes(body, headers=submit_headers(submitted, links))
     response = await build_submit_response(request, services, submitted)
     body = msgspec.json.encode(response.view)
     if task.state.is_final:
@@ -281,7 +284,7 @@ async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[
     place = await services.queue.position(task)
     view = task_view(
         services.models.with_notices(_with_own_webhooks(request, services, task), services.queue.clock()),
-        services.task_links(request).image,
+        TaskLinks(services.link_base.url(request), services.links).image,
         language=language(request),
         max_attempts=services.max_attempts,
         place=place,
@@ -302,7 +305,7 @@ def _cache_key(kind: str, request: web.Request, services: Services, task: Task) 
     viewer = ""
     if services.links.is_on():
         viewer = _webhook_owner(request) if task.deliveries else _ANYONE
-    return ResponseKey(kind, task.id, services.base_url(request), language(request), viewer)
+    return ResponseKey(kind, task.id, services.link_base.url(request), language(request), viewer)
 
 
 def _with_own_webhooks(request: web.Request, services: Services, task: Task) -> Task:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -66,6 +66,21 @@ def base_url(request: web.Request, public_url: str | None, hops: TrustedHops) ->
         scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
         host = forwarded_host(request, hops) or host
     return f"{scheme}://{host if valid_host(host) else _own_address(request)}{path_prefix(request, None, hops)}"
+
+
+class LinkBase(NamedTuple):
+    """What links of this service begin with for the client of a request. hops: see `client_address`."""
+
+    public_url: str | None
+    hops: TrustedHops
+
+    def url(self, request: web.Request) -> str:
+        """Return the base of absolute links, see `base_url`."""
+        return base_url(request, self.public_url, self.hops)
+
+    def path(self, request: web.Request, path: str) -> str:
+        """Return the link to one of our paths without scheme and host (for `Location`)."""
+        return path_prefix(request, self.public_url, self.hops) + path
 
 
 def forwarded_host(request: web.Request, hops: TrustedHops) -> str:

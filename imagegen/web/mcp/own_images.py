@@ -46,7 +46,7 @@ async def replace_own_images(request: web.Request, fields: Mapping[str, Any]) ->
 async def _replaced(request: web.Request, name: str, link: str) -> str:
     """Return the upload with the bytes of a link to an image of this service; any other text unchanged."""
     services = request.app[SERVICES]
-    match = _PATH.fullmatch(link.removeprefix(services.base_url(request)))
+    match = _PATH.fullmatch(link.removeprefix(services.link_base.url(request)))
     if match is None:
         return link
     task = await find_task(request, match[1])

@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from imagegen.errors import ApiError, BudgetExceeded, PriceUnknown, RateLimited
 from imagegen.formats import rfc3339
-from imagegen.queue.client_queue import Submission
 from imagegen.queue.eta import QueuePosition
 from imagegen.ratelimit.limits import RATE_LIMITS, Allowance
 from imagegen.tasks.cost import day_end, dollars
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import Task
 from imagegen.web.api.models import capabilities_view
 from imagegen.web.context import Services

@@ -16,6 +16,7 @@ from imagegen.images.thumbnails import ThumbnailSpec
 from imagegen.tasks.cost import dollars
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
+from imagegen.web.api.serializers import TaskLinks
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.json_with_images import image_text
 from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
@@ -158,7 +159,7 @@ def _failed(task: Task) -> ToolResult:
 
 async def _completed(request: web.Request, services: Services, protocol: Protocol, answer: TaskAnswer) -> ToolResult:
     task, images = answer.task, answer.task.images
-    link = services.task_links(request).image
+    link = TaskLinks(services.link_base.url(request), services.links).image
     urls = [link(task, image) for image in images]
     view = _view(task, cached=answer.cached)
     first = images[0] if images else StoredImage(0)

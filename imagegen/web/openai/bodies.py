@@ -9,7 +9,7 @@ from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.images import IMAGE_SENDER
-from imagegen.web.api.serializers import retry_after_s
+from imagegen.web.api.serializers import TaskLinks, retry_after_s
 from imagegen.web.context import Services
 from imagegen.web.http.json_with_images import image_text, json_with_images
 from imagegen.web.http.responses import json_bytes, json_response
@@ -44,7 +44,7 @@ async def images_body(request: web.Request, services: Services, wanted: OpenAIRe
 
 
 async def _entries(request: web.Request, services: Services, task: Task, wanted: OpenAIRequest) -> list[ImageEntry]:
-    url_of = services.task_links(request).image
+    url_of = TaskLinks(services.link_base.url(request), services.links).image
     is_base64, is_named = _is_base64(services, wanted), wanted.as_base64 is not None
     entries: list[ImageEntry] = []
     for image in task.images:
@@ -86,7 +86,7 @@ async def images_response(
 
 async def accepted_response(services: Services, request: web.Request, task: Task) -> web.StreamResponse:
     """Return 202 for a client that prefers not to wait."""
-    links = services.task_links(request)
+    links = TaskLinks(services.link_base.url(request), services.links)
     url = links.task(task)
     body: AcceptedResponse = {
         "id": task.id,
@@ -99,7 +99,7 @@ async def accepted_response(services: Services, request: web.Request, task: Task
         "cancel_url": f"{url}/cancel",
     }
     headers = {
-        hdrs.LOCATION: services.local_url(request, f"/api/images/{task.id}"),
+        hdrs.LOCATION: services.link_base.path(request, f"/api/images/{task.id}"),
         "Preference-Applied": "respond-async",
         "retry-after": str(retry_after_s(await services.queue.position(task))),
     }
@@ -111,7 +111,7 @@ async def async_task_response(
 ) -> web.StreamResponse:
     """Return a task as the clients of asynchronous image routes read it."""
     path = f"/v1/images/tasks/{task.id}"
-    links = services.task_links(request)
+    links = TaskLinks(services.link_base.url(request), services.links)
     body: AsyncTask = {
         "id": task.id,
         "task_id": task.id,
@@ -121,7 +121,7 @@ async def async_task_response(
         "expires_at": int(task.expires_at or task.created_at + services.queue.result_ttl_s),
         "poll_url": f"{links.base}{path}",
     }
-    headers: dict[str, str] = {hdrs.LOCATION: services.local_url(request, path)} if status == 202 else {}
+    headers: dict[str, str] = {hdrs.LOCATION: services.link_base.path(request, path)} if status == 202 else {}
     if task.state is State.COMPLETED:
         urls = [links.image(task, image) for image in task.images]
         body |= {

@@ -154,7 +154,7 @@ async def _response(request: web.Request, services: Services, wanted: OpenAIRequ
 async def _unfinished(request: web.Request, services: Services, task: Task) -> web.Response:
     """Return the response for an unfinished task. The next POST waits too: the delay is only the rest."""
     place = await services.queue.position(task)
-    location = services.local_url(request, f"/api/images/{task.id}")
+    location = services.link_base.path(request, f"/api/images/{task.id}")
     next_wait_s = wait_limit_s(request.headers, services.openai.max_wait_s)
     response = unfinished_response(task, (place.eta_s or 0.0) - next_wait_s, location)
     if services.readiness.draining:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.tasks.clients import submitter_name
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services

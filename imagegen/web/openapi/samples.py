@@ -17,6 +17,7 @@ from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import validation as fields
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.submission import TaskIdentity
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.transitions import cancelled, completed, failed, progressed, started
 from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_deliveries
@@ -24,7 +25,6 @@ from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import TaskLinks, not_found_view, submitted_view, task_view
 from imagegen.web.api.upload_routes import upload_view
-from imagegen.web.context import TaskIdentity
 from imagegen.web.http.errors import error_view
 from imagegen.web.model_list import ListedModel
 from imagegen.web.openai.errors import error_fields

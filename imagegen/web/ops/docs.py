@@ -29,7 +29,7 @@ DOCUMENT_BUILDER = web.AppKey[DocumentBuilder]("document_builder")
 
 async def get_document(request: web.Request) -> web.Response:
     """Return the OpenAPI document; its server is PUBLIC_URL, or the address that the client uses."""
-    server = request.app[SERVICES].base_url(request)
+    server = request.app[SERVICES].link_base.url(request)
     return send_file(request, await asyncio.to_thread(_document, request.app[DOCUMENT_BUILDER], server))
 
 

@@ -45,7 +45,7 @@ class _Assets(NamedTuple):
 async def get_studio(request: web.Request) -> web.Response:
     """Return the page of the studio; redirect to its address if the path of PUBLIC_URL has no slash at its end."""
     if not request.raw_path.partition("?")[0].endswith("/"):
-        raise web.HTTPFound(request.app[SERVICES].local_url(request, "/"))
+        raise web.HTTPFound(request.app[SERVICES].link_base.path(request, "/"))
     return await send_page(request, _STUDIO)
 
 

@@ -1,0 +1,96 @@
+"""Submission of a request: what a task is stored as, and how its id and its price follow from the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.channels_file import SANDBOX
+from imagegen.tasks.cost import Cost
+from imagegen.tasks.family import RequestFamily
+from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
+from imagegen.tasks.task import Task
+from imagegen.tasks.validation import Adjust
+from imagegen.tasks.webhook import Webhook
+
+
+class Submission(Struct, frozen=True, gc=False):
+    """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
+
+    client, scope, cost, sandbox, submitter: see Task. max_micro_usd: the most that it may cost; None without a limit.
+    """
+
+    task_id: str
+    digest: str
+    model: str
+    request_json: bytes
+    webhooks: tuple[Webhook, ...] = ()
+    family: RequestFamily | None = None
+    client: str = ""
+    scope: str | None = None
+    cost: Cost | None = None
+    sandbox: bool | None = None
+    max_micro_usd: int | None = None
+    submitter: str = ""
+
+    @property
+    def may_cost_too_much(self) -> bool:
+        """Return whether it may cost more than its own limit."""
+        limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
+        return limit is not None and (estimated is None or estimated > limit)
+
+
+def _unchanged(request: GenerationRequest) -> GenerationRequest:
+    return request
+
+
+def _unknown_cost(_request: GenerationRequest, _most: int | None = None) -> Cost:
+    return Cost()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdentity:
+    """How a request becomes a task id. secret: see fingerprint.
+
+    provider: of the default model. provider_of: returns that of a model, as its canonical form has it; None if all
+    models have the same one.
+
+    adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
+    sent_request: returns the part of a request that the provider is sent, which alone decides the id.
+    estimate: returns what all images of a request cost, by the channels that a limit in micro-dollars allows.
+    """
+
+    provider: str
+    default_model: str
+    aliases: Mapping[str, str]
+    secret: str | None
+    adjust: Adjust | None = None
+    sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
+    estimate: Callable[[GenerationRequest, int | None], Cost] = _unknown_cost
+    provider_of: Callable[[str], str] | None = None
+
+    def submission(
+        self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = (), client: str = ""
+    ) -> Submission:
+        """Return the submission for a request.
+
+        scope: name of the key that owns the task, None if tasks are shared. client: name of the key that submits it.
+        """
+        sent = self.sent_request(request)
+        provider = self.provider if self.provider_of is None else self.provider_of(request.model)
+        canonical = sent.canonical(provider, scope)
+        task_id = fingerprint(canonical, self.secret)
+        family = RequestFamily(sent, provider, scope, self.secret)
+        digest, stored, cost = request_digest(canonical), request.to_json(), self.estimate(request, None)
+        is_sandbox = provider == SANDBOX
+        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost, is_sandbox)
+
+    def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
+        """Return the submission for the request of a task; under other settings than now it belongs to no family."""
+        submission = self.submission(GenerationRequest.from_json(task.request_json), task.scope, webhooks, task.client)
+        if submission.task_id == task.id:
+            return submission
+        return replace(submission, task_id=task.id, digest=task.digest, request_json=task.request_json, family=None)
