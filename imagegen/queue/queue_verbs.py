@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar, TypeVarTuple
 
@@ -12,19 +11,19 @@ from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
 from imagegen.queue.verbs.budget_counters import BudgetValues
 from imagegen.queue.verbs.cancel import FOR_ALL, CancelBy, CancelledTask, KnownProgress, cancel
-from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
+from imagegen.queue.verbs.compare_and_set import CompareAndSet
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
 from imagegen.queue.verbs.find_skipped import find_skipped
-from imagegen.queue.verbs.finish import Finish, FinishItem, FinishReply
+from imagegen.queue.verbs.finish import Finish
 from imagegen.queue.verbs.join import join
 from imagegen.queue.verbs.list_waiting import WaitingEntryIds, list_waiting
 from imagegen.queue.verbs.move_aside import retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
-from imagegen.queue.verbs.read import ReadTasks, TaskRows
+from imagegen.queue.verbs.read import ReadTasks
 from imagegen.queue.verbs.refill_lines import ListedLine, read_line_index, refill_lines
 from imagegen.queue.verbs.release import ReleaseItem, release
 from imagegen.queue.verbs.renew import Renewal, renew
@@ -47,7 +46,7 @@ _Args = TypeVarTuple("_Args")
 
 
 class QueueVerbs:
-    """The verbs of one instance. Verbs that return a future are batched: one script for the calls of a loop turn.
+    """The verbs of one instance. Those that are attributes are batched: one script for the calls of a loop turn.
 
     All raise QueueUnavailable, and RedisError for an error that is not an outage.
     """
@@ -64,19 +63,16 @@ class QueueVerbs:
         self.budgets: BudgetValues = context.budgets
         self.result_ttl_s = context.result_ttl_ms / 1000
         self.submit = Submit(context, depth, lines)
-        self._create_checkpoint = CreateCheckpoint(context)
-        self._compare_and_set = CompareAndSet(context)
-        self._replace_checkpoint = ReplaceCheckpoint(context)
-        self._finish = Finish(context, lines)
-        self._read = ReadTasks(context)
+        self.create_checkpoint = CreateCheckpoint(context)
+        self.compare_and_set = CompareAndSet(context)
+        self.replace_checkpoint = ReplaceCheckpoint(context)
+        self.finish = Finish(context, lines)
+        self.read = ReadTasks(context)
 
     # Clients
 
     async def complete(self, final: Task, replaced_epoch: int | None) -> SubmitReply:
         return await complete(self._context, final, replaced_epoch)
-
-    def read(self, task_id: str) -> asyncio.Future[TaskRows]:
-        return self._read(task_id)
 
     async def read_budgets(self, day: int) -> None:
         await read.read_budgets(self._context, day)
@@ -129,23 +125,11 @@ class QueueVerbs:
 
     # Claims
 
-    def create_checkpoint(self, task_id: str, value: bytes) -> asyncio.Future[bytes | None]:
-        return self._create_checkpoint(task_id, value)
-
-    def compare_and_set(self, item: CompareAndSetItem) -> asyncio.Future[bytes]:
-        return self._compare_and_set(item)
-
-    def replace_checkpoint(self, item: CompareAndSetItem) -> asyncio.Future[bytes]:
-        return self._replace_checkpoint(item)
-
     async def reserve_more(self, item: Extension) -> ExtensionReply:
         return await reserve_more(self._context, item)
 
     async def start_fenced(self, consumer: str, item: FencedStart) -> bytes | None:
         return await start_fenced(self._context, consumer, item)
-
-    def finish(self, item: FinishItem) -> asyncio.Future[FinishReply]:
-        return self._finish(item)
 
     async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> Renewal:
         return await renew(self._context, consumer, claims)

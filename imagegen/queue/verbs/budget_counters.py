@@ -16,6 +16,9 @@ BUDGETS_TTL_S = 8 * 86_400
 KEPT_DAYS = 3
 """Days of which an instance remembers the values."""
 
+NO_CHANGE = [0]
+"""What a script returns that changed no budget."""
+
 REFUSED = -(2**53)
 """Limit under which nothing fits: of a task with an unknown price."""
 

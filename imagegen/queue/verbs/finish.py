@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from imagegen.queue.codec import decode_cost, final_record, with_delivery_log
 from imagegen.queue.lines import ClientLines, MovedTasks
-from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, settlement
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, NO_CHANGE, budget_keys, settlement
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.queue.verbs.line_args import add_line_args
+from imagegen.queue.verbs.line_args import NO_LINES, add_line_args
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
@@ -101,7 +101,8 @@ class Finish:
         names = self._context.keys
         keys = [names.stream, names.outbox]
         args: list[Any] = [GROUP, self._context.result_ttl_ms, outbox_due_ms(self._context.connection.clock())]
-        budgets = budget_keys(names, [item.settlement for item in items])
+        settlements = [item.settlement for item in items if item.settlement]
+        budgets = budget_keys(names, settlements) if settlements else []
         args += (len(budgets), BUDGETS_TTL_S)
         for item in items:
             final = item.final
@@ -109,14 +110,19 @@ class Finish:
             args += (item.entry_id, final.epoch, item.record)
             args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "", item.settlement)
         keys += budgets
-        add_line_args(self._context, keys, args, [self._lines.line_of(item.final.client) for item in items])
+        if self._lines.by_client:
+            add_line_args(self._context, keys, args, [self._lines.line_of(item.final.client) for item in items])
+        else:
+            args += (self._context.record_ttl_ms, *NO_LINES)
         return _SCRIPT.asked(keys, args)
 
     def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
         ((rows, budgets, line_rows),) = results
         replies = [FinishReply(*row) for row in rows]
         ended = [item.final for item, reply in zip(items, replies, strict=True) if not reply.existing]
-        cost = self._context.budgets.learn(budgets) + record_moves(self._lines, line_rows, ended)
+        cost = record_moves(self._lines, line_rows, ended)
+        if budgets != NO_CHANGE:
+            cost += self._context.budgets.learn(budgets)
         self._context.count("finish", 2 + 2 * len(items) + cost)  # XACK; XDEL and SET (or GET) for each task
         logs = sum(bool(reply.delivery_log) for reply in replies)
         is_outbox_written = logs > 0 or any(pending_deliveries(item.final) for item in items)

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
 from imagegen.queue.lines import ClientLines, Line
-from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, Limits, budget_keys, release, reservation
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, NO_CHANGE, Limits, budget_keys, release, reservation
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.line_args import NO_LINES, add_line_args, clients_with_lines
 from imagegen.queue.verbs.move_aside import move_aside
@@ -31,9 +31,6 @@ _ENQUEUE_COST = 2
 
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
 """XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
-
-_NO_BUDGETS = [0]
-"""What the script returns if it changed no budget."""
 
 _UNFINISHED = (b"pending", b"processing")
 """States in which the script looks up whether the entry is still in the stream."""
@@ -206,7 +203,7 @@ class Submit:
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
         if lengths:
             cost += self._record_lines(items, replies, lengths)
-        if budgets != _NO_BUDGETS:
+        if budgets != NO_CHANGE:
             cost += self._context.budgets.learn(budgets)
         self._commands["submit"] += cost + was_measured * _MEASURE_COST
         depth.submitted(added, measured if was_measured else None)
