@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imagegen.tasks.task import State, Task
-from imagegen.web import context
+from imagegen.web import response_cache
 from imagegen.web.context import SERVICES
 from imagegen.web.response_cache import ResponseCache, ResponseKey
 
@@ -32,7 +32,7 @@ def test_a_body_is_valid_only_for_its_exact_task() -> None:
 def test_the_least_recent_body_is_evicted_over_the_byte_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(context, "MAX_BYTES", 1_500)
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 1_500)
     cache, tasks = ResponseCache(), [task(name) for name in "abc"]
     for record in tasks[:2]:
         cache.put(key_of(record.id), record, b"x" * 100)
@@ -44,7 +44,7 @@ def test_the_least_recent_body_is_evicted_over_the_byte_limit(
 
 
 def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "MAX_BYTES", 1_500)
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 1_500)
     cache, record = ResponseCache(), task("a")
     for _ in range(10):
         cache.put(key_of("a"), record, b"x" * 400)
@@ -90,7 +90,7 @@ async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service) -> N
 
 
 def test_a_large_request_counts_in_the_size_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 10_000)
     cache, large = ResponseCache(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
     cache.put(key_of("a"), large, b"small")
     assert cache.get(key_of("a"), large) is None
