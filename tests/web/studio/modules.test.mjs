@@ -359,9 +359,9 @@ function studio(given = {}) {
     submit: note("submit", { taskId: ID, status: "pending", sequence: 1 }), cancel: note("cancel", { status: "cancelled", sequence: 4 }), retry: note("retry", { status: "pending", sequence: 8 }),
     upload: note("upload", { uploadId: "upload:1", width: 8, height: 8 }), image: note("image", new Blob(["x"])), send: () => new Promise(() => {}), ...given.api,
   };
-  const history = { open: async () => given.records ?? [], put: async (record) => saved.set(record.id, record), remove: async ({ id }) => saved.delete(id) };
+  const history = { open: async () => given.reading ?? given.records ?? [], put: async (record) => saved.set(record.id, record), remove: async ({ id }) => saved.delete(id) };
   let now = 1000;
-  const page = { hash: given.hash ?? "", session: storage(), now: () => now, go: (hash) => { calls.push(["go", hash]); made.onHash(hash); } };
+  const page = { hash: given.hash ?? "", session: storage(), now: () => now, sleep: () => new Promise((resolve) => { setTimeout(resolve, 0); }), go: (hash) => { calls.push(["go", hash]); made.onHash(hash); } };
   const tabs = { put: (record) => calls.push(["tab put", record]), remove: (record) => calls.push(["tab remove", record]) };
   const made = new Studio({ api, history, tabs, page, language: "en" });
   return { made, calls, saved, wait: (ms) => { now += ms; }, named: (name) => calls.filter(([called]) => called === name) };
@@ -475,6 +475,20 @@ test("a page that is opened again reads no task that has ended, since each read 
   const { made, named } = studio({ records: [ended], hash: `#/task/${ID}` });
   await made.start();
   assert.equal(named("task").length, 0);
+});
+
+test("a page shows its task though the browser's database does not open, and adds the records when it does", async () => {
+  let open;
+  const { made } = studio({ reading: new Promise((resolve) => { open = resolve; }), hash: `#/task/${ID}` });
+  await made.start();
+  assert.equal(made.state.records.get(ID).view.status, "completed");
+  assert.equal(made.state.models.length, 1);
+  const older = tasks.withView(tasks.newRecord(ID, { prompt: "a" }, "", 1), { status: "processing", sequence: 3 });
+  open([older, tasks.newRecord(OTHER, { prompt: "b" }, "", 1)]);
+  await new Promise((resolve) => { setTimeout(resolve, 0); });
+  assert.deepEqual([...made.state.records.keys()].sort(), [ID, OTHER].sort());
+  const { owner, request, view } = made.state.records.get(ID);
+  assert.deepEqual([owner, request.prompt, view.status], ["", "a", "completed"]);
 });
 
 test("a prompt in the address fills the form", () => {

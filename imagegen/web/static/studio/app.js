@@ -63,6 +63,7 @@ function start() {
     hash: location.hash,
     session,
     now: () => Date.now(),
+    sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
     go(hash, replace) {
       history[replace ? "replaceState" : "pushState"](null, "", hash);
       studio.onHash(hash);

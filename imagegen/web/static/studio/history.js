@@ -4,15 +4,16 @@ const NAME = "imagegen";
 const TASKS = "tasks";
 
 export class History {
-  #database = null;
+  #opening = null;
 
   // Returns the records of one owner. owner: see `ownerOf` of tasks.js.
   async open(owner) {
     try {
-      this.#database ||= await opened(indexedDB.open(NAME, 1));
-      const records = await done(this.#store("readonly").getAll());
+      this.#opening ||= opened(indexedDB.open(NAME, 1));
+      const records = await done(storeOf(await this.#opening, "readonly").getAll());
       return records.filter((record) => record.owner === owner);
     } catch {
+      this.#opening = null;
       return [];
     }
   }
@@ -26,17 +27,16 @@ export class History {
   }
 
   async #change(action) {
-    if (!this.#database) return;
     try {
-      await done(action(this.#store("readwrite")));
+      await done(action(storeOf(await this.#opening, "readwrite")));
     } catch {
       // The disk is full or the database is gone: the page goes on without it.
     }
   }
+}
 
-  #store(mode) {
-    return this.#database.transaction(TASKS, mode).objectStore(TASKS);
-  }
+function storeOf(database, mode) {
+  return database.transaction(TASKS, mode).objectStore(TASKS);
 }
 
 function opened(request) {

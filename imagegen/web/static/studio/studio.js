@@ -10,13 +10,14 @@ import { isExpired, isFinal, merged, newRecord, ownerOf, servicePath, withEvent,
 const DRAFT = "imagegen.draft";
 const MODELS = "imagegen.models";
 const MODELS_LIFE_MS = 300_000;
+const HISTORY_WAIT_MS = 1_000;
 const IMAGE_TYPES = /^image\//;
 
 export class Studio {
   #listeners = new Set();
   #saving = null;
 
-  // page: {hash, go(hash, replace), save(blob, name), session, now()}: what the browser does for the studio.
+  // page: {hash, go(hash, replace), save(blob, name), session, now(), sleep(ms)}: what the browser does for the studio.
   // tabs: the other tabs with this page.
   constructor({ api, history, tabs, page, language }) {
     Object.assign(this, { api, history, tabs, page });
@@ -40,11 +41,21 @@ export class Studio {
 
   // ---- start, addresses, key
 
+  // The page does not wait long for the kept records: browsers have opened IndexedDB without an event at all, for example
+  // after a reload (seen in Chromium). What comes later is added then.
   async start() {
-    const records = await this.history.open(ownerOf(this.api.key.value));
-    this.#set({ records: new Map([...records.map((record) => [record.id, record]), ...this.state.records]) });
-    this.followAll();
+    const owner = ownerOf(this.api.key.value);
+    const reading = this.history.open(owner).then((records) => this.#addKept(owner, records));
+    await Promise.race([reading, this.page.sleep(HISTORY_WAIT_MS)]);
     await Promise.all([this.loadModels(), this.#openRoute()]);
+  }
+
+  #addKept(owner, kept) {
+    if (owner !== ownerOf(this.api.key.value)) return;
+    const records = new Map(kept.map((record) => [record.id, record]));
+    for (const [id, record] of this.state.records) records.set(id, record.owner === null && records.has(id) ? merged(record, records.get(id)) : record);
+    this.#set({ records });
+    this.followAll();
   }
 
   // The list is kept in the tab for a while: a reload must not use up the requests that a client may send in a minute.
