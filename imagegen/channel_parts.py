@@ -8,7 +8,7 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.channels_file import EVERY_MODEL, SANDBOX, Channel, ChannelKey, Channels
+from imagegen.channels_file import EVERY_MODEL, KINDS, SANDBOX, Channel, ChannelKey, Channels
 from imagegen.metrics import Meter
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.bfl import BflProvider
@@ -54,31 +54,10 @@ def _with_limits(channel: Channel, settings: Settings) -> Channel:
 
 def _simple(settings: Settings) -> Channel:
     """Return the channel of PROVIDER, named after it."""
-    credentials: tuple[str | None, str, str | None]
-    match settings.provider:
-        case "together":
-            credentials = settings.together_api_key, "TOGETHER_API_KEY", settings.together_api_url
-        case "openai":
-            credentials = settings.openai_api_key, "OPENAI_API_KEY", settings.openai_api_url
-        case "a1111":
-            credentials = None, "", settings.a1111_url
-        case "fal":
-            credentials = settings.fal_key, "FAL_KEY", settings.fal_api_url
-        case "replicate":
-            credentials = settings.replicate_api_token, "REPLICATE_API_TOKEN", settings.replicate_api_url
-        case "bfl":
-            credentials = settings.bfl_api_key, "BFL_API_KEY", settings.bfl_api_url
-        case "dashscope":
-            credentials = settings.dashscope_api_key, "DASHSCOPE_API_KEY", settings.dashscope_api_url
-        case "gemini":
-            credentials = settings.gemini_api_key, "GEMINI_API_KEY", settings.gemini_api_url
-        case "siliconflow":
-            credentials = settings.siliconflow_api_key, "SILICONFLOW_API_KEY", settings.siliconflow_api_url
-        case _:
-            credentials = None, "", ""
-    secret, source, url = credentials
-    name, keys = settings.provider, (ChannelKey(secret or "", source if secret else ""),)
-    return Channel(name, name, keys, EVERY_MODEL, base_url=url or "")
+    name, kind = settings.provider, KINDS[settings.provider]
+    secret, url = settings.text_of(kind.key_setting), settings.text_of(kind.url_setting)
+    keys = (ChannelKey(secret, kind.key_setting if secret else ""),)
+    return Channel(name, name, keys, EVERY_MODEL, base_url=url)
 
 
 def call_slots(settings: Settings) -> int:

@@ -33,30 +33,74 @@ _T = TypeVar("_T")
 
 
 class ProviderKind(Struct, frozen=True):
-    """What a channel of a provider needs. base_url: by default, None if the channel must name one.
+    """Needs of a provider's channels.
 
-    key: whether it has one: `needed`, `optional` or `none`. default_model: where Together's name does not exist.
-    shares_jobs: whether each key of an account reads the jobs of all its keys.
+    base_url: by default, None if the channel must name one. key: whether it has one: `needed`, `optional` or `none`.
+    default_model: None if it has Together's. shares_jobs: whether each key of an account reads the jobs of all its
+    keys. key_setting, url_setting: names of the settings for PROVIDER, empty without one.
     """
 
     base_url: str | None = None
     key: str = "needed"
     default_model: str | None = None
     shares_jobs: bool = False
+    key_setting: str = ""
+    url_setting: str = ""
+
+    @property
+    def needed_setting(self) -> str:
+        """The setting without which PROVIDER can't be this provider; empty if there is none."""
+        return self.key_setting if self.key == "needed" else self.url_setting if self.base_url is None else ""
 
 
 KINDS: Mapping[str, ProviderKind] = {
-    "together": ProviderKind("https://api.together.xyz"),
-    "openai": ProviderKind(key="optional"),
-    "a1111": ProviderKind(key="none"),
-    "fal": ProviderKind("https://queue.fal.run", default_model="fal-ai/flux/schnell"),
-    "replicate": ProviderKind("https://api.replicate.com", default_model="black-forest-labs/flux-schnell"),
-    "bfl": ProviderKind("https://api.bfl.ai", default_model="flux-2-klein-4b"),
-    "dashscope": ProviderKind("https://dashscope.aliyuncs.com", default_model="wan2.2-t2i-flash", shares_jobs=True),
-    "gemini": ProviderKind("https://generativelanguage.googleapis.com", default_model="gemini-2.5-flash-image"),
-    "siliconflow": ProviderKind("https://api.siliconflow.cn", default_model="Kwai-Kolors/Kolors"),
+    "together": ProviderKind(
+        "https://api.together.xyz", key_setting="TOGETHER_API_KEY", url_setting="TOGETHER_API_URL"
+    ),
+    "openai": ProviderKind(key="optional", key_setting="OPENAI_API_KEY", url_setting="OPENAI_API_URL"),
+    "a1111": ProviderKind(key="none", url_setting="A1111_URL"),
+    "fal": ProviderKind(
+        "https://queue.fal.run",
+        default_model="fal-ai/flux/schnell",
+        key_setting="FAL_KEY",
+        url_setting="FAL_API_URL",
+    ),
+    "replicate": ProviderKind(
+        "https://api.replicate.com",
+        default_model="black-forest-labs/flux-schnell",
+        key_setting="REPLICATE_API_TOKEN",
+        url_setting="REPLICATE_API_URL",
+    ),
+    "bfl": ProviderKind(
+        "https://api.bfl.ai", default_model="flux-2-klein-4b", key_setting="BFL_API_KEY", url_setting="BFL_API_URL"
+    ),
+    "dashscope": ProviderKind(
+        "https://dashscope.aliyuncs.com",
+        default_model="wan2.2-t2i-flash",
+        shares_jobs=True,
+        key_setting="DASHSCOPE_API_KEY",
+        url_setting="DASHSCOPE_API_URL",
+    ),
+    "gemini": ProviderKind(
+        "https://generativelanguage.googleapis.com",
+        default_model="gemini-2.5-flash-image",
+        key_setting="GEMINI_API_KEY",
+        url_setting="GEMINI_API_URL",
+    ),
+    "siliconflow": ProviderKind(
+        "https://api.siliconflow.cn",
+        default_model="Kwai-Kolors/Kolors",
+        key_setting="SILICONFLOW_API_KEY",
+        url_setting="SILICONFLOW_API_URL",
+    ),
     SANDBOX: ProviderKind("", key="none"),
 }
+
+
+def credential_setting(provider: str) -> str:
+    """Return the setting with the credentials of a provider, for the operator; its name if there is none."""
+    kind = KINDS.get(provider, ProviderKind())
+    return kind.key_setting or kind.url_setting or provider
 
 
 class ChannelKey(Struct, frozen=True):

@@ -18,10 +18,10 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.channel_parts import create_routes, load_tables
+from imagegen.channels_file import KINDS, credential_setting
 from imagegen.errors import UpstreamError
 from imagegen.formats import parse_http_date
 from imagegen.metrics import Meter
-from imagegen.providers.metered import KEY_SETTINGS
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
@@ -38,7 +38,6 @@ CLOCK_TOLERANCE_S = 5.0
 MAX_CLOCK_ERROR_S = 300.0
 """Receivers refuse webhooks that are further off: https://www.standardwebhooks.com"""
 
-_ADDRESS_SETTINGS = {"together": "TOGETHER_API_URL", "openai": "OPENAI_API_URL", "a1111": "A1111_URL"}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -130,8 +129,8 @@ async def _probe_key(route: Route) -> Probed:
 def _judged(route: Route, error: UpstreamError) -> Probed:
     """Return the finding of a key that was not accepted."""
     name, detail = route.channel.provider, error.upstream_detail
-    key = route.title or KEY_SETTINGS[name]
-    address = f"{key}, base_url" if route.title else _ADDRESS_SETTINGS.get(name, f"{name.upper()}_API_URL")
+    key = route.title or credential_setting(name)
+    address = f"{key}, base_url" if route.title else KINDS[name].url_setting
     clocks: list[ClockReading] = []
     match error.code:
         case "upstream_auth":

@@ -106,7 +106,7 @@ class Settings:
     port: int = _setting("PORT", 3000, values.integer(0, 65535))
     public_url: str | None = _optional("PUBLIC_URL", values.public_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
-    together_api_url: str = _setting("TOGETHER_API_URL", "https://api.together.xyz", values.base_url)
+    together_api_url: str = _setting("TOGETHER_API_URL", KINDS["together"].base_url or "", values.base_url)
     provider: str = _setting("PROVIDER", "sandbox", values.one_of(*PROVIDERS))
     default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain_text)
     redis_url: str | None = _optional("REDIS_URL", values.plain_text, secret=True)
@@ -119,17 +119,17 @@ class Settings:
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
     a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
     fal_key: str | None = _optional("FAL_KEY", values.secret, secret=True)
-    fal_api_url: str = _setting("FAL_API_URL", "https://queue.fal.run", values.base_url)
+    fal_api_url: str = _setting("FAL_API_URL", KINDS["fal"].base_url or "", values.base_url)
     replicate_api_token: str | None = _optional("REPLICATE_API_TOKEN", values.secret, secret=True)
-    replicate_api_url: str = _setting("REPLICATE_API_URL", "https://api.replicate.com", values.base_url)
+    replicate_api_url: str = _setting("REPLICATE_API_URL", KINDS["replicate"].base_url or "", values.base_url)
     bfl_api_key: str | None = _optional("BFL_API_KEY", values.secret, secret=True)
-    bfl_api_url: str = _setting("BFL_API_URL", "https://api.bfl.ai", values.base_url)
+    bfl_api_url: str = _setting("BFL_API_URL", KINDS["bfl"].base_url or "", values.base_url)
     dashscope_api_key: str | None = _optional("DASHSCOPE_API_KEY", values.secret, secret=True)
-    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", "https://dashscope.aliyuncs.com", values.base_url)
+    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", KINDS["dashscope"].base_url or "", values.base_url)
     gemini_api_key: str | None = _optional("GEMINI_API_KEY", values.secret, secret=True)
-    gemini_api_url: str = _setting("GEMINI_API_URL", "https://generativelanguage.googleapis.com", values.base_url)
+    gemini_api_url: str = _setting("GEMINI_API_URL", KINDS["gemini"].base_url or "", values.base_url)
     siliconflow_api_key: str | None = _optional("SILICONFLOW_API_KEY", values.secret, secret=True)
-    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", "https://api.siliconflow.cn", values.base_url)
+    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", KINDS["siliconflow"].base_url or "", values.base_url)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -209,6 +209,10 @@ class Settings:
         if faults:
             raise SettingsError("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
         return settings
+
+    def text_of(self, name: str) -> str:
+        """Return the text of a setting of a provider, which has its attribute's name; empty if it is not set."""
+        return str(getattr(self, name.lower()) or "") if name else ""
 
     @property
     def is_loopback(self) -> bool:
@@ -362,20 +366,9 @@ def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Se
 
 def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield the name and the fault of settings that are good alone but not together."""
-    needed = {
-        "together": {"TOGETHER_API_KEY": settings.together_api_key},
-        "openai": {"OPENAI_API_URL": settings.openai_api_url},
-        "a1111": {"A1111_URL": settings.a1111_url},
-        "fal": {"FAL_KEY": settings.fal_key},
-        "replicate": {"REPLICATE_API_TOKEN": settings.replicate_api_token},
-        "bfl": {"BFL_API_KEY": settings.bfl_api_key},
-        "dashscope": {"DASHSCOPE_API_KEY": settings.dashscope_api_key},
-        "gemini": {"GEMINI_API_KEY": settings.gemini_api_key},
-        "siliconflow": {"SILICONFLOW_API_KEY": settings.siliconflow_api_key},
-    }
-    for name, value in needed.get(settings.provider, {}).items():
-        if not value and not settings.channels_file:
-            yield name, f"is not set, and PROVIDER={settings.provider} needs it"
+    needed = KINDS[settings.provider].needed_setting
+    if needed and not settings.text_of(needed) and not settings.channels_file:
+        yield needed, f"is not set, and PROVIDER={settings.provider} needs it"
     keys = {"S3_ACCESS_KEY_ID": settings.s3_access_key_id, "S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key}
     for name, value in ({"S3_BUCKET": settings.s3_bucket} | keys).items():
         if settings.image_store == "s3" and not value:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from imagegen.channels_file import KINDS
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
 from imagegen.ssrf import check_host
@@ -82,24 +83,24 @@ def warnings(settings: Settings) -> Iterator[str]:
     """Yield a line for each setting that does not do what its writer expects."""
     for name, meant in settings.misspelled:
         yield f"{name} is no setting of this service and has no effect: did you mean {meant}?"
-    unused = {
-        "OPENAI_API_KEY": settings.openai_api_key and "PROVIDER=openai and OPENAI_API_URL",
-        "OPENAI_API_URL": settings.openai_api_url and "PROVIDER=openai",
-        "A1111_URL": settings.a1111_url and "PROVIDER=a1111",
-        "FAL_KEY": settings.fal_key and "PROVIDER=fal",
-        "REPLICATE_API_TOKEN": settings.replicate_api_token and "PROVIDER=replicate",
-        "BFL_API_KEY": settings.bfl_api_key and "PROVIDER=bfl",
-        "DASHSCOPE_API_KEY": settings.dashscope_api_key and "PROVIDER=dashscope",
-        "GEMINI_API_KEY": settings.gemini_api_key and "PROVIDER=gemini",
-        "SILICONFLOW_API_KEY": settings.siliconflow_api_key and "PROVIDER=siliconflow",
-    }
-    for name, remedy in unused.items():
-        if remedy and settings.is_sandbox and not settings.file_channels:
-            yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
+    for name, remedy in _unused(settings):
+        yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
     if settings.on_render and not settings.admin_token:
         yield "ADMIN_TOKEN is not set, and Render keeps no disk: each deploy makes another token; set it to keep one"
     if settings.embed_metadata and settings.image_store == "upstream":
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
+
+
+def _unused(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the keys and addresses of providers that are set while the sandbox draws the images, with a remedy."""
+    if not settings.is_sandbox or settings.file_channels:
+        return
+    for provider, kind in KINDS.items():
+        for name in (kind.key_setting, kind.url_setting):
+            is_default = name == kind.url_setting and kind.base_url is not None
+            if not is_default and provider != "together" and settings.text_of(name):
+                needed = kind.needed_setting
+                yield name, f"PROVIDER={provider}" + (f" and {needed}" if needed not in ("", name) else "")
 
 
 def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ from time import monotonic
 from loguru import logger
 from yarl import URL
 
+from imagegen.channels_file import credential_setting
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
@@ -17,19 +18,6 @@ from imagegen.tasks.provider_job import JobHandle
 OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
 
-
-KEY_SETTINGS = {
-    "together": "TOGETHER_API_KEY",
-    "openai": "OPENAI_API_KEY",
-    "a1111": "A1111_URL",
-    "fal": "FAL_KEY",
-    "replicate": "REPLICATE_API_TOKEN",
-    "bfl": "BFL_API_KEY",
-    "dashscope": "DASHSCOPE_API_KEY",
-    "gemini": "GEMINI_API_KEY",
-    "siliconflow": "SILICONFLOW_API_KEY",
-}
-"""By provider: the setting with the key, for the operator who must act."""
 
 WARN_AGAIN_S = 60.0
 
@@ -125,7 +113,7 @@ class MeteredProvider:
         if code not in self._refusing and now - self._warned_at.get(code, -math.inf) >= WARN_AGAIN_S:
             self._refusing.add(code)
             self._warned_at[code] = now
-            setting = self._key_name or KEY_SETTINGS.get(self.name, self.name)
+            setting = self._key_name or credential_setting(self.name)
             logger.warning(_REFUSALS[code], setting, error.upstream_detail)
             self._on_refused(code, setting)
 
