@@ -73,6 +73,13 @@ def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
         assert f"`{code}`" in text, code
 
 
+def test_the_operations_page_lists_the_redis_keys() -> None:
+    prefixes = set(re.findall(r'return f"\{\{\{self\.prefix\}\}\}:([a-z-]+)', read("imagegen/redis_client/keys.py")))
+    listed = re.findall(r"`\{imagegen\}:([a-z-]+)", read("docs/operations.md").partition("**Keys.**")[2])
+    assert len(prefixes) > 20
+    assert prefixes == set(listed)
+
+
 class _Nothing:
     """Backlog of an idle process."""
 
