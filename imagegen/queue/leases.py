@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.lost_claims import LostClaims
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
@@ -30,6 +31,7 @@ class Leases:
         self._verbs = verbs
         self.dispatcher = dispatcher
         self._lease_s = lease_s
+        self.lost_claims = LostClaims(verbs, dispatcher, notifier)
         self.look = asyncio.Event()
         self._notifier = notifier
         self._published_busy_at = -math.inf
@@ -90,7 +92,6 @@ class Leases:
             restored, gone = await self.restore(gone)
             if restored:
                 self.on_loss()
-        for claim in gone:
-            self.dispatcher.abandon(claim)
+        await self.lost_claims.abandon(gone)
         if set(renewal.unlisted) - self.dispatcher.skipped_entry_ids:
             self.look.set()

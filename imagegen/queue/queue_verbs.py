@@ -23,6 +23,7 @@ from imagegen.queue.verbs.join import join
 from imagegen.queue.verbs.list_waiting import WaitingEntryIds, list_waiting
 from imagegen.queue.verbs.move_aside import retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
+from imagegen.queue.verbs.raise_billed import raise_billed
 from imagegen.queue.verbs.read import ReadTasks
 from imagegen.queue.verbs.refill_lines import ListedLine, read_line_index, refill_lines
 from imagegen.queue.verbs.release import ReleaseItem, release
@@ -190,6 +191,9 @@ class QueueVerbs:
 
     async def check_requeue(self, tasks: Sequence[Task]) -> list[RequeueResult]:
         return await check_requeue(self._context, tasks)
+
+    async def raise_billed(self, task_id: str, epoch: int, count: int) -> bool:
+        return await raise_billed(self._context, task_id, epoch, count)
 
     async def restore_outbox(self, names: Sequence[str]) -> None:
         await restore_outbox(self._context, names)

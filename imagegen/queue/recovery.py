@@ -182,8 +182,7 @@ class Recovery:
         if await self._verbs.restore_budgets():
             logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
         running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
-        for claim in lost:
-            self._dispatcher.abandon(claim)
+        await self._leases.lost_claims.abandon(lost)
         self._claims_restored = True
         self._notifier.publish("restored")
         finished = await self._restore_results()
@@ -204,13 +203,25 @@ class Recovery:
         now, count = self._clock(), 0
         for batch in in_batches(self._task_cache.results()):
             answers = await self._verbs.restore_results(batch, now)
-            missing = sum(answer is not RestoredResult.PRESENT for answer in answers)
+            missing = sum(answer in {RestoredResult.MISSING, RestoredResult.OUTDATED} for answer in answers)
+            self._drop_replaced(
+                task.id for task, answer in zip(batch, answers, strict=True) if answer is RestoredResult.OTHER
+            )
             self._meter.vanished += answers.count(RestoredResult.MISSING)
             self._meter.written_back["finished"] += missing
             count += missing
             if not missing and (batch[-1].finished_at or now) < now - RECENT_S:
                 break
         return count
+
+    def _drop_replaced(self, ids: Iterable[str]) -> None:
+        """Forget results of tasks that were completed a second time elsewhere, and let peers read their count."""
+        replaced = list(ids)
+        for task_id in replaced:
+            self._task_cache.forget(task_id)
+        if replaced:
+            self._meter.ambiguous += len(replaced)
+            self._notifier.publish("fresh", ids=replaced)
 
     async def _settle(self, began: float) -> None:
         """Wait until the peers have restored their running claims."""

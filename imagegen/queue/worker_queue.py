@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -37,6 +37,8 @@ class WorkerQueue:
 
     slots: claims that may run at once; clock: Unix time. on_transferred: called after a claim went back to its owner.
     on_job_dropped: called with a job that was accepted after its claim was lost, and the price of its call.
+    on_refused: awaited with a completed claim whose task has another end; returns the raised count of calls that may be
+    paid twice, or 0.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class WorkerQueue:
         self._clock = clock
         self.slots = dispatcher.slots
         self.on_transferred: Callable[[], None] = lambda: None
+        self.on_refused: Callable[[Claim], Awaitable[int]] = _count_nothing
         self.on_job_dropped: Callable[[Claim, JobHandle, int], None] = _ignore
 
     def claim(self) -> Coroutine[Any, Any, Claim | None]:
@@ -255,6 +258,9 @@ class WorkerQueue:
             if final.counted_in == mark:
                 self._count_end(claim, final)
                 self._verbs.end_marks.on_ended(final)
+            elif item.final.state is State.COMPLETED:
+                count = await self._connection.retry_until_available(self.on_refused, claim)
+                final = replace(final, possibly_billed_twice=max(final.possibly_billed_twice, count))
         else:
             final = as_stored(final, answer)
             self._count_end(claim, final)
@@ -344,6 +350,10 @@ class WorkerQueue:
                 self._unreadable.report("run", task.id, "of another type")
         purpose = "start" if run.phase == "calling" else "retry"
         return await self._verbs.compare_and_set(CompareAndSetItem(task.id, expected or b"", value, purpose))
+
+
+async def _count_nothing(_claim: Claim) -> int:
+    return 0
 
 
 def _ignore(_claim: Claim, _handle: JobHandle, _price: int) -> None:

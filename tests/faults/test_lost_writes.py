@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
+from imagegen.queue import recovery
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.tasks import transitions
@@ -109,6 +110,47 @@ async def at_rest(instance) -> bool:
     redis = instance.connection.commands
     pending = await redis.xpending(instance.keys.stream, "pool")
     return await redis.xlen(instance.keys.stream) == 0 and pending["pending"] == 0
+
+
+async def billed_again(instance, ids) -> int:
+    tasks = [await instance.parts.task_lookup.read(task_id) for task_id in ids]
+    return sum(task.possibly_billed_twice for task in tasks)
+
+
+@pytest.mark.parametrize("ends_first", ["on the new server", "on the old server"])
+async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_recorded(
+    make_instance, servers, calls, monkeypatch, ends_first: str
+) -> None:
+    monkeypatch.setattr(recovery, "MAX_SETTLE_S", 1.0)
+    primary, replica = servers
+    async with FaultProxy(primary.path) as early, FaultProxy(primary.path) as late:
+        one, two = (make_instance(url=proxy.url, slots=8, lease_s=3.0) for proxy in (early, late))
+        await eventually(lambda: len(one.notifier.peers) == len(two.notifier.peers) == 1)
+        await promote(primary, replica)
+        calls.run_on(two, 4)
+        ids = await submit_all([one], [f"task {i}" for i in range(4)])
+        await eventually(lambda: all(calls.paid[task_id] for task_id in ids))
+        early.to(replica.path)
+        early.cut()
+        calls.run_on(one, 4)
+        await eventually(lambda: all(calls.paid[task_id] == 2 for task_id in ids))
+        if ends_first == "on the old server":
+            calls.go_on.set()
+            await eventually(lambda: calls.ended.issuperset(ids))
+        late.to(replica.path)
+        late.cut()
+        await eventually(lambda: two.connection.server and two.connection.server.run_id == one.connection.server.run_id)
+        if ends_first == "on the new server":
+            await eventually(lambda: all(claim.lost for claim in two.parts.dispatcher.held.values()))
+            calls.go_on.set()
+        await eventually(lambda: all_final([one, two], ids))
+
+        async def recorded() -> bool:
+            return await billed_again(one, ids) == await billed_again(two, ids) == 4
+
+        await eventually(recorded)
+        await eventually(lambda: at_rest(one))
+        assert all(calls.paid[task_id] == 2 for task_id in ids)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -1,10 +1,20 @@
 -- Writes final records back that are missing, or replaced by a state before the end. The entry of an unfinished task is
 -- deleted, so that the task does not run once more.
 --
+-- A task that was completed twice, by instances that used different servers for a while, has two results: the one in
+-- Redis stays, and counts a call that was paid twice.
+--
 -- KEYS    1 stream; then a record for each task
 -- ARGV    1 group; then three for each task: epoch, record, life in ms
--- result  one for each task: 0 nothing was missing, 1 the record was missing, 2 Redis had an older state
+-- result  one for each task: 0 nothing was missing, 1 the record was missing, 2 Redis had an older state, 3 Redis has
+--         another result
 local stream, group, results = KEYS[1], ARGV[1], {}
+
+-- Returns the mark of a result: its last field of this name, since a client writes the request before it.
+local function mark_of(record)
+  return string.match(record, '^%d+ completed .*"counted":"([^"]+)"')
+end
+
 for i = 1, #KEYS - 1 do
   local at = i * 3 - 1
   local existing, result = redis.pcall('GET', KEYS[i + 1]), 1
@@ -20,7 +30,14 @@ for i = 1, #KEYS - 1 do
       redis.pcall('XACK', stream, group, entry)
     end
   end
-  if result > 0 then redis.call('SET', KEYS[i + 1], ARGV[at + 1], 'PX', ARGV[at + 2]) end
+  local mark = result == 0 and type(existing) == 'string' and mark_of(ARGV[at + 1])
+  local other = mark and string.match(existing, '^%d+ %l+ %S+ (%d+) ') == ARGV[at] and mark_of(existing)
+  if other and other ~= mark then
+    result = 3
+    redis.call('SET', KEYS[i + 1], with_billed(existing, 1), 'KEEPTTL')
+  elseif result > 0 then
+    redis.call('SET', KEYS[i + 1], ARGV[at + 1], 'PX', ARGV[at + 2])
+  end
   results[i] = result
 end
 return results

@@ -12,15 +12,16 @@ from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.tasks.task import Task
 
-_SCRIPT = load_script(__package__, "restore_results")
+_SCRIPT = load_script(__package__, "billed", "restore_results")
 
 
 class RestoredResult(IntEnum):
-    """What Redis had before: the result itself, nothing, or the task before its end."""
+    """What Redis had before: the result itself, nothing, the task before its end, or a second result of it."""
 
     PRESENT = 0
     MISSING = 1
     OUTDATED = 2
+    OTHER = 3
 
 
 async def restore_results(context: VerbContext, tasks: Sequence[Task], now: float) -> list[RestoredResult]:

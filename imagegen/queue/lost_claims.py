@@ -1,0 +1,82 @@
+"""Claims that another instance has: their work ends, and a paid call that the other one can't know of is recorded.
+
+Mostly the other instance has read this one's checkpoint, and counted the call. It could not where Redis lost the
+checkpoint, as when instances follow a failover at different times: each then uses another server for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
+from imagegen.queue.claim import Claim
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record
+from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.notifier import Notifier
+from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.tasks.task import State, Task
+
+
+class LostClaims:
+    """End of the work for claims that another instance has."""
+
+    def __init__(self, verbs: QueueVerbs, dispatcher: ClaimDispatcher, notifier: Notifier) -> None:
+        self._verbs = verbs
+        self._dispatcher = dispatcher
+        self._notifier = notifier
+
+    async def abandon(self, claims: Sequence[Claim]) -> None:
+        """Stop the work, and record calls that are not counted elsewhere. Raises QueueUnavailable."""
+        for claim in claims:
+            if not claim.lost:
+                self._dispatcher.abandon(claim)
+        for claim in claims:
+            if claim.checkpoint.calling or claim.checkpoint.job is not None:
+                await self.record(claim)
+
+    async def record(self, claim: Claim) -> int:
+        """Record the call of a claim if it is not counted elsewhere. Raises QueueUnavailable.
+
+        Return the count of calls that may be paid twice that the record has now, 0 if it was not changed.
+        """
+        task_id = claim.task.id
+        record, stored, _ = await self._verbs.read(task_id)
+        if record is None:
+            return 0
+        try:
+            _, task = decode_record(record)
+            checkpoint = None if stored is None else decode_checkpoint(stored)[1]
+        except (NewerRecord, UnreadableRecord):
+            return 0
+        count = uncounted_calls(claim.checkpoint, task, checkpoint)
+        if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count):
+            return 0
+        self._verbs.meter.ambiguous += 1
+        self._dispatcher.drop(claim)
+        self._notifier.publish("fresh", ids=[task_id])
+        return count
+
+
+def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> int:
+    """Return the count of calls that may be paid twice that a record must have; 0 if our call is counted elsewhere.
+
+    Args:
+        ours: with a call in flight, or a provider job.
+        task: as Redis has it. theirs: the checkpoint in Redis, maybe our own.
+    """
+    if theirs is not None and theirs.owner != ours.owner and _inherited(theirs, ours):
+        return 0
+    if task.state.is_final:  # its end was written without our call
+        return 0 if task.state is State.CANCELLED else max(ours.billed_again, 1)
+    if theirs is None or theirs.owner == ours.owner:
+        return 0
+    return ours.billed_again + 1
+
+
+def _inherited(theirs: Checkpoint, ours: Checkpoint) -> bool:
+    """Return whether another instance continued from our checkpoint."""
+    if theirs.starts > ours.starts or theirs.billed_again > ours.billed_again:
+        return True
+    if ours.job is not None:
+        return ours.job.handle.id in theirs.begun_jobs
+    return ours.sent is not None and theirs.sent == ours.sent

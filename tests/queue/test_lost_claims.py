@@ -1,0 +1,42 @@
+"""Which calls of a lost claim must be recorded, since the instance that has the task now can't know of them."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from imagegen.queue.checkpoint import Checkpoint
+from imagegen.queue.lost_claims import uncounted_calls
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.task import State, Task
+
+pytestmark = pytest.mark.unit
+
+JOB = AcceptedJob(JobHandle("service", "7"), (0,))
+OURS = Checkpoint("us", starts=1, attempts=1)
+THEIRS = Checkpoint("them", starts=1, attempts=1)
+LOST_ONE = replace(OURS, ambiguous_calls=1)
+POLLS = replace(OURS, job=JOB)
+TASK = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', 1.0, State.PROCESSING)
+
+
+@pytest.mark.parametrize(
+    ("ours", "state", "theirs", "count"),
+    [
+        pytest.param(OURS, State.PROCESSING, THEIRS, 1, id="they began without our checkpoint"),
+        pytest.param(LOST_ONE, State.PROCESSING, replace(THEIRS, ambiguous_calls=1), 2, id="they know the first call"),
+        pytest.param(OURS, State.PROCESSING, replace(THEIRS, ambiguous_calls=1), 0, id="they counted our call"),
+        pytest.param(OURS, State.COMPLETED, replace(THEIRS, starts=2), 0, id="they continued, and completed it"),
+        pytest.param(OURS, State.COMPLETED, THEIRS, 1, id="they completed it without our checkpoint"),
+        pytest.param(OURS, State.COMPLETED, OURS, 1, id="its result of another server was written back"),
+        pytest.param(LOST_ONE, State.COMPLETED, None, 1, id="a call that we counted completed it"),
+        pytest.param(OURS, State.CANCELLED, OURS, 0, id="it was cancelled"),
+        pytest.param(OURS, State.PROCESSING, OURS, 0, id="only our checkpoint is known"),
+        pytest.param(POLLS, State.PROCESSING, THEIRS, 1, id="they do not know our job"),
+        pytest.param(POLLS, State.PROCESSING, replace(THEIRS, begun_jobs=("7",)), 0, id="they poll our job"),
+    ],
+)
+def test_a_call_is_recorded_unless_the_other_instance_counted_it(
+    ours: Checkpoint, state: State, theirs: Checkpoint | None, count: int
+) -> None:
+    assert uncounted_calls(ours, replace(TASK, state=state), theirs) == count
