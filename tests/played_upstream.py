@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiohttp import web
 from emulated_jobs import made
+from support import check_rows
 
 from imagegen.errors import UpstreamError
+from imagegen.providers import dashscope, job_api, job_polling, replicate
 from imagegen.providers.protocol import Call, Provider, Reply
 from imagegen.tasks.retry import is_useless_response
 from imagegen.worker.failover import without_tried
@@ -23,8 +26,15 @@ from imagegen.worker.permits import ANY
 Answer = tuple[int, object] | tuple[int, object, Mapping[str, str]]
 """Status, body (a text is sent as it is, `{BASE}` is the upstream's address), headers."""
 
+IMAGE = "{BASE}/files/1.png"
 GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 FOREIGN = "https://foreign.example/jobs/1"
+
+OUT: dict[str, Any] = {"elsewhere": True, "key": "out"}
+COOLS: dict[str, Any] = {"retry": True, "elsewhere": True, "key": "cooling"}
+AGAIN: dict[str, Any] = {"retry": True, "elsewhere": True}
+NO_MODEL: dict[str, Any] = {"elsewhere": True}
+"""What follows from a key that is refused, a limit, a fault that passes, and a model that is not there."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,38 @@ async def played(upstream: PlayedUpstream) -> AsyncIterator[PlayedUpstream]:
         yield upstream
     finally:
         await runner.cleanup()
+
+
+def quick_polls_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let polls follow each other at once, and let a job that is not found be given up after 0.1 s."""
+    for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S"):
+        monkeypatch.setattr(job_polling, name, 0.001)
+    monkeypatch.setattr(job_polling, "MAX_RETRY_AFTER_S", 0.02)
+    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.1)
+    monkeypatch.setattr(job_api, "MIN_POLL_GAP_S", 0.0)
+    monkeypatch.setattr(replicate, "LISTED_WITHIN_S", 0.0)
+    monkeypatch.setattr(dashscope, "LISTED_AFTER_S", 0.0)
+
+
+def with_odd_answers(*rows: Row, job: bool = False) -> list[Row]:
+    """Return the rows of a provider and those of any service. job: whether a call expects the id of a job."""
+    every = [*rows, *odd_answers(job=job)]
+    assert len({row.name for row in every}) == len(every)
+    return every
+
+
+async def play(
+    rows: Sequence[Row], create: Callable[[str], Provider], upstream: PlayedUpstream, make_call: Any, model: str
+) -> None:
+    """Play each row to a new provider, which `create` makes for the address of the upstream."""
+
+    async def play_row(row: Row) -> None:
+        upstream.calls.clear()
+        call = make_call(model=row.model or model, n=row.count, count=row.count)
+        await check(row, create(upstream.url), upstream, call)
+
+    async with played(upstream):
+        await check_rows(rows, play_row)
 
 
 async def check(row: Row, provider: Provider, upstream: PlayedUpstream, call: Call) -> None:

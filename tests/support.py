@@ -6,11 +6,14 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.submission import Submission
+
+Row = TypeVar("Row")
 
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 20.0) -> None:
@@ -25,6 +28,19 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         assert time.monotonic() < deadline, "the condition did not hold in time"
         await asyncio.sleep(pause_s)
         pause_s = min(1.3 * pause_s, 0.02)
+
+
+async def check_rows(rows: Iterable[Row], check: Callable[[Row], Awaitable[object]]) -> None:
+    """Check each row of a table. Raises an AssertionError with the failures of all rows, from the first of them."""
+    failures = []
+    for row in rows:
+        try:
+            await check(row)
+        except Exception as error:  # noqa: BLE001 - raised with the others
+            failures.append((row, error))
+    if failures:
+        text = "\n".join(f"{row}: {error!r}" for row, error in failures)
+        raise AssertionError(f"{len(failures)} rows fail\n{text}") from failures[0][1]
 
 
 ADMIN_TOKEN = "the-admin-token-of-tests"

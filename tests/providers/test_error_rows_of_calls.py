@@ -5,52 +5,45 @@ HTTP: one row for each case of their documentation."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from emulated_jobs import quick_polls
-from played_upstream import FOREIGN, GATEWAY_PAGE, PlayedUpstream, Row, check, odd_answers, played
+from played_upstream import (
+    AGAIN,
+    COOLS,
+    FOREIGN,
+    GATEWAY_PAGE,
+    IMAGE,
+    NO_MODEL,
+    OUT,
+    PlayedUpstream,
+    Row,
+    play,
+    quick_polls_of_rows,
+    with_odd_answers,
+)
 
-from imagegen.providers import job_polling
 from imagegen.providers.chat_images import ChatImagesProvider
 from imagegen.providers.gemini import GeminiProvider
 from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.siliconflow import SiliconFlowProvider
 from imagegen.providers.together import TogetherProvider
 
-IMAGE = "{BASE}/files/1.png"
 B64 = base64.b64encode(b"\x89PNG" + bytes(60)).decode()
-OUT: dict[str, Any] = {"elsewhere": True, "key": "out"}
-COOLS: dict[str, Any] = {"retry": True, "elsewhere": True, "key": "cooling"}
-AGAIN: dict[str, Any] = {"retry": True, "elsewhere": True}
-NO_MODEL: dict[str, Any] = {"elsewhere": True}
 UNSURE: dict[str, Any] = {"retry": True, "paid": "unsure"}
 EMPTY: dict[str, Any] = {"code": "upstream_bad_response", "paid": "yes"}
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick_polls(monkeypatch)
-    for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S"):
-        monkeypatch.setattr(job_polling, name, 0.001)
-    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.1)
+_quick = pytest.fixture(quick_polls_of_rows, autouse=True)
 
 
 def stage(method: str, _path: str) -> str:
     return "submit" if method == "POST" else "poll"
 
 
-async def play(row: Row, create: Callable[[str], Any], usual: object, make_call, model: str) -> None:
-    async with played(PlayedUpstream(stage, {"submit": (200, usual), "poll": (200, POLLED)})) as upstream:
-        call = make_call(model=row.model or model, n=row.count, count=row.count)
-        await check(row, create(upstream.url), upstream, call)
-
-
-def table(*rows: Row, job: bool = False) -> Any:
-    every = [*rows, *odd_answers(job=job)]
-    assert len({row.name for row in every}) == len(every)
-    return pytest.mark.parametrize("row", every, ids=[row.name for row in every])
+def answering(usual: object) -> PlayedUpstream:
+    """Return an upstream that usually answers a submit so."""
+    return PlayedUpstream(stage, {"submit": (200, usual), "poll": (200, POLLED)})
 
 
 def of(
@@ -77,7 +70,7 @@ DRAWN = {"inlineData": {"mimeType": "image/png", "data": B64}}
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "12s"}
 INVALID_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 
-GEMINI = table(
+GEMINI = with_odd_answers(
     of("image", 200, candidate(DRAWN), 1),
     of("image with text", 200, candidate({"text": "Here it is."}, DRAWN), 1),
     of("image in a thought", 200, candidate(DRAWN | {"thought": True}), **EMPTY),
@@ -112,12 +105,11 @@ GEMINI = table(
 )  # fmt: skip
 
 
-@GEMINI
-async def test_gemini(row: Row, session, make_call) -> None:
+async def test_each_answer_of_gemini_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> GeminiProvider:
         return GeminiProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
-    await play(row, create, candidate(DRAWN), make_call, "gemini-2.5-flash-image")
+    await play(GEMINI, create, answering(candidate(DRAWN)), make_call, "gemini-2.5-flash-image")
 
 
 # --- images behind a chat ---
@@ -130,7 +122,7 @@ def chat(end: str = "stop", usage: object = None, **message: object) -> dict[str
 
 URI = f"data:image/png;base64,{B64}"
 
-CHAT = table(
+CHAT = with_odd_answers(
     of("list of images", 200, chat(images=[{"type": "image_url", "image_url": {"url": URI}}]), 1),
     of("data URI in Markdown", 200, chat(content=f"![image]({URI})"), 1),
     of("link in Markdown", 200, chat(content="![image](https://a.example/1.png)"), 1),
@@ -147,12 +139,11 @@ CHAT = table(
 )  # fmt: skip
 
 
-@CHAT
-async def test_images_behind_a_chat(row: Row, session, make_call) -> None:
+async def test_each_answer_of_images_behind_a_chat_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> ChatImagesProvider:
         return ChatImagesProvider(session, name="openai", api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
-    await play(row, create, chat(content=URI), make_call, "google/gemini-2.5-flash-image")
+    await play(CHAT, create, answering(chat(content=URI)), make_call, "google/gemini-2.5-flash-image")
 
 
 # --- SiliconFlow ---
@@ -162,7 +153,7 @@ def silicon(code: int | str, message: str) -> dict[str, object]:
     return {"code": code, "message": message, "data": None}
 
 
-SILICONFLOW = table(
+SILICONFLOW = with_odd_answers(
     of("images", 200, {"images": [{"url": IMAGE}], "timings": {"inference": 1.2}, "seed": 1}, 1),
     of("images in data", 200, {"data": [{"url": IMAGE}]}, 1),
     of("no image", 200, {"images": []}, 0),
@@ -184,12 +175,11 @@ SILICONFLOW = table(
 )  # fmt: skip
 
 
-@SILICONFLOW
-async def test_siliconflow(row: Row, session, make_call) -> None:
+async def test_each_answer_of_siliconflow_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> SiliconFlowProvider:
         return SiliconFlowProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
-    await play(row, create, {"images": [{"url": IMAGE}]}, make_call, "Kwai-Kolors/Kolors")
+    await play(SILICONFLOW, create, answering({"images": [{"url": IMAGE}]}), make_call, "Kwai-Kolors/Kolors")
 
 
 # --- OpenAI and Together ---
@@ -205,7 +195,7 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 RATE = "Rate limit reached for gpt-image-2 on images per min. Please try again in 12s. You can increase your rate limit by adding a payment method."
 KONTEXT_LIMIT = "You have reached the rate limit specific to this model black-forest-labs/FLUX.1-kontext-pro. The maximum rate limit for this model is 9.0 queries per minute."
 
-OPENAI = table(
+OPENAI = with_odd_answers(
     of("base64", 200, {"created": 1, "data": [{"b64_json": B64}], "usage": {"output_tokens": 9}}, 1),
     of("moderated", 400, fault("Your request was rejected by the safety system.", "image_generation_user_error", "moderation_blocked"), "content_policy"),
     of("policy", 400, fault("no", "invalid_request_error", "content_policy_violation"), "content_policy"),
@@ -221,15 +211,14 @@ OPENAI = table(
 )  # fmt: skip
 
 
-@OPENAI
-async def test_openai(row: Row, session, make_call) -> None:
+async def test_each_answer_of_openai_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
         return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
-    await play(row, create, {"data": [{"b64_json": B64}]}, make_call, "gpt-image-2")
+    await play(OPENAI, create, answering({"data": [{"b64_json": B64}]}), make_call, "gpt-image-2")
 
 
-TOGETHER = table(
+TOGETHER = with_odd_answers(
     of("link", 200, {"id": "o", "object": "list", "model": "m", "data": [{"index": 0, "url": IMAGE, "timings": {}}]}, 1),
     of("400 of a field", 400, fault("height must be a multiple of 16", "invalid_request_error"), "upstream_invalid_request"),
     of("400 of a model", 400, fault("Unable to access non-serverless model X. Please visit https://api.together.ai/models/X", "invalid_request_error", "model_not_available"), "model_not_available", **NO_MODEL),
@@ -245,12 +234,11 @@ TOGETHER = table(
 )  # fmt: skip
 
 
-@TOGETHER
-async def test_together(row: Row, session, make_call) -> None:
+async def test_each_answer_of_together_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> TogetherProvider:
         return TogetherProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
-    await play(row, create, {"data": [{"index": 0, "url": IMAGE}]}, make_call, "m")
+    await play(TOGETHER, create, answering({"data": [{"index": 0, "url": IMAGE}]}), make_call, "m")
 
 
 # --- relays with jobs ---
@@ -264,7 +252,7 @@ def polled(body: object, status: int = 200) -> dict[str, Any]:
     return {"poll": (status, body)}
 
 
-RELAY = table(
+RELAY = with_odd_answers(
     Row("accepted in a list", {}, 1),
     of("accepted in an object", 200, {"data": {"status": "submitted", "task_id": "task_1"}}, 1),
     of("accepted with a 202", 202, SUB2API | {"poll_url": "{BASE}/v1/images/tasks/imgtask_1"}, 1),
@@ -287,13 +275,11 @@ RELAY = table(
     Row("job: page on each address", polled(GATEWAY_PAGE), "upstream_bad_response", paid="unsure"),
     Row("job: envelope of a 404", polled({"code": 404, "message": "task not found"}), "upstream_error", **UNSURE),
     Row("job: limited, then there", {"poll": [(429, {"error": {"message": "slow"}}), (503, ""), (200, POLLED)]}, 1),
-    job=False,
 )  # fmt: skip
 
 
-@RELAY
-async def test_relays_with_jobs(row: Row, session, make_call) -> None:
+async def test_each_answer_of_relays_with_jobs_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
         return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
-    await play(row, create, ACCEPTED, make_call, "m")
+    await play(RELAY, create, answering(ACCEPTED), make_call, "m")

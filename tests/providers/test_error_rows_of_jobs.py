@@ -4,49 +4,36 @@ their documentation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from emulated_jobs import quick_polls
-from played_upstream import PlayedUpstream, Row, check, odd_answers, played
+from aiohttp import ClientSession
+from played_upstream import (
+    AGAIN,
+    COOLS,
+    IMAGE,
+    NO_MODEL,
+    OUT,
+    PlayedUpstream,
+    Row,
+    play,
+    quick_polls_of_rows,
+    with_odd_answers,
+)
 
-from imagegen.providers import dashscope as dashscope_module
-from imagegen.providers import job_api, job_polling
-from imagegen.providers import replicate as replicate_module
 from imagegen.providers.bfl import BflProvider
 from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.replicate import ReplicateProvider
 
-IMAGE = "{BASE}/files/1.png"
-OUT: dict[str, Any] = {"elsewhere": True, "key": "out"}
-COOLS: dict[str, Any] = {"retry": True, "elsewhere": True, "key": "cooling"}
-AGAIN: dict[str, Any] = {"retry": True, "elsewhere": True}
-NO_MODEL: dict[str, Any] = {"elsewhere": True}
+_quick = pytest.fixture(quick_polls_of_rows, autouse=True)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick_polls(monkeypatch)
-    for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S"):
-        monkeypatch.setattr(job_polling, name, 0.001)
-    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.1)
-    monkeypatch.setattr(job_api, "MIN_POLL_GAP_S", 0.0)
-    monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
-    monkeypatch.setattr(dashscope_module, "LISTED_AFTER_S", 0.0)
-
-
-async def play(row: Row, kind: type[JobApiProvider], upstream: PlayedUpstream, session, make_call, model: str) -> None:
-    async with played(upstream):
-        provider: Any = kind(session, api_key="the-secret-key", base_url=upstream.url, timeout_s=30)  # type: ignore[call-arg]
-        await check(row, provider, upstream, make_call(model=row.model or model, n=row.count, count=row.count))
-
-
-def table(*rows: Row) -> Any:
-    every = [*rows, *odd_answers(job=True)]
-    assert len({row.name for row in every}) == len(every)
-    return pytest.mark.parametrize("row", every, ids=[row.name for row in every])
+def creating(kind: type[JobApiProvider], session: ClientSession) -> Callable[[str], Any]:
+    """Return a function that makes a provider for an address."""
+    return lambda url: kind(session, api_key="the-secret-key", base_url=url, timeout_s=30)  # type: ignore[call-arg]
 
 
 # --- fal ---
@@ -80,7 +67,7 @@ def fal_result(status: int, body: object, **headers: str) -> dict[str, Any]:
     return {"result": (status, body, {name.replace("_", "-"): value for name, value in headers.items()})}
 
 
-FAL = table(
+FAL = with_odd_answers(
     Row("accepted", {}, 1),
     Row("accepted, 202 while it waits", {"poll": [(202, {"status": "IN_QUEUE", "queue_position": 1}), (202, {"status": "IN_PROGRESS", "logs": None}), (200, {"status": "COMPLETED"})]}, 1),
     Row("id as a number", {"submit": (200, FAL_ACCEPTED | {"request_id": 17})}, 1),
@@ -130,17 +117,17 @@ FAL = table(
     Row("result: of another shape", fal_result(200, {"images": "x"}), "upstream_bad_response", paid="unsure"),
     Row("result: key", fal_result(401, {"detail": "no"}), "upstream_auth", paid="unsure", key="out"),
     Row("result: limited, then there", {"result": [(429, {"detail": "slow"}), (503, ""), (200, {"images": [{"url": IMAGE}]})]}, 1),
+    job=True,
 )  # fmt: skip
 
 
-@FAL
-async def test_fal(row: Row, session, make_call) -> None:
+async def test_each_answer_of_fal_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     usual = {
         "submit": (200, FAL_ACCEPTED),
         "poll": (200, {"status": "COMPLETED"}),
         **fal_result(200, {"images": [{"url": IMAGE}]}),
     }
-    await play(row, FalProvider, PlayedUpstream(fal_stage, usual), session, make_call, "fal-ai/flux/dev")
+    await play(FAL, creating(FalProvider, session), PlayedUpstream(fal_stage, usual), make_call, "fal-ai/flux/dev")
 
 
 # --- Replicate ---
@@ -165,7 +152,7 @@ def ended(status: str, error: str | None = None, **fields: object) -> dict[str, 
     return {"poll": (200, prediction(status, error=error, **fields))}
 
 
-REPLICATE = table(
+REPLICATE = with_odd_answers(
     Row("accepted with a 201", {}, 1),
     Row("accepted with a 200, and done", {"submit": (200, prediction("succeeded", output=[IMAGE]))}, 1),
     Row("accepted with a 202", {"submit": (202, prediction())}, 1),
@@ -202,15 +189,17 @@ REPLICATE = table(
     Row("job: empty list", ended("succeeded", output=[]), 0),
     Row("job: output that is no image", ended("succeeded", output={"text": "x"}), 0),
     Row("poll: limited, then there", {"poll": [(429, {"detail": "Request was throttled."}, {"Retry-After": "0"}), (500, ""), (200, prediction("succeeded", output=IMAGE))]}, 1),
+    job=True,
 )  # fmt: skip
 
 
-@REPLICATE
-async def test_replicate(row: Row, session, make_call) -> None:
+async def test_each_answer_of_replicate_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     listed = (200, {"previous": None, "next": None, "results": []})
     usual = {"submit": (201, prediction()), "list": listed, **ended("succeeded", output=[IMAGE])}
     model = "black-forest-labs/flux-schnell"
-    await play(row, ReplicateProvider, PlayedUpstream(replicate_stage, usual), session, make_call, model)
+    await play(
+        REPLICATE, creating(ReplicateProvider, session), PlayedUpstream(replicate_stage, usual), make_call, model
+    )
 
 
 # --- Black Forest Labs ---
@@ -226,7 +215,7 @@ def bfl(status: object, **fields: object) -> dict[str, Any]:
     return {"poll": (200, {"id": "b1", "status": status, "result": None, "progress": None} | fields)}
 
 
-BFL = table(
+BFL = with_odd_answers(
     Row("accepted", {}, 1),
     Row("accepted without the id in the address", {"submit": (200, BFL_ACCEPTED | {"polling_url": "{BASE}/v1/get_result"})}, 1),
     Row("id and price in other types", {"submit": (200, BFL_ACCEPTED | {"id": 17, "cost": "1.4"})}, 1),
@@ -260,13 +249,13 @@ BFL = table(
     Row("job: no result", bfl("Ready"), 0),
     Row("job: state as a number", bfl(3), "upstream_bad_response", paid="unsure"),
     Row("poll: 422", {"poll": (422, {"detail": [{"loc": ["query", "id"], "msg": "bad", "type": "x"}]})}, "upstream_bad_response", paid="unsure"),
+    job=True,
 )  # fmt: skip
 
 
-@BFL
-async def test_bfl(row: Row, session, make_call) -> None:
+async def test_each_answer_of_bfl_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     usual = {"submit": (200, BFL_ACCEPTED), **bfl("Ready", result={"sample": IMAGE})}
-    await play(row, BflProvider, PlayedUpstream(bfl_stage, usual), session, make_call, "flux-2-klein-4b")
+    await play(BFL, creating(BflProvider, session), PlayedUpstream(bfl_stage, usual), make_call, "flux-2-klein-4b")
 
 
 # --- DashScope ---
@@ -305,7 +294,7 @@ REFUSALS = [
     (503, "ModelUnavailable", "Model is unavailable.", "upstream_overloaded", AGAIN),
 ]
 
-DASHSCOPE = table(
+DASHSCOPE = with_odd_answers(
     Row("accepted", {}, 1),
     Row("accepted, and done", {"submit": output(task_status="SUCCEEDED", results=[{"url": IMAGE}])}, 1),
     Row("no id", {"submit": (200, {"request_id": "r", "output": {"task_status": "PENDING"}})}, "upstream_bad_response", paid="yes"),
@@ -326,15 +315,17 @@ DASHSCOPE = table(
     Row("poll: limited, then there", {"poll": [(429, {"code": "Throttling", "message": "slow"}), output(task_status="SUCCEEDED", results=[{"url": IMAGE}])]}, 1),
     Row("at once: an image", {"submit": (200, {"output": {"choices": [{"message": {"content": [{"image": IMAGE}]}}]}, "usage": {"output_image_count": 1}})}, 1, model=SYNC),
     Row("at once: no image", {"submit": (200, {"output": {"choices": []}})}, 0, model=SYNC),
+    job=True,
 )  # fmt: skip
 
 
-@DASHSCOPE
-async def test_dashscope(row: Row, session, make_call) -> None:
+async def test_each_answer_of_dashscope_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     usual = {
         "submit": output(task_status="PENDING"),
         "list": (200, {"data": [], "total_page": 0, "total": 0}),
         "poll": output({"image_count": 1}, task_status="SUCCEEDED", results=[{"url": IMAGE}]),
     }
     model = "wan2.2-t2i-flash"
-    await play(row, DashScopeProvider, PlayedUpstream(dashscope_stage, usual), session, make_call, model)
+    await play(
+        DASHSCOPE, creating(DashScopeProvider, session), PlayedUpstream(dashscope_stage, usual), make_call, model
+    )
