@@ -1,7 +1,7 @@
 """Real client packages, both majors of each, in separate processes that run calls for the tests.
 
-The versions of this environment are used unchanged. Two majors can't share one environment, so others are installed
-once into `.sdks/`, with those dependencies that this environment lacks.
+The versions of this environment are used unchanged, and share one process. Two majors can't share one environment, so
+others are installed once into `.sdks/`, with those dependencies that this environment lacks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import certifi
+
 ROOT = Path(__file__).resolve().parents[3]
 CACHE = ROOT / ".sdks"
 SCRIPT = Path(__file__).with_name("sdk_calls.py")
@@ -26,6 +28,7 @@ SCRIPT = Path(__file__).with_name("sdk_calls.py")
 LACKING = {"openai": ("httpx2==2.16.2", "httpcore2==2.16.2", "truststore==0.10.5")}
 """Dependencies of the installed versions that are not in this environment."""
 
+_END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
 _INSTALL_S = 240.0
 _RUN_S = 180.0
 _END_S = 10.0
@@ -62,10 +65,11 @@ class Call:
 
 
 class Packages:
-    """Processes with the real packages: one for each version, started at its first call, until `close`."""
+    """Processes with the real packages: one for each environment, started at its first call, until `close`."""
 
     def __init__(self) -> None:
-        self._processes: dict[tuple[str, str], subprocess.Popen[str]] = {}
+        self._processes: dict[Path | None, subprocess.Popen[str]] = {}
+        self._folder = tempfile.TemporaryDirectory()
 
     async def run(self, sdk: Sdk, calls: Sequence[Call], *, at_once: bool = False) -> list[dict[str, Any]]:
         """Return each call's result: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`.
@@ -73,7 +77,13 @@ class Packages:
         at_once: the calls of an asynchronous client begin together.
         """
         process = await asyncio.to_thread(self._process, sdk)
-        batch = {"sdk": sdk.name, "mode": sdk.mode, "at_once": at_once, "calls": [asdict(call) for call in calls]}
+        batch = {
+            "sdk": sdk.name,
+            "version": sdk.version,
+            "mode": sdk.mode,
+            "at_once": at_once,
+            "calls": [asdict(call) for call in calls],
+        }
         answering = asyncio.ensure_future(asyncio.to_thread(_exchange, process, json.dumps(batch)))
         try:
             async with asyncio.timeout(_RUN_S):
@@ -87,23 +97,32 @@ class Packages:
     def close(self) -> None:
         for process in self._processes.values():
             process.communicate(timeout=_END_S)
+        self._folder.cleanup()
 
     def _process(self, sdk: Sdk) -> subprocess.Popen[str]:
-        key = (sdk.name, sdk.version)
-        if key not in self._processes or self._processes[key].poll() is not None:
-            self._processes[key] = _start(sdk)
-        return self._processes[key]
+        place = installed(sdk.name, sdk.version)
+        if place not in self._processes or self._processes[place].poll() is not None:
+            self._processes[place] = _start(place, Path(self._folder.name))
+        return self._processes[place]
 
 
-def _start(sdk: Sdk) -> subprocess.Popen[str]:
-    place = installed(sdk.name, sdk.version)
+def _start(place: Path | None, folder: Path) -> subprocess.Popen[str]:
+    """Start a process with the packages of a folder, or with those of this environment."""
     others = ("OPENAI_", "TOGETHER_", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it loads prices from the network
+    environment["SSL_CERT_FILE"] = str(_short_bundle(folder))
     if place is not None:
         environment["PYTHONPATH"] = str(place)
-    command = [sys.executable, "-P", str(SCRIPT), sdk.name, sdk.version]
+    command = [sys.executable, "-P", str(SCRIPT)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _short_bundle(folder: Path) -> Path:
+    """Write the first certificate of the usual bundle into a file. Each new client reads all of its bundle."""
+    file = folder / "certificates.pem"
+    file.write_text(Path(certifi.where()).read_text().partition(_END_OF_CERTIFICATE)[0] + _END_OF_CERTIFICATE)
+    return file
 
 
 def _exchange(process: subprocess.Popen[str], line: str) -> str:
