@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ import pytest
 import pytest_asyncio
 from emulator_fixtures import EmulatedUpstream
 from orphans import find_browser
+from quick_drawing import QuickDrawing
 from support import eventually
 
+from imagegen.providers.drawing import render
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
@@ -185,6 +187,13 @@ class Tabs:
         await session.detach()
         await context.clear_cookies()
         self._free.append(tab)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_drawings() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(render, "Drawing", QuickDrawing)
+        yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
