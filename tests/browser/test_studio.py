@@ -154,7 +154,7 @@ async def test_a_limited_event_stream_is_no_lost_connection(
     assert await visit.page.get_by_text("progress is shown again").count() == 0
 
 
-async def test_a_fault_stands_at_its_field_and_gets_the_focus(
+async def test_a_fault_is_shown_at_its_field_and_gets_the_focus(
     start_paid: StartService, open_studio: OpenStudio
 ) -> None:
     visit = await open_studio(await start_paid())
@@ -276,14 +276,14 @@ async def test_a_request_is_copied_as_a_program_that_gets_the_same_task(
         assert f"/api/images/{task}/0" in run.stdout, language
 
 
-async def test_a_failed_task_says_what_to_do(service: Client, open_studio: OpenStudio) -> None:
+async def test_a_failed_task_shows_what_to_do(service: Client, open_studio: OpenStudio) -> None:
     visit = await open_studio(service)
     await visit.make("[fail:content_policy]")
     await visit.state("failed")
     await visit.page.get_by_text("Change the prompt or the images.").wait_for()
 
 
-async def test_a_service_with_keys_asks_for_one_and_the_tab_keeps_it(
+async def test_a_service_with_keys_requests_one_and_the_tab_keeps_it(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
     visit = await open_studio(await start_service(api_keys={"web": hashlib.sha256(KEY.encode()).hexdigest()}))

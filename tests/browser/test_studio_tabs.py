@@ -22,7 +22,7 @@ async def other_tab(visit: StudioVisit, address: str = "") -> StudioVisit:
 
 
 @pytest.mark.parametrize("locale", LEFT)
-async def test_a_cancel_that_only_left_says_so(
+async def test_a_cancel_that_only_left_shows_it(
     start_service: StartService, open_studio: OpenStudio, locale: str
 ) -> None:
     service = await start_service(trusted_proxy_hops=1)
@@ -88,7 +88,7 @@ async def test_two_tabs_show_the_tasks_of_each_other(start_service: StartService
     await card.wait_for(state="detached")
 
 
-async def test_a_task_goes_on_in_the_other_tab_when_its_own_is_closed(
+async def test_a_task_continues_in_the_other_tab_when_its_own_is_closed(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
     service = await start_service(worker_concurrency=1)

@@ -314,7 +314,7 @@ def test_lost_event_streams_are_resumed_and_each_image_has_one_event(monkeypatch
     assert pauses[1:] == [2, 1.2]
 
 
-def test_a_stream_that_the_caller_has_seen_to_its_end_is_empty() -> None:
+def test_a_stream_that_the_caller_has_read_to_its_end_is_empty() -> None:
     script = Script(httpx.Response(204))
     with script.client() as client:
         assert list(client.events(ID, last_event_id="9")) == []

@@ -127,7 +127,7 @@ async def test_the_begun_minute_is_shown_here_and_written_at_the_end(record: Cal
     assert [minute.tasks for minute in (await two.store.read()).values()] == [{"completed": 1}]
 
 
-async def test_the_history_goes_on_after_a_step_of_the_clock_back(
+async def test_the_history_continues_after_a_step_of_the_clock_back(
     record: Callable[[], Recording], clock: Clock
 ) -> None:
     one = record()
@@ -153,7 +153,7 @@ async def test_a_foreign_entry_in_the_history_is_left_out(record: Callable[[], R
     assert [minute.depth for minute in (await one.store.read()).values()] == [2]
 
 
-async def test_a_history_of_another_type_is_moved_aside_and_written_anew(record: Callable[[], Recording]) -> None:
+async def test_a_history_of_another_type_is_renamed_and_written_again(record: Callable[[], Recording]) -> None:
     one = record()
     await one.commands.rpush(one.key, "of another program")
     assert await one.store.read() == {}

@@ -100,7 +100,7 @@ OBSTACLES = {
     + [(above, replace) for above in (1, 2) for replace in (Path.touch, OBSTACLES["link to itself"])],
     ids=[*OBSTACLES, *(f"{what} as {name}" for name in ("task", "hex") for what in ("file", "link"))],
 )
-async def test_what_stands_in_the_place_of_an_image_costs_this_image_alone(
+async def test_a_foreign_file_in_the_place_of_an_image_costs_this_image_alone(
     store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, above: int, replace: Callable[[Path], None]
 ) -> None:
     image, source, in_file = make_image(), "f" * 32, tmp_path / "spooled"

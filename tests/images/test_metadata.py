@@ -173,7 +173,7 @@ def test_a_block_never_exceeds_its_limit() -> None:
         assert block is None or len(block) <= limit
 
 
-def test_a_webp_whose_last_chunk_lacks_its_padding_is_padded() -> None:
+def test_a_webp_without_the_padding_of_its_last_chunk_is_padded() -> None:
     data = picture("WEBP")
     unpadded = data + b"ABCD" + struct.pack("<I", 3) + b"abc"
     unpadded = unpadded[:4] + struct.pack("<I", len(unpadded) - 8) + unpadded[8:]

@@ -185,9 +185,7 @@ async def test_an_image_is_not_reused_if_redis_may_not_copy(
     await limited.close()
 
 
-async def test_an_index_of_another_type_is_moved_aside_and_no_image_is_lost(
-    connection: Connection, prefix: str
-) -> None:
+async def test_an_index_of_another_type_is_renamed_and_no_image_is_lost(connection: Connection, prefix: str) -> None:
     keys = Keys(prefix)
     await connection.commands.set(keys.image_index, "of another program")
     port = RedisBlobStore(connection, keys, 1000)

@@ -201,7 +201,7 @@ def refused(status: int, **error: object) -> RawResponse:
         (RawResponse(504, {}, b"<html>Gateway Time-out</html>"), "upstream_error", True, False),
     ],
 )
-def test_a_response_without_an_image_is_told_apart(
+def test_a_response_without_an_image_has_its_own_error(
     answer: RawResponse, code: str, retryable: bool, charged: bool
 ) -> None:
     error = error_of(answer)

@@ -435,7 +435,7 @@ async def test_a_job_is_found_despite_faults_that_pass(at_once, make_provider, m
     assert handle is not None
 
 
-async def test_a_job_is_told_from_others_of_its_model_by_its_prompt(
+async def test_a_job_is_found_among_others_of_its_model_by_its_prompt(
     at_once, make_provider, make_call, upstream
 ) -> None:
     other, provider = make_provider("sk-other"), make_provider()
@@ -449,7 +449,7 @@ async def test_a_job_is_told_from_others_of_its_model_by_its_prompt(
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])
-async def test_two_jobs_that_fit_are_not_told_apart(at_once, make_provider, make_call, upstream, model: str) -> None:
+async def test_neither_of_two_jobs_that_fit_is_taken(at_once, make_provider, make_call, upstream, model: str) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost", model)
     sent_at = await lose(provider, call)
     await lose(provider, call)

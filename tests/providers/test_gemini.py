@@ -286,7 +286,9 @@ def test_a_large_image_stays_in_the_body_also_beside_a_large_signature(monkeypat
         ),
     ],
 )
-def test_a_response_without_an_image_is_told_apart(answer: RawResponse, code: str, detail: str, charged: bool) -> None:
+def test_a_response_without_an_image_has_its_own_error(
+    answer: RawResponse, code: str, detail: str, charged: bool
+) -> None:
     error = error_of(answer)
     assert (error.code, error.charged) == (code, charged)
     assert error.retryable is (code == "upstream_overloaded")
@@ -316,7 +318,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("switch", ROWS)
-async def test_an_error_has_its_code_and_says_whether_a_repeat_helps(gemini, google, make_call, switch: str) -> None:
+async def test_an_error_has_its_code_and_whether_a_repeat_helps(gemini, google, make_call, switch: str) -> None:
     _, error = await made(gemini, make_call(model=FLASH, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retryable, error.ambiguous, error.retry_after_s) == ROWS[switch]

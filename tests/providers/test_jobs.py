@@ -259,7 +259,7 @@ def test_a_failed_job_fails_as_a_call_with_the_same_error(body: object, code: st
         ({"data": {"status": "expired"}}, 200),
     ],
 )
-def test_a_job_that_the_relay_does_not_know_is_forgotten(body: object, status: int) -> None:
+def test_a_job_that_the_relay_does_not_find_is_forgotten(body: object, status: int) -> None:
     assert state(body, status).phase == "forgotten"
 
 
@@ -274,7 +274,7 @@ def test_a_job_that_the_relay_does_not_know_is_forgotten(body: object, status: i
         (["no", "object"], 200, "upstream_bad_response"),
     ],
 )
-def test_a_poll_that_fails_says_nothing_about_the_job(body: object, status: int, code: str) -> None:
+def test_a_poll_that_fails_does_not_change_the_state_of_the_job(body: object, status: int, code: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         state(body, status)
     assert caught.value.code == code

@@ -84,7 +84,7 @@ def test_own_rows_are_added_and_take_the_place_of_packaged_ones(tmp_path: Path) 
     assert len(table.rows) == len(load_table("together").rows) + 1
 
 
-def test_an_own_date_says_when_the_table_was_checked(tmp_path: Path) -> None:
+def test_an_own_date_is_that_of_the_last_check_of_the_table(tmp_path: Path) -> None:
     assert own_table(tmp_path, "checked = 2027-05-01\nmodels = []").checked == date(2027, 5, 1)
     assert own_table(tmp_path, "models = []").checked == load_table("").checked
 

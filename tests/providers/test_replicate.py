@@ -328,7 +328,7 @@ async def lost(replicate, call) -> float:
     return sent_at
 
 
-async def test_a_call_with_a_lost_response_goes_on_with_the_job_that_it_began(
+async def test_a_call_with_a_lost_response_continues_with_the_job_that_it_began(
     quick, replicate, service, make_call
 ) -> None:
     observer, reply = await made(replicate, make_call(model=MODEL, prompt=LOST))
@@ -369,7 +369,7 @@ async def test_a_job_that_is_listed_late_is_waited_for(quick, replicate, service
     assert await replicate.find(call, sent_at) is not None
 
 
-async def test_two_equal_jobs_are_not_told_apart(quick, replicate, service, make_call) -> None:
+async def test_neither_of_two_equal_jobs_is_taken(quick, replicate, service, make_call) -> None:
     call = make_call(model=MODEL, prompt="a cat {{fault:job answer=lost}}")
     sent_at = await lost(replicate, call)
     await lost(replicate, call)

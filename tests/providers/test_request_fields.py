@@ -97,7 +97,7 @@ def test_gpt_image_gets_its_options_and_no_response_format(make_call):
         *(lambda call, dialect=dialect: fields_of(call, dialect) for dialect in (UNKNOWN, XAI, OPENAI, SILICONFLOW)),
     ],
 )
-def test_fields_that_only_the_provider_knows_are_sent_unchanged(make_call, build):
+def test_fields_of_the_provider_alone_are_sent_unchanged(make_call, build):
     extra = {"x_style": 1, "nested": {"a": [None, True]}, "override_settings": {"CLIP_stop_at_last_layers": 2}}
     sent = build(make_call(extra=extra))
     assert sent.items() >= extra.items()

@@ -105,7 +105,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("switch", ROWS)
-async def test_an_error_has_its_code_and_says_whether_a_repeat_helps(siliconflow, make_call, switch: str) -> None:
+async def test_an_error_has_its_code_and_whether_a_repeat_helps(siliconflow, make_call, switch: str) -> None:
     _, error = await made(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retryable, error.ambiguous) == ROWS[switch]

@@ -65,7 +65,7 @@ async def test_each_of_two_budgets_must_have_room(one) -> None:
     assert (await used(one), await used(one, KEY), await used(one, KEY + 1)) == (3 * PRICE, 2 * PRICE, PRICE)
 
 
-async def test_a_repeat_of_a_batch_whose_reply_was_lost_reserves_nothing_more(one) -> None:
+async def test_a_repeat_of_a_batch_with_a_lost_reply_reserves_nothing_more(one) -> None:
     limits: Limits = ((TOTAL, PRICE),)
     (task,) = await put(limited(one, *limits), "a")
     reply = await one.verbs.submit(task, limits=limits)

@@ -112,7 +112,7 @@ async def test_a_provider_that_does_not_answer_leaves_the_task_charged(one, monk
     assert (task.cancelled_upstream, task.cost.charged) == (False, PRICE)
 
 
-async def test_a_cancel_goes_on_if_its_client_does_not_wait(one) -> None:
+async def test_a_cancel_is_completed_if_its_client_does_not_wait(one) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
     cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
@@ -154,7 +154,7 @@ async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one) ->
 
 
 @pytest.mark.parametrize("end", ["taken over", "submitted again"])
-async def test_a_job_of_a_task_that_goes_on_is_not_cancelled(make_instance, one, end: str) -> None:
+async def test_a_job_of_a_task_that_continues_is_not_cancelled(make_instance, one, end: str) -> None:
     upstream = with_upstream(one)
     (claim,) = await started(one, "a")
     if end == "taken over":

@@ -78,7 +78,7 @@ async def test_one_command_reads_the_siblings_of_a_whole_batch(make_instance) ->
     assert instance.connection.meter.commands["submit"] - before == 2 + 2 * 20
 
 
-async def test_a_restarted_instance_knows_the_families_in_redis(make_instance, monkeypatch) -> None:
+async def test_a_restarted_instance_reads_the_families_in_redis(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(families, "SCAN_COUNT", 10)
     monkeypatch.setattr(families, "READ_COUNT", 3)
     before = make_instance()
@@ -193,7 +193,7 @@ async def test_a_topped_up_task_begins_with_the_reused_images_on_every_instance(
     assert claim.checkpoint.images == expected
 
 
-async def test_siblings_are_not_used_if_the_client_wants_none(make_instance) -> None:
+async def test_siblings_are_not_used_if_the_client_excludes_them(make_instance) -> None:
     instance = make_instance()
     await made(instance, "shared", 4)
     assert (await instance.client_queue.submit(family_submission("shared", 2))).cached is CacheResult.MISS

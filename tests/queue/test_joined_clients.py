@@ -102,7 +102,7 @@ async def test_a_client_that_left_and_submits_again_counts_again(make_instance) 
     assert not await leaves(one, "b", task)
 
 
-async def test_an_instance_is_told_who_left_on_another_one(make_instance) -> None:
+async def test_an_instance_receives_who_left_on_another_one(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await informed(one, two)
     task = await submit(one, "a")
@@ -115,7 +115,7 @@ async def test_an_instance_is_told_who_left_on_another_one(make_instance) -> Non
     assert not await leaves(two, "a", task)
 
 
-async def test_an_instance_that_knows_no_peer_yet_tells_who_left(make_instance) -> None:
+async def test_an_instance_without_a_peer_yet_publishes_who_left(make_instance) -> None:
     one = make_instance()
     await informed(one)
     task = await submit(one, "a")
@@ -366,7 +366,7 @@ async def test_a_repeat_on_an_instance_that_was_there_before_the_task_costs_no_s
     assert [await join_commands(two, task, client) for client in "abb"] == [0, 4, 0]
 
 
-async def test_an_equal_submit_goes_on_when_the_first_one_is_cancelled(make_instance) -> None:
+async def test_an_equal_submit_continues_when_the_first_one_is_cancelled(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     first = asyncio.create_task(submit(instance, "a"))
@@ -393,7 +393,7 @@ class OneLimited:
         return (await store())[0]
 
 
-async def test_an_equal_submit_of_another_client_goes_on_when_the_first_one_has_too_many_tasks(make_instance) -> None:
+async def test_an_equal_submit_of_another_client_continues_when_the_first_has_too_many_tasks(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     instance.client_queue.open_tasks = OneLimited()

@@ -257,7 +257,7 @@ async def test_a_lost_line_is_noticed_when_it_is_read(make_instance) -> None:
     assert sorted(started) == sorted(task.id for task in tasks)
 
 
-async def test_a_repeat_queues_a_task_again_if_its_line_is_lost_and_nobody_knows_it(make_instance) -> None:
+async def test_a_repeat_queues_a_task_again_if_its_line_is_lost_and_no_instance_has_it(make_instance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
     await one.crash()

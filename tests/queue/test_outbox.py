@@ -242,7 +242,7 @@ async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
     assert {(await deliver(two))[1].number for _ in range(2)} == {0, 1}
 
 
-async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> None:
+async def test_a_joined_webhook_is_shown_while_the_task_runs(make_instance) -> None:
     instance = make_instance()
     task = await submit_hooks(instance, "a", hook("first"))
     await submit_hooks(instance, "a", hook("waits"))

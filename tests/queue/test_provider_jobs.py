@@ -155,7 +155,7 @@ def test_a_job_of_a_cancelled_task_may_have_been_paid() -> None:
     assert calls_under_way(Checkpoint("i", "calling", job=JOB).encode("1-0")) == 1
 
 
-async def test_a_job_is_not_taken_if_redis_lets_nobody_look_whose_it_is(make_instance, redis_url: str) -> None:
+async def test_a_job_is_not_taken_if_redis_does_not_allow_a_search_for_its_owner(make_instance, redis_url: str) -> None:
     claim = await started(make_instance())
     await make_instance(start=False).connection.commands.acl_setuser(
         "scanless", enabled=True, passwords=["+word"], keys=["*"], channels=["*"], commands=["+@all", "-scan"]

@@ -504,7 +504,7 @@ async def listener(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-async def test_a_new_peer_learns_of_a_held_task(make_instance, listener: Redis) -> None:
+async def test_a_new_peer_receives_a_held_task(make_instance, listener: Redis) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await instance.client_queue.submit(submission("a"))

@@ -78,7 +78,7 @@ def collected_by_other_keys(
     return task, second.log
 
 
-def test_a_job_whose_key_left_the_pool_counts_as_lost_and_is_made_once_more(
+def test_a_job_of_a_key_that_left_the_pool_counts_as_lost_and_is_made_once_more(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
     with emulator("fal") as upstream:
@@ -90,7 +90,7 @@ def test_a_job_whose_key_left_the_pool_counts_as_lost_and_is_made_once_more(
         assert log.count("belongs to a key that is not in CHANNELS_FILE any more") == 1
 
 
-def test_a_job_whose_key_left_the_pool_is_collected_by_another_key_of_the_account(
+def test_a_job_of_a_key_that_left_the_pool_is_collected_by_another_key_of_the_account(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
     with emulator("dashscope") as upstream:

@@ -140,7 +140,7 @@ def test_an_evicting_server_is_a_warning(tmp_path: Path, good: dict[str, str], r
     assert "Set maxmemory-policy noeviction" in warning
 
 
-def test_a_user_without_info_is_told_what_is_not_checked(tmp_path: Path, good: dict[str, str], redis: Redis) -> None:
+def test_a_user_without_info_sees_which_checks_are_left_out(tmp_path: Path, good: dict[str, str], redis: Redis) -> None:
     report = doctor(tmp_path, **good | {"REDIS_URL": url_of(redis, f"blind:{PASSWORD}@")})
     (warning,) = report.warnings
     assert (report.code, report.faults) == (0, [])

@@ -103,7 +103,7 @@ def test_a_link_of_a_client_to_loopback_does_not_lead_to_the_upstream(
     assert paid_inputs(upstream, "from within") == []
 
 
-def test_an_edit_whose_instance_is_killed_is_made_again_from_whole_images(
+def test_an_edit_of_a_killed_instance_is_made_again_from_whole_images(
     start_service: StartService, upstream: EmulatorProcess
 ) -> None:
     service = start_service(**edits_by(upstream), LEASE_SECONDS="1")

@@ -20,7 +20,7 @@ LOG_BYTES = 1_000_000
 """What a file may have while images are refused: more than the service's log."""
 
 
-def test_images_whose_host_fails_for_a_while_are_paid_once(start_service, upstream: EmulatorProcess) -> None:
+def test_images_on_a_host_that_fails_for_a_while_are_paid_once(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="5")
     prompts = [f"host away {number} {{{{fault:image_500 link_times=4}}}}" for number in range(10)]
     ids = at_once([lambda prompt=prompt: service.accepted(prompt=prompt) for prompt in prompts])

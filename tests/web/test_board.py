@@ -73,7 +73,7 @@ async def test_a_pause_holds_for_all_instances_until_one_resumes(start_two: Star
     assert await get(one, "/readyz") == {"status": "ready"}
 
 
-async def test_a_repeated_pause_tells_the_instances_that_missed_the_first(start_two: StartTwo) -> None:
+async def test_a_repeated_pause_reaches_the_instances_that_missed_the_first(start_two: StartTwo) -> None:
     one, two = await start_two()
     connection, keys = one.app[QUEUE].connection, one.app[QUEUE].keys
     stored = msgspec.json.encode(PauseState(int(connection.clock() * 1000), paused=True, since=connection.clock()))
@@ -98,7 +98,7 @@ async def status_is(client: Client, task_id: str, wanted: str) -> bool:
     return await status(client, task_id) == wanted
 
 
-async def test_a_paused_service_stays_paused_over_a_restart_and_says_so(start_service: StartService) -> None:
+async def test_a_paused_service_stays_paused_over_a_restart_and_logs_it(start_service: StartService) -> None:
     client = await start_service()
     await post(client, "/api/admin/pause")
     task_id = await submit(client, "waits")

@@ -112,7 +112,7 @@ async def check_refusal(answer: Any, envelope: str) -> None:
         assert (body["code"], body["statusCode"], body["retryable"]) == ("unauthorized", 401, False)
 
 
-async def test_a_route_needs_a_key_unless_its_operation_says_otherwise() -> None:
+async def test_a_route_needs_a_key_unless_its_operation_states_otherwise() -> None:
     assert Operation("get", "/new", "new", "t", "s", "", ()).needs == "key"
     free = {operation.path for operation, _ in ROUTES if operation.needs == "none"}
     assert free == {
@@ -228,7 +228,7 @@ async def test_with_keys_of_the_settings_a_caller_without_one_is_refused_also_th
     assert [(await client.get("/api/models", headers=headers)).status for headers in (AS_WEB, bearer("?"))] == [503] * 2
 
 
-async def test_a_public_service_whose_last_key_was_revoked_stays_closed(start_service: StartService) -> None:
+async def test_a_public_service_stays_closed_after_its_last_key_was_revoked(start_service: StartService) -> None:
     public = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
     local = await start_service()
     secret = await make_key(local, name="only")

@@ -219,7 +219,7 @@ async def test_a_task_is_cancelled_and_a_finished_one_stays(paid, upstream: Emul
     assert (unknown["isError"], unknown["structuredContent"]["error"]["code"]) == (True, "not_found")
 
 
-async def test_a_failed_task_is_a_result_that_says_why(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_failed_task_is_a_result_with_its_cause(paid, upstream: EmulatedUpstream) -> None:
     upstream.script("400_policy")
     found = await result(paid, call("generate_image", prompt="no"))
     assert (found["isError"], found["structuredContent"]["status"]) == (True, "failed")
@@ -227,7 +227,7 @@ async def test_a_failed_task_is_a_result_that_says_why(paid, upstream: EmulatedU
     assert "Change the prompt" in found["content"][0]["text"]
 
 
-async def test_refusals_are_results_that_say_what_to_do(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_refusals_are_results_with_a_remedy(start_paid, upstream: EmulatedUpstream) -> None:
     service = await start_paid(budget_daily_micro_usd=1_500, image_rate_limit_max=4)
     wrong = await result(service, call("generate_image", prompt="a", width=7, detail="all"))
     assert wrong["isError"]

@@ -67,7 +67,7 @@ async def test_what_a_key_does_not_allow_is_a_result(paid, upstream: EmulatedUps
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_a_key_with_all_its_tasks_open_is_told_to_wait(paid, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_with_all_its_tasks_open_has_to_wait(paid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_wait, "WAIT_S", 0.1)
     narrow = await key(paid, "narrow", openTasks=1)
     await pause(paid)

@@ -73,7 +73,7 @@ async def test_images_that_are_gone_are_paid_for(paid, tmp_path: Path) -> None:
     assert (again["cached"], again["costUsd"]) == (False, pytest.approx(2 * IMAGE_USD))
 
 
-async def test_a_quote_of_images_under_way_says_that_joining_is_free(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_of_images_under_way_shows_that_joining_is_free(paid, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("hang")
     await paid.post("/api/images/generate", json={"prompt": "a fox"})
     seen = await quoted(paid, maxCostUsd=0)
@@ -112,7 +112,7 @@ async def test_without_a_budget_none_is_left(paid) -> None:
     assert (await quoted(paid))["budgetLeftUsd"] is None
 
 
-async def test_a_quote_over_its_own_limit_says_so(paid) -> None:
+async def test_a_quote_over_its_own_limit_names_the_limit(paid) -> None:
     seen = await quoted(paid, n=2, maxCostUsd=IMAGE_USD)
     assert (seen["refusal"]["code"], seen["costUsd"]) == ("max_cost_exceeded", pytest.approx(2 * IMAGE_USD))
     assert (await quoted(paid, model="nobody/knows", maxCostUsd=1))["refusal"]["code"] == "price_unknown"
@@ -133,7 +133,7 @@ async def test_a_quote_counts_no_submit_and_names_those_that_are_left(start_paid
     assert (await made(service))["error"]["code"] == "rate_limited"
 
 
-async def test_a_quote_knows_the_limit_of_units(start_paid) -> None:
+async def test_a_quote_has_the_limit_of_units(start_paid) -> None:
     service = await start_paid(image_units_per_min=10)
     await made(service, n=8)
     assert (await quoted(service, n=4, prompt="a hen"))["refusal"]["code"] == "rate_limited"
@@ -156,7 +156,7 @@ async def test_the_position_is_that_in_the_own_line_of_a_key(start_paid, upstrea
     assert other["queuePosition"] < places[-1][0]
 
 
-async def test_a_quote_of_what_was_refused_says_that_it_is_refused_again(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_of_a_refused_request_shows_that_it_is_refused_again(paid, upstream: EmulatedUpstream) -> None:
     upstream.script("400_policy")
     await made(paid)
     seen = await quoted(paid)

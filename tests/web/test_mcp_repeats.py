@@ -46,7 +46,7 @@ async def test_a_restarted_service_remembers_the_refusal(start_paid, upstream: E
     assert upstream.ledger.total == 1
 
 
-async def test_a_failure_that_may_pass_is_tried_again_and_the_answer_says_so(
+async def test_a_failure_that_may_pass_is_tried_again_and_the_answer_shows_it(
     start_paid, upstream: EmulatedUpstream
 ) -> None:
     service = await start_paid(max_attempts=1)

@@ -70,7 +70,7 @@ def unserved(harness, others: Others, clock: Clock, *channels: Channel) -> Unser
     )
 
 
-def test_a_greeting_says_which_models_an_instance_serves() -> None:
+def test_a_greeting_has_the_models_that_an_instance_serves() -> None:
     drawn, bought = Channel("drawn", "sandbox"), paid("bought", "org/*", "short")
     others = PeerChannels(
         lambda: {"one": greeting(bought), "two": greeting(drawn, bought), "old": OLD_VERSION, "new": {"serves": 5}}
@@ -86,7 +86,7 @@ def test_a_greeting_says_which_models_an_instance_serves() -> None:
     ("greetings", "may"),
     [({}, False), ({"a": OLD_VERSION}, True), ({"a": greeting(paid("b", "b"))}, False)],
 )
-def test_only_an_instance_that_says_what_it_serves_certainly_does_not_serve_a_model(
+def test_only_an_instance_with_a_list_of_models_certainly_lacks_a_model(
     greetings: Mapping[str, Any], may: bool
 ) -> None:
     assert PeerChannels(lambda: greetings).may_serve("theirs", sandbox=False) is may
