@@ -14,7 +14,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import job_polling
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.protocol import Call, Provider, Reply
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 
 E = TypeVar("E", bound=JobEmulator)
 
@@ -35,6 +35,7 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
         monkeypatch.setattr(job_polling, name, 0.02)
     monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 1.0)
+    monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
 
 
 @dataclass
@@ -45,12 +46,12 @@ class Recorder:
     handles: list[JobHandle] = field(default_factory=list)
     noted: list[object] = field(default_factory=list)
     parts: list[float] = field(default_factory=list)
-    failed: list[int] = field(default_factory=list)
+    failed: list[FailedPolls] = field(default_factory=list)
 
     def sent(self) -> None:
         """Do nothing."""
 
-    async def takes(self, _job_id: str) -> bool:
+    async def takes(self, _job: JobHandle) -> bool:
         return True
 
     async def accepted(self, handle: JobHandle) -> None:
@@ -60,8 +61,8 @@ class Recorder:
     def progress(self, fraction: float) -> None:
         self.parts.append(fraction)
 
-    def polls_failed(self, count: int) -> None:
-        self.failed.append(count)
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.failed.append(polls)
 
 
 async def made(provider: Provider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:

@@ -17,6 +17,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import ProviderClient
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.ssrf import AddressBlocked, blocked_cause, guarded_connector
+from imagegen.tasks.provider_job import FailedPolls
 from imagegen.tasks.retry import was_never_sent
 
 PROXY = "http://proxy.example:3128"
@@ -51,7 +52,7 @@ class Watcher:
     def progress(self, fraction: float) -> None:
         """Ignore partial images."""
 
-    def polls_failed(self, count: int) -> None:
+    def polls_failed(self, _polls: FailedPolls) -> None:
         """Do nothing."""
 
 

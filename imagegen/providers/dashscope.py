@@ -53,8 +53,9 @@ SKEW_S, LATEST_S = 2.0, 60.0
 LISTED_AFTER_S = 6.0
 """Until then a new job may be absent from the list."""
 
-READ_DELAY_S, READ_S = 2.0, 90.0
-"""Time between two reads of a candidate, which shows its prompt when it has ended, and of all reads together."""
+READ_DELAY_S, READ_S, READ_AT_ONCE_S = 2.0, 90.0, 10.0
+"""Time between two reads of a candidate, which shows its prompt when it has ended; time since the call in which that is
+waited for; and time of one search, which is repeated later without a slot meanwhile."""
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 """Before the search repeats a request that failed for a reason that passes."""
@@ -124,10 +125,10 @@ class DashScopeProvider(JobApiProvider):
         jobs = await self._candidates(call, sent_at)
         if jobs is None or len(jobs) > MAX_CANDIDATES:
             return None
-        match = await self._only_match(jobs, call)
+        match = await self._only_match(jobs, call, min(sent_at, time.time()))
         if match is None:
             return None
-        return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), sent_at)
+        return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), match.created_at)
 
     async def _candidates(self, call: Call, sent_at: float) -> list[ListedJob] | None:
         """Return the jobs of a call's model that began at its time. Those with kept handles are of other calls.
@@ -143,27 +144,34 @@ class DashScopeProvider(JobApiProvider):
             page = parse_page(answer.status, answer.headers, answer.body, secret=self._secret)
             ahead_s = _seconds_ahead(answer)
             began = [job for job in page.jobs if job.model == model]
-            jobs |= {job.id: job for job in began if -SKEW_S <= job.created_at - ahead_s - sent_at <= LATEST_S}
+            began = [replace(job, created_at=job.created_at - ahead_s) for job in began]
+            jobs |= {job.id: job for job in began if -SKEW_S <= job.created_at - sent_at <= LATEST_S}
             pages, number = page.pages, number + 1
             if pages > MAX_PAGES:
                 return None
         return [job for job in jobs.values() if job.id not in self.kept_ids and job.id not in call.other_jobs]
 
-    async def _only_match(self, jobs: Iterable[ListedJob], call: Call) -> ListedJob | None:
+    async def _only_match(self, jobs: Iterable[ListedJob], call: Call, sent_at: float) -> ListedJob | None:
         """Return the only job with the prompt and the count of a call, or that may have them; None if several do."""
-        give_up_at = time.time() + READ_S
-        fitting = [job for job in jobs if await self._may_be_of(job, call, give_up_at)]
+        until, give_up_at = time.time() + READ_AT_ONCE_S, sent_at + READ_S
+        fitting = [job for job in jobs if await self._may_be_of(job, call, until, give_up_at)]
         matches = [job for job in fitting if job.id not in self.kept_ids]
         return matches[0] if len(matches) == 1 else None
 
-    async def _may_be_of(self, job: ListedJob, call: Call, give_up_at: float) -> bool:
-        """Return whether a job may be a call's by what it shows once it has ended. Raises UpstreamError."""
+    async def _may_be_of(self, job: ListedJob, call: Call, until: float, give_up_at: float) -> bool:
+        """Return whether a job may be a call's by what it shows once it has ended.
+
+        Raises UpstreamError, a retryable one if it still runs at `until`; at `give_up_at` it may be the call's.
+        """
         while True:
             answer = await self._get_patiently(self._address_of(job.id))
             state = parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
             if state.phase != "running" or time.time() >= give_up_at:
                 prompt, count = prompt_of(answer.body), image_count_of(answer.body)
                 return (prompt is None or prompt.strip() == call.request.prompt) and count in (None, call.count)
+            if time.time() >= until:
+                text = "A job that may be that of a lost call has not ended yet"
+                raise UpstreamError("upstream_overloaded", text, retryable=True)
             await asyncio.sleep(READ_DELAY_S)
 
     async def _get_patiently(self, url: URL) -> RawResponse:

@@ -148,7 +148,7 @@ class JobApiProvider(ABC):
         except UpstreamError as error:
             may_run = error.ambiguous or is_useless_response(error)
             handle = await self._find_lost(call, sent_at) if may_run else None
-            if handle is None or not await observer.takes(handle.id):
+            if handle is None or not await observer.takes(handle):
                 raise
             accepted = AcceptedCall(handle.id)
         else:

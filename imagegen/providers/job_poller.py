@@ -15,7 +15,7 @@ from imagegen.providers.job_polling import REFUSALS, JobState, first_delay_s, po
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
 from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
-from imagegen.tasks.provider_job import JobHandle, key_fingerprint
+from imagegen.tasks.provider_job import FailedPolls, JobHandle, key_fingerprint
 
 POLL_TIMEOUT_S = 15.0
 
@@ -73,8 +73,8 @@ class NotingObserver:
     def sent(self) -> None:
         self.observer.sent()
 
-    async def takes(self, job_id: str) -> bool:
-        return await self.observer.takes(job_id)
+    async def takes(self, job: JobHandle) -> bool:
+        return await self.observer.takes(job)
 
     async def accepted(self, handle: JobHandle) -> None:
         await self.observer.accepted(replace(handle, warnings=self.warnings))
@@ -82,8 +82,8 @@ class NotingObserver:
     def progress(self, fraction: float) -> None:
         self.observer.progress(fraction)
 
-    def polls_failed(self, count: int) -> None:
-        self.observer.polls_failed(count)
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.observer.polls_failed(polls)
 
 
 class _Addresses:
@@ -95,24 +95,24 @@ class _Addresses:
     async def ask(self) -> JobState:
         """Return the state of the job, `forgotten` if an address does not find it and none has it.
 
-        Raises UpstreamError for a passing fault of the first address, which ends the round, and if none has an answer
-        that can be read.
+        The first address is the most likely one. Raises UpstreamError for a passing fault of it, which ends the round,
+        for another fault of it if no other address has the job, and if none has an answer that can be read.
         """
         fault: UpstreamError | None = None
-        unknown = False
+        unknown = is_first = False
         for number, address in enumerate(self._addresses):
             try:
                 state = await self._ask(address)
             except UpstreamError as error:
                 if error.status is None or (number == 0 and (error.retryable or error.code in REFUSALS)):
                     raise
-                fault = fault or error
+                fault, is_first = fault or error, is_first or number == 0
                 continue
             if state.phase != "forgotten":
                 self._addresses = (address,)
                 return state
             unknown = True
-        if fault and not unknown:
+        if fault and (is_first or not unknown):
             raise fault
         return JobState("forgotten")
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import NO_FAILED_POLLS, FailedPolls, JobHandle
 
 FIRST_DELAY_S, DELAY_GROWTH, MAX_DELAY_S = 1.0, 1.5, 5.0
 JITTER = 0.1
@@ -24,9 +24,13 @@ MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
 UNKNOWN_GRACE_S = 15.0
 """An upstream may not find a job yet that it has just accepted, for example while its databases are synchronised."""
 
-MAX_UNKNOWN, MAX_REFUSED, MAX_USELESS = 3, 8, 10
-"""Polls in sequence after which a job is given up: those that do not find it, those that refuse the key, and those with
-another answer that no repeat changes, such as an HTML page. A provider that fails or is overloaded is polled on."""
+MAX_UNKNOWN = 3
+"""Polls in sequence after which a job that the provider does not find is given up."""
+
+MIN_USELESS, MIN_USELESS_S = 10, 600.0
+"""Polls in sequence, and seconds since the first of them, after which a job is given up if they refuse the key or have
+another answer that no repeat changes, such as an HTML page. The job is paid for, and maintenance of a gateway lasts
+minutes. A provider that fails or is overloaded is polled until the task's deadline."""
 
 REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
 
@@ -99,7 +103,7 @@ class _Polls:
 
     def __init__(self, handle: JobHandle, ask: Ask, observer: CallObserver) -> None:
         self._handle, self._ask, self._observer = handle, ask, observer
-        self._unknown = self._refused = self._useless = self._faults = 0
+        self._unknown, self._failures = 0, handle.failed_polls
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
 
@@ -109,9 +113,12 @@ class _Polls:
             state = await self._ask()
         except UpstreamError as error:
             return self._failed(error)
+        if self._failures.count:
+            self._failures = NO_FAILED_POLLS
+            self._observer.polls_failed(self._failures)
         if state.phase == "forgotten":
             return self._not_found()
-        self._unknown = self._refused = self._useless = self._faults = 0
+        self._unknown = 0
         self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
         self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)
         return state
@@ -126,17 +133,21 @@ class _Polls:
         return JobState("running")
 
     def _failed(self, error: UpstreamError) -> JobState:
-        self._faults += 1
-        self._refused = self._refused + 1 if error.code in REFUSALS else 0
-        self._useless = 0 if error.retryable or self._refused else self._useless + 1
-        if self._refused >= MAX_REFUSED or self._useless >= MAX_USELESS:
+        self._failures = failures = _with_failure(self._failures, error, time.time())
+        if failures.useless >= MIN_USELESS and time.time() - failures.useless_since >= MIN_USELESS_S:
             raise _given_up(error)
-        if error.retryable:
-            self._observer.polls_failed(self._faults)
-        most_s = MAX_FAULT_DELAY_S if error.retryable else MAX_DELAY_S
-        backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), most_s)
+        self._observer.polls_failed(failures)
+        backoff_s = min(FIRST_DELAY_S * 2 ** min(failures.count - 1, 10), MAX_FAULT_DELAY_S)
         self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)
         return JobState("running")
+
+
+def _with_failure(polls: FailedPolls, error: UpstreamError, now: float) -> FailedPolls:
+    """Return the failed polls with one more. now: Unix time."""
+    count, since = polls.count + 1, polls.since or now
+    if error.retryable:
+        return FailedPolls(count, since)
+    return FailedPolls(count, since, polls.useless + 1, polls.useless_since or now)
 
 
 def _given_up(error: UpstreamError) -> UpstreamError:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import GivenImage
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import MAX_IMAGES, GenerationRequest
 
@@ -106,14 +106,14 @@ class CallObserver(Protocol):
         The provider polls the job only after that.
         """
 
-    async def takes(self, job_id: str) -> bool:
-        """Return whether a job of the provider's list may be this call's; False if another task has it."""
+    async def takes(self, job: JobHandle) -> bool:
+        """Return whether a job of the provider's list is this call's; False if another task has it, or may have it."""
 
     def progress(self, fraction: float) -> None:
         """Report the part of the call's work that is done, 0 to 1."""
 
-    def polls_failed(self, count: int) -> None:
-        """Report how many polls of the job in sequence have failed; it may run on."""
+    def polls_failed(self, polls: FailedPolls) -> None:
+        """Report the last polls of the job in sequence if they failed, no polls after a good one; it may run on."""
 
 
 class Provider(Protocol):

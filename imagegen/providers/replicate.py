@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -132,7 +133,7 @@ class ReplicateProvider(JobApiProvider):
     async def _search(
         self, target: Target, inputs: object, sent_at: float, other_jobs: frozenset[str]
     ) -> list[ListedPrediction] | None:
-        """Return the jobs that may be the call's; None if the list is too long to be read."""
+        """Return the jobs that may be the call's, by this machine's clock; None if the list is too long to be read."""
         begin, offset_s = sent_at - CLOCK_TOLERANCE_S, 0.0
         answer = await self._list_page(self._list_address(begin))
         theirs_s = _clock_offset_s(answer, time.time())
@@ -145,7 +146,8 @@ class ReplicateProvider(JobApiProvider):
         taken = {*self.kept_ids, *other_jobs}
         for _ in range(MAX_PAGES):
             page = parse_page(answer, secret=self._secret, now_s=time.time())
-            matches |= {listed.call.id: listed for listed in page.listed if search.matches(listed)}
+            fitting = [listed for listed in page.listed if search.matches(listed)]
+            matches |= {each.call.id: replace(each, created_at=each.created_at - offset_s) for each in fitting}
             if not page.next_url:
                 return [listed for name, listed in matches.items() if name not in taken]
             answer = await self._list_page(page.next_url)

@@ -83,14 +83,16 @@ def checkpoint_ttl_s(lease_s: float) -> float:
     return owner_life_s(lease_s) + MAX_OUTAGE_S
 
 
-def take_over_state(claim: Claim, existing: bytes | None, idle_s: float, lease_s: float) -> bool:
-    """Copy the previous owner's progress into a claim that was taken over.
+def take_over_state(
+    claim: Claim, existing: bytes | None, idle_s: float, lease_s: float, *, begun: bool = False
+) -> bool:
+    """Copy the previous owner's progress into a claim that was taken over. begun: it was begun, by its entry.
 
     Return whether a call was cut off that may have been paid. That is also assumed if the checkpoint is unreadable, or
-    gone although the entry was idle for longer than a checkpoint lives.
+    gone although the task was begun, or the entry was idle for longer than a checkpoint lives.
     """
     run, claim.stored_bytes, claim.contested = claim.checkpoint, existing, True
-    cut_off = existing is None and idle_s >= checkpoint_ttl_s(lease_s)
+    cut_off = existing is None and (begun or idle_s >= checkpoint_ttl_s(lease_s))
     if existing is not None:
         try:
             entry_id, theirs = decode_checkpoint(existing)

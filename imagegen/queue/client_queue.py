@@ -282,9 +282,14 @@ class ClientQueue:
         limits: Limits,
     ) -> tuple[SubmitResult, bool]:
         """Return the result of a submit, and whether the task was stored by it."""
-        siblings = self._siblings(submission) if reuse else ()
         replaced_epoch = replaced.epoch if replaced else None
-        answer = await self._verbs.submit(task, replaced_epoch, siblings, limits)
+        if submission.may_cost_too_much:
+            reused = await self.preview.reused_within_limit(submission, reuse)
+            missing = submission.wanted - len(reused.images)
+            task, answer = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
+        else:
+            siblings = self._siblings(submission) if reuse else ()
+            answer = await self._verbs.submit(task, replaced_epoch, siblings, limits)
         if answer.kind == "siblings" and reuse and submission.family:
             reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
             missing = submission.family.request.n - len(reused.images)

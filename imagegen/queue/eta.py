@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
@@ -19,6 +20,7 @@ MAX_WORKLOADS = 500
 FORECAST_MAX_AGE_S = 0.05
 
 _NUMBER_BITS = 64
+_ENTRY = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 WorkloadKey = tuple[object, ...]
 """Model, width, height, n and steps, which decide the run time; the model alone if the request is not at hand."""
@@ -38,6 +40,11 @@ def entry_order(entry_id: str) -> int:
     """Return an integer that orders entry ids: milliseconds, then the number of up to 64 bits."""
     milliseconds, _, number = entry_id.partition("-")
     return (int(milliseconds) << _NUMBER_BITS) + int(number)
+
+
+def is_entry_id(text: str) -> bool:
+    """Return whether a text is the id of an entry; each of its two numbers has up to 64 bits."""
+    return _ENTRY.fullmatch(text) is not None and all(int(part) < 1 << _NUMBER_BITS for part in text.split("-"))
 
 
 # The position of an added entry is mostly needed at once.

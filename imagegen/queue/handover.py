@@ -12,6 +12,7 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
+from imagegen.queue.eta import is_entry_id
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier, ids_of
 from imagegen.queue.takeover import MAX_TAKEN, Takeover
@@ -26,6 +27,9 @@ RECEIVED_KINDS = ("handover", KIND)
 
 CHECK_S = 2.5
 """Until entries that were not claimed come back."""
+
+STOP_S = 1.0
+"""How long the drain waits for claims that are on their way here."""
 
 MAX_READY = 2_000
 """Claims that wait for a slot here, beyond which none is taken from another instance; each costs renewals."""
@@ -51,6 +55,20 @@ class Handover:
             asyncio.get_running_loop().call_soon(self._send)
         self._given.setdefault(peer, []).append(claim)
 
+    async def stop(self) -> None:
+        """Wait until the claims that were taken are held here with what their givers had done. Call it while draining.
+
+        What Redis does not answer in time stays pending for us, unheld.
+        """
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+        if self._taking:
+            await asyncio.wait(self._taking, timeout=STOP_S)
+        for taking in self._taking:
+            taking.cancel()
+        await asyncio.gather(*self._taking, return_exceptions=True)
+
     def _send(self) -> None:
         claims_by_peer, self._given = self._given, {}
         for peer, claims in claims_by_peer.items():
@@ -67,7 +85,8 @@ class Handover:
     def _on_message(self, message: Message) -> None:
         if message.get("to") != self._notifier.instance or not self._dispatcher.takes_claims:
             return
-        entry_ids = [entry_id for entry_id in ids_of(message)[:MAX_TAKEN] if entry_id not in self._dispatcher.held]
+        entry_ids = [entry_id for entry_id in ids_of(message)[:MAX_TAKEN] if is_entry_id(entry_id)]
+        entry_ids = [entry_id for entry_id in entry_ids if entry_id not in self._dispatcher.held]
         if entry_ids and self._dispatcher.ready + len(entry_ids) <= MAX_READY:
             taking = asyncio.create_task(self._take(message, entry_ids), name="handover")
             self._taking.add(taking)

@@ -120,12 +120,15 @@ class QueueInstance:
 
         Stop the reader first. Raises QueueUnavailable.
         """
+        await self.handover.stop()
         await self.takeover.reclaim_undelivered()
         await self.worker_queue.release([claim for claim in self.dispatcher.held.values() if claim not in working])
 
     async def release_all(self) -> None:
         """Release all claims and webhooks, and remove our consumer. Raises QueueUnavailable."""
+        await self.handover.stop()
         await self.takeover.reclaim_undelivered()
+        await self.verbs.take_found_job.stop()
         await self.worker_queue.release(list(self.dispatcher.held.values()), leaving=True)
         await self.outbox.release()
         self.notifier.publish("bye")

@@ -87,11 +87,14 @@ class Leases:
         for claim in renewed:
             if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        gone = [claims[entry_id] for entry_id in (*renewal.lost, *renewal.without_checkpoint) if entry_id in claims]
+        gone = [claims[entry_id] for entry_id in renewal.lost if entry_id in claims]
+        evicted = [claims[entry_id] for entry_id in renewal.without_checkpoint if entry_id in claims]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:
                 self.on_loss()
+        if evicted and self.restore is not None:  # no sign of another loss: Redis evicts single keys
+            gone += (await self.restore(evicted))[1]
         await self.lost_claims.abandon(gone)
         if set(renewal.unlisted) - self.dispatcher.skipped_entry_ids:
             self.look.set()

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
+from imagegen.errors import ApiError, FieldError, MaxCostExceeded, MaxCostPriceUnknown
 from imagegen.queue.eta import QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.line_mover import LineMover
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.budget_counters import Limits
-from imagegen.tasks.cost import day_of
-from imagegen.tasks.family import RequestFamily
+from imagegen.tasks.cost import day_of, dollars
+from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
+from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import IN_LINE, State, Task
 
 
@@ -36,6 +38,22 @@ class SubmitPreview:
         tasks = await asyncio.gather(*map(self._lookup.get, family.sibling_ids()))
         return [task for task in tasks if task is not None and task.state is State.COMPLETED]
 
+    async def reused_within_limit(self, submission: Submission, reuse: ReuseImages | None) -> ReusedImages:
+        """Return images of other tasks for a submission that is within its own limit only with these.
+
+        Raises MaxCostExceeded, MaxCostPriceUnknown, StoreUnavailable.
+        """
+        family, reused, price = submission.family, ReusedImages(), None
+        if reuse and family:
+            siblings = await self.siblings(family, submission.request_json, submission.scope)
+            reused = await reuse(submission.task_id, family, siblings)
+        if submission.cost is not None:
+            missing = submission.wanted - len(reused.images)
+            price = submission.cost.for_part(missing, submission.wanted).estimated
+        if price is None or price > (submission.max_micro_usd or 0):
+            raise over_limit(submission, price)
+        return reused
+
     def next_in_line(self, task: Task) -> QueuePosition | None:
         """Return the place of a new task in its client's own line; None if it would go to the stream."""
         lines, client = self._lines, task.client
@@ -55,3 +73,13 @@ class SubmitPreview:
         day = day_of(self._clock())
         await self._verbs.read_budgets(day)
         return max(min(limit - self._verbs.budgets.used(day, slot) for slot, limit in limits), 0)
+
+
+def over_limit(submission: Submission, micro_usd: int | None) -> ApiError:
+    """Return the error of a submission with a price over its limit. micro_usd: the price, None if unknown."""
+    if micro_usd is None:
+        return MaxCostPriceUnknown(model=submission.model)
+    rule = f"must be at least {dollars(micro_usd):g}, or the images fewer, smaller or of a cheaper model"
+    limit = dollars(submission.max_micro_usd or 0)
+    error = FieldError("maxCostUsd", rule)
+    return MaxCostExceeded(details=[error], estimated=f"{dollars(micro_usd):g}", max_usd=f"{limit:g}")

@@ -38,7 +38,7 @@ from imagegen.queue.verbs.retire import retire
 from imagegen.queue.verbs.start_fenced import FencedStart, start_fenced
 from imagegen.queue.verbs.submit import DepthEstimate, Submit, SubmitReply
 from imagegen.queue.verbs.take_back import take_back
-from imagegen.queue.verbs.take_found_job import take_found_job
+from imagegen.queue.verbs.take_found_job import TakeFoundJob
 from imagegen.queue.verbs.take_given import take_given
 from imagegen.tasks.task import Task
 
@@ -69,6 +69,7 @@ class QueueVerbs:
         self.replace_checkpoint = ReplaceCheckpoint(context)
         self.finish = Finish(context, lines)
         self.read = ReadTasks(context)
+        self.take_found_job = TakeFoundJob(context)
 
     # Clients
 
@@ -155,6 +156,9 @@ class QueueVerbs:
     async def probe_claim(self, consumer: str, entry_id: str) -> None:
         await group.probe_claim(self._context, consumer, entry_id)
 
+    async def mark_begun(self, consumer: str, entry_id: str) -> None:
+        await group.mark_begun(self._context, consumer, entry_id)
+
     async def claim_expired(
         self, consumer: str, entry_ids: Sequence[str], min_idle_s: float, *, force: bool = False
     ) -> list[Entry]:
@@ -168,9 +172,6 @@ class QueueVerbs:
 
     async def take_given(self, giver: str, taker: str, entry_ids: Sequence[str]) -> list[Entry]:
         return await take_given(self._context, giver, taker, entry_ids)
-
-    async def take_found_job(self, task_id: str, job_id: str) -> bool:
-        return await take_found_job(self._context, task_id, job_id)
 
     async def read_checkpoints(self, task_ids: Sequence[str]) -> list[bytes | None]:
         return await read.read_checkpoints(self._context, task_ids)

@@ -78,6 +78,8 @@ class Takeover:
         self._proven: set[str] = set()
         self._renewed_at: dict[str, float] = {}
         """Monotonic time of the last renewal of entries that we tried to take, since Redis forgets it then."""
+        self._begun: set[str] = set()
+        """Entries of tasks that were begun, by the last check."""
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
@@ -140,17 +142,27 @@ class Takeover:
         return claims
 
     async def _hold_entries(self, entries: Sequence[Entry]) -> list[Claim]:
-        """Hold entries that are ours now. No other instance checks them, so retry until the checkpoints are read."""
-        claims = await self._leases.hold(entries)
-        ids = [claim.task.id for claim in claims]
-        runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
-        await asyncio.gather(*map(self._inherit, claims, runs))
+        """Hold entries that are ours now. No other instance checks them, so retry until the checkpoints are read.
+
+        If that is interrupted nothing is held: a claim that is released without its checkpoint would be paid for again.
+        """
+        try:
+            claims = await self._leases.hold(entries)
+            ids = [claim.task.id for claim in claims]
+            runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
+            await asyncio.gather(*map(self._inherit, claims, runs))
+        except BaseException:
+            for entry_id, _ in entries:
+                if claim := self._dispatcher.held.get(entry_id):
+                    self._dispatcher.forget(claim)
+            raise
         return claims
 
     async def _inherit(self, claim: Claim, existing: bytes | None) -> None:
         """Write the previous owner's progress as our checkpoint, so that it survives our death before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
-        cut_off = take_over_state(claim, existing, idle_s, self._lease_s)
+        begun = claim.entry_id in self._begun
+        cut_off = take_over_state(claim, existing, idle_s, self._lease_s, begun=begun)
         self._count(claim, cut_off=cut_off)
         while cut_off or existing is not None:
             run = claim.checkpoint
@@ -196,6 +208,7 @@ class Takeover:
         dispatcher = self._dispatcher
         sent_at = time.monotonic()
         rows = [row for row in await self._verbs.pending_entries() if row.entry_id not in dispatcher.skipped_entry_ids]
+        self._begun = {row.entry_id for row in rows if row.begun}
         strays = [row for row in rows if row.consumer == dispatcher.instance and row.entry_id not in dispatcher.held]
         others = [row for row in rows if row.consumer != dispatcher.instance]
         self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}

@@ -31,6 +31,9 @@ from imagegen.tasks.task import State, Task, WaitReason
 SURE_SHARE = 0.8
 """Share of a lease after Redis confirmed a claim in which no other instance can have taken it over."""
 
+TAKE_JOB_S = 5.0
+"""How long a slot is held to find the task of a job."""
+
 
 class WorkerQueue:
     """Verbs of the worker pool. Each one waits until Redis is available.
@@ -94,9 +97,12 @@ class WorkerQueue:
         if existing and is_released(existing, claim.entry_id):
             resume_from_existing(claim, existing)
 
-    async def take_found_job(self, claim: Claim, job_id: str) -> bool:
-        """Let a claim's task own a job that it found at the provider. Return False if another task has it."""
-        return await self._connection.retry_until_available(self._verbs.take_found_job, claim.task.id, job_id)
+    async def take_found_job(self, claim: Claim, job: JobHandle, within_s: float = TAKE_JOB_S) -> bool | None:
+        """Let a claim's task own a job that it found at the provider. Return False if another task has it.
+
+        Return None if that stays open for some seconds.
+        """
+        return await self._verbs.take_found_job(claim.task.id, job, within_s)
 
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""
@@ -123,6 +129,9 @@ class WorkerQueue:
         if existing:
             return await self._take_over(claim, existing)
         self._record_checkpoint(claim, run, value)
+        if (server := self._connection.server) and server.evicts and self._is_surely_ours(claim):
+            verb = self._verbs.mark_begun
+            await self._connection.retry_until_available(verb, self._dispatcher.instance, claim.entry_id)
         now = self._clock()
         self._count_start(claim, now)
         self._estimates.started(claim.task, now)

@@ -40,6 +40,11 @@ class ServerInfo:
     eviction_policy: str = ""
     time: float | None = None
 
+    @property
+    def evicts(self) -> bool:
+        """Whether it may delete keys before their time; False if its policy is unknown."""
+        return self.eviction_policy not in {"", SAFE_POLICY}
+
     @classmethod
     def parse(cls, text: str) -> ServerInfo:
         """Parse the fields of INFO that are used here; the rest is ignored."""

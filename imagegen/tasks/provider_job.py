@@ -7,6 +7,22 @@ import hashlib
 from msgspec import Struct
 
 
+class FailedPolls(Struct, frozen=True, gc=False, omit_defaults=True):
+    """The last polls of a job in sequence if they failed. Times are Unix times.
+
+    count, since: of all of them. useless, useless_since: of the last ones, which had an answer that no repeat changes,
+    such as an HTML page or a refusal of the key.
+    """
+
+    count: int = 0
+    since: float = 0.0
+    useless: int = 0
+    useless_since: float = 0.0
+
+
+NO_FAILED_POLLS = FailedPolls()
+
+
 class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     """Data with which each process can collect the result of a provider job.
 
@@ -16,6 +32,7 @@ class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     accepted_at, expires_at: Unix time; after the second one the upstream may have forgotten the job.
     cost_micro_usd: the price that the upstream named when it accepted the job, in millionths of a US dollar.
     warnings: about fields of the request that were not sent as given.
+    failed_polls: where the polls were left, so that another attempt or process goes on from there.
     """
 
     provider: str
@@ -29,6 +46,7 @@ class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     cancel_url: str = ""
     cost_micro_usd: int | None = None
     warnings: tuple[str, ...] = ()
+    failed_polls: FailedPolls = NO_FAILED_POLLS
 
 
 class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):

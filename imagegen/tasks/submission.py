@@ -37,6 +37,11 @@ class Submission(Struct, frozen=True, gc=False):
     submitter: str = ""
 
     @property
+    def wanted(self) -> int:
+        """Number of images, 1 if it belongs to no family."""
+        return self.family.request.n if self.family else 1
+
+    @property
     def may_cost_too_much(self) -> bool:
         """Return whether it may cost more than its own limit."""
         limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
@@ -89,8 +94,14 @@ class TaskIdentity:
         return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost, is_sandbox)
 
     def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
-        """Return the submission for the request of a task; under other settings than now it belongs to no family."""
-        submission = self.submission(GenerationRequest.from_json(task.request_json), task.scope, webhooks, task.client)
+        """Return the submission for the request of a task, with its limit of the cost.
+
+        Under other settings than now it belongs to no family.
+        """
+        request, most = GenerationRequest.from_json(task.request_json), task.cost.most if task.cost else None
+        submission = self.submission(request, task.scope, webhooks, task.client)
+        if most is not None:
+            submission = replace(submission, max_micro_usd=most, cost=self.estimate(request, most))
         if submission.task_id == task.id:
             return submission
         return replace(submission, task_id=task.id, digest=task.digest, request_json=task.request_json, family=None)

@@ -101,6 +101,10 @@ class Services:
     own: OwnAddresses = field(default_factory=OwnAddresses)
     response_cache: ResponseCache = field(default_factory=ResponseCache)
 
+    def serves_here(self, model: str) -> bool:
+        """Return whether a channel of this instance serves a model, or a fallback for it."""
+        return any(map(self.channels.serving, (model, *self.fallbacks)))
+
     def with_notices(self, task: Task) -> Task:
         """Return the task with a warning if its model ends soon or has ended."""
         return self.models.with_notices(task, self.queue.clock())

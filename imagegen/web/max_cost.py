@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from imagegen.errors import ApiError, FieldError, InvalidRequest, MaxCostExceeded, MaxCostPriceUnknown
+from imagegen.errors import FieldError, InvalidRequest
 from imagegen.queue.client_queue import CacheResult, SubmitResult
-from imagegen.tasks.cost import MICRO_USD, dollars
+from imagegen.queue.preview import over_limit
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.validation import Dollars, field_errors
 from imagegen.web.context import Services
@@ -51,13 +52,3 @@ async def find_free_task(services: Services, submission: Submission, *, fresh: b
     if limit is None or (price.micro_usd is not None and price.micro_usd <= limit):
         return None
     raise over_limit(submission, price.micro_usd)
-
-
-def over_limit(submission: Submission, micro_usd: int | None) -> ApiError:
-    """Return the error of a submission with a price over its limit. micro_usd: the price, None if unknown."""
-    if micro_usd is None:
-        return MaxCostPriceUnknown(model=submission.model)
-    rule = f"must be at least {dollars(micro_usd):g}, or the images fewer, smaller or of a cheaper model"
-    limit = dollars(submission.max_micro_usd or 0)
-    error = FieldError("maxCostUsd", rule)
-    return MaxCostExceeded(details=[error], estimated=f"{dollars(micro_usd):g}", max_usd=f"{limit:g}")

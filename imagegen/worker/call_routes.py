@@ -19,7 +19,7 @@ from imagegen.providers.model_rules import Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import GivenImage, ImageLink
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.request import GenerationRequest
 
 PAID_IDENTITY = "together"
@@ -112,11 +112,41 @@ class Route:
     async def _result(self, handle: JobHandle, observer: CallObserver) -> Reply:
         for route in self.others:
             try:
-                return await route.provider.resume(handle, observer)
+                return await route.provider.resume(handle, _KeyTrial(observer))
+            except _PollsFail:
+                continue
             except UpstreamError as error:
                 if not error.ambiguous:
                     raise
         return await self.provider.resume(handle, observer)
+
+
+class _PollsFail(Exception):
+    """Polls with one of several keys fail: the next key is tried at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyTrial:
+    """Observer of the polls with one of several keys; it ends them when a poll fails."""
+
+    observer: CallObserver
+
+    def sent(self) -> None:
+        self.observer.sent()
+
+    async def takes(self, job: JobHandle) -> bool:
+        return await self.observer.takes(job)
+
+    async def accepted(self, handle: JobHandle) -> None:
+        await self.observer.accepted(handle)
+
+    def progress(self, fraction: float) -> None:
+        self.observer.progress(fraction)
+
+    def polls_failed(self, polls: FailedPolls) -> None:
+        if polls.count:
+            raise _PollsFail
+        self.observer.polls_failed(polls)
 
 
 class Routes:

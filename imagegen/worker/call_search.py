@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.queue.claim import Claim
-from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.queue.worker_queue import TAKE_JOB_S, WorkerQueue
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
@@ -24,6 +24,9 @@ SEARCH_RETRY_S = 5.0
 
 SEARCH_FOR_S = 900.0
 """Time after the call in which its job is searched for; providers keep jobs for an hour or longer."""
+
+LAST_TAKE_JOB_S = 60.0
+"""Time to find the task of a job in the last search of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,24 @@ class CallSearch:
         try:
             handle = await route.find(self.form.sent_call(sent), sent.sent_at)
         except UpstreamError as error:
-            if error.retryable and self.clock() < sent.sent_at + SEARCH_FOR_S:
-                pause = Retry(SEARCH_RETRY_S, WaitReason.RETRYING, counts_as_attempt=not begun)
-                raise AttemptEnded(pause) from error
+            if error.retryable and self._may_go_on(sent):
+                raise self._later(begun=begun) from error
             return None
-        return handle if handle and await self.claims.take_found_job(self.claim, handle.id) else None
+        is_ours = handle and await self.claims.take_found_job(self.claim, handle, self._take_for_s(sent))
+        if handle and is_ours is None and self._may_go_on(sent):
+            raise self._later(begun=begun)
+        return handle if is_ours else None
+
+    def _may_go_on(self, sent: SentCall) -> bool:
+        return self.clock() < sent.sent_at + SEARCH_FOR_S
+
+    def _take_for_s(self, sent: SentCall) -> float:
+        """Return the seconds in which to find the task of a job; more if the search does not go on after that."""
+        return TAKE_JOB_S if self._may_go_on(sent) else LAST_TAKE_JOB_S
+
+    def _later(self, *, begun: bool) -> AttemptEnded:
+        """Return the end of an attempt; its search goes on later, without a slot meanwhile."""
+        return AttemptEnded(Retry(SEARCH_RETRY_S, WaitReason.RETRYING, counts_as_attempt=not begun))
 
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""

@@ -14,7 +14,7 @@ from imagegen.providers.protocol import CallObserver, Reply
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall
-from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.provider_job import AcceptedJob, FailedPolls, JobHandle
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.cancel_scope import ClaimWasLost
@@ -24,8 +24,9 @@ from imagegen.worker.saving import AttemptEnded, DeadlinePassed
 JOB_RETRY_S = 5.0
 """Delay before an unfinished provider job is polled again, so that other tasks can use the slot."""
 
-UNREACHED_RETRY_S, MAX_FAILED_POLLS = 10.0, 3
-"""The same delay if the provider does not answer polls, and after how many of them the slot is left."""
+MIN_UNREAD_RETRY_S, MAX_UNREAD_RETRY_S, MAX_FAILED_POLLS = 10.0, 60.0, 3
+"""The same delay if the last polls failed: it grows with the time since the first of them. After how many of them the
+slot is left."""
 
 
 class JobUnfinished(AttemptEnded):
@@ -90,10 +91,16 @@ class JobWait:
         finally:
             is_over = True
 
-    def _polls_failed(self, limit: asyncio.Timeout, count: int) -> None:
-        """Leave the slot if the provider does not answer: its job may run on."""
-        if count >= MAX_FAILED_POLLS:
-            self._retry_s = UNREACHED_RETRY_S
+    def _polls_failed(self, limit: asyncio.Timeout, polls: FailedPolls) -> None:
+        """Leave the slot if the state of the job can't be read: it may run on. The checkpoint has since when."""
+        job = self.claim.checkpoint.job
+        if job is None:
+            return
+        job = replace(job, handle=replace(job.handle, failed_polls=polls))
+        self.claim.checkpoint = replace(self.claim.checkpoint, job=job)
+        if polls.count >= MAX_FAILED_POLLS:
+            failing_s = (self.clock() - polls.since) / 2
+            self._retry_s = min(max(failing_s, MIN_UNREAD_RETRY_S), MAX_UNREAD_RETRY_S)
             limit.reschedule(asyncio.get_running_loop().time())
 
     def _wait_end(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.task import SENT_PROGRESS, image_progress
 
 
@@ -15,7 +15,7 @@ from imagegen.tasks.task import SENT_PROGRESS, image_progress
 class ProgressReporter:
     """A provider's CallObserver. total: images of the whole task; count: images of this call.
 
-    on_accepted: keeps the handle of a provider job. on_polls_failed: receives how many polls of it have failed.
+    on_accepted: keeps the handle of a provider job. on_polls_failed: receives which polls of it have failed.
     """
 
     claims: WorkerQueue
@@ -23,19 +23,19 @@ class ProgressReporter:
     total: int
     count: int
     on_accepted: Callable[[JobHandle], Awaitable[None]]
-    on_polls_failed: Callable[[int], None]
+    on_polls_failed: Callable[[FailedPolls], None]
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
 
-    async def takes(self, job_id: str) -> bool:
-        return await self.claims.take_found_job(self.claim, job_id)
+    async def takes(self, job: JobHandle) -> bool:
+        return await self.claims.take_found_job(self.claim, job) is True
 
     async def accepted(self, handle: JobHandle) -> None:
         await self.on_accepted(handle)
 
-    def polls_failed(self, count: int) -> None:
-        self.on_polls_failed(count)
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.on_polls_failed(polls)
 
     def progress(self, fraction: float) -> None:
         stored = len(self.claim.checkpoint.images)

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from imagegen.providers.protocol import Call
+from imagegen.tasks.provider_job import FailedPolls
 from imagegen.tasks.validation import parse
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -102,7 +103,7 @@ class Listener:
     def progress(self, fraction: float) -> None:
         self.fractions.append(fraction)
 
-    def polls_failed(self, count: int) -> None:
+    def polls_failed(self, _polls: FailedPolls) -> None:
         """Do nothing."""
 
 

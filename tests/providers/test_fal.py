@@ -304,7 +304,7 @@ async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_
 ) -> None:
     _, error = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=401 polls=99}}"))
     assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, False)
-    assert queue.ledger.jobs[0].polls == job_polling.MAX_REFUSED
+    assert queue.ledger.jobs[0].polls == job_polling.MIN_USELESS
 
 
 @pytest.mark.parametrize(

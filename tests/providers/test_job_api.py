@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,7 +20,7 @@ from imagegen.providers.job_polling import JobState, poll_until_end
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Edits, Reply
 from imagegen.tasks.image import ImageLink
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 
 quick = pytest.fixture(quick_polls)
@@ -220,25 +221,55 @@ async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(sess
     assert await service.cancel(handle) is None
 
 
-async def test_only_polls_that_may_pass_count_as_failed(quick, session) -> None:
-    busy = UpstreamError("upstream_overloaded", "busy", retryable=True, status=503)
-    page = UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
-    service = Service(session, AcceptedCall("7"), busy, busy, page, busy, JobState("done", reply=Reply(IMAGES)))
+BUSY = UpstreamError("upstream_overloaded", "busy", retryable=True, status=503)
+PAGE = UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
+
+
+async def test_polls_that_fail_are_reported_until_one_does_not(quick, session) -> None:
+    service = Service(session, AcceptedCall("7"), BUSY, PAGE, PAGE, BUSY, JobState("running"), PAGE)
+    service.states.append(JobState("done", reply=Reply(IMAGES)))
     observer = Recorder()
     await service.resume(JobHandle("service", "7"), observer)
-    assert observer.failed == [1, 2, 4]
+    assert [(polls.count, polls.useless) for polls in observer.failed] == [
+        *((1, 0), (2, 1), (3, 2), (4, 0), (0, 0)),
+        *((1, 1), (0, 0)),
+    ]
+    since = {polls.since for polls in observer.failed[:4]}
+    assert (len(since), observer.failed[4]) == (1, FailedPolls())
 
 
 @pytest.mark.parametrize("code", ["upstream_auth", "upstream_bad_response", "upstream_invalid_request"])
 async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(quick, session, code: str) -> None:
     fault = UpstreamError(code, "no", status=400)
-    refused = code == "upstream_auth"
-    polls = job_polling.MAX_REFUSED if refused else job_polling.MAX_USELESS
-    service = Service(session, AcceptedCall("7"), *[fault] * (polls + 1))
+    service = Service(session, AcceptedCall("7"), *[fault] * (job_polling.MIN_USELESS + 1))
     with pytest.raises(UpstreamError) as caught:
         await service.resume(JobHandle("service", "7"), Recorder())
     assert (caught.value.ambiguous, caught.value.retryable, len(service.states)) == (True, False, 1)
-    assert caught.value.code == (code if refused else "upstream_bad_response")
+    assert caught.value.code == (code if code == "upstream_auth" else "upstream_bad_response")
+
+
+async def test_a_job_is_given_up_only_some_minutes_after_the_first_useless_poll(quick, session, monkeypatch) -> None:
+    monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
+    done = JobState("done", reply=Reply(IMAGES))
+    service = Service(session, AcceptedCall("7"), *[PAGE] * (job_polling.MIN_USELESS * 3), done)
+    reply = await service.resume(JobHandle("service", "7"), Recorder())
+    assert reply.images == IMAGES
+
+
+@pytest.mark.parametrize(("count", "minutes", "is_given_up"), [(9, 11, True), (9, 9, False), (3, 11, False)])
+async def test_another_process_goes_on_with_the_polls_of_the_one_before(
+    quick, session, monkeypatch, count: int, minutes: int, is_given_up: bool
+) -> None:
+    monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
+    began = time.time() - 60 * minutes
+    handle = JobHandle("service", "7", failed_polls=FailedPolls(count, began, count, began))
+    service = Service(session, AcceptedCall("7"), PAGE, JobState("done", reply=Reply(IMAGES)))
+    if is_given_up:
+        with pytest.raises(UpstreamError, match="can't be read"):
+            await service.resume(handle, Recorder())
+    else:
+        await service.resume(handle, Recorder())
+    assert len(service.states) == int(is_given_up)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from imagegen.providers import job_polling
 from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.openai import OpenAICompatibleProvider, split_endpoint
 from imagegen.providers.post import RawResponse
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Recorder:
     def sent(self) -> None:
         """Do nothing."""
 
-    async def takes(self, _job_id: str) -> bool:
+    async def takes(self, _job: JobHandle) -> bool:
         return True
 
     async def accepted(self, handle: JobHandle) -> None:
@@ -40,8 +40,8 @@ class Recorder:
     def progress(self, fraction: float) -> None:
         self.parts.append(fraction)
 
-    def polls_failed(self, count: int) -> None:
-        self.failed_polls = count
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.failed_polls = max(self.failed_polls, polls.count)
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let polls follow each other at once."""
     for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
         monkeypatch.setattr(job_polling, name, 0.02)
+    monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ async def test_a_refused_key_ends_a_job_that_may_be_paid_after_some_polls(
 ) -> None:
     _, error = await begun(make_provider(), make_call, relay, "job poll_fault=401 polls=99")
     assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, False)
-    assert relay.ledger.jobs[0].polls == job_polling.MAX_REFUSED
+    assert relay.ledger.jobs[0].polls == job_polling.MIN_USELESS
 
 
 async def test_without_an_address_all_usual_ones_are_tried(quick, make_provider, make_call, relay) -> None:
@@ -180,7 +181,7 @@ async def test_a_redirected_poll_stays_on_its_host(quick, relay, target: str, fo
         assert len((await poller.resume(handle, Recorder(relay))).images) == 1
         assert len(requested) == 2
     else:
-        with pytest.raises(UpstreamError, match="does not find the job"):
+        with pytest.raises(UpstreamError, match="can't be read"):
             await poller.resume(handle, Recorder(relay))
     assert {URL(url).host for url in requested} == {"relay.example"}
 
@@ -208,3 +209,14 @@ async def test_the_warnings_of_a_call_are_in_the_handle_of_its_job(quick, make_p
     assert len(reply.warnings) == 1
     assert "steps" in reply.warnings[0]
     assert handle.warnings == (await provider.resume(handle, Recorder(relay))).warnings == reply.warnings
+
+
+@pytest.mark.parametrize(("first", "text"), [(400, "can't be read"), (404, "does not find the job")])
+async def test_a_job_is_gone_only_if_its_own_address_does_not_find_it(quick, relay, first: int, text: str) -> None:
+    async def get(url: URL, _timeout_s: float) -> RawResponse:
+        return RawResponse(first if str(url) == named else 404, {}, b"{}")
+
+    base, named = URL("https://relay.example/v1"), "https://relay.example/v1/jobs/7"
+    poller = JobPoller("openai", base, URL(f"{base}/images/generations"), "a secret", get)
+    with pytest.raises(UpstreamError, match=text):
+        await poller.resume(JobHandle("openai", "7", poll_url=named, accepted_at=1.0), Recorder(relay))

@@ -11,6 +11,7 @@ from imagegen.metrics import Meter
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Call, Reply
 from imagegen.tasks import validation
+from imagegen.tasks.provider_job import FailedPolls
 
 CALL = Call(validation.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
 
@@ -41,7 +42,7 @@ class Watcher:
 
     def progress(self, fraction: float) -> None: ...
 
-    def polls_failed(self, count: int) -> None:
+    def polls_failed(self, _polls: FailedPolls) -> None:
         """Do nothing."""
 
 

@@ -184,10 +184,15 @@ async def take_found_job(instance) -> None:
     a, b = await started(instance, "a", "b")
     b.checkpoint = b.checkpoint.with_job(AcceptedJob(JobHandle("replicate", "of_b"), (0,)))
     assert await instance.worker_queue.record_job(b, b.checkpoint)
-    assert not await instance.worker_queue.take_found_job(a, "of_b")
-    assert await instance.worker_queue.take_found_job(a, "new")
-    assert await instance.worker_queue.take_found_job(a, "new")
-    assert not await instance.worker_queue.take_found_job(b, "new")
+    take = instance.worker_queue.take_found_job
+    of_b, new = (JobHandle("replicate", name, accepted_at=time.time()) for name in ("of_b", "new"))
+    assert [await take(a, of_b), await take(a, new), await take(a, new), await take(b, new)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert await take(a, JobHandle("replicate", "old", accepted_at=time.time() - 3_600))
 
 
 async def cancel_a_job(instance) -> None:

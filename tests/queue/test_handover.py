@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Sequence
 
 import pytest
 from support import eventually, submission
@@ -94,6 +96,75 @@ async def test_a_message_that_is_no_handover_changes_nothing(pair, ids: object) 
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
     assert (await asyncio.wait_for(other.worker_queue.claim(), 5)).entry_id == given.entry_id
+
+
+async def test_malformed_ids_in_a_message_cost_no_command_and_no_error(pair, monkeypatch) -> None:
+    one, other = pair
+    take_given, asked = other.verbs.take_given, []
+
+    def recorded(giver: str, taker: str, entry_ids: Sequence[str]):
+        asked.append(list(entry_ids))
+        return take_given(giver, taker, entry_ids)
+
+    monkeypatch.setattr(other.verbs, "take_given", recorded)
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+    for bad in ("x", "-", "1-", "-1", "1-2-3", "\u00b2-1", f"{2**64}-0", "9" * 5_000 + "-1", "+-*"):
+        one.notifier.publish(handover.KIND, to=other.notifier.instance, ids=[bad])
+    await one.notifier.flush()
+    given = await claimed(one)
+    one.parts.handover.give(given, other.notifier.instance)
+    await asyncio.wait_for(other.worker_queue.claim(), 5)
+    gc.collect()
+    assert faults == []
+    assert asked == [[given.entry_id]]
+
+
+async def test_a_claim_on_its_way_to_an_instance_that_stops_goes_back_with_its_job(pair, monkeypatch) -> None:
+    one, other = pair
+    take_given = other.verbs.take_given
+
+    async def slow(giver: str, taker: str, entry_ids: Sequence[str]):
+        await asyncio.sleep(0.2)  # a slow Redis
+        return await take_given(giver, taker, entry_ids)
+
+    monkeypatch.setattr(other.verbs, "take_given", slow)
+    begun = await claimed(one)
+    await one.worker_queue.start(begun)
+    begun.checkpoint = begun.checkpoint.with_job(JOB)
+    assert await one.worker_queue.record_job(begun, begun.checkpoint)
+    one.parts.dispatcher.forget(begun)
+    message = {"from": one.notifier.instance, "to": other.notifier.instance, "ids": [begun.entry_id]}
+    other.notifier.handlers[handover.KIND](message)
+    await other.parts.release_all()
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "handover"))
+    assert [consumer.name for consumer in await one.verbs.consumers() if consumer.pending] == []
+    released = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    await one.worker_queue.read_released(released)
+    assert (released.checkpoint.job, released.checkpoint.ambiguous_calls) == (JOB, 0)
+
+
+async def test_a_takeover_that_a_stop_interrupts_keeps_the_record_of_the_call(pair, monkeypatch) -> None:
+    one, other = pair
+    begun = await claimed(one)
+    await one.worker_queue.start(begun)
+    one.parts.dispatcher.forget(begun)
+    reads, is_reading = other.parts.takeover._verbs.read_checkpoints, asyncio.Event()
+
+    async def never(_ids: object) -> list[bytes | None]:
+        is_reading.set()
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(other.parts.takeover._verbs, "read_checkpoints", never)
+    taking = asyncio.create_task(other.parts.takeover.take({begun.entry_id: 1.0}, min_idle_s=0.0))
+    await asyncio.wait_for(is_reading.wait(), 5)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    monkeypatch.setattr(other.parts.takeover._verbs, "read_checkpoints", reads)
+    await other.parts.release_idle([])
+    released = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    await one.worker_queue.read_released(released)
+    assert released.checkpoint.ambiguous_calls == 1
 
 
 async def test_an_instance_that_was_killed_is_forgotten_by_a_ping(make_instance, monkeypatch) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 from support import eventually, submission
 
+from imagegen.queue import takeover
 from imagegen.queue.checkpoint import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.queue.claim import StartResult
+from imagegen.queue.verbs import take_found_job
+from imagegen.queue.verbs.take_found_job import SCAN_COUNT
+from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.image import PaidImage, StoredImage
-from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Retry
 from imagegen.tasks.task import WaitReason
+from imagegen.tasks.transitions import completed
 
 JOB = AcceptedJob(JobHandle("openai", "task_1", "0a1b", "https://relay.example/v1/tasks/task_1", 5.0), (0,), 7, "m")
 
@@ -108,6 +114,50 @@ async def test_a_job_that_redis_evicted_is_written_back_with_the_next_renewal(ma
     assert (taken.checkpoint.job, other.connection.meter.ambiguous) == (JOB, 0)
 
 
+async def test_a_renewal_that_finds_an_evicted_checkpoint_starts_no_recovery(make_instance) -> None:
+    owner, losses = make_instance(lease_s=0.6), []
+    owner.parts.leases.on_loss = lambda: losses.append("loss")
+    claim = await started(owner)
+    assert await record_job(owner, claim)
+    await owner.connection.commands.delete(owner.keys.checkpoint(claim.task.id))
+    await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
+    await eventually(lambda: owner.connection.meter.commands["renew"] > 12)
+    assert (losses, owner.connection.recovered.is_set()) == ([], True)
+
+
+async def test_a_begun_task_without_a_checkpoint_counts_as_ambiguous_when_it_is_taken_over(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "CONFIRM_S", 0.2)
+    owner = make_instance(lease_s=0.6)
+    begun = await started(owner)
+    await owner.client_queue.submit(submission("b"))
+    untouched = await asyncio.wait_for(owner.worker_queue.claim(), 20)
+
+    async def is_renewed() -> bool:
+        return {row.entry_id for row in await owner.verbs.pending_entries() if row.begun} == {begun.entry_id}
+
+    await eventually(is_renewed)
+    await owner.crash()
+    await owner.connection.commands.delete(owner.keys.checkpoint(begun.task.id))
+    other = make_instance(lease_s=0.6)
+    taken = [await asyncio.wait_for(other.worker_queue.claim(), 30) for _ in range(2)]
+    counts = {claim.entry_id: claim.checkpoint.ambiguous_calls for claim in taken}
+    assert counts == {begun.entry_id: 1, untouched.entry_id: 0}
+    assert other.connection.meter.ambiguous == 1
+
+
+@pytest.mark.parametrize(("policy", "is_marked"), [("allkeys-lru", True), ("noeviction", False)])
+async def test_a_start_marks_its_entry_at_once_only_where_redis_evicts(make_instance, policy, is_marked) -> None:
+    owner = make_instance()
+    await owner.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(owner.worker_queue.claim(), 20)
+    owner.connection.server = ServerInfo(eviction_policy=policy)
+    assert await owner.worker_queue.start(claim) is StartResult.STARTED
+    (row,) = await owner.verbs.pending_entries()
+    assert row.begun is is_marked
+
+
 @pytest.mark.parametrize("is_read", [False, True])
 async def test_a_job_stays_with_a_task_that_several_instances_release_before_they_start_it(
     make_instance, is_read: bool
@@ -161,5 +211,86 @@ async def test_a_job_is_not_taken_if_redis_does_not_allow_a_search_for_its_owner
         "scanless", enabled=True, passwords=["+word"], keys=["*"], channels=["*"], commands=["+@all", "-scan"]
     )
     scanless = make_instance(start=False, url=redis_url.replace("://", "://scanless:word@", 1))
-    assert not await asyncio.wait_for(scanless.worker_queue.take_found_job(claim, "task_1"), 20)
+    assert await scanless.worker_queue.take_found_job(claim, FOUND, 20) is False
     assert not scanless.connection.health.refused
+
+
+FOUND = JobHandle("replicate", "found", "key", channel="replicate")
+
+
+def found(ago_s: float = 0.0) -> JobHandle:
+    """Return a job that the provider lists, and that began some seconds ago."""
+    return replace(FOUND, accepted_at=time.time() - ago_s)
+
+
+async def calling(instance, name: str, channel: str = "replicate"):
+    """Return a claim with a call that has no response yet."""
+    await instance.client_queue.submit(submission(name))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    sent = SentCall((0,), sent_at=time.time())
+    claim.checkpoint = replace(claim.checkpoint, sent=sent, channel=channel, account="another key")
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
+    return claim
+
+
+async def test_a_job_is_not_taken_while_a_call_of_another_task_has_no_response(make_instance) -> None:
+    one, other = make_instance(), make_instance(start=False)
+    theirs, ours = await calling(one, "theirs"), await calling(one, "ours")
+    take = other.worker_queue.take_found_job
+    assert await take(ours, found(), 0.5) is None
+    waiting = asyncio.ensure_future(take(ours, found(), 30))
+    theirs.checkpoint = theirs.checkpoint.with_job(AcceptedJob(found(), (0,)))
+    assert await one.worker_queue.record_job(theirs, theirs.checkpoint)
+    assert await waiting is False
+
+
+async def test_a_job_is_taken_once_the_other_calls_have_another_job_or_were_lost(make_instance) -> None:
+    one, other = make_instance(), make_instance(start=False)
+    accepted, lost, ours = [await calling(one, name) for name in ("accepted", "lost", "ours")]
+    await calling(one, "elsewhere", channel="fal")
+    waiting = asyncio.ensure_future(other.worker_queue.take_found_job(ours, found(), 30))
+    accepted.checkpoint = accepted.checkpoint.with_job(AcceptedJob(JobHandle("replicate", "theirs"), (0,)))
+    assert await one.worker_queue.record_job(accepted, accepted.checkpoint)
+    await one.worker_queue.retry(lost, Retry(60.0, WaitReason.RETRYING))
+    assert await waiting is True
+
+
+@pytest.mark.parametrize("ago_s", [0.0, 900.0])
+async def test_a_job_of_a_finished_task_is_not_taken(make_instance, ago_s: float) -> None:
+    instance = make_instance()
+    theirs = await started(instance)
+    theirs.checkpoint = theirs.checkpoint.with_job(AcceptedJob(found(ago_s), (0,)))
+    assert await instance.worker_queue.record_job(theirs, theirs.checkpoint)
+    task = replace(theirs.task, jobs=theirs.checkpoint.begun_jobs)
+    await instance.worker_queue.finish(theirs, completed(task, (), (), now=time.time(), ttl_s=60.0))
+    if ago_s:
+        await instance.connection.commands.delete(instance.keys.checkpoint(task.id))  # it has expired
+    assert await instance.worker_queue.take_found_job(await calling(instance, "ours"), found(ago_s)) is False
+
+
+async def test_many_searches_cost_one_scan(make_instance) -> None:
+    instance = make_instance(slots=30)
+    claims = [await calling(instance, str(number), channel=str(number)) for number in range(20)]
+    await instance.connection.commands.mset(
+        {f"{{{instance.keys.prefix}}}:task:{number}": b"x" for number in range(5_000)}
+    )
+    jobs = [replace(found(20.0), id=f"job-{number}") for number in range(20)]
+    seen = instance.connection.meter.commands["read"]
+    takes = [instance.worker_queue.take_found_job(claim, job) for claim, job in zip(claims[:10], jobs, strict=False)]
+    assert await asyncio.gather(*takes) == [True] * 10
+    later = [
+        instance.worker_queue.take_found_job(claim, job) for claim, job in zip(claims[10:], jobs[10:], strict=True)
+    ]
+    assert await asyncio.gather(*later) == [True] * 10
+    scan = instance.connection.meter.commands["read"] - seen - 20
+    pages = (await instance.connection.commands.dbsize()) // SCAN_COUNT + 2
+    assert scan <= 2 * pages
+
+
+async def test_a_database_with_too_many_keys_is_not_read_and_its_job_not_taken(make_instance, monkeypatch) -> None:
+    monkeypatch.setattr(take_found_job, "MAX_SCANS", 1)
+    monkeypatch.setattr(take_found_job, "SCAN_COUNT", 1)
+    instance = make_instance()
+    claim = await calling(instance, "ours")
+    await instance.connection.commands.mset({f"{{{instance.keys.prefix}}}:task:{number}": b"x" for number in range(50)})
+    assert await instance.worker_queue.take_found_job(claim, found()) is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +97,17 @@ def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(
         other.start()
         assert {one.completed(task_id, 90)["status"] for task_id in ids} == {"completed"}
         assert one.made(prompt="its own", model="mine")["channel"] == "mine"
+
+
+def test_equal_bytes_are_refused_after_the_last_instance_that_serves_their_model_has_left(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with serving(upstream := Upstream()):
+        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
+        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
+        eventually(lambda: knows(one, "theirs"))
+        assert knows(one, "theirs")
+        other.signal(signal.SIGTERM)
+        other.wait()
+        eventually(lambda: one.submit(prompt="another question", model="theirs").status == 400)
+        assert one.submit(prompt="a question", model="theirs").error == (400, "invalid_request")

@@ -48,3 +48,20 @@ def test_a_job_of_another_task_is_never_taken_for_a_lost_call(
         task = one.completed(lost, 60)
         jobs = [call for call in calls_about(upstream, "equal prompts") if call["job"]]
         assert (len(jobs), task["possiblyBilledTwice"]) == (2, 1)
+
+
+def test_a_job_whose_task_has_not_read_its_response_yet_is_not_taken_for_a_lost_call(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with EmulatorProcess("replicate", module="imagegen.emulator.job_command") as upstream:
+        channel = {"name": "replicate", "provider": "replicate", "base_url": upstream.url, "keys": [KEY]}
+        one = instance_for(start_service, shared_redis, tmp_path, channel, "a")
+        other = instance_for(start_service, shared_redis, tmp_path, channel, "b")
+        upstream.script("reset", "job answer_s=12")
+        lost = one.accepted(prompt="equal prompts", model="a", seed=5)
+        eventually(lambda: calls_about(upstream, "equal prompts"))
+        made = other.completed(other.accepted(prompt="equal prompts", model="b", seed=5), 90)
+        task = one.completed(lost, 90)
+        jobs = [call for call in calls_about(upstream, "equal prompts") if call["job"]]
+        assert (len(jobs), task["possiblyBilledTwice"]) == (2, 1)
+        assert made.get("possiblyBilledTwice", 0) == 0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from support import AS_ADMIN
+
+from imagegen.tasks.task import Task
+from imagegen.web.context import SERVICES
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
@@ -107,3 +113,60 @@ async def test_images_of_a_request_with_another_n_count_as_there(service, upstre
     status, done = await submit(service, "?wait=20", n=4, maxCostUsd=2 * IMAGE_USD)
     assert (status, len(done["data"])) == (200, 4)
     assert sum(each.n for each in upstream.ledger.paid) == 4
+
+
+async def test_a_retry_keeps_the_limit_of_its_task(service, upstream: EmulatedUpstream) -> None:
+    upstream.set_fault("400")
+    _, failed = await submit(service, "?wait=20", maxCostUsd=IMAGE_USD)
+    assert failed["status"] == "failed"
+    upstream.set_fault("reset")
+    seen = upstream.ledger.total
+    assert (await service.post(f"/api/images/{failed['taskId']}/retry")).status == 202
+    task = await (await service.get(f"/api/images/{failed['taskId']}?wait=20")).json()
+    assert (task["status"], upstream.ledger.total - seen) == ("failed", 1)
+    assert "would cost more than maxCostUsd" in task["message"]
+
+
+async def test_a_retry_is_refused_if_the_price_is_over_the_limit_of_its_task_now(
+    service, start_paid, upstream: EmulatedUpstream, tmp_path: Path
+) -> None:
+    upstream.set_fault("400")
+    _, failed = await submit(service, "?wait=20", maxCostUsd=IMAGE_USD)
+    row = '{ id = "black-forest-labs/FLUX.1-schnell", price = { per_image = 0.05 } }'
+    (tmp_path / "dear.toml").write_text(f"checked = 2026-11-28\nmodels = [\n  {row},\n]\n")
+    dearer = await start_paid(models_file=tmp_path / "dear.toml")
+    refused = await dearer.post(f"/api/images/{failed['taskId']}/retry")
+    assert (refused.status, (await refused.json())["code"]) == (402, "max_cost_exceeded")
+
+
+async def test_images_that_are_gone_by_the_submit_are_not_paid_over_its_limit(
+    service, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submit(service, "?wait=20", n=2)
+    paid, store = len(upstream.ledger.paid), service.app[SERVICES].store
+
+    async def gone(*_args: object) -> bool:
+        return False
+
+    monkeypatch.setattr(store, "reuse", gone)  # the preview has seen them
+    status, refused = await submit(service, n=3, maxCostUsd=IMAGE_USD)
+    assert (status, refused["code"]) == (402, "max_cost_exceeded")
+    assert len(upstream.ledger.paid) == paid
+    listed = await (await service.get("/api/images", headers=AS_ADMIN)).json()
+    assert len(listed["tasks"]) == 1
+
+
+async def test_a_sibling_that_expires_between_preview_and_submit_is_not_paid_over_the_limit(
+    service, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submit(service, "?wait=20", n=2)
+    preview = service.app[SERVICES].queue.preview
+    siblings, looks = preview.siblings, []
+
+    async def once(*args: Any) -> Sequence[Task]:
+        looks.append(args)
+        return await siblings(*args) if len(looks) == 1 else ()
+
+    monkeypatch.setattr(type(preview), "siblings", lambda _self, *args: once(*args))
+    status, refused = await submit(service, n=3, maxCostUsd=IMAGE_USD)
+    assert (status, refused["code"], len(looks)) == (402, "max_cost_exceeded", 2)

@@ -14,7 +14,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import decode_checkpoint
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 
@@ -205,3 +205,33 @@ async def test_a_refused_key_does_not_hide_the_job_that_another_key_of_the_accou
         await found_by_two_keys(HANDLE, UpstreamError("upstream_overloaded", "busy", retryable=True, status=503))
     with pytest.raises(UpstreamError, match="401"):
         await found_by_two_keys(refused, refused)
+
+
+@dataclass
+class PolledProvider(ScriptedProvider):
+    """Provider with polls that fail, or a job that is done."""
+
+    fails: bool = False
+
+    async def resume(self, _handle: JobHandle, observer: CallObserver) -> Reply:
+        if self.fails:
+            observer.polls_failed(FailedPolls(1))
+            raise UpstreamError("upstream_auth", "no", status=401, ambiguous=True)
+        return images()
+
+
+class _Watcher:
+    failed: FailedPolls = FailedPolls()
+
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.failed = polls
+
+
+async def test_the_next_key_of_the_account_is_polled_at_once_when_polls_with_one_fail() -> None:
+    refused, good = (only_route(PolledProvider(fails=fails)) for fails in (True, False))
+    watcher = _Watcher()
+    assert (await replace(good, others=(refused,)).resume(HANDLE, watcher)).images
+    assert watcher.failed == FailedPolls()
+    with pytest.raises(UpstreamError, match="no"):
+        await replace(refused, others=(refused,)).resume(HANDLE, watcher)
+    assert watcher.failed == FailedPolls(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
@@ -10,16 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
-from imagegen.tasks.provider_job import JobHandle
+from imagegen.queue.checkpoint import decode_checkpoint
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State
-from imagegen.worker.job_wait import UNREACHED_RETRY_S
+from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
 
@@ -78,23 +81,45 @@ async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(insta
     assert (len(harness.provider.calls), claim.checkpoint.attempts, claim.checkpoint.job) == (1, 1, None)
 
 
-async def test_a_job_with_polls_that_fail_leaves_its_slot_and_is_resumed(instance) -> None:
-    class Unreachable(JobProvider):
-        async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
-            if len(self.resumed) == 1:
-                return await super().resume(handle, observer)
-            self.resumed.append(handle)
-            for count in (1, 2, 3):
-                observer.polls_failed(count)
-                await asyncio.sleep(0)
-            return await asyncio.get_running_loop().create_future()
+class Unread(JobProvider):
+    """Provider with a job of which all polls fail but those of the last attempt."""
 
-    harness = WorkerHarness(instance, Unreachable(ends=[None], max_images_per_call=1), job_wait_s=0.05)
+    attempts = 2
+
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
+        if len(self.resumed) == self.attempts:
+            return await super().resume(handle, observer)
+        self.resumed.append(handle)
+        polls = handle.failed_polls
+        while True:
+            polls = FailedPolls(polls.count + 1, polls.since or time.time() - 50)
+            observer.polls_failed(polls)
+            await asyncio.sleep(0)
+
+
+async def test_a_job_with_polls_that_fail_leaves_its_slot_and_is_resumed_where_it_was_left(instance) -> None:
+    harness = WorkerHarness(instance, Unread(ends=[None], max_images_per_call=1), job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
-    assert (outcome.delay_s, outcome.counts_as_attempt) == (UNREACHED_RETRY_S, False)
+    assert (round(outcome.delay_s), outcome.counts_as_attempt) == (25, False)
+    await instance.worker_queue.retry(claim, outcome)
+    stored = await instance.connection.commands.get(instance.keys.checkpoint(claim.task.id))
+    assert decode_checkpoint(stored)[1].job.handle.failed_polls.count == MAX_FAILED_POLLS
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Retry)
+    assert claim.checkpoint.job.handle.failed_polls.count == MAX_FAILED_POLLS + 1
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
-    assert (len(harness.provider.calls), len(harness.provider.resumed), claim.checkpoint.attempts) == (1, 2, 1)
+    assert (len(harness.provider.calls), len(harness.provider.resumed), claim.checkpoint.attempts) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(("ago_s", "delay_s"), [(1, MIN_UNREAD_RETRY_S), (3_000, MAX_UNREAD_RETRY_S)])
+async def test_the_pause_between_failing_polls_is_bounded(instance, ago_s: float, delay_s: float) -> None:
+    harness = WorkerHarness(instance, Unread(ends=[None], max_images_per_call=1), job_wait_s=0.05)
+    claim = await harness.claim()
+    first = await harness.attempts.run(claim)
+    polls, job = FailedPolls(3, time.time() - ago_s), claim.checkpoint.job
+    claim.checkpoint = replace(claim.checkpoint, job=replace(job, handle=replace(job.handle, failed_polls=polls)))
+    assert (await run_again(harness, claim, first)).delay_s == pytest.approx(delay_s, abs=0.5)
 
 
 async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instance) -> None:

@@ -19,6 +19,11 @@ NEVER_IDLE_MS = 10**12
 """An idle time that no entry has: 31 years."""
 
 
+BEGUN_DELIVERIES = 1_000_000
+"""Count of deliveries for the entry of a begun task, as its owner sets it: it lasts longer than the checkpoint if
+Redis evicts keys. Each takeover adds one."""
+
+
 class Consumer(Struct, frozen=True, gc=False):
     """A consumer of the group: the number of its pending entries, and seconds since its last read or claim."""
 
@@ -28,11 +33,12 @@ class Consumer(Struct, frozen=True, gc=False):
 
 
 class PendingEntry(Struct, frozen=True, gc=False):
-    """A claimed entry: its consumer, and seconds since the last renewal."""
+    """A claimed entry: its consumer, and seconds since the last renewal. begun: its owner has begun the task."""
 
     entry_id: str
     consumer: str
     idle_s: float
+    begun: bool = False
 
 
 async def create_group(context: VerbContext) -> bool:
@@ -62,8 +68,10 @@ async def pending_entries(context: VerbContext) -> list[PendingEntry]:
     while True:
         rows = await _group_rows(context, "takeover", "XPENDING", context.keys.stream, GROUP, low, "+", PAGE_SIZE)
         entries += [
-            PendingEntry(entry_id.decode(), consumer.decode(errors="replace"), idle_ms / 1000)
-            for entry_id, consumer, idle_ms, _ in rows
+            PendingEntry(
+                entry_id.decode(), consumer.decode(errors="replace"), idle_ms / 1000, deliveries >= BEGUN_DELIVERIES
+            )
+            for entry_id, consumer, idle_ms, deliveries in rows
         ]
         if len(rows) < PAGE_SIZE:
             return entries
@@ -97,6 +105,12 @@ async def last_delivered(context: VerbContext) -> str:
 async def transfer_entry(context: VerbContext, consumer: str, entry_id: str) -> None:
     """Make a pending entry pending for another consumer, which has started its task."""
     await _group_rows(context, "restore", "XCLAIM", context.keys.stream, GROUP, consumer, 0, entry_id, "JUSTID")
+
+
+async def mark_begun(context: VerbContext, consumer: str, entry_id: str) -> None:
+    """Set the count of deliveries of an entry that the consumer surely holds to that of begun tasks."""
+    count = ("RETRYCOUNT", BEGUN_DELIVERIES, "JUSTID")
+    await _group_rows(context, "start", "XCLAIM", context.keys.stream, GROUP, consumer, 0, entry_id, *count)
 
 
 async def probe_claim(context: VerbContext, consumer: str, entry_id: str) -> None:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from imagegen.queue.eta import entry_order
 from imagegen.queue.verbs.context import VerbContext, batched
+from imagegen.queue.verbs.group import BEGUN_DELIVERIES
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
@@ -38,7 +39,7 @@ async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str,
     for number, page in enumerate(pages, 1):
         high = "+" if number == len(pages) else page[-1][1]
         keys = [stream, *(context.keys.checkpoint(task_id) if task_id else stream for task_id, _ in page)]
-        args: list[Arg] = [GROUP, consumer, context.checkpoint_ttl_ms, low, high]
+        args: list[Arg] = [GROUP, consumer, context.checkpoint_ttl_ms, low, high, BEGUN_DELIVERIES]
         args += (entry_id for _, entry_id in page)
         lost_ids, unlisted_ids, ids_without_checkpoint = await context.run(_SCRIPT, keys, args)
         renewed = [task_id for task_id, entry_id in page if entry_id.encode() not in lost_ids]
@@ -51,8 +52,8 @@ async def renew(context: VerbContext, consumer: str, claims: Sequence[tuple[str,
 
 
 def renew_cost(renewed_task_ids: Sequence[str]) -> int:
-    """Return the commands of one script call: XPENDING, a PEXPIRE for each checkpoint, one XCLAIM."""
-    return 2 + sum(map(bool, renewed_task_ids)) + bool(renewed_task_ids)
+    """Return the commands of one script call: XPENDING, a PEXPIRE for each checkpoint, an XCLAIM with and without."""
+    return 2 + sum(map(bool, renewed_task_ids)) + len(set(map(bool, renewed_task_ids)))
 
 
 def _entry_order(claim: tuple[str, str]) -> int:

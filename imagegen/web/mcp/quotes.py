@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from imagegen.errors import ApiError, BudgetExceeded, PriceUnknown, RateLimited
 from imagegen.formats import rfc3339
 from imagegen.queue.eta import QueuePosition
+from imagegen.queue.preview import over_limit
 from imagegen.ratelimit.limits import RATE_LIMITS, Allowance
 from imagegen.tasks.cost import day_end, dollars
 from imagegen.tasks.request import GenerationRequest
@@ -19,7 +20,6 @@ from imagegen.web.api.models import capabilities_view
 from imagegen.web.context import Services
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody
-from imagegen.web.max_cost import over_limit
 from imagegen.web.mcp.tool_results import error_view, failure_view
 from imagegen.web.mcp.views import QuoteView, ToolErrorView
 from imagegen.web.price_preview import PricePreview, preview_price

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.preview import over_limit
 from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services
-from imagegen.web.max_cost import over_limit
 from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Ending, Mark, Marking, TrackedCall
 from imagegen.web.openai.errors import is_retryable
 from imagegen.web.openai.fields import OpenAIRequest
