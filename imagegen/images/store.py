@@ -12,13 +12,13 @@ from typing import Protocol, Self, cast
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store_health import StoreHealth
-from imagegen.images.threads import WorkThreads
+from imagegen.images.threads import PATIENCE_S, WorkThreads
 from imagegen.tasks.image import StoredImage
 
 PIECE_BYTES = 256 * 1024
 """Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
 
-in_file_thread = WorkThreads(8, "image-files").run
+in_file_thread = WorkThreads(8, "image-files", patience_s=PATIENCE_S).run
 """Run blocking file work in separate threads, so that no slow name lookup or other work delays it."""
 
 in_check_thread = WorkThreads(2, "image-checks").run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from support import eventually
 
-from imagegen.images.threads import WorkThreads
+from imagegen.images.threads import MAX_QUEUED_S, WorkThreads
 
 
 def name_of_thread() -> str:
@@ -86,3 +88,68 @@ def test_a_result_for_a_loop_that_is_closed_is_dropped() -> None:
     asyncio.run(leave())
     go_on.set()
     assert asyncio.run(threads.run(len, "ab")) == 2
+
+
+async def test_the_loop_sleeps_for_a_quick_call_and_runs_nothing_else() -> None:
+    threads, others = WorkThreads(2, "sleeping", patience_s=60.0), list[str]()
+    asyncio.get_running_loop().call_soon(others.append, "ran")
+    assert await threads.run(name_of_thread) == "sleeping"
+    with pytest.raises(ZeroDivisionError):
+        await threads.run(divmod, 1, 0)
+    assert others == []
+
+
+async def test_the_loop_goes_on_while_a_call_hangs_and_sleeps_for_no_other_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("imagegen.images.threads.RESTING_S", 600.0)
+    threads, hang, others = WorkThreads(2, "patient", patience_s=0.001), threading.Event(), list[str]()
+    stuck = asyncio.create_task(threads.run(hang.wait, 60))
+    await asyncio.sleep(0)
+    assert not stuck.done()
+    hang.set()
+    assert await stuck
+    asyncio.get_running_loop().call_soon(others.append, "ran")
+    assert await threads.run(len, "abc") == 3
+    assert others == ["ran"]
+
+
+async def test_an_error_of_a_call_that_hung_is_raised_in_the_caller() -> None:
+    threads, hang = WorkThreads(1, "late", patience_s=0.001), threading.Event()
+
+    def fails() -> None:
+        hang.wait(60)
+        raise KeyError("late")
+
+    stuck = asyncio.create_task(threads.run(fails))
+    await asyncio.sleep(0)
+    hang.set()
+    with pytest.raises(KeyError, match="late"):
+        await stuck
+
+
+async def test_only_a_call_that_has_waited_starts_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, hangs, checks = WorkThreads(3, "one"), [threading.Event(), threading.Event()], list[Callable[[], None]]()
+
+    def call_later(delay_s: float, check: Callable[..., None], *args: object) -> asyncio.TimerHandle:
+        if delay_s == MAX_QUEUED_S:
+            checks.append(partial(check, *args))
+            return asyncio.TimerHandle(float("inf"), check, args, loop)
+        return loop.call_at(loop.time() + delay_s, check, *args)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", call_later)
+    first = asyncio.create_task(threads.run(hangs[0].wait, 60))
+    await asyncio.sleep(0)
+    second_began = threading.Event()
+    second = asyncio.create_task(threads.run(lambda: (second_began.set(), hangs[1].wait(60))))
+    await asyncio.sleep(0)
+    hangs[0].set()
+    await first
+    await eventually(second_began.is_set)
+    third = asyncio.create_task(threads.run(name_of_thread))
+    await asyncio.sleep(0)
+    checks.pop()()  # the second has begun, and the third came only now
+    hangs[1].set()
+    await second
+    assert await third == "one"
