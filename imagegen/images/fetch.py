@@ -13,6 +13,7 @@ import pybase64
 from yarl import URL
 
 from imagegen import __version__
+from imagegen.body_receiver import BodyReceiver
 from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.formats import plain_base64
 from imagegen.images.image_links import Origin, parse_link
@@ -59,7 +60,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZLIB_MAGIC = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _ZLIB_OR_GZIP = 47
 
-Decompress = Callable[[Iterable[bytes]], Iterator[bytes]]
+Decompress = Callable[[Iterable[bytes | memoryview]], Iterator[bytes]]
 """Yields the plain bytes of the next compressed ones. Raises NotAnImage."""
 
 
@@ -181,7 +182,9 @@ class ImageFetcher:
     async def _read(self, response: LinkResponse) -> VerifiedImage:
         length, encoding = response.content_length, response.headers.get("Content-Encoding", "")
         self._check_size(length or 0)
-        if length is not None and length <= SMALL_BYTES:
+        if length is not None:
+            if length > SMALL_BYTES:
+                return await self._receive(response.receiver(length), encoding)
             data = await response.content.read()
             plain = _plain_of(data[:2], encoding, self._check_size)
             return sniff(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
@@ -203,6 +206,27 @@ class ImageFetcher:
             if plain is None and total <= SMALL_BYTES:
                 return sniff(b"".join(pieces))
             return await in_check_thread(sink.finish, plain(pieces) if plain else pieces)
+        finally:
+            if not sink.closed:
+                await in_file_thread(sink.discard)
+
+    async def _receive(self, receiver: BodyReceiver, encoding: str) -> VerifiedImage:
+        """Read a large body of known length."""
+        buffer = memoryview(bytearray(min(receiver.left, _FLUSH_BYTES)))
+        sink = self._spool.sink()
+        try:
+            piece = buffer[: await receiver.fill(buffer)]
+            plain = _plain_of(bytes(piece[:2]), encoding, self._check_size)
+            while receiver.left or plain:
+                if plain is None:
+                    await in_check_thread(sink.write, [piece])
+                else:
+                    for at in range(0, len(piece), _FLUSH_COMPRESSED_BYTES):
+                        await in_check_thread(sink.write, plain([piece[at : at + _FLUSH_COMPRESSED_BYTES]]))
+                    if not receiver.left:
+                        return await in_check_thread(sink.finish)
+                piece = buffer[: await receiver.fill(buffer)]
+            return await in_check_thread(sink.finish, [piece])
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)
@@ -257,7 +281,7 @@ def _plain_of(start: bytes, encoding: str, check_size: Callable[[int], None]) ->
         return None
     decompressor, total = zlib.decompressobj(wbits=_ZLIB_OR_GZIP), 0
 
-    def decompress(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def decompress(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         nonlocal total
         for compressed in pieces:
             rest, is_full = compressed, True

@@ -18,6 +18,8 @@ from aiohttp.http import HttpProcessingError
 from msgspec import Struct
 from yarl import URL
 
+from imagegen.body_receiver import BodyReceiver
+
 T = TypeVar("T")
 
 MAX_ORIGINS = 64
@@ -36,10 +38,18 @@ class LinkResponse(Struct, frozen=True, gc=False):
     status: int
     headers: Mapping[str, str]
     content: aiohttp.StreamReader
+    protocol: ResponseHandler
+    stall_s: float
+
+    def receiver(self, length: int) -> BodyReceiver:
+        """Return the receiver of a body of this length."""
+        return BodyReceiver(self.protocol, self.content, length, self.stall_s)
 
     @property
     def content_length(self) -> int | None:
-        """The body's length in bytes as the host declared it; None if it did not."""
+        """The body's length in bytes as the host declared it; None if it did not, or sends it in chunks."""
+        if "Transfer-Encoding" in self.headers:
+            return None
         length = self.headers.get("Content-Length", "")
         return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
 
@@ -110,7 +120,10 @@ class LinkClient:
         )
         transport.write(_head(request, url))
         protocol.start_timeout()
-        return await _response(protocol)
+        message, content = await protocol.read()
+        while 100 <= message.code < 200 and message.code != 101:
+            message, content = await protocol.read()
+        return LinkResponse(message.code, message.headers, content, protocol, self._stall_s)
 
     def _request(self, url: URL) -> aiohttp.ClientRequest:
         """Return a request to the origin of `url`: everything that the connector needs, and the headers."""
@@ -123,13 +136,6 @@ class LinkClient:
             if len(self._requests) > MAX_ORIGINS:
                 self._requests.popitem(last=False)
         return request
-
-
-async def _response(protocol: ResponseHandler) -> LinkResponse:
-    message, content = await protocol.read()
-    while 100 <= message.code < 200 and message.code != 101:
-        message, content = await protocol.read()
-    return LinkResponse(message.code, message.headers, content)
 
 
 def _head(request: aiohttp.ClientRequest, url: URL) -> bytes:

@@ -22,6 +22,7 @@ from aiohttp.http import RawResponseMessage, StreamWriter
 from msgspec import Struct
 from yarl import URL
 
+from imagegen.body_receiver import BodyReceiver
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers.input_bodies import Body, StreamedBody
@@ -129,7 +130,7 @@ class PaidPost:
             max_field_size=MAX_RESPONSE_HEAD_BYTES,
         )
         message, content = await sending.exchange(protocol, transport, self._head)
-        answered = await read_limited(message.code, message.headers, content)
+        answered = await read_limited(message.code, message.headers, content, protocol if sending.done else None)
         if answered[:2] == _GZIP_MAGIC:  # compressed as a transfer coding, or without a word
             answered = await asyncio.to_thread(_unzipped, message.code, answered)
         return RawResponse(message.code, message.headers, answered)
@@ -211,8 +212,16 @@ def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
 
 
-async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
-    """Read the whole body. Raises UpstreamError if it is over the limit."""
+async def read_limited(
+    status: int,
+    headers: Mapping[str, str],
+    content: aiohttp.StreamReader,
+    protocol: ResponseHandler | None = None,
+) -> bytes | bytearray:
+    """Read the whole body. Raises UpstreamError if it is over the limit.
+
+    protocol: of the connection, if nothing is to be written to it any more: a large body is received past it.
+    """
     length = int(headers.get("Content-Length", 0))
     if length > MAX_BODY_BYTES:
         raise _too_large(status)
@@ -220,7 +229,7 @@ async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp
         return await _of_unknown_length(status, content)
     if content.is_eof():
         return content.read_nowait()
-    return await content.read() if length <= LARGE_BYTES else await _large(content, length)
+    return await content.read() if length <= LARGE_BYTES else await _large(content, length, protocol)
 
 
 async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> bytes | bytearray:
@@ -250,11 +259,14 @@ def _too_large(status: int) -> UpstreamError:
     return UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)
 
 
-async def _large(content: aiohttp.StreamReader, length: int) -> LargeBody:
+async def _large(content: aiohttp.StreamReader, length: int, protocol: ResponseHandler | None) -> LargeBody:
     """Read a large body into one block: joining its pieces would take the memory twice."""
     await _bodies.take(length, _WAIT_FOR_MEMORY_S)
     body = LargeBody(length)
     body.budget, body.reserved_bytes = _bodies, length
+    if protocol is not None:
+        await BodyReceiver(protocol, content, length).fill(memoryview(body))
+        return body
     at = 0
     async for piece in content.iter_any():
         body[at : at + len(piece)] = piece

@@ -1,0 +1,183 @@
+"""Tests of bodies that are received into their place in memory, from hosts that stall, break off, and speak TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+from support import eventually
+from yarl import URL
+
+from imagegen.body_receiver import BodyReceiver
+from imagegen.images.link_client import LinkClient, LinkResponse
+
+BODY = os.urandom(3_000_000)
+Send = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+class Host:
+    """HTTP server that answers each request by `send`, with the head of a body of `BODY`'s length before it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.connections = self.closed = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+                await self._send(writer)
+        self.closed += 1
+        writer.close()
+
+
+@asynccontextmanager
+async def client_of(
+    host: Host, *, stall_s: float = 60.0, folder: Path | None = None
+) -> AsyncIterator[tuple[LinkClient, URL]]:
+    """Yield a client and the host's address; folder: for the certificate of a host with TLS."""
+    server_context, client_context = tls(folder) if folder else (None, None)
+    server = await asyncio.start_server(host.serve, "127.0.0.1", 0, ssl=server_context)
+    connector = aiohttp.TCPConnector(ssl=client_context or True)
+    async with server, aiohttp.ClientSession(connector=connector) as session:
+        port = server.sockets[0].getsockname()[1]
+        yield LinkClient(session, {}, stall_s), URL(f"http{'s' if folder else ''}://localhost:{port}/image")
+
+
+def tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    return server, ssl.create_default_context(cafile=str(certificate))
+
+
+async def received(response: LinkResponse) -> bytes:
+    """Return a body that is received in three parts."""
+    whole, receiver = b"", response.receiver(len(BODY))
+    buffer = memoryview(bytearray(1_100_000))
+    while receiver.left:
+        whole += buffer[: await receiver.fill(buffer)]
+    return whole
+
+
+async def send_in_parts(writer: asyncio.StreamWriter) -> None:
+    for at in range(0, len(BODY), 70_000):
+        writer.write(BODY[at : at + 70_000])
+        await writer.drain()
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_a_large_body_is_received_in_parts_and_its_connection_is_used_again(
+    tmp_path: Path, with_tls: bool
+) -> None:
+    host = Host(send_in_parts)
+    async with client_of(host, folder=tmp_path if with_tls else None) as (client, url):
+        for _ in range(3):
+            assert await client.get(url, received) == BODY
+    assert host.connections == 1
+
+
+async def test_a_body_that_comes_at_once_is_received_too() -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY)
+
+    host = Host(send)
+    async with client_of(host) as (client, url):
+        assert [await client.get(url, received) == BODY for _ in range(2)] == [True, True]
+    assert host.connections == 1
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("sent_bytes", [0, 1_000, 2_999_999])
+async def test_a_body_that_ends_early_is_a_failure(tmp_path: Path, with_tls: bool, sent_bytes: int) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:sent_bytes])
+        await writer.drain()
+        writer.close()
+
+    async with client_of(Host(send), folder=tmp_path if with_tls else None) as (client, url):
+        with pytest.raises((aiohttp.ClientError, OSError)):
+            await client.get(url, received)
+
+
+async def test_a_host_that_stalls_within_a_body_is_left() -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:700_000])
+
+    host = Host(send)
+    async with client_of(host, stall_s=0.2) as (client, url):
+        with pytest.raises(TimeoutError):
+            await client.get(url, received)
+        await eventually(lambda: host.closed)
+
+
+async def test_a_slow_host_is_noticed_before_it_counts_as_stalled() -> None:
+    noticed = asyncio.Event()
+
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:1_000])
+        await writer.drain()
+        await began.wait()
+        writer.write(BODY[1_000:2_000])  # the system does not wake the loop for so little
+        await noticed.wait()
+        writer.write(BODY[2_000:])
+
+    began = asyncio.Event()
+
+    async def slowly_received(response: LinkResponse) -> bytes:
+        whole, receiver = memoryview(bytearray(len(BODY))), response.receiver(len(BODY))
+        filling = asyncio.create_task(receiver.fill(whole))
+        await eventually(lambda: receiver.left <= len(BODY) - 1_000)
+        began.set()
+        await eventually(lambda: receiver.left <= len(BODY) - 2_000)
+        noticed.set()
+        await filling
+        return bytes(whole)
+
+    async with client_of(Host(send), stall_s=3.0) as (client, url):
+        assert await client.get(url, slowly_received) == BODY
+
+
+async def test_a_receiver_that_is_cancelled_takes_no_bytes_of_the_next_response() -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:1_000_000])
+
+    host, receivers = Host(send), list[BodyReceiver]()
+
+    async def read(response: LinkResponse) -> bytes:
+        receivers.append(response.receiver(len(BODY)))
+        await receivers[0].fill(memoryview(bytearray(len(BODY))))
+        return b""
+
+    async with client_of(host) as (client, url):
+        getting = asyncio.create_task(client.get(url, read))
+        await eventually(lambda: receivers and receivers[0].left < len(BODY))
+        getting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await getting
+        await eventually(lambda: host.closed == 1)
+
+
+async def test_a_body_counts_as_ended_where_its_connection_was_closed_before() -> None:
+    async with client_of(Host(send_in_parts)) as (client, url):
+
+        async def read(response: LinkResponse) -> bytes:
+            response.protocol.close()
+            return await received(response)
+
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await client.get(url, read)
