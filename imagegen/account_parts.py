@@ -9,9 +9,9 @@ from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import RateLimits
 from imagegen.settings import Settings
 from imagegen.supervisor import Supervisor
-from imagegen.web.context import SERVICES
 from imagegen.web.guard import AccessRules, Guard
 from imagegen.web.ops.admin import AdminAuth
+from imagegen.web.services import SERVICES
 
 
 def create_guard(settings: Settings, admin: AdminAuth, rates: RateLimits) -> Guard:

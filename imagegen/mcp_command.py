@@ -23,7 +23,7 @@ from imagegen import log
 from imagegen.errors import SettingsError
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
-from imagegen.web.mcp.errors import PATH
+from imagegen.web.mcp.error_responses import PATH
 from imagegen.web.mcp.messages import INTERNAL_ERROR, PARSE_ERROR, RpcError, error_body
 from imagegen.web.mcp.versions import METHOD_HEADER, NAME_HEADER, NAMED_PARAMS, VERSION_HEADER, VERSION_KEY, encode_name
 

@@ -20,6 +20,10 @@ def test_few_class_names_are_in_two_modules() -> None:
     assert len(shared) <= 0.03 * classes, shared
 
 
+def test_no_module_name_is_in_two_packages_unless_they_do_the_same_for_two_apis() -> None:
+    assert code_figures.repeated_module_names() == {}
+
+
 def test_no_modules_import_each_other() -> None:
     graph = code_figures.imports()
     assert graph["imagegen.app"] > {"imagegen.settings", "imagegen.lifecycle"}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from imagegen.tasks.task import Task
-from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
+from imagegen.web.services import SERVICES
 
 
 async def find_task(request: web.Request, task_id: str | None = None) -> Task | None:

@@ -31,7 +31,7 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
-class _Record:
+class _UnservedTask:
     """Record of a task that came here. alone_since: Unix time, None while another instance may run it.
 
     given: how often it was given away. is_held: whether it was kept since then.
@@ -74,7 +74,7 @@ class UnservedTasks:
         self._rules = rules
         self._others = others
         self._clock = clock
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _UnservedTask] = {}
         self._warned = False
         self._turn = 0
         self._pinged_at = -math.inf
@@ -125,7 +125,7 @@ class UnservedTasks:
         self._claims.park(claim, WaitReason.QUEUED, retry_at, until=retry_at)
         return None
 
-    def _record(self, task: Task) -> _Record:
+    def _record(self, task: Task) -> _UnservedTask:
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -133,7 +133,7 @@ class UnservedTasks:
             )
         if len(self._records) >= MAX_REMEMBERED:
             self._records.clear()
-        return self._records.setdefault(task.id, _Record(Backoff(FIRST_HELD_S, MAX_HELD_S)))
+        return self._records.setdefault(task.id, _UnservedTask(Backoff(FIRST_HELD_S, MAX_HELD_S)))
 
     def _check_others(self, now: float) -> None:
         """Let instances be forgotten that do not live any more, now and then."""

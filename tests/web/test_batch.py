@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.web.context import SERVICES
+from imagegen.web.services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 

@@ -8,7 +8,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE, STORE
-from imagegen.web.context import SERVICES
+from imagegen.web.services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 FRESH = {"Cache-Control": "no-cache"}

@@ -10,7 +10,7 @@ from support import eventually
 
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
-from imagegen.web.context import SERVICES
+from imagegen.web.services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 

@@ -20,7 +20,7 @@ from support import ADMIN_TOKEN
 from imagegen.tasks.validation import GenerationParams
 from imagegen.web.mcp import task_wait
 from imagegen.web.mcp.tool_definitions import listing
-from imagegen.web.openapi.schemas import Schemas
+from imagegen.web.openapi.json_schemas import Schemas
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

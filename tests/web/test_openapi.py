@@ -18,7 +18,7 @@ from support import ADMIN_TOKEN, AS_ADMIN
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
-from imagegen.web.openai.errors import FAILED_STATUS
+from imagegen.web.openai.error_responses import FAILED_STATUS
 from imagegen.web.routes import ROUTES, build_document
 
 Client = TestClient[web.Request, web.Application]

@@ -35,7 +35,7 @@ from imagegen.errors import (
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import FILE_FIELD, Uploads, upload_id_of
 from imagegen.web.http.body_stream import BodyStream
-from imagegen.web.http.errors import MAX_BODY_BYTES
+from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
 
 MAX_DEPTH = 32

@@ -21,7 +21,7 @@ from imagegen.errors import ApiError, Forbidden, InternalError, QueueUnavailable
 from imagegen.metrics import Histogram, Meter
 from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
-from imagegen.web.http.errors import error_response, from_http_exception
+from imagegen.web.http.error_responses import error_response, from_http_exception
 from imagegen.web.http.responses import (
     language,
     on_response_prepare,
@@ -29,8 +29,8 @@ from imagegen.web.http.responses import (
     request_id_of,
     route_of,
 )
-from imagegen.web.mcp import errors as mcp_errors
-from imagegen.web.openai import errors as openai_errors
+from imagegen.web.mcp import error_responses as mcp_errors
+from imagegen.web.openai import error_responses as openai_errors
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _SLASHES = re.compile("/+")

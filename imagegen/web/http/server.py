@@ -14,7 +14,7 @@ from loguru import logger
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import notify_disconnect
-from imagegen.web.http.errors import error_response
+from imagegen.web.http.error_responses import error_response
 from imagegen.web.http.middleware import EDGE, RouteCache
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imagegen.web.mcp.endpoint import mcp
-from imagegen.web.mcp.errors import PATH
+from imagegen.web.mcp.error_responses import PATH
 from imagegen.web.mcp.tool_definitions import GENERATE
 from imagegen.web.mcp.versions import MODERN, SUPPORTED, VERSION_HEADER
 from imagegen.web.openapi.document import EVENTS, Body, Operation, Parameter, ResponseDoc, Route

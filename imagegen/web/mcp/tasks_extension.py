@@ -17,12 +17,12 @@ from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.api.tasks import cancel_task
-from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.tool_results import TaskAnswer, task_result
 from imagegen.web.mcp.versions import Protocol
+from imagegen.web.services import SERVICES
 
 
 async def created_task(request: web.Request, task: Task) -> dict[str, Any]:

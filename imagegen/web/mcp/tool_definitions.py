@@ -12,7 +12,7 @@ from imagegen.tasks.validation import GenerationParams
 from imagegen.web.max_cost import MaxCost
 from imagegen.web.mcp.views import QuoteView, ToolModelsView, ToolTaskView
 from imagegen.web.openapi.document import Json
-from imagegen.web.openapi.schemas import Schemas
+from imagegen.web.openapi.json_schemas import Schemas
 
 GENERATE, EDIT, GET, CANCEL = "generate_image", "edit_image", "get_image_task", "cancel_image_task"
 MODELS, QUOTE = "list_image_models", "quote_image"

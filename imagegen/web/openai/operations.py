@@ -14,7 +14,7 @@ from imagegen.tasks.request import MAX_IMAGES
 from imagegen.tasks.validation import GenerationParams, Size
 from imagegen.web.api.schemas import TASK_ERRORS
 from imagegen.web.openai.edits import edits, edits_async, variations
-from imagegen.web.openai.errors import FAILED_STATUS, public_code
+from imagegen.web.openai.error_responses import FAILED_STATUS, public_code
 from imagegen.web.openai.fields import DEFAULT_SIDE
 from imagegen.web.openai.generations import generations, generations_async, image_task
 from imagegen.web.openai.models import get_model, list_models

@@ -23,9 +23,9 @@ from imagegen.web.openapi.document import (
     Parameter,
     ResponseDoc,
 )
+from imagegen.web.openapi.json_schemas import Schemas
 from imagegen.web.openapi.parameters import HEADERS
 from imagegen.web.openapi.properties import complete
-from imagegen.web.openapi.schemas import Schemas
 
 _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 """Refusals of the parser come before the path shows which API the client uses."""

@@ -25,9 +25,9 @@ from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import TaskLinks, not_found_view, submitted_view, task_view
 from imagegen.web.api.upload_routes import upload_view
-from imagegen.web.http.errors import error_view
+from imagegen.web.http.error_responses import error_view
 from imagegen.web.model_list import ListedModel
-from imagegen.web.openai.errors import error_fields
+from imagegen.web.openai.error_responses import error_fields
 from imagegen.web.openai.models import entry_of
 from imagegen.web.openai.stream import COMPLETED, EDITED
 

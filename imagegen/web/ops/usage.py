@@ -12,11 +12,11 @@ from typing_extensions import TypedDict
 from imagegen.accounts.usage_report import COLUMNS, DEFAULT_DAYS, GROUPINGS, MAX_DAYS, UsageQuery, UsageReport
 from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count, Dollars
-from imagegen.web.context import SERVICES
 from imagegen.web.guard import GUARD, client_of
 from imagegen.web.http.responses import json_response, quality_of
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
+from imagegen.web.services import SERVICES
 
 CSV, JSON = "text/csv", "application/json"
 

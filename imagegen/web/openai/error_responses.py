@@ -42,7 +42,7 @@ def is_openai_path(path: str) -> bool:
 
 
 def error_response(error: ApiError, _request_id: str, _language: str) -> web.Response:
-    """Return the answer for one error, in English, as `imagegen.web.http.errors` has it for `/api`."""
+    """Return the answer for one error, in English, as `imagegen.web.http.error_responses` has it for `/api`."""
     text = "; ".join(f"{field.field}: {field.message}" for field in error.details) or error.message("en")
     param = error.details[0].field if error.details else None
     if isinstance(error, BudgetExceeded):
