@@ -1,3 +1,3 @@
-"""imagegen: paid image APIs as a durable, cheap, pleasant asynchronous API."""
+"""Service that turns paid image APIs into a durable asynchronous API."""
 
 __version__ = "0.5.0"

@@ -1,4 +1,4 @@
-"""Runs the command: `python -m imagegen`."""
+"""Entry point of `python -m imagegen`."""
 
 import sys
 

@@ -10,7 +10,7 @@ MAX_BYTES_IN_FLIGHT = 32 * 1024 * 1024
 
 
 class ByteBudget:
-    """Counts bytes up to a limit; one holder alone may have more. `try_take` and `give` may run in any thread."""
+    """Counter of bytes up to a limit; one holder alone may have more. `try_take` and `give` may run in any thread."""
 
     def __init__(self, limit: int = MAX_BYTES_IN_FLIGHT) -> None:
         self._limit = limit

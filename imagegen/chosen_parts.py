@@ -237,14 +237,19 @@ async def open_upstream(
                 embed_metadata=settings.embed_metadata and settings.image_store != "upstream",
                 clock=connection.clock,
             )
-            inputs = ImageFetcher(
-                links,
-                spool,
-                Origin(routes.own_hosts, None, resolver),  # a client's link to loopback is not the upstream's
-                timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
-                max_bytes=settings.upload_max_bytes,
-                subject="The input image",
-            )
+            origin_of_inputs = Origin(routes.own_hosts, None, resolver)  # a client's link to loopback is no upstream's
+            inputs = _input_fetcher(settings, links, spool, origin_of_inputs)
             image_saver = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
             yield Upstream(routes, image_saver, InputOpener(uploads, inputs, spool))
             await routes.close()
+
+
+def _input_fetcher(settings: Settings, links: aiohttp.ClientSession, spool: Spool, origin: Origin) -> ImageFetcher:
+    return ImageFetcher(
+        links,
+        spool,
+        origin,
+        timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
+        max_bytes=settings.upload_max_bytes,
+        subject="The input image",
+    )

@@ -35,7 +35,10 @@ WAIT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.
 
 
 class Histogram:
-    """counts: how many values were up to each of `bounds`, and above the last; total: their sum."""
+    """Histogram of values.
+
+    counts: how many values were up to each of `bounds`, and above the last; total: their sum.
+    """
 
     __slots__ = ("bounds", "counts", "total")
 

@@ -39,7 +39,7 @@ class Fault:
 
 
 class Trigger:
-    """Decides for each call with a fault whether the fault applies to it."""
+    """Decision for each call with a fault whether the fault applies to it."""
 
     def __init__(self, fault: Fault, now: float, *, default_times: int | None) -> None:
         for_s = fault.optional_number("for_s")

@@ -65,7 +65,7 @@ Decompress = Callable[[Iterable[bytes | memoryview]], Iterator[bytes]]
 
 
 class ImageFetcher:
-    """Downloads or decodes one image into the spool. A failing link is tried again: the image is paid for.
+    """Fetcher that downloads or decodes one image into the spool. A failing link is tried again: the image is paid for.
 
     session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials.
     timeout_s: for the tries of one `fetch` together. subject: begins the texts about an image that can't be used.

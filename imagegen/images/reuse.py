@@ -19,7 +19,7 @@ _Take = Callable[[str, StoredImage, int], Awaitable[bool]]
 
 
 class ImageReuse:
-    """Stores images of finished tasks for another task too, so that either may expire. life_s: of the images."""
+    """Reuse of the images of finished tasks for another task, so that either may expire. life_s: of the images."""
 
     def __init__(self, store: ImageStore, life_s: float, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store

@@ -13,7 +13,7 @@ from imagegen.tasks.image import GivenImage, ImageLink, StoredImage
 
 
 class StoringSaver:
-    """Fetches images into the spool, and saves them in the store.
+    """Saver that fetches images into the spool and saves them in the store.
 
     life_s: how long an image is kept from then on. embed_metadata: whether its parameters are written into its file.
     """
@@ -81,7 +81,7 @@ class StoringSaver:
 
 
 class LinkOnlySaver:
-    """`IMAGE_STORE=upstream`: the provider's own links are kept; bytes that came without one go to the store."""
+    """Saver of `IMAGE_STORE=upstream`: it keeps the provider's own links; bytes without one go to the store."""
 
     def __init__(self, saver: StoringSaver) -> None:
         self._saver = saver

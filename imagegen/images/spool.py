@@ -27,7 +27,7 @@ _WRITE_BYTES = 1024 * 1024
 
 
 class Spool:
-    """Holds images for one store. memory: bounds the bytes that are held in memory without a file."""
+    """Spool of one store. memory: bounds the bytes that are held in memory without a file."""
 
     def __init__(self, store: ImageStore, memory: ByteBudget) -> None:
         self._store = store

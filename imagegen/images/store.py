@@ -131,7 +131,7 @@ def _read_at(file: FileIO, offset: int, length: int) -> bytes:
 
 
 class ImageStore(Protocol):
-    """Keeps the bytes of images until they expire, or until the store is over its byte cap (oldest go first)."""
+    """Store of the bytes of images until they expire, or until the store is over its byte cap (oldest go first)."""
 
     @property
     def store_id(self) -> str:

@@ -44,7 +44,9 @@ _RANDOM_SEED = -1
 
 
 class A1111Provider(WithoutJobs):
-    """base_url: `http://127.0.0.1:7860`, with `user:password@` where the web UI runs with `--api-auth`.
+    """Provider of one web UI.
+
+    base_url: `http://127.0.0.1:7860`, with `user:password@` where the web UI runs with `--api-auth`.
 
     default_model: the service's own default, which means the web UI's loaded checkpoint.
     """

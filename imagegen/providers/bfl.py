@@ -24,7 +24,10 @@ BASE_URL = "https://api.bfl.ai"
 
 
 class BflProvider(JobApiProvider):
-    """base_url: of a region, with or without `/v1`."""
+    """Provider with jobs of Black Forest Labs.
+
+    base_url: of a region, with or without `/v1`.
+    """
 
     name = "bfl"
     domains = ("bfl.ai",)

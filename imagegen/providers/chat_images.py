@@ -57,7 +57,9 @@ def is_chat_address(address: str) -> bool:
 
 
 class ChatImagesProvider(WithoutJobs):
-    """name: of the provider in the settings. base_url: with or without `/chat/completions`.
+    """Provider of images behind a chat.
+
+    name: of the provider in the settings. base_url: with or without `/chat/completions`.
 
     shapes_of: aspect ratios and resolutions of a model. A chat answers with one image a call.
     """

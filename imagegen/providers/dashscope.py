@@ -1,4 +1,4 @@
-"""Owns the calls to Alibaba's DashScope (Model Studio): https://www.alibabacloud.com/help/en/model-studio/
+"""Provider of Alibaba's DashScope (Model Studio): https://www.alibabacloud.com/help/en/model-studio/
 
 Most models begin a job; some newer ones answer at once. The jobs of the last day are listed, so a job is found
 although the response to its submit was lost.
@@ -62,7 +62,10 @@ RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 
 
 class DashScopeProvider(JobApiProvider):
-    """base_url: of the region of the key, with or without `/api/v1`."""
+    """Provider with jobs and direct calls of DashScope.
+
+    base_url: of the region of the key, with or without `/api/v1`.
+    """
 
     name = "dashscope"
     domains = ()  # responses name no addresses

@@ -33,7 +33,10 @@ BASE_URL = "https://queue.fal.run"
 
 
 class FalProvider(JobApiProvider):
-    """base_url: of the queue."""
+    """Provider with jobs of fal's queue.
+
+    base_url: of the queue.
+    """
 
     name = "fal"
     domains = ("fal.run",)

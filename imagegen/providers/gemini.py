@@ -59,7 +59,9 @@ def create_gemini(
 
 
 class GeminiProvider(WithoutJobs):
-    """base_url: with or without the version (`/v1beta`). shapes_of: aspect ratios and resolutions of a model.
+    """Provider of Gemini's own API.
+
+    base_url: with or without the version (`/v1beta`). shapes_of: aspect ratios and resolutions of a model.
 
     Its API has no count: each call makes one image.
     """

@@ -25,8 +25,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class JobPoller:
-    """Polls the jobs of one account. provider: its name; base: no other host is requested; submit: address of the call.
+    """Poller of the jobs of one account.
 
+    provider: its name; base: no other host is requested; submit: address of the call.
     get: requests an address with the account's key within some seconds. secret: what no text may show.
     """
 

@@ -141,7 +141,9 @@ def split_endpoint(address: str) -> tuple[str, str]:
 
 
 class OpenAICompatibleProvider(WithoutJobControl):
-    """base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added. It may also be the
+    """Provider of one OpenAI-compatible service.
+
+    base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added. It may also be the
     whole address of a relay's asynchronous route, such as `https://relay/v1/images/generations/async`.
 
     dialect: None for the dialect of the address.

@@ -58,7 +58,10 @@ class PartlySent(Exception):
 
 
 class RawResponse(Struct, frozen=True, gc=False):
-    """headers: their names in any case, as aiohttp's are."""
+    """Response of an upstream, not parsed yet.
+
+    headers: their names in any case, as aiohttp's are.
+    """
 
     status: int
     headers: Mapping[str, str]

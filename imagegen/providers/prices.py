@@ -85,7 +85,7 @@ def estimate(price: Price | None, request: GenerationRequest, *, batch: bool = F
 def settle(price: Price | None, usage: Mapping[str, Any]) -> int | None:
     """Return the micro-dollars of a response by its `usage`; None if that does not decide the price.
 
-    A `cost` is in dollars. Where tokens are not told apart, input counts as the dearer kind and all output as images:
+    A `cost` is in dollars. If the kinds of tokens are not listed, input counts as the dearer kind, output as images:
     https://github.com/BerriAI/litellm/issues/31142
     """
     cost = usage.get("cost")

@@ -1,4 +1,4 @@
-"""Owns the jobs of Replicate: official models, versions and deployments. https://replicate.com/docs/reference/http
+"""Provider of Replicate: official models, versions and deployments. https://replicate.com/docs/reference/http
 
 A submit has no `Prefer: wait`, so that the id comes at once. A job whose submit lost its response is found in the
 account's list of predictions.
@@ -65,7 +65,10 @@ class _Search(Struct, frozen=True):
 
 
 class ReplicateProvider(JobApiProvider):
-    """base_url: with or without `/v1`."""
+    """Provider with jobs of Replicate.
+
+    base_url: with or without `/v1`.
+    """
 
     name = "replicate"
     domains = ("api.replicate.com",)

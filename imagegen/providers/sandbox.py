@@ -51,7 +51,7 @@ _RETRYABLE = {"upstream_rate_limited", "upstream_overloaded", "upstream_error", 
 
 
 class SandboxProvider(WithoutJobs):
-    """Draws each image in about `delay_s` seconds, never on the event loop."""
+    """Provider that draws each image in about `delay_s` seconds, never on the event loop."""
 
     name = "sandbox"
     max_images_per_call = 1

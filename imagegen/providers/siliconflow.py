@@ -50,7 +50,10 @@ _IS_KOLORS = re.compile(r"kolors", re.IGNORECASE)
 
 
 class SiliconFlowProvider(WithoutJobs):
-    """base_url: with or without `/v1`."""
+    """Provider of SiliconFlow.
+
+    base_url: with or without `/v1`.
+    """
 
     name = "siliconflow"
     max_images_per_call = 4

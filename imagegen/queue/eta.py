@@ -27,7 +27,10 @@ WorkloadKey = tuple[object, ...]
 
 
 class QueuePosition(Struct, frozen=True, gc=False):
-    """position: 1 is next, None if the task does not wait in the queue; eta_s: remaining seconds, None if unknown."""
+    """Position of a task, and its remaining time.
+
+    position: 1 is next, None if the task does not wait in the queue; eta_s: remaining seconds, None if unknown.
+    """
 
     position: int | None = None
     eta_s: float | None = None

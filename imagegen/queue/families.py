@@ -24,7 +24,7 @@ MAX_FAMILIES = 50_000
 """About 5 MB."""
 
 MAX_SCANS, SCAN_COUNT = 30, 1_000
-"""A database with more keys is not read: its records expire while this instance learns of new ones."""
+"""A database with more keys is not read: its records expire while this instance receives new ones."""
 
 READ_COUNT = 100
 """Records that one command reads: about 200 kB."""

@@ -34,7 +34,9 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class BacklogSize:
-    """depth: tasks that no instance has claimed yet, in the stream and in lines.
+    """Size of the backlog.
+
+    depth: tasks that no instance has claimed yet, in the stream and in lines.
 
     oldest_age_s: age of the first one in the stream, 0 without any.
     """

@@ -67,7 +67,10 @@ PAGE = 1_000
 
 @dataclass(slots=True)
 class _OwnedName:
-    """open: deliveries that are not done, by number; until: when the name falls due for others, Unix time."""
+    """Name in the outbox that this instance delivers.
+
+    open: deliveries that are not done, by number; until: when the name falls due for others, Unix time.
+    """
 
     task: Task
     open: dict[int, Delivery]

@@ -22,7 +22,10 @@ Cursor = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """next: first task of the next page, None at the end."""
+    """Page of a list of tasks.
+
+    next: first task of the next page, None at the end.
+    """
 
     task_ids: list[str]
     next: Cursor | None

@@ -25,7 +25,10 @@ MIN_READ_INTERVAL_S = 5.0
 
 
 class UnfinishedTask(NamedTuple):
-    """instance: that has the task's claim, empty if it waits or is unknown."""
+    """Unfinished task, and the instance that runs it.
+
+    instance: that has the task's claim, empty if it waits or is unknown.
+    """
 
     task: Task
     instance: str = ""

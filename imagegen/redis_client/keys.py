@@ -9,7 +9,10 @@ GROUP = "pool"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """prefix: the hash tag, `imagegen` unless set otherwise."""
+    """Names of the keys of one prefix.
+
+    prefix: the hash tag, `imagegen` unless set otherwise.
+    """
 
     prefix: str
 

@@ -66,7 +66,7 @@ class CommandBatch(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class InFlight:
-    """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster redirected it."""
+    """Batch in flight. deadline: event-loop time; sends, redirects: how often it was sent, and redirected."""
 
     packed: bytes
     asked: CommandBatch
@@ -83,7 +83,7 @@ class WireEvents:
 
     Attributes:
         greet: awaited with each new connection of redis-py before anything else is sent on it.
-        health: learns of each success during an outage.
+        health: notified of each success during an outage.
         on_failure: returns the error that callers get.
         on_silent: called when the server leaves a command without a reply.
     """
@@ -322,7 +322,7 @@ class Multiplexer:
 
 
 class ReplyProtocol(asyncio.Protocol):
-    """Passes on each reply until it is ended, from here or by the other side.
+    """Protocol that passes on each reply until it is ended, from here or by the other side.
 
     redis-py's own way to a reply (a pool, a stream and some coroutines for each call) costs more than all else that
     is done for a task. writer: kept, since a stream's writer closes the transport when nothing refers to it.

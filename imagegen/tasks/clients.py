@@ -1,4 +1,4 @@
-"""Names of the clients of a task, by which a cancel of one of them is told apart from the last one's.
+"""Names of the clients of a task, which show whether a cancel is that of the last client.
 
 A client is an API key, else an address. Its webhooks count as one more: they keep a task until their client, which has
 left it already, cancels once more.
@@ -15,7 +15,7 @@ KEY_ID = "key:"
 """Begins the id of a client with an API key; no address begins so."""
 
 UNKNOWN_SUBMITTER = "?"
-"""Name of the client that submitted a task of an earlier version, if its record does not tell it."""
+"""Name of the client that submitted a task of an earlier version, if its record does not have it."""
 
 _NAME_CHARS = 10
 

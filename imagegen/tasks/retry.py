@@ -93,7 +93,10 @@ def is_useless_response(error: UpstreamError) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """max_attempts: calls that count; base_s: the first delay, doubled each time, with jitter."""
+    """Policy of the attempts of a task.
+
+    max_attempts: calls that count; base_s: the first delay, doubled each time, with jitter.
+    """
 
     max_attempts: int
     base_s: float

@@ -65,7 +65,9 @@ class OpenAIOptions:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """max_attempts: shown in views.
+    """Services of the handlers.
+
+    max_attempts: shown in views.
 
     models: published rows of models. channels: which serve them.
     list_models: requests those that the provider offers. fallbacks: models that

@@ -17,7 +17,7 @@ RETRY_DELAYS_S = (5.0, 30.0, 120.0)
 
 
 class AlertDispatcher:
-    """Sends alerts until each is delivered or given up. `deliver_forever` is the loop to supervise.
+    """Dispatcher that sends alerts until each is delivered or given up. `deliver_forever` is the loop to supervise.
 
     Args:
         address: where they go.

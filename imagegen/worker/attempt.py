@@ -51,7 +51,7 @@ MAX_BARREN_CALLS = 2
 
 @dataclass(frozen=True, slots=True)
 class AttemptRunner:
-    """Runs claims against the channels. clock: Unix time."""
+    """Runner of the attempts of all claims. clock: Unix time."""
 
     claims: WorkerQueue
     routes: Routes

@@ -28,7 +28,7 @@ PUBLISH_AGAIN_S = 60.0
 
 
 class Parking:
-    """Parks and resumes claims, so that a model that rests takes no slot from others.
+    """Parked claims, and when they are resumed, so that a model that rests takes no slot from others.
 
     While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
     first, from the front and from the back of the line by turns, and a claim of a suspect task last: so a few tasks

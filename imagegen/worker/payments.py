@@ -28,7 +28,10 @@ _BAD_RESPONSE = "upstream_bad_response"
 
 @dataclass(frozen=True, slots=True)
 class PaymentRules:
-    """limits_of_slots: returns the present limits of the budgets of a task."""
+    """Rules of payments that all claims share.
+
+    limits_of_slots: returns the present limits of the budgets of a task.
+    """
 
     limits_of_slots: Callable[[Collection[int]], Limits]
 

@@ -30,7 +30,7 @@ class UpstreamResting(Exception):
 
 @dataclass(eq=False, slots=True)
 class PermitWaiting:
-    """Waits for a writable store and for a permit to call. ends_at: the task's deadline, Unix time.
+    """Wait for a writable store and for a permit to call. ends_at: the task's deadline, Unix time.
 
     begun: whether the attempt is written and counted. A claim that is not begun waits as pending; a begun attempt
     ends when the circuit breaker is open.

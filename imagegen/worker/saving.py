@@ -37,7 +37,7 @@ QUIET_CHECK_S = 0.5
 
 
 class ImageSaver(Protocol):
-    """Fetches and saves images."""
+    """Saver of images."""
 
     @property
     def writable(self) -> bool:
@@ -103,7 +103,7 @@ class DeadlinePassed(Exception):
 
 @dataclass(eq=False, slots=True)
 class ClaimImageSaver:
-    """Saves the paid images of one claim in the store. wanted: images of the task; ends_at: its deadline, Unix time.
+    """Saver of the paid images of one claim. wanted: images of the task; ends_at: its deadline, Unix time.
 
     is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used; describe: returns
     the text for the metadata of an image.

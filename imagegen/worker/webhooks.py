@@ -60,7 +60,10 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReceiverResponse:
-    """status: None where no answer came; refused: since the address may not be called."""
+    """Response of a receiver.
+
+    status: None where no answer came; refused: since the address may not be called.
+    """
 
     status: int | None
     retry_after_s: float | None = None
@@ -97,7 +100,9 @@ async def webhook_session(
 
 @dataclass(frozen=True, slots=True)
 class WebhookSender:
-    """signing: of webhooks without a secret of their own. allow_private: see `webhook_session`.
+    """Sender of single webhooks.
+
+    signing: of webhooks without a secret of their own. allow_private: see `webhook_session`.
 
     check_own: raises OSError for a host that is this service itself.
     """
@@ -165,7 +170,7 @@ class WebhookSender:
 
 
 class WebhookDispatcher:
-    """Makes deliveries until each is done. `deliver_forever` is the loop to supervise."""
+    """Dispatcher of deliveries until each is done. `deliver_forever` is the loop to supervise."""
 
     def __init__(
         self,

@@ -12,7 +12,10 @@ WHITE: Rgb = (255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """shades: a ramp from the darkest colour to the lightest; accent: a contrast to it."""
+    """Colours of one image.
+
+    shades: a ramp from the darkest colour to the lightest; accent: a contrast to it.
+    """
 
     shades: tuple[Rgb, ...]
     accent: Rgb

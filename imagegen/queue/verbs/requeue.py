@@ -17,7 +17,10 @@ _SCRIPT = load_script(__package__, "lines", "entries", "requeue")
 
 
 class RequeueResult(Struct, frozen=True, gc=False):
-    """kind: see requeue.lua; record_missing: Redis had no record of the task."""
+    """Result for one waiting task.
+
+    kind: see requeue.lua; record_missing: Redis had no record of the task.
+    """
 
     kind: Literal["queued", "missing", "there", "runs", "over"]
     entry_id: str

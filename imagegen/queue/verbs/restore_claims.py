@@ -18,7 +18,10 @@ _SCRIPT = load_script(__package__, "entries", "restore_claims")
 
 
 class RestoredClaim(Struct, frozen=True, gc=False):
-    """kind: `held` means that nothing was missing; checkpoint: its bytes in Redis, empty if there is none."""
+    """Result for one claim.
+
+    kind: `held` means that nothing was missing; checkpoint: its bytes in Redis, empty if there is none.
+    """
 
     kind: Literal["held", "restored", "lost"]
     entry_id: str

@@ -63,7 +63,9 @@ SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gon
 
 
 class SubmitReply(Struct, frozen=True, gc=False):
-    """kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
+    """Reply to one submit.
+
+    kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
 
     siblings: records of completed siblings, if the kind is `siblings`.
     added_at: Unix time of the server at which the entry was added; 0 if none was.

@@ -305,7 +305,7 @@ async def decoded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 class _Cutter:
-    """Reads a body, and cuts the images out of it.
+    """Reader of a body that cuts the images out of it.
 
     ahead: bytes that came and are not looked at; rest: the body without the images, so far.
     """

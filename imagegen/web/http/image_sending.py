@@ -31,7 +31,7 @@ MIN_TRANSFERS, DESCRIPTORS_PER_TRANSFER = 32, 8
 
 
 class ImageSender:
-    """Sends images to clients. Over a limit, the client that has waited longest is cut off.
+    """Sender of images to clients. Over a limit, the client that has waited longest is cut off.
 
     Args:
         stall_s: how long a client may take nothing.

@@ -108,7 +108,7 @@ def local_address(listening: socket.socket) -> str:
 
 
 class ListeningSite(web.BaseSite):
-    """Accepts connections on bound sockets for a runner, as `web.SockSite` does, but within a cap."""
+    """Site that accepts connections on bound sockets for a runner, as `web.SockSite` does, but within a cap."""
 
     def __init__(self, runner: web.BaseRunner, sockets: Sequence[socket.socket], connections: Connections) -> None:
         super().__init__(runner)
