@@ -286,11 +286,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         policy, settings.task_deadline_s, settings.fallback_models, job_wait_s, app[GUARD].ring.allows_model
     )
     clock = queue.connection.clock
-    pacing = create_pacing(
-        app[ROUTES],
-        wall=clock,
-        on_release=lambda: pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
-    )
+    pacing = create_pacing(app[ROUTES], wall=clock)
     attempts = AttemptRunner(
         queue.worker_queue,
         app[ROUTES],
@@ -311,6 +307,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         others=other_instances(queue),
         clock=clock,
     )
+    pacing.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
     queue.notifier.greeting = lambda: served
     app[PACING] = pacing

@@ -156,8 +156,8 @@ def create_routes(
     return Routes(channels, routes, from_file=bool(settings.file_channels))
 
 
-def create_pacing(routes: Routes, *, wall: Callable[[], float], on_release: Callable[[], None]) -> PermitLine:
+def create_pacing(routes: Routes, *, wall: Callable[[], float]) -> PermitLine:
     """Return the pacing of the only key, or the router of all channels."""
     if only := routes.only:
-        return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall, on_release=on_release)
-    return Router(routes, wall=wall, on_release=on_release)
+        return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall)
+    return Router(routes, wall=wall)

@@ -63,7 +63,8 @@ class TogetherProvider(WithoutJobs):
         return Edits()
 
     async def generate(self, call: Call, observer: CallObserver) -> Reply:
-        fields = fields_of(call, self._response_format, self._input_field(call.request.model))
+        first = self._input_field(call.request.model) if call.request.input_images else "image_url"
+        fields = fields_of(call, self._response_format, first)
         reply = await self._upstream.generate(fields, observer)
         warnings = left_out_warnings(call, VOCABULARY)
         if len(reply.images) <= call.count and not warnings:

@@ -124,11 +124,12 @@ class Connection:
 
     async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply:
         """Repeat an idempotent call until Redis is available."""
-        backoff = Backoff(0.05, 1.0)
+        backoff: Backoff | None = None
         while True:
             try:
                 return await call(*args)
             except QueueUnavailable:
+                backoff = backoff or Backoff(0.05, 1.0)
                 await self.health.wait(backoff.next_s())
 
     async def _identify(self, connection: Any) -> None:

@@ -33,9 +33,8 @@ class Pacing(PermitLine):
         breaker_config: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        on_release: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(clock=clock, on_release=on_release)
+        super().__init__(clock=clock)
         self._route = route
         self._title = f" (channel {route.channel.name})" if route.title else ""
         self._interval_s = 60.0 / rate_per_min if rate_per_min else 0.0

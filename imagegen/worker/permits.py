@@ -81,14 +81,12 @@ class PermitLine(ABC):
     clock: monotonic. on_release: called when a call has ended, so that more calls may be possible.
     """
 
-    def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, on_release: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.waiters: list[Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_quiet = False
-        self._on_release = on_release
+        self.on_release: Callable[[], None] = lambda: None
 
     @abstractmethod
     def opens_at(self, model: str, now: float, choice: Choice = ANY) -> float:
@@ -199,7 +197,7 @@ class PermitLine(ABC):
         """End the call of a permit and give its place to waiters."""
         self.leave(permit)
         self.dispatch()
-        self._on_release()
+        self.on_release()
 
     def dispatch(self) -> None:
         """Give permits to waiters in order, and run again when the next may be given."""

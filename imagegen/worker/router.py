@@ -87,9 +87,8 @@ class Router(PermitLine):
         breaker_config: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        on_release: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(clock=clock, on_release=on_release)
+        super().__init__(clock=clock)
         self.routes = routes
         self._wall = wall
         self.lanes: dict[str, Lane] = {}

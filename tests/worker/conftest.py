@@ -187,7 +187,6 @@ class WorkerHarness:
             self.route,
             rate_per_min=rules.pop("rate_per_min", None),
             breaker_config=rules.pop("tempo", TEMPO),
-            on_release=lambda: self.pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
         )
         self.attempts = AttemptRunner(
             instance.worker_queue,
@@ -210,6 +209,7 @@ class WorkerHarness:
             result_ttl_s=60.0,
             others=OtherInstances(lambda: instance.notifier.alone),
         )
+        self.pacing.on_release = self.pool.parking.wake
         assert not rules
 
     async def drain(self, within_s: float) -> None:

@@ -26,7 +26,7 @@ class CreateCheckpoint:
     """Batcher of first checkpoints. A reply is the checkpoint that is already there, None if ours was written."""
 
     def __init__(self, context: VerbContext) -> None:
-        self._context = context
+        self._context, self._prefix = context, context.keys.checkpoint("")
         self._batcher = Batcher[_NewCheckpoint, bytes | None](context.multiplexer, self._encode, self._decode)
 
     def __call__(self, task_id: str, value: bytes) -> asyncio.Future[bytes | None]:
@@ -34,7 +34,7 @@ class CreateCheckpoint:
         return self._batcher(_NewCheckpoint(task_id, value))
 
     def _encode(self, items: list[_NewCheckpoint]) -> CommandBatch:
-        keys = [self._context.keys.checkpoint(item.task_id) for item in items]
+        keys = [self._prefix + item.task_id for item in items]
         ttl_ms = self._context.checkpoint_ttl_ms
         if len(items) >= MIN_SCRIPT_TASKS:
             return _SCRIPT.asked(keys, [ttl_ms, *(item.value for item in items)])

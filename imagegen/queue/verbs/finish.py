@@ -87,7 +87,9 @@ class Finish:
     """Batcher of final records."""
 
     def __init__(self, context: VerbContext, lines: ClientLines) -> None:
-        self._context = context
+        self._context, keys = context, context.keys
+        self._shared_keys = keys.stream, keys.outbox
+        self._record_prefix, self._log_prefix = keys.record(""), keys.delivery_log("")
         self._lines = lines
         self._batcher = Batcher[FinishItem, FinishReply](
             context.multiplexer, self._encode, self._decode, lambda item: len(item.record)
@@ -98,15 +100,14 @@ class Finish:
         return self._batcher(item)
 
     def _encode(self, items: list[FinishItem]) -> CommandBatch:
-        names = self._context.keys
-        keys = [names.stream, names.outbox]
+        keys = [*self._shared_keys]
         args: list[Any] = [GROUP, self._context.result_ttl_ms, outbox_due_ms(self._context.connection.clock())]
         settlements = [item.settlement for item in items if item.settlement]
-        budgets = budget_keys(names, settlements) if settlements else []
+        budgets = budget_keys(self._context.keys, settlements) if settlements else []
         args += (len(budgets), BUDGETS_TTL_S)
         for item in items:
             final = item.final
-            keys += (names.record(final.id), names.delivery_log(final.id))
+            keys += (self._record_prefix + final.id, self._log_prefix + final.id)
             args += (item.entry_id, final.epoch, item.record)
             args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "", item.settlement)
         keys += budgets
