@@ -169,10 +169,12 @@ class Channels:
     """All channels of this instance.
 
     A model that has a paid channel is never drawn by a sandbox channel, so that its images are real ones.
+    serves_every_model: whether one of them serves whatever name clients use.
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
         self.all = tuple(channels)
+        self.serves_every_model = any(channel.models is EVERY_MODEL for channel in self.all)
         self._serving: dict[str, tuple[Channel, ...]] = {}
 
     def serving(self, model: str) -> tuple[Channel, ...]:

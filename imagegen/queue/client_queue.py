@@ -283,7 +283,7 @@ class ClientQueue:
     ) -> tuple[SubmitResult, bool]:
         """Return the result of a submit, and whether the task was stored by it."""
         replaced_epoch = replaced.epoch if replaced else None
-        if submission.may_cost_too_much:
+        if submission.max_micro_usd is not None and submission.may_cost_too_much:
             reused = await self.preview.reused_within_limit(submission, reuse)
             missing = submission.wanted - len(reused.images)
             task, answer = await self._submit_reused(task, reused, missing, replaced_epoch, limits)

@@ -170,7 +170,8 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
             return await submit_parsed(services, fields, body, options)
         units = parsed.request.units
         cached = parsed.submission(services.identity, options), units
-        if not parsed.webhooks and not is_restricted and services.serves_here(parsed.request.model):
+        is_served = services.channels.serves_every_model or services.serves_here(parsed.request.model)
+        if not parsed.webhooks and not is_restricted and is_served:
             submissions.put(options.owner, body.raw, *cached)
     submission, units = cached
     await spend_units(options.request, units)
