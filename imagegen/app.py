@@ -282,10 +282,9 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, queue, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
     job_wait_s = max(settings.upstream_timeout_s, MIN_JOB_WAIT_S)
-    limits = AttemptLimits(
-        policy, settings.task_deadline_s, settings.fallback_models, job_wait_s, app[GUARD].ring.allows_model
-    )
-    clock = queue.connection.clock
+    clock, allows = queue.connection.clock, app[GUARD].ring.allows_model
+    deadline_s, fallbacks = settings.task_deadline_s, settings.fallback_models
+    limits = AttemptLimits(policy, deadline_s, fallbacks, job_wait_s, allows, clock.after_jumps)
     pacing = create_pacing(app[ROUTES], wall=clock)
     attempts = AttemptRunner(
         queue.worker_queue,

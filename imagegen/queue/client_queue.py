@@ -391,7 +391,7 @@ class ClientQueue:
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
         skew_s = abs(task.created_at - answer.added_at) if is_in_stream else 0.0
-        if skew_s > CLOCK_TOLERANCE_S:
+        if skew_s > CLOCK_TOLERANCE_S and answer.entry_id.endswith("-0"):  # else the server's clock may have gone back
             self.clock.learn(answer.added_at)
         if skew_s > MAX_SKEW_S:
             task = replace(task, created_at=answer.added_at)

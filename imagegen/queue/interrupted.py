@@ -49,7 +49,7 @@ class Interrupted:
         A living owner writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
         """
         now, is_in_line = self._clock(), task.entry_id == IN_LINE
-        ends_at = task.created_at + self._deadline_s + (0.0 if is_in_line else GRACE_S)
+        ends_at = self._verbs.clock.after_jumps(task.created_at) + self._deadline_s + (0.0 if is_in_line else GRACE_S)
         if task.sequence != task.epoch:
             ends_at += self._verbs.owner_life_s
         if task.state.is_final or now < ends_at:

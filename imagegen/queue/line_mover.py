@@ -176,7 +176,7 @@ class LineMover:
             return None
         next_at = min(at for at, _ in self._check_at.values()) - time.monotonic()
         if (oldest := self._oldest()) is not None:
-            next_at = min(next_at, oldest.created_at + self._deadline_s - self._clock())
+            next_at = min(next_at, self._deadline(oldest) - self._clock())
         return max(next_at, 0.01)
 
     async def _check(self) -> None:
@@ -265,12 +265,15 @@ class LineMover:
             if task is not None and task.entry_id == IN_LINE:
                 yield task
 
+    def _deadline(self, task: Task) -> float:
+        return self._connection.clock.after_jumps(task.created_at) + self._deadline_s
+
     async def _end_overdue(self) -> None:
         """Fail tasks in lines after their deadline."""
         ended = 0
         for client in self._lines.clients:
             for task in list(self._in_line_here(client)):
-                if self._clock() < task.created_at + self._deadline_s:
+                if self._clock() < self._deadline(task):
                     break
                 ended += (await self.lookup.interrupted.ended(task)).state.is_final
         if ended:

@@ -80,6 +80,8 @@ class Takeover:
         """Monotonic time of the last renewal of entries that we tried to take, since Redis forgets it then."""
         self._begun: set[str] = set()
         """Entries of tasks that were begun, by the last check."""
+        self._never_idle: dict[str, str] = {}
+        """Consumer by id of the entries that had no idle time at the last look."""
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
@@ -219,11 +221,25 @@ class Takeover:
         )
         self._expired = {row.entry_id: sent_at - row.idle_s for row in others if row.idle_s >= self._lease_s}
         self._proven &= self._expired.keys()
+        await self._renew_ahead(others)
         if self._expired:
+            if not self._proven.issuperset(self._expired):
+                await self._connection.learn_time()
             return await self._prove_and_take(sent_at)
         if strays:
             return UNDELIVERED_AFTER_S
         return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
+
+    async def _renew_ahead(self, rows: Sequence[PendingEntry]) -> None:
+        """Renew claims that had no idle time twice in a row: the server's clock went back behind their last renewal.
+
+        Else their lease would end when the clock has caught up. A live owner's claim gets idle time between renewals.
+        """
+        fresh = {row.entry_id: row.consumer for row in rows if row.idle_s <= 0.0}
+        for entry_id, consumer in fresh.items():
+            if self._never_idle.get(entry_id) == consumer:
+                await self._verbs.transfer_entry(consumer, entry_id)
+        self._never_idle = fresh
 
     async def _continue_check(self) -> float:
         """Continue with the expired entries. Return the seconds until the next step."""
@@ -253,7 +269,8 @@ class Takeover:
         self._answered_at = now = time.monotonic()
         if now - sent_at > self._confirm_s / 2 or health.down_since is not None:
             self._answering_since = now
-        return max(self._answering_since + self._confirm_s, back_at + self._lease_s) - now
+        jumped_at = self._connection.clock.jumped_at  # then all claims look as old as the jump
+        return max(self._answering_since + self._confirm_s, back_at + self._lease_s, jumped_at + self._lease_s) - now
 
     def _probe_in_s(self, left_s: float) -> float:
         """Return when to ping Redis again: often in the last seconds, and not before."""

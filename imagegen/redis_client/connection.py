@@ -37,6 +37,11 @@ RECONNECT_S = 1.0
 CLOCK_TOLERANCE_S = 2.0
 """A reply may be so late. Smaller differences are no reason to set the clock."""
 
+JUMP_S = 5.0
+"""Difference at which the server's clock has jumped, or another server with another clock answers."""
+
+MAX_JUMPS = 20
+
 _Reply = TypeVar("_Reply")
 _Args = TypeVarTuple("_Args")
 
@@ -121,6 +126,16 @@ class Connection:
     def deadline(self) -> _Guard:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
         return _Guard(self._to_client_error, self.health.succeeded)
+
+    async def learn_time(self) -> None:
+        """Set the clock by INFO, which is not billed. Do nothing without an answer, or without the right to INFO."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                micros = (await self.commands.info("server")).get("server_time_usec")
+        except (RedisError, OSError, TimeoutError):
+            return
+        if micros is not None:
+            self.clock.learn(int(micros) / 1e6)
 
     async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply:
         """Repeat an idempotent call until Redis is available."""
@@ -214,6 +229,8 @@ class ServerClock:
     All instances measure ages and deadlines by it. It runs on the monotonic clock, so a jump of this machine's clock
     changes nothing. It is set by what replies carry anyway: the server's time in INFO, which each new connection begins
     with, and the id of an entry that was just added.
+
+    jumped_at: monotonic time at which a jump of the server's clock was noticed last.
     """
 
     def __init__(
@@ -221,11 +238,31 @@ class ServerClock:
     ) -> None:
         self._monotonic = monotonic
         self._offset = wall() - monotonic()
+        self._is_set = False
+        self._jumps: list[tuple[float, float]] = []
+        self.jumped_at = -math.inf
 
     def __call__(self) -> float:
         return self._monotonic() + self._offset
 
     def learn(self, server_s: float) -> None:
         """Set the clock by the server's Unix time in a reply that came just now, if it is wrong."""
-        if abs(server_s - self()) > CLOCK_TOLERANCE_S:
-            self._offset = server_s - self._monotonic()
+        now = self()
+        ahead_s = server_s - now
+        if abs(ahead_s) > CLOCK_TOLERANCE_S:
+            if self._is_set and abs(ahead_s) > JUMP_S:
+                self.jumped_at = time.monotonic()
+                self._jumps = [*self._jumps[1 - MAX_JUMPS :], (now, ahead_s)]
+            self._offset += ahead_s
+        self._is_set = True
+
+    def after_jumps(self, unix_s: float) -> float:
+        """Return a time before jumps of the server's clock to the future as it would be after them.
+
+        The age of a task is then what has passed, and not what the clock jumped over.
+        """
+        shifted_s = unix_s
+        for at, ahead_s in self._jumps:
+            if shifted_s <= at:
+                shifted_s += ahead_s
+        return max(unix_s, shifted_s)

@@ -20,17 +20,19 @@ MAX_KNOWN_COUNTS = 200
 class AttemptLimits:
     """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
     the requested model is not available. job_wait_s: how long an attempt polls a provider job in its slot. may_use:
-    returns whether a key, by its name, allows a model."""
+    returns whether a key, by its name, allows a model. after_jumps: returns a time as it would be after jumps of the
+    server's clock."""
 
     policy: RetryPolicy
     deadline_s: float
     fallback_models: tuple[str, ...] = ()
     job_wait_s: float = MIN_JOB_WAIT_S
     may_use: Callable[[str, str], bool] = lambda _name, _model: True
+    after_jumps: Callable[[float], float] = lambda unix_s: unix_s
 
     def deadline(self, task: Task) -> float:
         """Return the task's deadline, Unix time."""
-        return task.created_at + self.deadline_s
+        return self.after_jumps(task.created_at) + self.deadline_s
 
     def deadline_failure(self, task: Task) -> Failed:
         """Return the failure of a task at its deadline; its code is the reason that it waited for."""

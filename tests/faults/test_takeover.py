@@ -12,6 +12,7 @@ from support import eventually, submission
 
 from imagegen.queue import takeover
 from imagegen.queue.claim import Claim
+from imagegen.queue.verbs.group import PendingEntry
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
 
@@ -164,6 +165,43 @@ async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, 
     await asyncio.sleep(LEASE_S * 3)  # the refusal lasts longer than a lease and the proof of a takeover together
     await commands.config_set("min-replicas-to-write", 0)
     await check_unharmed(both, claims, more)
+
+
+async def test_a_jump_of_the_servers_clock_takes_no_claim_from_a_live_instance(
+    make_instance, monkeypatch, redis_url: str
+) -> None:
+    monkeypatch.setattr(takeover, "CONFIRM_S", 0.05)
+    both, claims, more = await two_busy(make_instance, redis_url)
+    for instance, claim in zip(both, claims, strict=True):
+        name, key = instance.parts.dispatcher.instance, instance.keys.stream
+        instance.connection.clock._offset -= 3_600.0
+        await instance.connection.commands.xclaim(key, "pool", name, 0, [claim.entry_id], idle=3_600_000, justid=True)
+    for instance in both:
+        instance.parts.leases.check_now()
+    await check_unharmed(both, claims, more)
+
+
+async def test_a_dead_instance_is_taken_over_after_the_servers_clock_went_back(make_instance, monkeypatch) -> None:
+    one = make_instance(lease_s=LEASE_S, start=False)
+    await one.verbs.create_group()
+    (claim,) = await fill(one, 1)
+    two = make_instance(lease_s=LEASE_S, start=False)
+    pending_entries, transfer_entry, renewed = two.verbs.pending_entries, two.verbs.transfer_entry, []
+
+    async def pending_in_the_future() -> list[PendingEntry]:
+        return [
+            PendingEntry(row.entry_id, row.consumer, row.idle_s if renewed else 0.0) for row in await pending_entries()
+        ]
+
+    async def transfer(consumer: str, entry_id: str) -> None:
+        renewed.append(entry_id)
+        await transfer_entry(consumer, entry_id)
+
+    monkeypatch.setattr(two.verbs, "pending_entries", pending_in_the_future)
+    monkeypatch.setattr(two.verbs, "transfer_entry", transfer)
+    two.start()
+    taken = await asyncio.wait_for(two.worker_queue.claim(), 30)
+    assert (taken.task.id, renewed) == (claim.task.id, [claim.entry_id])
 
 
 async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:

@@ -27,6 +27,20 @@ def test_the_server_clock_ignores_jumps_of_the_local_clock() -> None:
     assert clock() == 9_001.0
 
 
+def test_a_time_before_a_jump_to_the_future_is_as_long_ago_as_before() -> None:
+    now = {"monotonic": 5.0}
+    clock = ServerClock(wall=lambda: 10_000.0, monotonic=lambda: now["monotonic"])
+    clock.learn(1_000.0)  # the first time is no jump
+    assert clock.after_jumps(900.0) == 900.0
+    clock.learn(4_600.0)
+    assert clock() - clock.after_jumps(900.0) == 100.0
+    assert clock.after_jumps(4_600.0) == 4_600.0
+    now["monotonic"] = 15.0
+    clock.learn(1_010.0)
+    assert clock() - clock.after_jumps(900.0) == 110.0
+    assert clock.after_jumps(1_010.0) == 1_010.0
+
+
 @pytest.mark.parametrize("off_by_s", [3_600.0, -3_600.0])
 async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_by_s: float) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
