@@ -328,7 +328,7 @@ class UpstreamError(ImagegenError):
     retry_after_s: seconds to wait, by the upstream.
     refused: fields that the upstream refused by name, as it spells them; see `refused_fields`.
     max_count: how many images a call may request, if the model refused their number.
-    status: the upstream's HTTP status, None where none came.
+    status: the upstream's HTTP status, None if there was no response.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     """
 

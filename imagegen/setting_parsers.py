@@ -48,7 +48,7 @@ def plain_text(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must not hold control characters")
     if " #" in text:
-        raise ValueError("holds a # after a space: no comment can stand behind a value")
+        raise ValueError("holds a # after a space: no comment can follow a value")
     return text
 
 
@@ -60,7 +60,7 @@ def folder(text: str) -> Path:
             raise RuntimeError
         return path.expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{text[:100]!r} has a ~ for a home folder that is not known; write the whole path") from error
+        raise ValueError(f"{text[:100]!r} has a ~ for an unknown home folder; write the whole path") from error
 
 
 def secret(text: str) -> str:

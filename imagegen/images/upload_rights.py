@@ -1,4 +1,4 @@
-"""Rights to uploads where each API key has its own: who knows only the SHA-256 of an image must not get the image."""
+"""Rights to uploads if each API key has its own: the SHA-256 of an image alone must not give access to it."""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ _Key = tuple[str, int, int, str | None, str | None, int | None, int, bool | None
 
 
 class Steps(Struct, frozen=True, forbid_unknown_fields=True):
-    """Steps of a model; None where unknown."""
+    """Steps of a model; None if unknown."""
 
     default: int | None = None
     max: int | None = None
 
 
 class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is published about a model; None where unknown.
+    """What is published about a model; None if unknown.
 
     aliases: other ids of the same model. max_n: images of one call. prompt_max: characters.
     steps, seed, edit, mask, transparent: False if the model refuses it. ratios, resolutions: the only ones.

@@ -37,7 +37,7 @@ class Dialect:
     """How a service differs from the others.
 
     steps_name, format_name: its words for `steps` and `output_format`.
-    negative_name: its word for `negative_prompt`; None where it follows the prompt after a `|`.
+    negative_name: its word for `negative_prompt`; None if it follows the prompt after a `|`.
     response_format: its value in a call, None if the service refuses or ignores the field.
     max_concurrent_calls: what the service works on at once; None if it has no such limit.
     refused: fields (in our words) that it has no place for; they are left out, with a warning.

@@ -248,7 +248,7 @@ async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> byte
 
 
 def _unzipped(status: int, body: bytes | bytearray) -> bytes | bytearray:
-    """Return the body decompressed, or as it is where that fails. Raises UpstreamError where it is over the limit."""
+    """Return the body decompressed, or unchanged if that fails. Raises UpstreamError if it is over the limit."""
     try:
         unzipped = zlib.decompressobj(wbits=31).decompress(body, MAX_BODY_BYTES + 1)
     except zlib.error:

@@ -36,7 +36,7 @@ class PerMegapixel(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PerMillionTokens(Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars of a million tokens; None where unknown.
+    """Dollars of a million tokens; None if unknown.
 
     text_out: of a model that also writes or thinks; without it all output counts as images.
     """

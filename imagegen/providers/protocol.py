@@ -45,7 +45,7 @@ class Call(Struct, frozen=True):
 
     count: images of this call, 1 to the provider's `max_images_per_call`.
     first_index: the place in the task of the call's first image.
-    seed: the seed to send, None where the client gave none (`request.seed` is not to be sent itself).
+    seed: the seed to send, None if the client gave none (`request.seed` is not to be sent itself).
     without: parameters (snake_case, as on Together's wire) to leave out because the model refused them.
     inputs: input images by their address or upload; those that are not here are sent as links.
     other_jobs: ids of provider jobs of the same task that other calls began.

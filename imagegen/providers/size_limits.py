@@ -13,7 +13,7 @@ _MAX_ROUNDS = 4
 
 
 class SizeLimits(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """Limits in pixels; None where unknown.
+    """Limits in pixels; None if unknown.
 
     multiple: of each side. min, max: of a side. min_pixels, max_pixels: of the area. ratio: long side to short side, at
     most. list: the only sizes, as `1024x768`.

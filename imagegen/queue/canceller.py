@@ -179,6 +179,6 @@ async def _unknown(_handle: JobHandle) -> bool | None:
 
 
 def _mark_retrieved(work: asyncio.Future[Any]) -> None:
-    """Read the error of work whose caller may be cancelled, so that it is not reported as unread."""
+    """Read the error of work with a caller that may be cancelled, so that it is not reported as unread."""
     if not work.cancelled():
         work.exception()

@@ -162,7 +162,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
 
 
 def encode_cost_if_sent(cost: Cost | None) -> bytes:
-    """Return the JSON of what a task costs if its call in flight is paid, with what is reserved; empty for none."""
+    """Return the JSON of a task's cost if its call in flight is paid, with the reserved part; empty for none."""
     return b"" if cost is None else _encode(replace(cost.ended(), reserved=cost.reserved))
 
 

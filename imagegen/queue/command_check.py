@@ -92,7 +92,7 @@ def _refusal(connection: Connection, prefix: str, failed: Iterable[tuple[str, st
         version = f" {connection.server.version}" if connection.server else ""
         return f"REDIS_URL: this Redis{version} is too old: {OLD_REMEDY}"
     if unknown := commands.get("unknown"):
-        return f"REDIS_URL: this Redis does not know {_listed(unknown)}: {OLD_REMEDY}, with no command renamed"
+        return f"REDIS_URL: this Redis lacks {_listed(unknown)}: {OLD_REMEDY}, with no command renamed"
     if denied := commands.get("denied"):
         return f"REDIS_URL: user {user} of Redis may not run {_listed(denied)}. {grant}"
     if "keys" in commands:

@@ -19,7 +19,7 @@ from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks.task import IN_LINE, Task
 
 WINDOW_PER_SLOT = 2
-"""Tasks of a client in the stream for each call slot: one that runs and the next one."""
+"""Tasks of a client in the stream for each call slot: a running one and the next."""
 
 
 class MovedTasks(Struct, frozen=True, gc=False):
@@ -239,7 +239,7 @@ class ClientLines:
         if task.client and (line := self.by_client.get(task.client)) is not None:
             line.end(task.id)
 
-    # What was read from Redis, or received
+    # Reads and messages
 
     def known(self, clients: Iterable[str]) -> None:
         """Record that clients have lines."""

@@ -54,7 +54,7 @@ class InstanceStatus:
         retrying: claims that wait for their next attempt or their turn.
         free: slots that wait for a task.
         waiters: clients that wait for a change of a task.
-        redis_program: name and version of the Redis server, empty if it is not known.
+        redis_program: name and version of the Redis server, empty if unknown.
         open_tasks: unfinished tasks that were submitted or run here. lines: of clients; line_tasks: tasks in them.
     """
 
@@ -135,7 +135,7 @@ class QueueMonitor:
         return await self._backlog.get()
 
     def known_backlog(self) -> BacklogSize:
-        """Return the waiting tasks that this instance knows of; costs no command, and is an estimate with peers."""
+        """Return the waiting tasks by the memory of this instance; costs no command, and is an estimate with peers."""
         if self._dispatcher.free_slots and not self._line:
             return BacklogSize()
         first_at, in_stream = self._line.first_at, len(self._line)

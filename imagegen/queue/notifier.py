@@ -57,8 +57,8 @@ class Notifier:
         is_informed: whether this instance receives what is published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
-        greeting: returns what peers are to know of this instance.
-        greetings: what peers said of themselves; without those of earlier versions, and of peers not greeted yet.
+        greeting: returns the content of greetings about this instance.
+        greetings: contents of the peers' greetings; without those of earlier versions, and of peers not greeted yet.
     """
 
     def __init__(self, connection: Connection, keys: Keys, instance: str) -> None:

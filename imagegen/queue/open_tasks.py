@@ -1,7 +1,7 @@
 """Limit of a client's unfinished tasks, exact over all instances and over crashes.
 
 Only clients with such a limit cost commands. A task that has ended is removed with the client's next submit. If the
-limit seems reached, the records of the oldest tasks decide: one that has ended elsewhere, or is gone, no longer counts.
+limit seems reached, the records of the oldest tasks decide: one that is gone, or has ended elsewhere, no longer counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.task import State, Task
 
 MAX_CHECKED = 100
-"""Tasks whose records are read at once."""
+"""Tasks with records that are read at once."""
 
 CHECK_S = 1.0
 """Shortest time between two reads of the records for one client."""

@@ -180,7 +180,7 @@ class WorkerQueue:
         return True
 
     def count_lost_call(self, claim: Claim) -> None:
-        """Count a call of another instance whose job was not found."""
+        """Count a call of another instance after a search that found no job."""
         self._meter.ambiguous += claim.checkpoint.owner != self._dispatcher.instance
 
     def progress(self, claim: Claim, percent: int) -> None:

@@ -47,7 +47,7 @@ class OwnLimits(NamedTuple):
 
 
 OWN_LIMITS = web.RequestKey("own_limits", OwnLimits)
-"""Of a request whose client has some."""
+"""Of a request by a client that has some."""
 
 
 class Admission(NamedTuple):
@@ -255,7 +255,7 @@ class RateLimits:
             return LimitedHandler(limited, limited)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            """Limit a client with limits of its own; no hook adds the headers."""
+            """Limit a client with its own limits; no hook adds the headers."""
             if not self._rules_of(request, kind):
                 return await handler(request)
             response = await limited(request)

@@ -28,7 +28,7 @@ from imagegen.redis_client.aof_repair import repair
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
 
 _SILENT_S = 10.0
-"""Seconds of silence after which a server has failed; one that reports that it is loading may take longer."""
+"""Seconds of silence after which a server has failed; a server that reports that it is loading may take longer."""
 
 _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
@@ -331,7 +331,7 @@ def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int)
         log.seek(log_start)
         said = log.read().decode(errors="replace").strip().splitlines()[-5:]
     fault = f"DATA_DIR: the embedded Redis ({binary.path}) can't work in {home.folder}, it ended with code {code}"
-    advice = "Repair the cause, or move that folder away to begin with nothing, or set REDIS_URL. It says"
+    advice = "Repair the cause, or move that folder away to begin with nothing, or set REDIS_URL. It reports"
     return "\n    ".join([f"{fault}. {advice}:", *said])
 
 

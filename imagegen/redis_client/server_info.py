@@ -77,7 +77,7 @@ class ServerInfo:
 
 
 def _program(fields: Mapping[str, str]) -> str:
-    """Return the name and version; Valkey has fields of its own for both, as it reports itself as Redis 7.2."""
+    """Return the name and version; Valkey has separate fields for both, as it reports itself as Redis 7.2."""
     name = fields.get("server_name", "redis")
     version = fields.get(f"{name}_version") or fields.get("redis_version")
     return f"{name} {version}" if version else ""

@@ -83,7 +83,7 @@ def redis_py_url(url: str, token: str | None) -> str:
     if parts.scheme == "https":
         return _from_rest_address(parts, token)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError(f"its scheme is not known; allowed: {_FORMS}")
+        raise ValueError(f"its scheme is not supported; allowed: {_FORMS}")
     _check_place(parts)
     _check_options(parts.query, tls=parts.scheme == "rediss")
     # Upstash speaks TLS only and resets plain connections: https://upstash.com/docs/redis/troubleshooting/econn_reset
@@ -106,7 +106,7 @@ def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
             continue
         if name == "ssl" or name in _TLS_OPTIONS:
             raise ValueError(f"its option {name} is not for this scheme; TLS is switched on by rediss:// alone")
-        raise ValueError(f"an option in it is not known; allowed: {', '.join(sorted(allowed))}")
+        raise ValueError(f"an option in it is not supported; allowed: {', '.join(sorted(allowed))}")
     if not options.get("db", "0").isdecimal():
         raise ValueError("its option db must be the number of a database")
 
@@ -158,7 +158,7 @@ def _from_rest_address(parts: SplitResult, token: str | None) -> str:
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("an https:// address must be Upstash's REST address, a host and no more")
     if not password:
-        raise ValueError("an https:// address needs REDIS_TOKEN beside it")
+        raise ValueError("an https:// address needs REDIS_TOKEN too")
     return f"rediss://default:{password}@{_host(parts)}:{_UPSTASH_PORT}"
 
 

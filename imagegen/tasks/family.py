@@ -78,7 +78,7 @@ def reusable_images(family: RequestFamily, finished: Task) -> list[tuple[int | N
 
 
 def _first_seed(family: RequestFamily, finished: Task) -> int | None:
-    """Return the seed of the first image; a variant has one of its own, unless the model took none."""
+    """Return the seed of the first image; a variant has a separate one, unless the model took none."""
     request = family.request
     if request.seed is not None or not request.variant or all(image.seed is None for image in finished.images):
         return request.seed

@@ -54,7 +54,7 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
 
     index: its place in the task, from 0.
     sha256: of the bytes, 64 hex digits; empty where the bytes stay upstream (`url` is set then).
-    seed: the seed that was sent for it, None where none was sent.
+    seed: the seed that was sent for it, None if none was sent.
     store_id: id of the only store with the bytes, if not every instance can read them.
     url: only where the bytes are not kept here: the provider's own link.
     reused: whether another task made it, which differs only in `n`.

@@ -79,7 +79,7 @@ _OTHERS = {name: name for name in _ALSO_OURS} | {
 
 _WRAPPERS = ("input", "parameters", "generation_config", "instances", "output_options", "params", "data", "body")
 _ADVICE = {
-    **dict.fromkeys(_WRAPPERS, "send the fields in it without it, beside the prompt"),
+    **dict.fromkeys(_WRAPPERS, "send the fields in it without it, next to the prompt"),
     **dict.fromkeys(("messages", "contents", "text_prompts"), "send one text as prompt"),
     **dict.fromkeys(("prompts", "requests"), "POST /api/images/batch takes several requests"),
     **dict.fromkeys(("idempotency_key", "request_id"), "send the header Idempotency-Key"),
@@ -107,7 +107,7 @@ def our_name(name: str) -> str | None:
 
 
 def advice_for(name: str) -> str | None:
-    """Return what to do with an unknown field that other image APIs have; None if none of them is known to."""
+    """Return what to do with an unknown field that other image APIs have; None if none of them has it."""
     together = _without_separators(name)
     if ours := _our_name(together):
         return f"did you mean {ours}?"

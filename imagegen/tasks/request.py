@@ -39,7 +39,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     width, height: pixels; computed from aspect_ratio and resolution if those were given.
     variant: 0 for the first image of these parameters; never sent upstream.
     image_url, reference_images, mask: addresses, or `upload:` and the SHA-256 of stored bytes.
-    extra: fields that the service does not know; sent upstream unchanged.
+    extra: unknown fields; sent upstream unchanged.
     """
 
     prompt: str

@@ -85,7 +85,7 @@ def is_server_error(error: UpstreamError) -> bool:
 def is_useless_response(error: UpstreamError) -> bool:
     """Return whether a call was answered without a usable image, so that it may be paid for all the same.
 
-    A redirect or another refusal is no such response, and a job whose result can't be read may still have one.
+    A redirect or another refusal is no such response, and a job with an unreadable result may still have one.
     """
     refused = error.status is not None and 300 <= error.status < 500 and not error.charged
     return error.code == "upstream_bad_response" and not (refused or error.ambiguous)

@@ -100,7 +100,7 @@ def _at_most(count: int) -> BeforeValidator:
 
 
 def _boolean(value: object) -> object:
-    """Return a boolean for `"true"` and `"false"`, since form fields are texts, and any other value as it is."""
+    """Return a boolean for `"true"` and `"false"`, since form fields are texts, and any other value unchanged."""
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 

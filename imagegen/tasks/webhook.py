@@ -86,7 +86,7 @@ class WebhookFields(BaseModel):
     events: (
         Annotated[
             tuple[Event, ...],
-            Field(min_length=1, max_length=MAX_EVENTS, description="Which ends to tell of; all if absent."),
+            Field(min_length=1, max_length=MAX_EVENTS, description="Ends to report; all if absent."),
             BeforeValidator(_check_event_count),
         ]
         | None
@@ -222,7 +222,7 @@ class Delivery:
 
     number: unique in the epoch, from 0; with task and epoch it makes the `webhook-id`.
     late: it came when the task was finished.
-    last_status: of the last try, None where there was no answer; due_at: Unix time of the next try.
+    last_status: of the last try, None if there was no response; due_at: Unix time of the next try.
     """
 
     webhook: Webhook
@@ -301,7 +301,7 @@ def with_added_webhooks(
 
 
 def _forgotten(deliveries: Sequence[Delivery], added: int, most: int, ended: str | None) -> set[int]:
-    """Return the numbers of the finished deliveries that make room for new ones. Raises InvalidRequest at the limit."""
+    """Return the numbers of finished deliveries to remove for new ones. Raises InvalidRequest at the limit."""
     over = len(deliveries) + added - most
     done = [
         delivery

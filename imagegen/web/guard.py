@@ -39,9 +39,9 @@ class Client(Struct, frozen=True, gc=False):
     """Who sent a request.
 
     id: name by which limits, idempotency keys and repeated calls are kept: of its key, else its address.
-    key: its API key, None without one. name: of the key, empty without one. scope: name of the key whose tasks alone it
-    sees; None if it sees the tasks that are shared. is_admin: it sees and may do everything.
-    has_link: a signed link of the request's path is all that it showed; it gives the tasks of this path.
+    key: its API key, None without one. name: of the key, empty without one. scope: name of the key with all tasks that
+    it sees; None if it sees the tasks that are shared. is_admin: it sees and may do everything.
+    has_link: it has only a signed link of the request's path, which gives the tasks of this path.
     """
 
     id: str
@@ -244,7 +244,7 @@ def _has_long_rest(request: web.Request) -> bool:
 
 
 def client_of(request: web.Request) -> Client:
-    """Return the client; without a guard it is known by its address alone."""
+    """Return the client; without a guard it has its address alone."""
     client = request.get(CLIENT)
     if client is None:
         client = Client(client_address(request, request.app[SERVICES].link_base.hops))

@@ -16,7 +16,7 @@ class PricePreview(Struct, frozen=True):
     task: of the same request, in any state; None without one.
     is_hit: it is completed and its images are there. is_joined: it is unfinished.
     reused: number of images that another task has, which differs only in `n`.
-    micro_usd: price of what is missing; None if unknown.
+    micro_usd: price of the missing images; None if unknown.
     """
 
     task: Task | None

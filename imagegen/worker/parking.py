@@ -150,7 +150,7 @@ class Parking:
                 logger.info("Parked tasks could not be released; they are taken again when Redis is back")
 
     def _publish_again(self, model: str, line: ParkedClaims) -> None:
-        """Publish again, once a while, when the next look comes: the first time that was published may be past."""
+        """Publish again, now and then, when the claims are checked next: the first published time may be past."""
         now = self._clock()
         if now - line.published_at >= PUBLISH_AGAIN_S:
             line.published_at = now

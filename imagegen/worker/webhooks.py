@@ -62,7 +62,7 @@ class Outbox(Protocol):
 class ReceiverResponse:
     """Response of a receiver.
 
-    status: None where no answer came; refused: since the address may not be called.
+    status: None if there was no response. refused: whether the address may not be called.
     """
 
     status: int | None

@@ -200,7 +200,7 @@ def test_a_reserved_field_in_extra_is_refused_in_each_spelling(name: str) -> Non
         ("transparent_bg", "did you mean background?"),
         ("random_seed", "did you mean seed?"),
         ("w", "did you mean width?"),
-        ("input", "send the fields in it without it, beside the prompt"),
+        ("input", "send the fields in it without it, next to the prompt"),
         ("text_prompts", "send one text as prompt"),
         ("prompts", "POST /api/images/batch takes several requests"),
         ("api_key", "send the header Authorization"),

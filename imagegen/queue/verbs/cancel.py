@@ -37,7 +37,7 @@ class CancelledTask(Struct, frozen=True, gc=False):
     """A cancelled task as stored.
 
     handle: of the provider job that it waited for. price: of the call that began it, as its cost has it in `calling`.
-    left: it is not cancelled, since it has other clients. published: whether the other instances were told of that.
+    left: it is not cancelled, since it has other clients. published: whether that was published to the other instances.
     """
 
     task: Task

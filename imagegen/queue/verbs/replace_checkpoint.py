@@ -1,4 +1,4 @@
-"""Verb `replace_checkpoint`: batched writes of checkpoints whose claims are surely ours, one plain command each.
+"""Verb `replace_checkpoint`: batched writes of checkpoints of claims that are surely ours, one plain command each.
 
 `compare_and_set` costs three commands. Here the reply shows afterwards if another value was there, which only a cancel
 of the task can have written meanwhile: its entry is gone then, so nothing runs from the value that was written.

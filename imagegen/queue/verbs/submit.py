@@ -42,7 +42,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     replaced_epoch: of a task to replace, finished or without an entry.
     siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
     cost: to reserve. limits: of the budgets that it counts against. replaced_cost: of an unfinished task to replace.
-    line: the client in whose line the task waits, '' if it goes to the stream.
+    line: the client with the line in which the task waits, '' if it goes to the stream.
     """
 
     task_id: str

@@ -1,4 +1,4 @@
-"""Verb `take_back`: lower cost of a cancelled task whose provider job was cancelled too."""
+"""Verb `take_back`: lower cost of a cancelled task with a provider job that was cancelled too."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ async def models(request: web.Request) -> web.StreamResponse:
 
 
 def is_image_model(model: ListedModel) -> bool:
-    """Return whether a model makes images, as far as it is known."""
+    """Return whether a model makes images; True if that is uncertain."""
     return model.entry is None or model.row is not None or model.entry.get("type") == "image"
 
 

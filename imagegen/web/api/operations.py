@@ -55,7 +55,7 @@ _IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition
 _TEXT = {"type": "string"}
 _BYTES = {"type": "string", "format": "binary"}
 _IMAGE_TYPES = (*CONTENT_TYPES, "application/octet-stream")
-"""The last one is never sent: generators that know no image types read and send bytes by it."""
+"""The last one is never sent: generators without image types read and send bytes by it."""
 _EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
 _NOT_FOUND = ResponseDoc(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
 _OWN_ID = {"taskId": "$response.body#/taskId"}

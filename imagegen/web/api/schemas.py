@@ -90,7 +90,7 @@ class DeliveryView(TypedDict):
     url: str
     status: DeliveryStatus
     attempts: Count
-    lastStatus: Annotated[int | None, Field(description="Of the receiver's last answer; null where none came.")]
+    lastStatus: Annotated[int | None, Field(description="Of the receiver's last answer; null if there was none.")]
 
 
 class TaskView(TypedDict):

@@ -109,7 +109,7 @@ class FormPart:
             self.filename = part.filename
         self.content_type = part.headers.get(hdrs.CONTENT_TYPE, "").lower()
         if part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "").lower() not in _PLAIN:
-            raise InvalidRequest(details=[FieldError(self.name or "body", "must be sent as it is, not encoded")])
+            raise InvalidRequest(details=[FieldError(self.name or "body", "must be sent without an encoding")])
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes. Raises as `BodyStream.chunks`."""

@@ -1,4 +1,4 @@
-"""Words for bodies that are no JSON: what is wrong, where, and how to write it, without quoting the body."""
+"""Texts about bodies that are no JSON: the fault, its place and the right form, without a quote of the body."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _BY_TEXT = (
 """Reasons by the text that is not understood."""
 
 _MISSING = (("expected ','", _BETWEEN), ("expected ':'", _COLON))
-"""Reasons by what orjson expects in place of a text that tells nothing itself."""
+"""Reasons by what orjson expects in place of a text that gives no reason itself."""
 
 _FORM_TEXT = re.compile(r"[\w.%+\[\]-]{1,100}=")
 _SPACE = re.compile(r"\s*")

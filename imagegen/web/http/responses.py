@@ -145,7 +145,7 @@ def route_of(request: web.Request) -> web.AbstractRoute | None:
 
 
 def refuse_route(request: web.Request, app: web.Application) -> None:
-    """Set a route that stands for none, so that the response before a look-up passes the application's signals."""
+    """Set a placeholder for the route, so that the response before a look-up passes the application's signals."""
     if request._match_info is None:  # noqa: SLF001 - as in `RouteCache.handle`
         refusal = MatchInfoError(web.HTTPNotFound())
         refusal.add_app(app)

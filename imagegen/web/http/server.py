@@ -253,4 +253,4 @@ def _refusal(error: HttpProcessingError) -> ApiError:
 
 
 def _log_refusal(error: Exception, request_id: str) -> None:
-    logger.info("Refused what is no HTTP request: {}, request {}", type(error).__name__, request_id)
+    logger.info("Refused a request that is no HTTP: {}, request {}", type(error).__name__, request_id)

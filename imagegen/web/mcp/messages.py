@@ -68,7 +68,7 @@ class RpcMessage(Struct, frozen=True):
 
     @property
     def progress_token(self) -> RequestId | None:
-        """Return the token with which the client asked for progress; None if it is too long to be repeated."""
+        """Return the token with which the client requested progress; None if it is too long to be repeated."""
         token = self.meta.get("progressToken")
         return token if _is_short(token) else None
 

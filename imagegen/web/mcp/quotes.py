@@ -84,7 +84,7 @@ def quote_text(view: QuoteView) -> str:
 
 
 async def _place(services: Services, submission: Submission, price: PricePreview) -> QueuePosition:
-    """Return the place of the task, or the one that it would have behind all that wait."""
+    """Return the place of the task, or the place behind all waiting tasks."""
     queue, task = services.queue, price.task
     if price.is_hit or (price.reused and price.micro_usd == 0):
         return QueuePosition(None, 0.0)

@@ -43,7 +43,7 @@ async def get_task(request: web.Request, protocol: Protocol, message: RpcMessage
 
 
 async def update_task(request: web.Request, protocol: Protocol, message: RpcMessage) -> dict[str, Any]:
-    """Accept input for a task, of which none ever asks. Raises RpcError."""
+    """Accept input for a task; no task requests any. Raises RpcError."""
     protocol.require_tasks(message)
     await _find(request, message)
     return {}

@@ -119,7 +119,7 @@ class _Group:
 class TrackedCall:
     """One call of a client, from its POST to its end.
 
-    variant: of the request; None until `place` or `join`, if the call repeats one that this process has no memory of.
+    variant: of the request; None until `place` or `join`, if it repeats a call that this process has not cached.
     is_repeat: it joins the task of an earlier call.
     """
 

@@ -34,7 +34,7 @@ _AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
 """Fields for which `auto` means the default."""
 
 _MIN_FIELD_BYTES = 5
-"""Of a field as JSON, beside its name."""
+"""Of a field as JSON, without its name."""
 
 _SIDES = ("width", "height")
 _SHAPE = (*_SIDES, "aspect_ratio", "resolution")

@@ -155,7 +155,7 @@ MODELS = Operation(
     "listModels",
     COMPATIBLE,
     "List the models",
-    "The models of the provider, whose list is cached for five minutes, those of the model table that have not ended, "
+    "The models of the provider, cached for five minutes, those of the model table that have not ended, "
     "aliases and fallbacks. Together's client, recognised by its `User-Agent`, gets a bare array.",
     (
         ResponseDoc(

@@ -14,7 +14,7 @@ import orjson
 from imagegen.web.openapi.document import Json
 
 _MAX_EXAMPLE_BYTES = 800
-"""Of a property: a whole task in a list of tasks tells no more than the example of the operation."""
+"""Of a property: a whole task in a list of tasks shows no more than the example of the operation."""
 
 _MAX_ENTRIES = 2
 """Of a list in an example of a property."""
@@ -31,7 +31,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "height": "Pixels.",
     "sha256": "SHA-256 of the bytes, hexadecimal.",
     "attempts": "Attempts so far, counted from 1.",
-    "maxAttempts": "After so many attempts the task fails.",
+    "maxAttempts": "After this number of attempts the task fails.",
     "statusUrl": "GET it to read the task.",
     "eventsUrl": "GET it to follow the task by server-sent events.",
     "status_url": "GET it to read the task.",
@@ -59,7 +59,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "guidanceScale": "How closely the image follows the prompt.",
     "outputFormat": "File format of the images.",
     "inputFidelity": "How closely an edit keeps to its input images, as the model names it.",
-    "disableSafetyChecker": "Ask the provider not to check the images.",
+    "disableSafetyChecker": "Request that the provider does not check the images.",
     "promptUpsampling": "Let the provider rewrite the prompt.",
     "imageLoras": "Adapter weights, at most 8.",
     "name": "Name of the API key.",
@@ -85,7 +85,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "rows": "A row for each day, key or model.",
     "results": "The response for each entry, in order.",
     "requests": "The requests.",
-    "expires": "Life of the key: `90d`, `24h`, `30m`, or seconds; absent: for ever.",
+    "expires": "Life of the key: `90d`, `24h`, `30m`, or seconds; absent: without an end.",
     "grace": "Life of the earlier secrets: `90d`, `24h`, `30m`, or seconds.",
     "path": "Address of the weights.",
     "scale": "Their strength.",
@@ -129,7 +129,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "BoardInstance.draining": "It is about to stop.",
     "BoardInstance.storeWritable": "Whether images can be saved.",
     "BoardInstance.providerKeyAccepted": "Whether the provider accepts the key.",
-    "BoardTask.errorDetail": "What happened, for people.",
+    "BoardTask.errorDetail": "What happened, in words.",
     "BoardTask.images": "Images that are ready.",
     "Today.images": "Images that were generated.",
     "History.stepSeconds": "Seconds of a step.",
@@ -139,7 +139,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "Span.p50": "The median.",
     "Span.p95": "The 95th percentile.",
     "BudgetStats.left": "The rest.",
-    "DeadLetterStats.sinceStart": "Entries set aside since the start of this process.",
+    "DeadLetterStats.sinceStart": "Unreadable entries since the start of this process.",
     "DeadLetterStats.kept": "Entries that are kept in Redis.",
     "HttpStats.open": "Requests without a response yet.",
     "HttpStats.byStatus": "Responses since the start, by status.",

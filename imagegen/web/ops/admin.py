@@ -1,4 +1,4 @@
-"""Authentication of the admin routes by the admin token, for callers of every address."""
+"""Authentication of the admin routes by the admin token; callers of every address need it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ChannelView(CallCountsView):
     ]
     until: Until
     reason: Reason
-    concurrency: Annotated[int | None, Field(description="Calls at once; null: no limit of its own.")]
+    concurrency: Annotated[int | None, Field(description="Calls at once; null: no separate limit.")]
     ratePerMinute: Annotated[float | None, Field(description="Calls a minute; null: no limit.")]
     keys: Annotated[list[ChannelKeyView], Field(description="Its keys, in the order of the file.")]
 

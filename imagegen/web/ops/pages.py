@@ -62,7 +62,7 @@ async def send_page(request: web.Request, name: str) -> web.Response:
 async def get_asset(request: web.Request) -> web.Response:
     """Return a file that a page loads. Raises RouteNotFound.
 
-    The address has the version of all assets, so that a browser keeps them for ever. The page of another version, for
+    The address has the version of all assets, so that a browser may keep them. The page of another version, for
     example while deploys overlap, gets these files too, but does not keep them.
     """
     assets = await asyncio.to_thread(_assets)

@@ -143,7 +143,7 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
 
 def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("queue_depth", "Tasks that no instance claimed yet.", waiting.depth)
-    yield _gauge("lines", "Lines of clients, for their tasks beyond FAIR_WINDOW, in memory here.", local.lines)
+    yield _gauge("lines", "Lines of clients for tasks beyond FAIR_WINDOW, in memory here.", local.lines)
     yield _gauge("line_tasks", "Tasks that wait in lines of clients.", local.line_tasks)
     yield _gauge("open_tasks", "Unfinished tasks that were submitted or run here.", local.open_tasks)
     yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
