@@ -113,6 +113,7 @@ class S3BlobStore:
         try:
             opening = self._session.create_client("s3", **_client_options(self._bucket))
             self._client = await self._stack.enter_async_context(opening)
+            self._client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
             async with asyncio.timeout(CALL_S):
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
                 await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
@@ -133,7 +134,7 @@ class S3BlobStore:
         """Write the object, a file in pieces, then delete the oldest that are over the cap. Raises StoreUnavailable."""
         key = self._key(task_id, image)
         async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S), _opened(source) as body:
-            await self._client.put_object(
+            reply = await self._client.put_object(
                 Bucket=self._bucket.name,
                 Key=key,
                 Body=body,
@@ -142,6 +143,7 @@ class S3BlobStore:
                 ContentType=image.content_type,
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
+            _check_origin(reply)
         await self._count(key, image)
 
     async def _count(self, key: str, image: StoredImage) -> None:
@@ -170,6 +172,7 @@ class S3BlobStore:
         try:
             async with self._request():
                 reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
+                _check_origin(reply)
         except _Missing:
             return
         body = reply["Body"]
@@ -244,6 +247,7 @@ class S3BlobStore:
         try:
             async with self._request():
                 reply = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
+                _check_origin(reply)
         except _Missing:
             return False
         return self._is_current(reply, image)
@@ -255,7 +259,7 @@ class S3BlobStore:
     async def _copy(self, source: str, key: str, image: StoredImage, expires_at_s: float) -> None:
         """Copy an object with a new end. Raises _Missing, StoreUnavailable."""
         async with self._request():
-            await self._client.copy_object(
+            reply = await self._client.copy_object(
                 Bucket=self._bucket.name,
                 Key=key,
                 CopySource={"Bucket": self._bucket.name, "Key": source},
@@ -263,6 +267,7 @@ class S3BlobStore:
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
                 MetadataDirective="REPLACE",
             )
+            _check_origin(reply.get("CopyObjectResult", {}))
 
     async def _delete(self, keys: Sequence[str]) -> None:
         """Delete one by one: not every service supports multi-object deletes."""
@@ -299,6 +304,20 @@ class S3BlobStore:
     def _sweep_at(self, saved_at_s: float) -> float:
         """Return the Unix time from which the sweep deletes an object."""
         return saved_at_s + self._life_s + SWEEP_MARGIN_S
+
+
+def _check_origin(reply: Mapping[str, Any]) -> None:
+    """Raise OSError for the response of something else than an S3 service, such as the page of a proxy or a login."""
+    if not reply.get("ETag"):
+        raise OSError("the response has no ETag, so it is not that of an S3 service")
+
+
+def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
+    """Keep botocore from following a redirect of the call by which it asks where a redirected bucket is.
+
+    A service that redirects this call too would be asked the same again and again.
+    """
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _client_options(bucket: Bucket) -> dict[str, Any]:

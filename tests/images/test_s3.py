@@ -205,6 +205,37 @@ async def test_a_rejected_key_stops_the_start_and_a_busy_service_not(
             await make_bytes(bucket=bucket)
 
 
+async def test_a_service_that_redirects_everything_stops_the_start(
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer
+) -> None:
+    asked: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        asked.append(request.method)
+        text = "<?xml version='1.0'?><Error><Code>PermanentRedirect</Code><Message>no</Message></Error>"
+        return web.Response(status=301, text=text, content_type="application/xml")
+
+    bucket = await served(aiohttp_server, redirect)
+    with pytest.raises(SettingsError, match="the bucket is elsewhere"):
+        await make_bytes(bucket=bucket)
+    assert len(asked) <= 3
+
+
+async def test_nothing_is_saved_or_missing_where_a_page_answers_for_the_service(
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_image: MakeImage
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Log in</html>", content_type="text/html")
+
+    port, image = await make_bytes(bucket=await served(aiohttp_server, answer)), make_image()
+    with pytest.raises(StoreUnavailable):
+        await put(port, image)
+    with pytest.raises(StoreUnavailable):
+        await got(port, stored(image))
+    with pytest.raises(StoreUnavailable):
+        await port.contains_all(TASK, [stored(image)])
+
+
 async def test_a_truncated_body_is_not_an_image(
     make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_image: MakeImage
 ) -> None:
@@ -213,7 +244,7 @@ async def test_a_truncated_body_is_not_an_image(
     async def break_off(request: web.Request) -> web.StreamResponse:
         if "list-type" in request.query:
             return web.Response(text="<ListBucketResult/>", content_type="application/xml")
-        response = web.StreamResponse(headers={"x-amz-meta-imagegen-expires-at": "1e10"})
+        response = web.StreamResponse(headers={"x-amz-meta-imagegen-expires-at": "1e10", "ETag": '"1"'})
         response.content_length = len(image.data)
         await response.prepare(request)
         await response.write(image.data[:20])
