@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imagegen.images import files
-from imagegen.images.folder_probe import ProbeFailed, check_access, check_space
+from imagegen.images.folder_probe import ProbeFailed, check_access, check_space, step
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import in_file_thread
 from imagegen.images.store_health import StoreHealth
@@ -65,10 +65,12 @@ class DiskWatch:
 
     async def check(self) -> bool:
         """Check the free space, and after a failure everything else; return whether images can be saved."""
+        may_end_failure = not self._health.writable
         call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed.size_bytes))
         _, late = await asyncio.wait({call}, timeout=SLOW_CHECK_S)
         if late:
             self._health.mark_failed(f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s")
+            may_end_failure = True
         try:
             await call
         except ProbeFailed as error:
@@ -76,7 +78,8 @@ class DiskWatch:
         except OSError as error:
             self._health.mark_failed(error)
         else:
-            self._health.mark_ok()
+            if may_end_failure:  # if a save failed meanwhile, only a check of everything shows that it is over
+                self._health.mark_ok()
         return self._health.writable
 
     def _inspect(self, needed_bytes: int) -> None:
@@ -86,9 +89,11 @@ class DiskWatch:
         if self._health.writable and self.folder_id:
             return
         check_access(self._folder, needed_bytes)
-        self.spool.make()
-        self.spool.remove_abandoned()
-        self.folder_id = self.folder_id or files.read_marker(self._mark)
+        with step(f"making a folder in {self.spool.path.parent.name}"):
+            self.spool.make()
+            self.spool.remove_abandoned()
+        with step(f"reading {self._mark.name}"):
+            self.folder_id = self.folder_id or files.read_marker(self._mark)
 
     def _check_volume(self) -> None:
         """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""

@@ -52,22 +52,22 @@ def check_access(folder: Path, needed_bytes: int = 0) -> None:
     path = folder / f".probe-{secrets.token_hex(4)}"
     renamed = path.with_name(f"{path.name}.renamed")
     try:
-        with _step("writing a file"), path.open("xb") as file:
+        with step("writing a file"), path.open("xb") as file:
             file.write(_CONTENT)
             file.flush()
             if needed_bytes:
                 _allocate(file.fileno(), needed_bytes)
             sync(file.fileno())
-        with _step("reading it back"):
+        with step("reading it back"):
             with path.open("rb") as file:
                 content = file.read(len(_CONTENT))
             if content != _CONTENT:
                 raise ProbeFailed("a file that was written reads back differently")
-        with _step("renaming it"):
+        with step("renaming it"):
             path.replace(renamed)
-        with _step("deleting it"):
+        with step("deleting it"):
             renamed.unlink()
-        with _step("making a folder"):
+        with step("making a folder"):
             path.mkdir()
             path.rmdir()
     finally:
@@ -87,7 +87,8 @@ def _allocate(descriptor: int, size_bytes: int) -> None:
 
 
 @contextmanager
-def _step(name: str) -> Iterator[None]:
+def step(name: str) -> Iterator[None]:
+    """Raise an OSError within it as ProbeFailed that names the step."""
     try:
         yield
     except OSError as error:

@@ -373,6 +373,19 @@ async def test_an_image_in_the_folder_of_another_instance_is_unavailable(
     assert await load(ours, TASK, image) is None
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0123"])
+async def test_a_mark_without_an_id_is_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "images.mark").write_bytes(content)
+    ids = set()
+    for _ in range(2):
+        store = DiskStore(tmp_path / "images", 1_000_000)
+        await store.start()
+        ids.add(store.store_id)
+        await store.close()
+    assert len(ids) == 1
+    assert len(ids.pop()) == 16
+
+
 async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
     marks = set()
     for _ in range(2):

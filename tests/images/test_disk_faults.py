@@ -398,6 +398,36 @@ async def test_a_probe_names_the_step_that_fails(
     assert (store.health.writable, "EIO" in store.health.cause, named in store.health.cause) == (False, True, True)
 
 
+async def test_a_check_that_began_before_a_failure_does_not_end_it(
+    open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, measure = await open_disk(), shutil.disk_usage
+
+    def fail_meanwhile(folder: Path) -> object:
+        store.health.mark_failed(OSError(errno.EIO, "broken"))
+        return measure(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", fail_meanwhile)
+    await store.check()
+    assert not store.health.writable
+    monkeypatch.undo()
+    await store.check()
+    assert store.health.writable
+
+
+@pytest.mark.parametrize(("name", "named"), [("spool", "making a folder in spool"), ("images.mark", "images.mark")])
+async def test_an_obstacle_beside_the_images_is_named(
+    tmp_path: Path, open_disk: OpenDisk, name: str, named: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).symlink_to(tmp_path / "data" / name)
+    store = await open_disk()
+    assert named in store.health.cause
+    (tmp_path / "data" / name).unlink()
+    await store.check()
+    assert store.health.writable
+
+
 async def test_a_probe_finds_a_disk_that_returns_other_bytes(
     open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
