@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.submission import Submission
 
+AsyncTest = Callable[..., Coroutine[Any, Any, None]]
 Row = TypeVar("Row")
 
 
@@ -41,6 +43,31 @@ async def check_rows(rows: Iterable[Row], check: Callable[[Row], Awaitable[objec
     if failures:
         text = "\n".join(f"{row}: {error!r}" for row, error in failures)
         raise AssertionError(f"{len(failures)} rows fail\n{text}") from failures[0][1]
+
+
+def over_rows(names: str | tuple[str, ...], rows: Iterable[object]) -> Callable[[AsyncTest], AsyncTest]:
+    """Call an asynchronous test with each row and the same fixtures, in one test, which fails with all failing rows.
+
+    It takes what `pytest.mark.parametrize` takes, which sets the fixtures up for each row anew.
+    """
+    parameters, table = (names,) if isinstance(names, str) else names, list(rows)
+
+    def decorate(test: AsyncTest) -> AsyncTest:
+        async def test_rows(**fixtures: object) -> None:
+            async def check(row: Any) -> None:
+                values = (row,) if isinstance(names, str) else row
+                await test(**fixtures, **dict(zip(parameters, values, strict=True)))
+
+            await check_rows(table, check)
+
+        taken = inspect.signature(test)
+        others = [parameter for name, parameter in taken.parameters.items() if name not in parameters]
+        for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+            setattr(test_rows, name, getattr(test, name))
+        test_rows.__signature__ = taken.replace(parameters=others)  # type: ignore[attr-defined]
+        return test_rows
+
+    return decorate
 
 
 ADMIN_TOKEN = "the-admin-token-of-tests"

@@ -28,6 +28,7 @@ TIERS = {
         "test_imports.py",
         "test_metrics.py",
         "test_settings.py",
+        "test_rows.py",
         "test_start_checks.py",
         "test_words.py",
         "web/test_forwarded.py",

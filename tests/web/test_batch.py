@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from support import over_rows
 
 from imagegen.web.services import SERVICES
 
@@ -61,7 +61,7 @@ async def test_the_same_request_twice_is_one_task(start_paid, upstream) -> None:
     assert upstream.ledger.total == 1
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "field"),
     [
         ({}, "requests"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, ClientResponse, web
 from msgspec.structs import replace
-from support import eventually
+from support import eventually, over_rows
 
 from imagegen.app import QUEUE, SUPERVISOR
 from imagegen.queue import change_relay
@@ -192,7 +192,7 @@ async def test_a_client_with_an_earlier_event_gets_the_outcome(service) -> None:
     assert received[-1].event == "completed"
 
 
-@pytest.mark.parametrize("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
+@over_rows("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
 async def test_an_invalid_last_event_id_is_ignored(service, last: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from support import over_rows
 from web.conftest import Client
 
 BODY = {"prompt": "a lighthouse\nin a storm", "width": 64, "height": 64}
@@ -27,7 +28,7 @@ async def test_newlines_of_every_system_are_one_request(service: Client, newline
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "empty",
     [
         {"negativePrompt": ""},
@@ -44,9 +45,7 @@ async def test_an_empty_form_value_is_absent(service: Client, empty: dict[str, A
     assert batch["results"][0]["taskId"] == await submitted(service, plain)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("prompt", ""), ("prompt", []), ("model", ""), ("seed", {}), ("n", False), ("n", 0)]
-)
+@over_rows(("field", "value"), [("prompt", ""), ("prompt", []), ("model", ""), ("seed", {}), ("n", False), ("n", 0)])
 async def test_an_empty_required_value_is_rejected(service: Client, field: str, value: object) -> None:
     response = await service.post("/api/images/generate", json={**BODY, field: value})
     assert response.status == 400
@@ -60,7 +59,7 @@ async def test_digits_are_ascii(service: Client, digits: str) -> None:
     assert (await service.post(f"/api/images/generate?wait={quote(digits)}", json=BODY)).status == 400
 
 
-@pytest.mark.parametrize("index", ["٠", "00", "01", "+0", "0.0", " 0"])
+@over_rows("index", ["٠", "00", "01", "+0", "0.0", " 0"])
 async def test_an_index_is_a_plain_ascii_number(service: Client, index: str) -> None:
     done = await (await service.post("/api/images/generate?wait=10", json=BODY)).json()
     assert (await service.get(f"/api/images/{done['taskId']}/0")).status == 200

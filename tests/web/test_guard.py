@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from loguru import logger
-from support import ADMIN_TOKEN, AS_ADMIN, eventually
+from support import ADMIN_TOKEN, AS_ADMIN, eventually, over_rows
 from web.conftest import Client, StartService
 
 from imagegen.app import CONNECTION, QUEUE
@@ -282,7 +282,7 @@ async def test_the_admin_makes_lists_rotates_and_revokes_keys(service: Client) -
     assert (await service.get("/api/models")).status == 200
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("method", "path", "body", "status", "code"),
     [
         ("post", "", {"name": "web"}, 409, "key_is_fixed"),

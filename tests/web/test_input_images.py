@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from image_bytes import data_uri, encoded, image_file
 from PIL import Image
-from support import eventually
+from support import eventually, over_rows
 from web.conftest import Client
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
@@ -133,7 +133,7 @@ async def test_an_unknown_upload_is_named_on_the_other_routes(service: Client) -
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("text", "status", "code"),
     [
         (data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image"),
@@ -145,7 +145,6 @@ async def test_an_unknown_upload_is_named_on_the_other_routes(service: Client) -
         (data_uri(noise(1.2)[:-4]), 415, "unsupported_image"),
         ("data:image/png;base64," + "!" * 2_000_000, 415, "unsupported_image"),
     ],
-    ids=range(8),
 )
 async def test_a_data_uri_that_is_no_image_is_refused_by_its_field(
     service: Client, text: str, status: int, code: str

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-from support import AS_ADMIN
+from support import AS_ADMIN, over_rows
 
 from imagegen.app import QUEUE
 
@@ -95,7 +94,7 @@ async def test_an_unreadable_record_is_skipped(service) -> None:
     assert await ids(service) == made
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("query", "field"),
     [
         ("limit=0", "limit"),

@@ -14,6 +14,7 @@ from aiohttp import FormData
 from emulator_fixtures import EmulatedUpstream
 from image_bytes import data_uri, image_file
 from PIL import Image
+from support import over_rows
 
 from imagegen.app import CONNECTION, QUEUE
 
@@ -186,7 +187,7 @@ UNKNOWN = f"upload:{'0' * 64}"
 GIF = image_file(kind="GIF")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("data", "status", "code", "param"),
     [
         (form, 400, "invalid_request", "image"),
@@ -213,7 +214,7 @@ async def test_a_bad_form_names_its_field_and_costs_nothing(editing, emulator, d
     assert emulator.ledger.total == 0
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("images", "param"),
     [
         ({}, "image"),

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from emulator_fixtures import EmulatedUpstream
-from support import eventually
+from support import eventually, over_rows
 
 from imagegen.web.openai import keepalive
 from tests.web.openai.conftest import Serve, Service
@@ -193,10 +193,8 @@ async def test_equal_asynchronous_calls_are_different_images(service: Service, u
     assert (await repeat.json())["id"] in {(await answer.json())["id"] for answer in answers}
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/images/tasks/{}", "/images/tasks/{}", "/v1/v1/images/tasks/{}/", "/v1//images//tasks/{}"]
-)
-@pytest.mark.parametrize("task_id", ["0" * 32, "nothing"])
+@over_rows("path", ["/v1/images/tasks/{}", "/images/tasks/{}", "/v1/v1/images/tasks/{}/", "/v1//images//tasks/{}"])
+@over_rows("task_id", ["0" * 32, "nothing"])
 async def test_an_unknown_asynchronous_task_is_a_404(service: Service, path: str, task_id: str) -> None:
     answer = await service.request("GET", path.format(task_id))
     error = (await answer.json())["error"]

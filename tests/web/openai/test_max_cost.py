@@ -10,6 +10,7 @@ import pytest
 from aiohttp import FormData
 from emulator_fixtures import EmulatedUpstream
 from image_bytes import data_uri, image_file
+from support import over_rows
 
 from tests.web.openai.conftest import Serve, Service
 
@@ -32,8 +33,8 @@ async def post(service: Service, path: str = GENERATIONS, **fields: Any) -> tupl
     return response.status, await response.json()
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("name", ["maxCostUsd", "max_cost_usd"])
+@over_rows("path", ROUTES)
+@over_rows("name", ["maxCostUsd", "max_cost_usd"])
 async def test_a_limit_that_is_too_low_refuses_the_call(
     service: Service, upstream: EmulatedUpstream, path: str, name: str
 ) -> None:
@@ -64,8 +65,8 @@ async def test_a_form_has_its_limit_as_a_text(service: Service, upstream: Emulat
     assert all("cost" not in json.dumps(call.body).lower() for call in upstream.ledger.calls)
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("limit", ["much", "NaN", "-1", -0.01, 1e9, True, [], {"usd": 1}, "1 USD"])
+@over_rows("path", ROUTES)
+@over_rows("limit", ["much", "NaN", "-1", -0.01, 1e9, True, [], {"usd": 1}, "1 USD"])
 async def test_a_limit_that_is_no_sum_is_an_error_that_names_it(
     service: Service, upstream: EmulatedUpstream, path: str, limit: object
 ) -> None:

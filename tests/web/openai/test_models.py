@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.web.model_list import FRESH_S, RETRY_S, ListedModel, ModelListCache
@@ -49,8 +50,8 @@ async def test_openais_clients_get_an_object(service: Service, path: str) -> Non
         assert set(entry) == {"id", "object", "created", "owned_by", "type"}
 
 
-@pytest.mark.parametrize("agent", ["Together/Python 2.42.0", "AsyncTogether/Python 3.1.1"])
-@pytest.mark.parametrize("path", PATHS)
+@over_rows("agent", ["Together/Python 2.42.0", "AsyncTogether/Python 3.1.1"])
+@over_rows("path", PATHS)
 async def test_togethers_clients_get_an_array(service: Service, path: str, agent: str) -> None:
     body = await (await service.request("GET", path, headers={"User-Agent": agent})).json()
     assert DEFAULT in {entry["id"] for entry in body}
