@@ -25,8 +25,11 @@ IN_MEMORY_BYTES = 16 * 1024
 """A smaller image is encoded at once."""
 
 
-STEP_BYTES = 48 * 1024
-"""Read, encoded and sent at once; a multiple of three, so that the texts of all steps are one text."""
+STEP_BYTES = 144 * 1024
+"""Read and encoded at once; a multiple of three, so that the texts of all steps are one text."""
+
+SENT_BYTES = 64 * 1024
+"""Sent at once: for more, aiohttp would wait for a client without a limit of time."""
 
 
 class ImageText(str):
@@ -98,7 +101,10 @@ async def pieces_of(parts: Sequence[Part], store: ImageStore) -> AsyncGenerator[
                 data = b"".join([piece async for piece in opened.read(offset, length)])
                 if len(data) < length:
                     raise OSError("an image ended early")
-                yield pybase64.b64encode(data)
+                text = pybase64.b64encode(data)
+                del data
+                for at in range(0, len(text), SENT_BYTES):
+                    yield text[at : at + SENT_BYTES]
 
 
 class JsonWithImages(web.StreamResponse):
