@@ -7,6 +7,8 @@ import sys
 import orjson
 from aiohttp import web
 
+from bench.imagehost import noise_png
+
 ANSWER = {"success": True, "status": "completed", "progress": 100, "data": [{"url": "http://localhost/picture"}]}
 
 IMAGE = web.AppKey("image", bytes)
@@ -27,7 +29,7 @@ async def image(request: web.Request) -> web.Response:
 
 if __name__ == "__main__":
     app = web.Application()
-    app[IMAGE] = bytes(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    app[IMAGE] = noise_png(int(sys.argv[2])) if len(sys.argv) > 2 else b""  # the pages of `bytes(n)` are all the same
     app.router.add_get("/image", image)
     app.router.add_post("/", post)
     app.router.add_get("/", get)
