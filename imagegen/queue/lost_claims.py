@@ -6,6 +6,7 @@ checkpoint, as when instances follow a failover at different times: each then us
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
@@ -16,6 +17,9 @@ from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.tasks.task import State, Task
 
+KEPT_S, MAX_KEPT = 600.0, 1_000
+"""How long a count is kept in memory, since Redis may lose it again; how many are."""
+
 
 class LostClaims:
     """End of the work for claims that another instance has."""
@@ -24,6 +28,25 @@ class LostClaims:
         self._verbs = verbs
         self._dispatcher = dispatcher
         self._notifier = notifier
+        self._counts: dict[tuple[str, int], tuple[int, float]] = {}
+        """Recorded count by id and epoch of a task, and the monotonic time at which it was recorded."""
+
+    def keep(self, task: Task, count: int) -> None:
+        """Keep a count that was recorded, and let peers read it."""
+        self._verbs.meter.ambiguous += 1
+        self._counts[task.id, task.epoch] = (count, time.monotonic())
+        while len(self._counts) > MAX_KEPT:
+            del self._counts[next(iter(self._counts))]
+        self._notifier.publish("fresh", ids=[task.id])
+
+    async def record_again(self) -> None:
+        """Record the counts of the last minutes again, since Redis may have lost them. Raises QueueUnavailable."""
+        oldest = time.monotonic() - KEPT_S
+        self._counts = {name: kept for name, kept in self._counts.items() if kept[1] > oldest}
+        for (task_id, epoch), (count, _) in list(self._counts.items()):
+            await self._verbs.raise_billed(task_id, epoch, count)
+        if self._counts:
+            self._notifier.publish("fresh", ids=[task_id for task_id, _ in self._counts])
 
     async def abandon(self, claims: Sequence[Claim]) -> None:
         """Stop the work, and record calls that are not counted elsewhere. Raises QueueUnavailable."""
@@ -51,9 +74,8 @@ class LostClaims:
         count = uncounted_calls(claim.checkpoint, task, checkpoint)
         if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count):
             return 0
-        self._verbs.meter.ambiguous += 1
         self._dispatcher.drop(claim)
-        self._notifier.publish("fresh", ids=[task_id])
+        self.keep(claim.task, count)
         return count
 
 

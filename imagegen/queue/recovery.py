@@ -194,6 +194,7 @@ class Recovery:
         self._leases.check_now()
         if names := self._outbox.names:
             await self._verbs.restore_outbox(names)
+        await self._leases.lost_claims.record_again()
         self.on_restored()
         if running or finished or waiting:
             text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
@@ -204,24 +205,16 @@ class Recovery:
         for batch in in_batches(self._task_cache.results()):
             answers = await self._verbs.restore_results(batch, now)
             missing = sum(answer in {RestoredResult.MISSING, RestoredResult.OUTDATED} for answer in answers)
-            self._drop_replaced(
-                task.id for task, answer in zip(batch, answers, strict=True) if answer is RestoredResult.OTHER
-            )
+            for task, answer in zip(batch, answers, strict=True):
+                if answer is RestoredResult.OTHER:
+                    self._task_cache.forget(task.id)
+                    self._leases.lost_claims.keep(task, 1)
             self._meter.vanished += answers.count(RestoredResult.MISSING)
             self._meter.written_back["finished"] += missing
             count += missing
             if not missing and (batch[-1].finished_at or now) < now - RECENT_S:
                 break
         return count
-
-    def _drop_replaced(self, ids: Iterable[str]) -> None:
-        """Forget results of tasks that were completed a second time elsewhere, and let peers read their count."""
-        replaced = list(ids)
-        for task_id in replaced:
-            self._task_cache.forget(task_id)
-        if replaced:
-            self._meter.ambiguous += len(replaced)
-            self._notifier.publish("fresh", ids=replaced)
 
     async def _settle(self, began: float) -> None:
         """Wait until the peers have restored their running claims."""
