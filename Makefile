@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 # More than processors, since many tests wait for time to pass.
-TEST_PROCESSES ?= 6
+TEST_PROCESSES ?= 8
 
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' -c constraints.txt
@@ -38,7 +38,7 @@ test: $(DEV) servers ## run the tests, TEST_PROCESSES at once; ARGS='-k name' pa
 	$(BIN)/python -m pytest --forks $(TEST_PROCESSES) $(ARGS)
 
 test-unit: $(DEV) ## run the tests that do no I/O
-	$(BIN)/python -m pytest -q --forks 2 $$($(BIN)/python tests/tiers.py unit) $(ARGS)
+	$(BIN)/python -m pytest -q --forks 2 -p no:schemathesis $$($(BIN)/python tests/tiers.py unit) $(ARGS)
 
 coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a minimum
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)

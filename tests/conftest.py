@@ -14,6 +14,7 @@ import parallel
 import pytest
 from tiers import order_of, tier_of
 
+from imagegen.queue import change_relay
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
@@ -120,7 +121,13 @@ MakeInstance = Callable[..., Instance]
 
 
 @pytest.fixture
-async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstance]:
+def late_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read awaited tasks again too late for a test of a message. A fixture that shortens the interval requires this."""
+    monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
+
+
+@pytest.fixture
+async def make_instance(redis_url: str, prefix: str, late_refresh: None) -> AsyncIterator[MakeInstance]:
     """Make instances that share one queue: `make_instance(lease_s=…, max_queue=…, start=False)`."""
     async with AsyncExitStack() as stack:
 

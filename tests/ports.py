@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import socket
@@ -12,8 +13,6 @@ _BELOW_EPHEMERAL = range(10_000, 32_000)
 """Linux takes the ports of outgoing connections from 32,768 on, so that none of them takes a server's port first."""
 
 _SHARE = 500
-
-_locks: list[socket.socket] = []
 
 
 @cache
@@ -26,7 +25,7 @@ def _own_ports(_pid: int) -> Iterator[int]:
         except OSError:
             lock.close()
             continue
-        _locks.append(lock)
+        atexit.register(lock.close)
         return itertools.cycle(range(first + 1, first + _SHARE))
     raise OSError("all ports are taken by other test runs")
 

@@ -206,7 +206,7 @@ LOSSES = {
 
 
 @pytest.fixture
-def quick_checks(monkeypatch) -> None:
+def quick_checks(late_refresh, monkeypatch) -> None:
     """Shorten the intervals of periodic checks."""
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.change_relay.TRUST_S", 0.25)

@@ -13,7 +13,7 @@ LEASE_S = 1.2
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def soon(late_refresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the regular checks of instances in tenths of a second."""
     monkeypatch.setattr(takeover, "FIRST_CHECK_S", 0.3)
     monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)

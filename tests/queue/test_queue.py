@@ -529,7 +529,7 @@ async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_insta
     commands = instance.connection.meter.commands
     await eventually(lambda: commands["takeover"] == 1 and commands["control"])  # it has looked, and listens
     await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
-    await asyncio.sleep(0.3)
+    await eventually(lambda: commands["takeover"] == 2)
     await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
     await eventually(lambda: commands["takeover"] == 3)
 
