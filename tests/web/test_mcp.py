@@ -280,7 +280,8 @@ async def test_an_image_of_this_service_is_edited_by_its_link(service) -> None:
     quoted = (await result(service, call("quote_image", **arguments)))["structuredContent"]
     edited = (await result(service, call("edit_image", **arguments)))["structuredContent"]
     assert (edited["status"], edited["taskId"]) == ("completed", quoted["taskId"])
-    for wrong in (made["urls"][0].replace(made["taskId"], "0" * 32), made["urls"][0].replace("/0?", "/7?"), "", None):
+    link, task_id = made["urls"][0], made["taskId"]
+    for wrong in (link.replace(task_id, "0" * 32), link.replace(f"{task_id}/0", f"{task_id}/7"), "", None):
         refused = await result(service, call("edit_image", prompt="in red", imageUrl=wrong))
         assert refused["structuredContent"]["error"]["details"][0].startswith("imageUrl:")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jsonschema
@@ -82,6 +83,21 @@ async def test_sixteen_links_of_a_long_public_address_are_whole(start_service) -
     found = await small(service, "generate_image", prompt="many", n=16, width=64, height=64)
     urls = found["structuredContent"]["urls"]
     assert (len(set(urls)), min(map(len, urls)) > 170) == (16, True)
+
+
+async def test_sixteen_signed_links_are_all_there(start_service) -> None:
+    key = "a-key-of-a-client"
+    service = await start_service(
+        public_url="https://images.example.org", api_keys={"client": hashlib.sha256(key.encode()).hexdigest()}
+    )
+    headers = {"Authorization": f"Bearer {key}"}
+    found = await small(service, "generate_image", headers, prompt="many", n=16, width=64, height=64)
+    links = [block for block in found["content"] if block["type"] == "resource_link"]
+    urls = found["structuredContent"]["urls"]
+    assert ([link["uri"] for link in links], len(set(urls))) == (urls, 16)
+    assert all("sig=" in url for url in urls)
+    path = urls[15].removeprefix("https://images.example.org")
+    assert (await service.get(path)).status == 200
 
 
 async def test_each_model_and_its_quote_are_small(service) -> None:

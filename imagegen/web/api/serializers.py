@@ -70,6 +70,10 @@ class TaskLinks(Struct, frozen=True):
         """
         return image.url or self._signed(f"{_path(task)}/{image.index}", task, f"v={image.sha256[:12]}")
 
+    def short_image(self, task: Task, image: StoredImage) -> str:
+        """Return the same without the version of the bytes, so that it may not be cached for long."""
+        return image.url or self._signed(f"{_path(task)}/{image.index}", task, "")
+
     def _signed(self, path: str, task: Task, query: str) -> str:
         if self.signer is None or not self.signer.is_on():
             return f"{self.base}{path}?{query}" if query else f"{self.base}{path}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,11 @@ import orjson
 
 MAX_RESULT_CHARS = 7_400
 """Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens of four characters, with spaces too."""
+
+LINK_WEIGHT = 4 / 2.5
+"""Characters that a character of a link counts for: hashes and signatures have about 2.5 characters a token."""
+
+_LINK = re.compile(rb'https?://[^"\\\s]+')
 
 _LENGTHS = (300, 150, 60, 20)
 """Characters to which texts are cut, one after the other, until the result fits."""
@@ -26,13 +33,16 @@ Blocks = Sequence[Mapping[str, Any]]
 
 
 def size_of(content: Blocks, structured: Mapping[str, Any]) -> int:
-    """Return the length of a result as JSON."""
-    return len(orjson.dumps({"content": list(content), "structuredContent": structured, "isError": False}))
+    """Return the length of a result as JSON; links count for more."""
+    text = orjson.dumps({"content": list(content), "structuredContent": structured, "isError": False})
+    return len(text) + math.ceil(sum(map(len, _LINK.findall(text))) * (LINK_WEIGHT - 1))
 
 
 def fit(content: Blocks, structured: Mapping[str, Any]) -> tuple[Blocks, Mapping[str, Any]]:
     """Return a result within `MAX_RESULT_CHARS`: without links that `urls` has too, and with shorter texts."""
     blocks = list(content)
+    if size_of(blocks, structured) > MAX_RESULT_CHARS:  # the name of a link has its type too
+        blocks = [{name: block[name] for name in block if name != "mimeType"} for block in blocks]
     while size_of(blocks, structured) > MAX_RESULT_CHARS and blocks and blocks[-1]["type"] == "resource_link":
         blocks.pop()
     for max_chars in _LENGTHS:

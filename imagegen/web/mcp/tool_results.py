@@ -36,7 +36,7 @@ MAX_WARNINGS = 3
 
 _MAX_TEXT_CHARS = 300
 _URL_CHARS = 500
-"""Links in the text, for clients that show neither `resource_link` nor `structuredContent` to the model."""
+"""Links in the text, else one, for clients that show neither `resource_link` nor `structuredContent` to the model."""
 
 _REMEDIES = {
     "budget_exceeded": "Do not repeat the call before then. Fewer or smaller images, or a cheaper model, may fit.",
@@ -159,7 +159,7 @@ def _failed(task: Task) -> ToolResult:
 
 async def _completed(request: web.Request, services: Services, protocol: Protocol, answer: TaskAnswer) -> ToolResult:
     task, images = answer.task, answer.task.images
-    link = TaskLinks(services.link_base.url(request), services.links).image
+    link = TaskLinks(services.link_base.url(request), services.links).short_image
     urls = [link(task, image) for image in images]
     view = _view(task, cached=answer.cached)
     first = images[0] if images else StoredImage(0)
@@ -185,13 +185,8 @@ def _summary(task: Task, view: ToolTaskView, urls: Sequence[str]) -> str:
         facts.append(f"seed {view['seed']}")
     lines = [f"{', '.join(filter(None, [*facts, paid]))}. Task {task.id}."]
     lines += [f"Warning: {warning}" for warning in view.get("warnings", ())]
-    chars = 0
-    for url in urls:
-        chars += len(url)
-        if chars > _URL_CHARS:
-            break
-        lines.append(url)
-    return "\n".join(lines)
+    fits = sum(map(len, urls)) <= _URL_CHARS
+    return "\n".join([*lines, *(urls if fits else urls[:1])])
 
 
 def _view(task: Task, *, cached: bool) -> ToolTaskView:
