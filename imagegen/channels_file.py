@@ -37,13 +37,15 @@ class ProviderKind(Struct, frozen=True):
 
     base_url: by default, None if the channel must name one. key: whether it has one: `needed`, `optional` or `none`.
     default_model: None if it has Together's. shares_jobs: whether each key of an account reads the jobs of all its
-    keys. key_setting, url_setting: names of the settings for PROVIDER, empty without one.
+    keys. lists_jobs: whether the job of a call with a lost response can be found. key_setting, url_setting: names of
+    the settings for PROVIDER, empty without one.
     """
 
     base_url: str | None = None
     key: str = "needed"
     default_model: str | None = None
     shares_jobs: bool = False
+    lists_jobs: bool = False
     key_setting: str = ""
     url_setting: str = ""
 
@@ -68,6 +70,7 @@ KINDS: Mapping[str, ProviderKind] = {
     "replicate": ProviderKind(
         "https://api.replicate.com",
         default_model="black-forest-labs/flux-schnell",
+        lists_jobs=True,
         key_setting="REPLICATE_API_TOKEN",
         url_setting="REPLICATE_API_URL",
     ),
@@ -78,6 +81,7 @@ KINDS: Mapping[str, ProviderKind] = {
         "https://dashscope.aliyuncs.com",
         default_model="wan2.2-t2i-flash",
         shares_jobs=True,
+        lists_jobs=True,
         key_setting="DASHSCOPE_API_KEY",
         url_setting="DASHSCOPE_API_URL",
     ),

@@ -115,7 +115,7 @@ class Attempt:
         self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
-        self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock)
+        self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock, runner.routes.lists_jobs)
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False

@@ -193,6 +193,11 @@ class Routes:
             self._report_missing(channel, account)
         return route
 
+    def lists_jobs(self, channel: str) -> bool:
+        """Return whether the job of a call of a channel with a lost response can be found."""
+        routes = self.all if self.only else self._by_channel.get(channel, ())
+        return any(KINDS[route.channel.provider].lists_jobs for route in routes if route.channel.provider in KINDS)
+
     def has_key_of(self, handle: JobHandle) -> bool:
         """Return whether the key that made a job is here, or another one of its account."""
         return (

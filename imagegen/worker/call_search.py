@@ -12,8 +12,8 @@ from imagegen.errors import UpstreamError
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import TAKE_JOB_S, WorkerQueue
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
-from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import WaitReason
+from imagegen.tasks.retry import Failed, Retry
+from imagegen.tasks.task import TaskError, WaitReason
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_form import CallForm
 from imagegen.worker.call_routes import Routes
@@ -56,7 +56,15 @@ class CallSearch:
         self.claims.count_lost_call(self.claim)
         self.claim.checkpoint = replace(self.claim.checkpoint, sent=None)
         if spent := self.rules.exhausted(self.claim.task, self.claim.checkpoint, self.clock()):
-            raise AttemptEnded(spent)
+            raise AttemptEnded(self._with_cause(spent))
+
+    def _with_cause(self, spent: Failed) -> Failed:
+        """Return the end of the task with the error of its lost call, if this process has seen it."""
+        error, code = spent.error, self.claim.cost.fault
+        if error.code != "interrupted" or code in ("", error.code):
+            return spent
+        detail = "the provider's answer was lost, and it has no job of the call"
+        return replace(spent, error=TaskError(code, detail, error.retryable))
 
     async def _find(self, sent: SentCall, *, begun: bool) -> JobHandle | None:
         run = self.claim.checkpoint

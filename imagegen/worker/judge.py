@@ -14,6 +14,7 @@ from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt_limits import AttemptLimits
+from imagegen.worker.call_search import SEARCH_RETRY_S
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
 from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
@@ -21,12 +22,13 @@ from imagegen.worker.permits import Choice, Permit, PermitLine
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judge of one claim. clock: Unix time."""
+    """Judge of one claim. clock: Unix time. lists_jobs: returns whether jobs of a channel's lost calls can be found."""
 
     claim: Claim
     rules: AttemptLimits
     pacing: PermitLine
     clock: Callable[[], float]
+    lists_jobs: Callable[[str], bool] = lambda _channel: False
 
     def outcome(self, error: UpstreamError, *, upstream_dead: bool = False, paid_in_vain: bool) -> Retry | Failed:
         """Return the outcome that follows from an error; a lost response is counted.
@@ -45,6 +47,12 @@ class Judge:
             paid_without_result=paid_in_vain,
         )
         outcome = self.rules.policy.decide(error, standing, random.random)
+        run = claim.checkpoint
+        can_be_found = error.ambiguous and run.sent is not None and self.lists_jobs(run.channel)
+        if isinstance(outcome, Failed) and can_be_found and standing.left_s > SEARCH_RETRY_S:
+            outcome = Retry(
+                SEARCH_RETRY_S, WaitReason.RETRYING
+            )  # its image may be paid for
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)

@@ -17,6 +17,7 @@ from imagegen.queue.checkpoint import decode_checkpoint
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Retry, Succeeded
+from imagegen.worker.call_routes import Routes
 
 PRICING = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
 HANDLE = JobHandle("scripted", "task_1")
@@ -235,3 +236,24 @@ async def test_the_next_key_of_the_account_is_polled_at_once_when_polls_with_one
     with pytest.raises(UpstreamError, match="no"):
         await replace(refused, others=(refused,)).resume(HANDLE, watcher)
     assert watcher.failed == FailedPolls(1)
+
+
+@pytest.mark.parametrize(("found", "code"), [(HANDLE, None), (None, "upstream_timeout")])
+async def test_the_last_call_of_a_task_is_searched_for_before_the_task_fails(
+    make_instance, monkeypatch: pytest.MonkeyPatch, found: JobHandle | None, code: str | None
+) -> None:
+    monkeypatch.setattr(Routes, "lists_jobs", lambda _self, _channel: True)
+    instance = make_instance()
+    harness = harness_of(instance, loss(), found=[found], max_attempts=1)
+    claim = await harness.claim()
+    pause = await harness.attempts.run(claim)
+    assert isinstance(pause, Retry)
+    await instance.worker_queue.retry(claim, pause)
+    outcome = await harness.attempts.run(claim)
+    assert (outcome.error.code if isinstance(outcome, Failed) else None) == code
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, int(found is not None))
+
+
+async def test_a_lost_call_of_a_provider_without_a_list_ends_its_task_at_once(make_instance) -> None:
+    harness = harness_of(make_instance(), loss(), max_attempts=1)
+    assert isinstance(await harness.attempts.run(await harness.claim()), Failed)
