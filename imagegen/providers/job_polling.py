@@ -22,10 +22,11 @@ MAX_FAULT_DELAY_S = 30.0
 
 MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
 UNKNOWN_GRACE_S = 15.0
-"""An upstream may not find a job yet that it has just accepted, for example while its databases are synchronised."""
+"""An upstream may not find a job yet that it has just accepted, while its databases are synchronised for example; or not
+find any job for some seconds, in the middle of its deploy."""
 
 MAX_UNKNOWN = 3
-"""Polls in sequence after which a job that the provider does not find is given up."""
+"""Polls in sequence, over `UNKNOWN_GRACE_S` at least, after which a job that the provider does not find is given up."""
 
 MIN_USELESS, MIN_USELESS_S = 10, 600.0
 """Polls in sequence, and seconds since the first of them, after which a job is given up if they refuse the key or have
@@ -103,7 +104,7 @@ class _Polls:
 
     def __init__(self, handle: JobHandle, ask: Ask, observer: CallObserver) -> None:
         self._handle, self._ask, self._observer = handle, ask, observer
-        self._unknown, self._failures = 0, handle.failed_polls
+        self._unknown, self._unknown_since, self._failures = 0, 0.0, handle.failed_polls
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
 
@@ -124,11 +125,13 @@ class _Polls:
         return state
 
     def _not_found(self) -> JobState:
-        now, handle = time.time(), self._handle
+        now, expires_at = time.time(), self._handle.expires_at
+        if not self._unknown:
+            self._unknown_since = now
         self._unknown += 1
-        self.delay_s = FIRST_DELAY_S
-        has_expired = handle.expires_at is not None and now >= handle.expires_at
-        if has_expired or (self._unknown >= MAX_UNKNOWN and now >= handle.accepted_at + UNKNOWN_GRACE_S):
+        self.delay_s = min(FIRST_DELAY_S * self._unknown, MAX_DELAY_S)
+        has_expired = expires_at is not None and now >= expires_at
+        if has_expired or (self._unknown >= MAX_UNKNOWN and now >= self._unknown_since + UNKNOWN_GRACE_S):
             raise forgotten_job()
         return JobState("running")
 

@@ -109,8 +109,13 @@ class Checkpoint(
 
 _read_run = msgspec.json.Decoder(Checkpoint).decode
 
-CANCELLED_RUN = _encode(Checkpoint(owner="", phase="cancelled"))
-"""Checkpoint, without the entry id, that a start finds if the task was cancelled just before."""
+
+def cancelled_run(jobs: tuple[str, ...]) -> bytes:
+    """Return the checkpoint, without the entry id, that a start finds if the task was cancelled just before.
+
+    jobs: ids of the provider jobs of the task.
+    """
+    return _encode(Checkpoint(owner="", phase="cancelled", begun_jobs=jobs))
 
 
 def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:

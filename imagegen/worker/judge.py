@@ -50,9 +50,7 @@ class Judge:
         run = claim.checkpoint
         can_be_found = error.ambiguous and run.sent is not None and self.lists_jobs(run.channel)
         if isinstance(outcome, Failed) and can_be_found and standing.left_s > SEARCH_RETRY_S:
-            outcome = Retry(
-                SEARCH_RETRY_S, WaitReason.RETRYING
-            )  # its image may be paid for
+            outcome = Retry(SEARCH_RETRY_S, WaitReason.RETRYING)  # its image may be paid for
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)

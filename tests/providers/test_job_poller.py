@@ -56,6 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
         monkeypatch.setattr(job_polling, name, 0.02)
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
+    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.2)
 
 
 @pytest.fixture

@@ -294,3 +294,15 @@ async def test_a_database_with_too_many_keys_is_not_read_and_its_job_not_taken(m
     claim = await calling(instance, "ours")
     await instance.connection.commands.mset({f"{{{instance.keys.prefix}}}:task:{number}": b"x" for number in range(50)})
     assert await instance.worker_queue.take_found_job(claim, found()) is False
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_job_of_a_cancelled_task_is_not_taken(make_instance, is_old: bool) -> None:
+    instance = make_instance()
+    theirs, ago_s = await started(instance), 900.0 if is_old else 0.0
+    theirs.checkpoint = theirs.checkpoint.with_job(AcceptedJob(found(ago_s), (0,)))
+    assert await instance.worker_queue.record_job(theirs, theirs.checkpoint)
+    await instance.client_queue.cancel(theirs.task.id)
+    if is_old:
+        await instance.connection.commands.delete(instance.keys.checkpoint(theirs.task.id))  # it has expired
+    assert await instance.worker_queue.take_found_job(await calling(instance, "ours"), found(ago_s)) is False

@@ -34,7 +34,7 @@ async def submit(service, prompt: str, query: str = "") -> dict:
     return await response.json()
 
 
-@pytest.mark.parametrize("status", [400, 401, 302])
+@pytest.mark.parametrize("status", [400, 401, 302, 404])
 async def test_a_job_is_collected_after_polls_that_no_repeat_changes(
     quick, service, upstream: EmulatedUpstream, status: int
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.queue.checkpoint import CANCELLED_RUN, decode_checkpoint
+from imagegen.queue.checkpoint import cancelled_run, decode_checkpoint
 from imagegen.queue.codec import UnreadableRecord, final_record
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, settlement
@@ -85,7 +85,7 @@ async def cancel(
     known = known or KnownProgress(b"", submitted)
     while True:
         cost = known.cost
-        final = replace(final, cost=cost and cost.ended())
+        final = replace(final, cost=cost and cost.ended(), jobs=_jobs_of(known.checkpoint))
         row = await _run(context, lines, final, by, known)
         if row is None:
             return None
@@ -101,6 +101,13 @@ async def cancel(
                 return None
             return _cancelled(as_stored(final, FinishReply(existing, log, count)), known.checkpoint)
         known = KnownProgress(log, cost_at(log, entry_id, submitted))
+
+
+def _jobs_of(checkpoint: bytes) -> tuple[str, ...]:
+    try:
+        return decode_checkpoint(checkpoint)[1].begun_jobs if checkpoint else ()
+    except UnreadableRecord:
+        return ()
 
 
 def _cancelled(final: Task, checkpoint: bytes) -> CancelledTask:
@@ -137,7 +144,7 @@ async def _run(
     keys += [names.record(final.id), names.checkpoint(final.id), names.delivery_log(final.id), names.joined(final.id)]
     text = settlement(known.cost)
     args: list[Arg] = [GROUP, final.epoch, final_record(final), context.result_ttl_ms]
-    args += [CANCELLED_RUN, context.checkpoint_ttl_ms]
+    args += [cancelled_run(final.jobs), context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
     args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
     args += [by.client, by.first_clients, by.channel, by.message]
