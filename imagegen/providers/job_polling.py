@@ -22,8 +22,8 @@ MAX_FAULT_DELAY_S = 30.0
 
 MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
 UNKNOWN_GRACE_S = 15.0
-"""An upstream may not find a job yet that it has just accepted, while its databases are synchronised for example; or not
-find any job for some seconds, in the middle of its deploy."""
+"""An upstream may not find a job yet that it has just accepted, while its databases are synchronised, or not find any
+job for some seconds, in the middle of its deploy."""
 
 MAX_UNKNOWN = 3
 """Polls in sequence, over `UNKNOWN_GRACE_S` at least, after which a job that the provider does not find is given up."""
