@@ -109,6 +109,7 @@ def quick_polls_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.1)
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
     monkeypatch.setattr(job_api, "MIN_POLL_GAP_S", 0.0)
+    monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
     monkeypatch.setattr(replicate, "LISTED_WITHIN_S", 0.0)
     monkeypatch.setattr(dashscope, "LISTED_AFTER_S", 0.0)
 
