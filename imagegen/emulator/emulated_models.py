@@ -86,37 +86,41 @@ RETIRED: Final[Mapping[str, str]] = {
 _MAX_IMAGES: Final = 4
 
 
-def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
+def refusal(image_request: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
     """Return the refusal of a request by its model, None if it is accepted. revived: retired models that are served."""
-    if gpt_image.is_for_openai(asked):
-        return gpt_image.refusal(asked, request_id)
-    gone = RETIRED.get(asked.model)
-    if gone is not None and asked.model not in revived:
-        return together_responses.error(gone, request_id, model=asked.model)
-    model = KNOWN.get(asked.model, _ANY)
-    for parameter in sorted(_CHOOSY.intersection(asked.body) - model.takes):
+    if gpt_image.is_for_openai(image_request):
+        return gpt_image.refusal(image_request, request_id)
+    gone = RETIRED.get(image_request.model)
+    if gone is not None and image_request.model not in revived:
+        return together_responses.error(gone, request_id, model=image_request.model)
+    model = KNOWN.get(image_request.model, _ANY)
+    for parameter in sorted(_CHOOSY.intersection(image_request.body) - model.takes):
         return together_responses.error("400_unsupported", request_id, parameter=parameter)
-    steps, (low, high) = asked.body.get("steps"), model.steps
+    steps, (low, high) = image_request.body.get("steps"), model.steps
     if steps is not None and not (isinstance(steps, int) and low <= steps <= high):
         return together_responses.error("400_steps", request_id, low=low, high=high)
-    if not 1 <= asked.n <= _MAX_IMAGES:
+    if not 1 <= image_request.n <= _MAX_IMAGES:
         return together_responses.invalid(f"n must be between 1 and {_MAX_IMAGES}", request_id)
-    return None if model.sized_by_ratio else _size_refusal(asked, model, request_id)
+    return None if model.sized_by_ratio else _size_refusal(image_request, model, request_id)
 
 
-def size_of(asked: ImageRequest) -> tuple[int, int]:
+def size_of(image_request: ImageRequest) -> tuple[int, int]:
     """Return width and height of the images."""
-    return (1024, 1024) if KNOWN.get(asked.model, _ANY).sized_by_ratio else (asked.width, asked.height)
+    return (
+        (1024, 1024)
+        if KNOWN.get(image_request.model, _ANY).sized_by_ratio
+        else (image_request.width, image_request.height)
+    )
 
 
-def _size_refusal(asked: ImageRequest, model: Model, request_id: str) -> Response | None:
+def _size_refusal(image_request: ImageRequest, model: Model, request_id: str) -> Response | None:
     if model.sizes:
-        if (asked.width, asked.height) in model.sizes:
+        if (image_request.width, image_request.height) in model.sizes:
             return None
         listed = ", ".join(f"{width}x{height}" for width, height in sorted(model.sizes))
         return together_responses.invalid(f"width and height must be one of {listed}", request_id)
     low, high = model.side
-    for parameter, value in (("width", asked.width), ("height", asked.height)):
+    for parameter, value in (("width", image_request.width), ("height", image_request.height)):
         if not low <= value <= high:
             return together_responses.error("400_size", request_id, parameter=parameter, low=low, high=high)
         if value % model.multiple:

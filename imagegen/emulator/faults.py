@@ -60,7 +60,9 @@ def _plan_of(name: str) -> Plan:
 
 def _row(generation: Generation, fault: Fault) -> Response:
     row = _ALIASES.get(fault.name, fault.name)
-    return together_responses.error(row, generation.request_id, **{"model": generation.asked.model, **fault.options})
+    return together_responses.error(
+        row, generation.request_id, **{"model": generation.image_request.model, **fault.options}
+    )
 
 
 def _with_headers(answer: Response, fault: Fault) -> Response:
@@ -127,7 +129,7 @@ def _garbled(_generation: Generation, fault: Fault, entry: Entry) -> None:
 
 
 def _fewer(generation: Generation, fault: Fault) -> Response:
-    wanted = int(fault.number("images", max(0, generation.asked.n - 1)))
+    wanted = int(fault.number("images", max(0, generation.image_request.n - 1)))
     return generation.answer(generation.entries(count=wanted))
 
 
@@ -145,7 +147,7 @@ def _error_in_200(generation: Generation, _fault: Fault) -> Response:
 
 def _refused_field(generation: Generation, fault: Fault) -> Response:
     name = fault.text("parameter", "x_unknown")
-    if name not in generation.asked.body:
+    if name not in generation.image_request.body:
         return generation.answer()
     return together_responses.refused_field(fault.text("shape", "openai"), name, generation.request_id)
 

@@ -44,7 +44,7 @@ class ImageSettings:
 class Generation:
     """One request about to be answered. dialect: of the job that it begins, None if it is answered with images."""
 
-    asked: ImageRequest
+    image_request: ImageRequest
     request_id: str
     base_url: str
     studio: ImageSettings
@@ -53,15 +53,15 @@ class Generation:
 
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
         """Return `count` images, else as many as requested; an image fault spoils them. same: whether all are equal."""
-        seed = self.studio.rng.getrandbits(63) if self.asked.seed is None else self.asked.seed
-        wanted = self.asked.n if count is None else count
+        seed = self.studio.rng.getrandbits(63) if self.image_request.seed is None else self.image_request.seed
+        wanted = self.image_request.n if count is None else count
         return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]
 
     def answer(self, entries: Sequence[Entry] | None = None) -> Response:
         made = self.entries() if entries is None else entries
-        if gpt_image.is_for_openai(self.asked) and all("b64_json" in entry for entry in made):
-            return gpt_image.answer(self.asked, made)
-        return together_responses.pictures(self.request_id, self.asked.model, made)
+        if gpt_image.is_for_openai(self.image_request) and all("b64_json" in entry for entry in made):
+            return gpt_image.answer(self.image_request, made)
+        return together_responses.pictures(self.request_id, self.image_request.model, made)
 
     def accept(self, fault: Fault) -> Response:
         """Return the acceptance of a job. Raises UnknownFault."""
@@ -70,8 +70,8 @@ class Generation:
     def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
-        picture = self._image(small_images.digest_of(self.asked.prompt, seed, shown))
-        if self.asked.wants_base64 or (gpt_image.is_for_openai(self.asked) and self.dialect is None):
+        picture = self._image(small_images.digest_of(self.image_request.prompt, seed, shown))
+        if self.image_request.wants_base64 or (gpt_image.is_for_openai(self.image_request) and self.dialect is None):
             encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
             return together_responses.base64_entry(index, encoded, inference_s)
         return together_responses.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
@@ -80,7 +80,9 @@ class Generation:
         mode = self.studio.image
         if mode in ("tiny", "none"):
             return DrawnImage("png", _TINY_SIDE, _TINY_SIDE, digest)
-        return DrawnImage(self.asked.output_format or mode, *emulated_models.size_of(self.asked), digest)
+        return DrawnImage(
+            self.image_request.output_format or mode, *emulated_models.size_of(self.image_request), digest
+        )
 
     def _link(self, picture: DrawnImage, fault: Fault | None) -> str:
         links = self.studio.links

@@ -24,27 +24,27 @@ _TOKENS: Final[Mapping[object, int]] = {"low": 272, "medium": 1056, "high": 4160
 _MAX_IMAGES: Final = 10
 
 
-def is_for_openai(asked: ImageRequest) -> bool:
+def is_for_openai(image_request: ImageRequest) -> bool:
     """Return whether a call names a GPT image model, and is not in the words of Together."""
-    return "gpt-image" in asked.model.rpartition("/")[2] and "width" not in asked.body
+    return "gpt-image" in image_request.model.rpartition("/")[2] and "width" not in image_request.body
 
 
-def refusal(asked: ImageRequest, request_id: str) -> Response | None:
+def refusal(image_request: ImageRequest, request_id: str) -> Response | None:
     """Return why the model refuses a call, or None."""
-    for name in sorted(asked.body):
+    for name in sorted(image_request.body):
         if name not in _FIELDS:
             return refused_field("openai", name, request_id)
-    if not 1 <= asked.n <= _MAX_IMAGES:
+    if not 1 <= image_request.n <= _MAX_IMAGES:
         return refused_field("openai", "n", request_id, f"Invalid 'n': must be between 1 and {_MAX_IMAGES}.")
     return None
 
 
-def answer(asked: ImageRequest, entries: Sequence[Entry]) -> Response:
+def answer(image_request: ImageRequest, entries: Sequence[Entry]) -> Response:
     """Return the 200; a parameter that was `auto` has a value in it."""
-    body = asked.body
+    body = image_request.body
     quality = body.get("quality") if body.get("quality") in _TOKENS else "medium"
     background = body.get("background")
-    text_tokens, image_tokens = 8 + len(asked.prompt) // 4, _TOKENS[quality] * len(entries)
+    text_tokens, image_tokens = 8 + len(image_request.prompt) // 4, _TOKENS[quality] * len(entries)
     return Response(
         200,
         orjson.dumps(
@@ -52,9 +52,9 @@ def answer(asked: ImageRequest, entries: Sequence[Entry]) -> Response:
                 "created": int(time()),
                 "background": background if background in ("transparent", "opaque") else "opaque",
                 "data": [{"b64_json": entry["b64_json"]} for entry in entries],
-                "output_format": asked.output_format or "png",
+                "output_format": image_request.output_format or "png",
                 "quality": quality,
-                "size": f"{asked.width}x{asked.height}",
+                "size": f"{image_request.width}x{image_request.height}",
                 "usage": {
                     "input_tokens": text_tokens,
                     "input_tokens_details": {"image_tokens": 0, "text_tokens": text_tokens},

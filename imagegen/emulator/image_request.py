@@ -46,10 +46,10 @@ def parse_webui(raw: bytes) -> ImageRequest:
     body = _read_object(raw)
     settings = body.get("override_settings")
     model = settings.get("sd_model_checkpoint") if isinstance(settings, dict) else None
-    asked = request_of(
+    image_request = request_of(
         {**body, "model": model or "loaded checkpoint", "n": body.get("batch_size", 1)}, files_in(body), as_base64=True
     )
-    return replace(asked, body=body)
+    return replace(image_request, body=body)
 
 
 def _read_object(raw: bytes) -> dict[str, object]:

@@ -105,7 +105,7 @@ class Jobs:
         if dialect not in DIALECTS or end not in ENDS:
             raise UnknownFault(f"dialect is one of {', '.join(DIALECTS)}, end one of {', '.join(ENDS)}")
         if dialect in _LINKS_ONLY:
-            generation = replace(generation, asked=replace(generation.asked, wants_base64=False))
+            generation = replace(generation, image_request=replace(generation.image_request, wants_base64=False))
         number = generation.studio.rng.getrandbits(64)
         charged = end not in ("failed", "policy")
         job = Job(f"task_{number:016x}", dialect, time(), end, charged, lost)

@@ -125,32 +125,34 @@ class Emulator(ListeningEmulator):
 
     async def _judge(self, request: web.BaseRequest, path: str, request_id: str) -> tuple[Response, EmulatedCall]:
         try:
-            asked = await _read(request, path)
+            image_request = await _read(request, path)
         except (BadBody, BadForm) as failure:
             return together_responses.invalid(str(failure), request_id), EmulatedCall(time(), 400, paid=False)
         try:
             answer = self._decide(
-                Generation(asked, request_id, _base_url(request), self._studio, _key(request), self._dialect(path))
+                Generation(
+                    image_request, request_id, _base_url(request), self._studio, _key(request), self._dialect(path)
+                )
             )
             if path in _WEBUI_PATHS:
                 answer = together_responses.as_webui(answer)
         except UnknownFault as failure:
             answer = together_responses.invalid(f"emulator: {failure}", request_id)
-        return answer, _call_of(asked, answer)
+        return answer, _call_of(image_request, answer)
 
     def _decide(self, generation: Generation) -> Response:
         """Return the response of the script, the prompt's marker, the rate limit or the model, else a good one."""
-        fault = self._script.take(generation.asked.prompt, monotonic())
+        fault = self._script.take(generation.image_request.prompt, monotonic())
         answer = self._decide_unscripted(generation) if fault is None else faults.plan(generation, fault)
         delay_s = self.options.delay_s if fault is None else fault.number("delay_s", self.options.delay_s)
         return replace(answer, delay_s=delay_s) if delay_s else answer
 
     def _decide_unscripted(self, generation: Generation) -> Response:
-        asked, pace = generation.asked, self._pace
+        image_request, pace = generation.image_request, self._pace
         if not pace.admit(monotonic()):
             options = {"rate": pace.per_minute, "reset": pace.reset_s(), "headers": pace.headers()}
             return faults.plan(generation, Fault("429_model", options))
-        if refusal := emulated_models.refusal(asked, generation.request_id, self.options.revived):
+        if refusal := emulated_models.refusal(image_request, generation.request_id, self.options.revived):
             return refusal
         return generation.accept(Fault("job")) if generation.dialect else generation.answer()
 
@@ -251,18 +253,18 @@ def _base_url(request: web.BaseRequest) -> str:
     return f"http://{request.headers.get(hdrs.HOST, 'localhost')}"
 
 
-def _call_of(asked: ImageRequest, answer: Response) -> EmulatedCall:
+def _call_of(image_request: ImageRequest, answer: Response) -> EmulatedCall:
     refused = answer.delivery == UNREAD or (answer.delivery == "plain" and 400 <= answer.status < 500)
     return EmulatedCall(
         received_at=time(),
         outcome=answer.outcome,
         paid=answer.job.charged if answer.job else not refused,
-        body_hash=asked.body_hash,
-        prompt=asked.prompt,
-        model=asked.model,
-        n=asked.n,
-        seed=asked.seed,
-        body=asked.body,
-        inputs=asked.inputs,
+        body_hash=image_request.body_hash,
+        prompt=image_request.prompt,
+        model=image_request.model,
+        n=image_request.n,
+        seed=image_request.seed,
+        body=image_request.body,
+        inputs=image_request.inputs,
         job=answer.job,
     )

@@ -90,13 +90,13 @@ class CachedStore:
 
     def __init__(
         self,
-        port: BlobStore,
+        blobs: BlobStore,
         cache: ImageStore,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.health = StoreHealth("the image store")
-        self._blobs = port
+        self._blobs = blobs
         self._cache = cache
         self._clock = clock
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}

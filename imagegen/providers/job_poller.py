@@ -37,7 +37,7 @@ class JobPoller:
     secret: str
     get: Callable[[URL, float], Awaitable[RawResponse]]
 
-    async def collect(self, answer: RawResponse, watcher: CallObserver) -> Reply | None:
+    async def collect(self, answer: RawResponse, observer: CallObserver) -> Reply | None:
         """Return the result of the job that a call has begun; None if its response is no acceptance of one.
 
         Raises UpstreamError once the job can have no image any more.
@@ -50,18 +50,18 @@ class JobPoller:
         expires_at = accepted.expires_at if accepted.expires_at and accepted.expires_at > now else None
         account = key_fingerprint(str(self.base), self.secret)
         handle = JobHandle(self.provider, accepted.id, account, str(addresses[0]), now, expires_at)
-        await watcher.accepted(handle)
-        return await self._poll(handle, watcher, first_delay_s(accepted.retry_after_s))
+        await observer.accepted(handle)
+        return await self._poll(handle, observer, first_delay_s(accepted.retry_after_s))
 
-    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll a job until it ends. Raises UpstreamError once it can have no image any more."""
         if handle.provider != self.provider:
             raise forgotten_job()
-        return await self._poll(handle, watcher)
+        return await self._poll(handle, observer)
 
-    async def _poll(self, handle: JobHandle, watcher: CallObserver, delay_s: float | None = None) -> Reply:
+    async def _poll(self, handle: JobHandle, observer: CallObserver, delay_s: float | None = None) -> Reply:
         addresses = _Addresses(self, poll_addresses(self.base, self.submit, handle.id, handle.poll_url))
-        return await poll_until_end(handle, watcher, addresses.ask, delay_s)
+        return await poll_until_end(handle, observer, addresses.ask, delay_s)
 
 
 @dataclass(frozen=True, slots=True)

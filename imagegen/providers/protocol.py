@@ -141,14 +141,14 @@ class Provider(Protocol):
         """Return the input images that it takes for this model, None if it takes none."""
         ...
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         """Makes one call. Raises UpstreamError; a cancellation drops the connection at once.
 
-        After `watcher.accepted` it polls the job until it ends, as `resume` does.
+        After `observer.accepted` it polls the job until it ends, as `resume` does.
         """
         ...
 
-    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll a job of an earlier call until it ends; never begin another one. It is cancelled when time is over.
 
         Raises UpstreamError once the job can have no image any more: it failed, or the upstream has forgotten it.
@@ -219,6 +219,6 @@ class WithoutJobControl:
 class WithoutJobs(WithoutJobControl):
     """The part of a provider that answers each call with images, never with a job."""
 
-    async def resume(self, _handle: JobHandle, _watcher: CallObserver) -> Reply:
+    async def resume(self, _handle: JobHandle, _observer: CallObserver) -> Reply:
         """Raise UpstreamError: the job is of another provider."""
         raise forgotten_job()

@@ -135,25 +135,25 @@ def error_from_response(
     """Return the error that a failed response means. It is classed by its status, not by its type:
     Together sends `credit_limit` with a 402 and with a 429."""
     fields = _error_object(body)
-    complaint = _complaint(fields or {})
-    meant = _effective_status(status, fields or {}, complaint)
-    max_count = _max_count(meant, complaint)
-    refused = _refused_fields(meant, fields or {}, complaint)
+    info = _error_info(fields or {})
+    meant = _effective_status(status, fields or {}, info)
+    max_count = _max_count(meant, info)
+    refused = _refused_fields(meant, fields or {}, info)
     is_about_fields = bool(max_count or refused)
-    code = "upstream_invalid_request" if is_about_fields else _code(meant, complaint, is_json=fields is not None)
+    code = "upstream_invalid_request" if is_about_fields else _code(meant, info, is_json=fields is not None)
     retryable = code in _RETRYABLE
-    said = _detail(status, body, fields, complaint, secret)
+    text = _detail(status, body, fields, info, secret)
     return UpstreamError(
         code,
-        _client_detail(code, said),
+        _client_detail(code, text),
         retryable=retryable,
         ambiguous=retryable and may_have_run(status, body, is_own_error=_is_own_error(fields)),
         unreached=retryable and status in NEVER_REACHED,
-        retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if retryable else None,
+        retry_after_s=_retry_after_s(code, headers, info.message, now_s) if retryable else None,
         refused=refused,
         max_count=max_count,
         status=status,
-        upstream_detail=said,
+        upstream_detail=text,
     )
 
 
@@ -262,7 +262,7 @@ def _is_own_error(fields: dict[str, object] | None) -> bool:
     return fields is not None and bool(fields.get("error") or fields.get("detail")) and "cloudflare_error" not in fields
 
 
-def _complaint(fields: dict[str, object]) -> _ErrorInfo:
+def _error_info(fields: dict[str, object]) -> _ErrorInfo:
     error = fields.get("error") or fields.get("errors")
     inner = error if isinstance(error, dict) else fields
     base = fields.get("base_resp")  # MiniMax
@@ -308,15 +308,15 @@ def _sentence(value: object) -> str:
     return "; ".join(f"{place}: {fault['msg']}".removeprefix(": ") for place, fault in zip(places, faults, strict=True))
 
 
-def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> int:
+def _effective_status(status: int, fields: dict[str, object], info: _ErrorInfo) -> int:
     """Return the status; for an error object under a 2xx the status that it names or that its type means."""
-    if 200 <= status < 300 and _RATE_LIMITED & set(complaint.codes):
+    if 200 <= status < 300 and _RATE_LIMITED & set(info.codes):
         return 429
     if not 200 <= status < 300 or not _names_error(fields):
         return status
-    if _ERROR_STATUS.fullmatch(complaint.code):
-        return int(complaint.code)
-    return _STATUS_OF_TYPE.get(complaint.kind, status)
+    if _ERROR_STATUS.fullmatch(info.code):
+        return int(info.code)
+    return _STATUS_OF_TYPE.get(info.kind, status)
 
 
 def _names_error(fields: Mapping[str, object]) -> bool:
@@ -324,9 +324,9 @@ def _names_error(fields: Mapping[str, object]) -> bool:
     return bool(fields.get("error")) or _ERROR_STATUS.fullmatch(str(fields.get("code"))) is not None
 
 
-def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
-    message = complaint.message[:_LONGEST_READ_CHARS]
-    if code := lasting(status, complaint.codes, message):
+def _code(status: int, info: _ErrorInfo, *, is_json: bool) -> str:
+    message = info.message[:_LONGEST_READ_CHARS]
+    if code := lasting(status, info.codes, message):
         return code
     if status == 403 and _MODEL.search(message):
         return "model_not_available"
@@ -335,48 +335,48 @@ def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
     if 500 <= status < 600:
         return "upstream_error"
     if 400 <= status < 500 or 200 <= status < 300:
-        return _code_of_text(status, complaint, is_json=is_json)
+        return _code_of_text(status, info, is_json=is_json)
     return "upstream_bad_response"
 
 
-def _is_about_model(complaint: _ErrorInfo) -> bool:
-    return complaint.code in _MODEL_CODES or _MODEL.search(complaint.message[:_LONGEST_READ_CHARS]) is not None
+def _is_about_model(info: _ErrorInfo) -> bool:
+    return info.code in _MODEL_CODES or _MODEL.search(info.message[:_LONGEST_READ_CHARS]) is not None
 
 
-def _code_of_text(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
-    if _is_about_model(complaint):
+def _code_of_text(status: int, info: _ErrorInfo, *, is_json: bool) -> str:
+    if _is_about_model(info):
         return "model_not_available"
-    message = complaint.message[:_LONGEST_READ_CHARS]
+    message = info.message[:_LONGEST_READ_CHARS]
     if status in _GONE and is_json and not _ROUTE.match(message):
         return "model_not_available"
     return "upstream_bad_response" if status < 400 else "upstream_invalid_request"
 
 
-def _max_count(status: int, complaint: _ErrorInfo) -> int | None:
-    if status not in _REFUSED or lasting(status, complaint.codes, complaint.message[:_LONGEST_READ_CHARS]):
+def _max_count(status: int, info: _ErrorInfo) -> int | None:
+    if status not in _REFUSED or lasting(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
         return None
-    return highest_count(complaint.param, complaint.message[:_LONGEST_READ_CHARS])
+    return highest_count(info.param, info.message[:_LONGEST_READ_CHARS])
 
 
-def _client_detail(code: str, said: str) -> str:
+def _client_detail(code: str, text: str) -> str:
     """Return what the client reads: the provider's words, but no details of this service's own account."""
-    if code == "upstream_billing" and (words := re.match(r"[^.,;:([<\n]{3,80}", said)):
+    if code == "upstream_billing" and (words := re.match(r"[^.,;:([<\n]{3,80}", text)):
         return f"{_OPERATOR_MUST_ACT[code]} ({words[0].strip()})"
-    return _OPERATOR_MUST_ACT.get(code, said)
+    return _OPERATOR_MUST_ACT.get(code, text)
 
 
-def _refused_fields(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> tuple[str, ...]:
+def _refused_fields(status: int, fields: dict[str, object], info: _ErrorInfo) -> tuple[str, ...]:
     """Return the fields that a refusal names, none if it is about another thing: no repeat without them would help."""
-    message = complaint.message[:_LONGEST_READ_CHARS]
-    if status not in _REFUSED or _is_about_model(complaint) or lasting(status, complaint.codes, message):
+    message = info.message[:_LONGEST_READ_CHARS]
+    if status not in _REFUSED or _is_about_model(info) or lasting(status, info.codes, message):
         return ()
     error = fields.get("error")
     inner = error if isinstance(error, dict) else fields
-    return refused_fields(inner, message, complaint.code, complaint.param)
+    return refused_fields(inner, message, info.code, info.param)
 
 
 def _detail(
-    status: int, body: bytes | bytearray, fields: dict[str, object] | None, complaint: _ErrorInfo, secret: str
+    status: int, body: bytes | bytearray, fields: dict[str, object] | None, info: _ErrorInfo, secret: str
 ) -> str:
     if 300 <= status < 400:
         return f"HTTP {status}, a redirect, which is not followed"
@@ -384,7 +384,7 @@ def _detail(
         return f"HTTP {status}, empty body"
     if fields is None:
         return f"HTTP {status}, not JSON"
-    return sanitize_detail(complaint.message, secret) or f"HTTP {status}, nothing usable in it"
+    return sanitize_detail(info.message, secret) or f"HTTP {status}, nothing usable in it"
 
 
 def sanitize_detail(message: str, secret: str = "") -> str:

@@ -67,16 +67,16 @@ class SandboxProvider(WithoutJobs):
     def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - it draws every model
         return Edits(mask=True, links=False)
 
-    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
         """Draw the call's images one after the other. Raises UpstreamError if the prompt requests it."""
         inputs = await _inputs(call) if call.request.image_sources else None
-        watcher.sent()
+        observer.sent()
         delay_s = _slow_s(call.request.prompt, self._delay_s)
         error = self._failure(call)
         if error is not None:
             await asyncio.sleep(delay_s)
             raise error
-        images = [await _draw(call, nth, delay_s, watcher, inputs) for nth in range(call.count)]
+        images = [await _draw(call, nth, delay_s, observer, inputs) for nth in range(call.count)]
         return Reply(images=tuple(images))
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
@@ -107,7 +107,7 @@ class SandboxProvider(WithoutJobs):
 
 
 async def _draw(
-    call: Call, nth: int, delay_s: float, watcher: CallObserver, inputs: InputThumbnails | None
+    call: Call, nth: int, delay_s: float, observer: CallObserver, inputs: InputThumbnails | None
 ) -> ImageBytes:
     """Draw one image in four steps, spread over `delay_s`; each is reported when it is done."""
     loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ async def _draw(
         await asyncio.sleep(max(0.0, started_s + delay_s * share - loop.time()))
 
     def done(part: float) -> None:
-        watcher.progress((nth + part) / call.count)
+        observer.progress((nth + part) / call.count)
 
     picture = await asyncio.to_thread(_image, call, nth)
     await rest(0.2)

@@ -128,8 +128,8 @@ class RateLimits:
     limits_units: whether there is a limit of units for all clients.
     """
 
-    def __init__(self, limits: Limits, port: LocalRateLimitStore, identify: Callable[[web.Request], str]) -> None:
-        self._store = port
+    def __init__(self, limits: Limits, store: LocalRateLimitStore, identify: Callable[[web.Request], str]) -> None:
+        self._store = store
         self._identify = identify
         self._general = _rules("general", limits.general, limits.window_s)
         self._misses = _rules("misses", limits.general, limits.window_s)
@@ -138,9 +138,9 @@ class RateLimits:
         self._units_per_generation = limits.units_per_generation
         self.limits_units = bool(self._units)
 
-    def use(self, port: LocalRateLimitStore) -> None:
+    def use(self, store: LocalRateLimitStore) -> None:
         """Count in another store from now on, such as Redis, which is not connected when the routes are made."""
-        self._store = port
+        self._store = store
 
     def install(self, app: web.Application) -> None:
         """Put the headers of the budget on every limited answer, event streams too."""

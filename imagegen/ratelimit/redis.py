@@ -44,7 +44,7 @@ class RedisRateLimitStore:
             for name, limit, window_s in hit.windows:
                 place = places.setdefault(self._keys.rate_limit(name), len(places) + 1)
                 args += (place, limit, max(round(window_s * 1000), 1))
-        return self._script.asked(list(places), args)
+        return self._script.batch(list(places), args)
 
     def _decode(self, hits: list[_Hit], replies: list[Any]) -> list[list[LimitState]]:
         rows = cast(list[list[tuple[int, int, int]]], replies[0])

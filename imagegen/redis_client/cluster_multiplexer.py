@@ -53,11 +53,11 @@ class ClusterMultiplexer(Multiplexer):
                 self._answered(exchange)
 
         for index, reply in list(again.items()):
-            command = exchange.asked.commands[index]
-            asked = CommandBatch([command], exchange.asked.script, exchange.asked.no_resend)
+            command = exchange.batch.commands[index]
+            batch = CommandBatch([command], exchange.batch.script, exchange.batch.no_resend)
             packed = hiredis.pack_command(command)  # type: ignore[arg-type]
             done = partial(place, index)
-            resent = InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
+            resent = InFlight(packed, batch, done, exchange.deadline, redirects=exchange.redirects + 1)
             self._send_elsewhere(resent, reply)
 
     def _send_elsewhere(self, exchange: InFlight, reply: Exception) -> None:
@@ -80,5 +80,5 @@ class ClusterMultiplexer(Multiplexer):
             exchange.replies = [result if isinstance(result, Exception) else result[1]]
             self._answered(exchange)
 
-        command = exchange.asked.commands[0]
-        node.send(CommandBatch([("ASKING",), command], no_resend=exchange.asked.no_resend), done, exchange.deadline)
+        command = exchange.batch.commands[0]
+        node.send(CommandBatch([("ASKING",), command], no_resend=exchange.batch.no_resend), done, exchange.deadline)

@@ -49,7 +49,7 @@ class Script:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
-    def asked(self, keys: Sequence[str], args: Sequence[Arg]) -> CommandBatch:
+    def batch(self, keys: Sequence[str], args: Sequence[Arg]) -> CommandBatch:
         return CommandBatch([("EVALSHA", self.sha, len(keys), *keys, *args)], self)
 
 
@@ -69,7 +69,7 @@ class InFlight:
     """Batch in flight. deadline: event-loop time; sends, redirects: how often it was sent, and redirected."""
 
     packed: bytes
-    asked: CommandBatch
+    batch: CommandBatch
     done: Callback
     deadline: float
     sends: int = 0
@@ -139,13 +139,13 @@ class Multiplexer:
         self._flushes.append(flush)
         self._schedule()
 
-    def send(self, asked: CommandBatch, done: Callback, deadline: float) -> None:
+    def send(self, batch: CommandBatch, done: Callback, deadline: float) -> None:
         """Send commands with others of this turn; call `done` after all replies, or at the deadline.
 
         A batch that is late already is not sent: that would end the connection for all others.
         """
-        packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
-        self._enqueue(InFlight(packed, asked, done, deadline))
+        packed = b"".join(map(hiredis.pack_command, batch.commands))  # type: ignore[arg-type]
+        self._enqueue(InFlight(packed, batch, done, deadline))
 
     def _enqueue(self, exchange: InFlight) -> None:
         loop, deadline = asyncio.get_running_loop(), exchange.deadline
@@ -157,7 +157,7 @@ class Multiplexer:
         if self._timer is None or deadline < self._timer.when():
             self._look_at(deadline)
 
-    def execute_batch(self, asked: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
+    def execute_batch(self, batch: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
         """Return a future of the replies."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -166,7 +166,7 @@ class Multiplexer:
             if not future.done():
                 future.set_exception(replies) if isinstance(replies, Exception) else future.set_result(replies)
 
-        self.send(asked, done, loop.time() + within_s)
+        self.send(batch, done, loop.time() + within_s)
         return future
 
     async def execute(self, *command: Arg, within_s: float = DEADLINE_S) -> Any:
@@ -175,7 +175,7 @@ class Multiplexer:
 
     async def evalsha(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Return the reply of a script."""
-        return (await self.execute_batch(script.asked(keys, args)))[0]
+        return (await self.execute_batch(script.batch(keys, args)))[0]
 
     def abort(self) -> None:
         """End the connection; unanswered commands are sent again if they allow it."""
@@ -256,7 +256,7 @@ class Multiplexer:
     def _got(self, reply: Any) -> None:
         exchange = self._sent[0]
         exchange.replies.append(reply)
-        if len(exchange.replies) == len(exchange.asked.commands):
+        if len(exchange.replies) == len(exchange.batch.commands):
             self._sent.popleft()
             self._answered(exchange)
         if self._leaving and not self._sent:
@@ -264,14 +264,14 @@ class Multiplexer:
 
     def _answered(self, exchange: InFlight) -> None:
         error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
-        script = exchange.asked.script
+        script = exchange.batch.script
         if error is None:
             health = self._events.health
             if health is not None and health.down_since is not None:
                 health.succeeded()
             exchange.done(exchange.replies)
         elif isinstance(error, NoScriptError) and script is not None:
-            ((_, _, *rest),) = exchange.asked.commands
+            ((_, _, *rest),) = exchange.batch.commands
             self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
         else:
             self._refused(exchange, error)
@@ -288,7 +288,7 @@ class Multiplexer:
         cut, self._sent = self._sent, deque()
         for exchange in cut:
             exchange.replies.clear()
-        ended = [exchange for exchange in cut if exchange.asked.no_resend or exchange.sends >= self._sends]
+        ended = [exchange for exchange in cut if exchange.batch.no_resend or exchange.sends >= self._sends]
         self._unsent.extendleft(exchange for exchange in reversed(cut) if exchange not in ended)
         self._fail(ended, error)
         if self._unsent:

@@ -106,21 +106,21 @@ class RetryPolicy:
         whole = doubled(self.base_s, attempts - 1, MAX_BACKOFF_S)
         return whole * (0.5 + 0.5 * random())
 
-    def decide(self, error: UpstreamError, standing: FailureContext, random: Callable[[], float]) -> Retry | Failed:
+    def decide(self, error: UpstreamError, context: FailureContext, random: Callable[[], float]) -> Retry | Failed:
         """Return the outcome that follows from an error."""
         failed = Failed(TaskError(error.code, error.detail, error.retryable))
-        if not error.retryable or (error.ambiguous and standing.ambiguous >= MAX_AMBIGUOUS):
+        if not error.retryable or (error.ambiguous and context.ambiguous >= MAX_AMBIGUOUS):
             return failed
         limited = error.code == "upstream_rate_limited"
-        resting = limited or standing.circuit_open or was_never_sent(error)
-        counts = standing.paid_without_result or not resting
-        if counts and standing.attempts >= self.max_attempts:
+        resting = limited or context.circuit_open or was_never_sent(error)
+        counts = context.paid_without_result or not resting
+        if counts and context.attempts >= self.max_attempts:
             return failed
-        backoff_s = self.backoff_s(standing.attempts if counts else 1, random)
+        backoff_s = self.backoff_s(context.attempts if counts else 1, random)
         asked_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
         delay_s = asked_s if limited and asked_s is not None else max(backoff_s, asked_s or 0.0)
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
-        return retry if delay_s < standing.left_s else Failed(failed.error, keeps_images=True)
+        return retry if delay_s < context.left_s else Failed(failed.error, keeps_images=True)
 
 
 def _reason(code: str, *, resting: bool) -> WaitReason:

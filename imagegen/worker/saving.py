@@ -125,8 +125,8 @@ class ClaimImageSaver:
         """Save images. Those that can't be used are passed to `on_rejected`.
 
         Raises:
-            Waiting: links failed in a way that may pass, or the instance stops and nothing would be lost.
-            Overdue: the deadline came.
+            SavingDelayed: links failed in a way that may pass, or the instance stops and nothing would be lost.
+            DeadlinePassed: the deadline came.
         """
         rest: list[ReceivedImage] = []
         for received in images:

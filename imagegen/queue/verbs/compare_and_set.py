@@ -38,7 +38,7 @@ class CompareAndSet:
         args: list[Any] = [self._context.checkpoint_ttl_ms]
         for item in items:
             args += (item.expected, item.value)
-        return SCRIPT.asked([self._context.keys.checkpoint(item.task_id) for item in items], args)
+        return SCRIPT.batch([self._context.keys.checkpoint(item.task_id) for item in items], args)
 
     def _decode(self, items: list[CompareAndSetItem], results: list[Any]) -> list[bytes]:
         existing = cast(list[bytes], results[0])

@@ -37,7 +37,7 @@ class CreateCheckpoint:
         keys = [self._prefix + item.task_id for item in items]
         ttl_ms = self._context.checkpoint_ttl_ms
         if len(items) >= MIN_SCRIPT_TASKS:
-            return _SCRIPT.asked(keys, [ttl_ms, *(item.value for item in items)])
+            return _SCRIPT.batch(keys, [ttl_ms, *(item.value for item in items)])
         options = ("NX", "GET", "PX", ttl_ms)
         return CommandBatch([("SET", key, item.value, *options) for key, item in zip(keys, items, strict=True)])
 

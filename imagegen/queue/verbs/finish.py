@@ -115,7 +115,7 @@ class Finish:
             add_line_args(self._context, keys, args, [self._lines.line_of(item.final.client) for item in items])
         else:
             args += (self._context.record_ttl_ms, *NO_LINES)
-        return _SCRIPT.asked(keys, args)
+        return _SCRIPT.batch(keys, args)
 
     def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
         ((rows, budgets, line_rows),) = results

@@ -190,7 +190,7 @@ class Submit:
             add_line_args(self._context, keys, args, [item.line for item in items])
         else:
             args += (self._context.record_ttl_ms, *NO_LINES)
-        return _SCRIPT.asked(keys, args)
+        return _SCRIPT.batch(keys, args)
 
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
         depth, ((measured, rows, budgets, lengths),) = self._depth, results

@@ -27,14 +27,14 @@ _BASE64_MODELS = ("gpt-image", "chatgpt-image")
 """Parts of the names of models that OpenAI answers with bytes only; its clients expect no links of them."""
 
 
-async def images_body(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
+async def images_body(request: web.Request, services: Services, parsed: OpenAIRequest, task: Task) -> ImagesResponse:
     """Return the images in a body that both clients accept in their strict modes too."""
     body: ImagesResponse = {
         "id": task.id,
         "object": "list",
         "created": int(task.created_at),
         "model": task.model,
-        "data": await _entries(request, services, task, wanted),
+        "data": await _entries(request, services, task, parsed),
     }
     if warnings := services.with_notices(task).warnings:
         body["warnings"] = list(warnings)
@@ -43,9 +43,9 @@ async def images_body(request: web.Request, services: Services, wanted: OpenAIRe
     return body
 
 
-async def _entries(request: web.Request, services: Services, task: Task, wanted: OpenAIRequest) -> list[ImageEntry]:
+async def _entries(request: web.Request, services: Services, task: Task, parsed: OpenAIRequest) -> list[ImageEntry]:
     url_of = TaskLinks(services.link_base.url(request), services.links).image
-    is_base64, is_named = _is_base64(services, wanted), wanted.as_base64 is not None
+    is_base64, is_named = _is_base64(services, parsed), parsed.as_base64 is not None
     entries: list[ImageEntry] = []
     for image in task.images:
         if is_base64 and (is_named or not image.url):
@@ -56,13 +56,13 @@ async def _entries(request: web.Request, services: Services, task: Task, wanted:
     return entries
 
 
-def _is_base64(services: Services, wanted: OpenAIRequest) -> bool:
+def _is_base64(services: Services, parsed: OpenAIRequest) -> bool:
     """Return whether the images go into the body: as the client or the setting has it, else as its model would."""
-    if wanted.as_base64 is not None:
-        return wanted.as_base64
+    if parsed.as_base64 is not None:
+        return parsed.as_base64
     if services.openai.response_format is not None:
         return services.openai.response_format == "b64_json"
-    return any(part in name for part in _BASE64_MODELS for name in (wanted.named_model, wanted.request.model))
+    return any(part in name for part in _BASE64_MODELS for name in (parsed.named_model, parsed.request.model))
 
 
 async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
@@ -76,10 +76,10 @@ async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
 
 
 async def images_response(
-    request: web.Request, services: Services, wanted: OpenAIRequest, task: Task
+    request: web.Request, services: Services, parsed: OpenAIRequest, task: Task
 ) -> web.StreamResponse:
     """Return the response with the images of a task."""
-    body = await images_body(request, services, wanted, task)
+    body = await images_body(request, services, parsed, task)
     encoded = orjson.dumps(body)
     return json_with_images(encoded, body, services.store, request.app[IMAGE_SENDER]) or json_bytes(encoded)
 

@@ -67,47 +67,47 @@ async def read_request(
     services, scope = request.app[SERVICES], client_of(request).scope
     identity = services.identity
     try:
-        wanted = parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
+        parsed = parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
     except InvalidRequest as error:
         details = [FieldError(spell(detail.field), detail.message) for detail in error.details]
         raise InvalidRequest(details=details) from error
-    await spend_units(request, wanted.request.units)
-    settled = await services.inputs.settle(wanted.request, fields, body, scope=scope, spell=spell)
-    return wanted if settled is wanted.request else replace(wanted, request=settled)
+    await spend_units(request, parsed.request.units)
+    settled = await services.inputs.settle(parsed.request, fields, body, scope=scope, spell=spell)
+    return parsed if settled is parsed.request else replace(parsed, request=settled)
 
 
 async def respond(
-    request: web.Request, wanted: OpenAIRequest, started_at: float, *, completed: str = COMPLETED
+    request: web.Request, parsed: OpenAIRequest, started_at: float, *, completed: str = COMPLETED
 ) -> web.StreamResponse:
     """Queue or join the task and return its images, or an error before the client times out.
 
     started_at: the event loop's time when the request came. completed: name of the event of a finished image.
     """
     services = request.app[SERVICES]
-    call, ending = _client_call(request, wanted), Ending.LOST
+    call, ending = _client_call(request, parsed), Ending.LOST
     try:
         task = await call.task()
         spent_s = asyncio.get_running_loop().time() - started_at
         within_s = wait_limit_s(request.headers, services.openai.max_wait_s) - spent_s
-        if wanted.streamed:
+        if parsed.streamed:
             events, streamed = await _streamed(request, services, task, within_s, completed)
             if streamed is not None:
                 ending = events.ending
                 return streamed
             task = events.task or task
-            response, ending_then = await _response(request, services, wanted, task), _ending(request, task)
+            response, ending_then = await _response(request, services, parsed, task), _ending(request, task)
         else:
-            response, ending_then = await _held(request, services, wanted, task, within_s)
+            response, ending_then = await _held(request, services, parsed, task, within_s)
         ending = await _deliver(request, response, ending_then)
         return response
     finally:
         await call.end(ending)
 
 
-async def respond_async(request: web.Request, wanted: OpenAIRequest) -> web.StreamResponse:
+async def respond_async(request: web.Request, parsed: OpenAIRequest) -> web.StreamResponse:
     """Queue or join the task and return where it can be read."""
     services = request.app[SERVICES]
-    call, ending = _client_call(request, wanted), Ending.LOST
+    call, ending = _client_call(request, parsed), Ending.LOST
     try:
         task = await call.task()
         response = await async_task_response(services, request, task, status=202)
@@ -118,35 +118,35 @@ async def respond_async(request: web.Request, wanted: OpenAIRequest) -> web.Stre
         await call.end(ending)
 
 
-def _client_call(request: web.Request, wanted: OpenAIRequest) -> ClientCall:
+def _client_call(request: web.Request, parsed: OpenAIRequest) -> ClientCall:
     """Return the call of a request. Raises InvalidRequest, NotAllowed."""
-    check_allowed(client_of(request).key, wanted.request, sides="size")
+    check_allowed(client_of(request).key, parsed.request, sides="size")
     options = SubmitOptions.from_request(request)
-    return ClientCall(request.app[SERVICES], wanted, options, mark_of(request.headers))
+    return ClientCall(request.app[SERVICES], parsed, options, mark_of(request.headers))
 
 
 async def _held(
-    request: web.Request, services: Services, wanted: OpenAIRequest, task: Task, within_s: float
+    request: web.Request, services: Services, parsed: OpenAIRequest, task: Task, within_s: float
 ) -> tuple[web.StreamResponse, Ending]:
     """Return the response when the task is finished or the wait is over, and how the call ends once it is delivered."""
     is_async = _prefers_async(request)
     if services.openai.keepalive and not is_async and not repeats_by_itself(request.headers):
         keepalive = KeepaliveResponse(request, services)
         task = await keepalive.wait(task, within_s)
-        response = await keepalive.complete(lambda: _response(request, services, wanted, task))
+        response = await keepalive.complete(lambda: _response(request, services, parsed, task))
         return response, Ending.LOST if keepalive.has_error else _ending(request, task)
     if not task.state.is_final:
         wait_s = min(within_s, parse_wait_s(request)) if is_async else within_s
         task = await wait_until_final(services, task, wait_s, request)
-    return await _response(request, services, wanted, task), _ending(request, task)
+    return await _response(request, services, parsed, task), _ending(request, task)
 
 
-async def _response(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> web.StreamResponse:
+async def _response(request: web.Request, services: Services, parsed: OpenAIRequest, task: Task) -> web.StreamResponse:
     if task.state is State.COMPLETED:
-        return await images_response(request, services, wanted, task)
+        return await images_response(request, services, parsed, task)
     if task.state.is_final:
         return failure_response(task)
-    if _prefers_async(request) and not wanted.streamed:
+    if _prefers_async(request) and not parsed.streamed:
         return await accepted_response(services, request, task)
     return await _unfinished(request, services, task)
 

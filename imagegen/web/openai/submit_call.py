@@ -38,10 +38,10 @@ class ClientCall:
     options: of its request. A call with an idempotency key needs no memory: its key leads to its task.
     """
 
-    def __init__(self, services: Services, wanted: OpenAIRequest, options: SubmitOptions, mark: Mark) -> None:
+    def __init__(self, services: Services, parsed: OpenAIRequest, options: SubmitOptions, mark: Mark) -> None:
         self._services, self._options, self._mark = services, options, mark
-        self._request = request = wanted.request
-        self._max_micro_usd = wanted.max_micro_usd
+        self._request = request = parsed.request
+        self._max_micro_usd = parsed.max_micro_usd
         is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
         self._fixed = request.variant if is_same else None
         self._request_id = self._submission(request.variant).task_id
