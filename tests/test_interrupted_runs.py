@@ -35,7 +35,16 @@ class Run:
 
     def __init__(self, folder: Path, *names: str) -> None:
         self._folder, self._names = folder, names
-        arguments = ["-p", "no:cacheprovider", "-v", "--forks", "2", f"--basetemp={folder / 'tests'}"]
+        arguments = [
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:schemathesis",
+            "-v",
+            "--forks",
+            "2",
+            f"--basetemp={folder / 'tests'}",
+        ]
         arguments += [f"tests/hanging/{name}.py" for name in names]
         with (folder / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
@@ -129,7 +138,7 @@ def test_what_a_killed_process_of_a_run_has_started_dies_and_what_a_killed_run_h
 
 @pytest.mark.timeout(300)
 def test_an_interrupted_run_ends_its_fixtures_and_leaves_no_process(start: Start) -> None:
-    run = start("services", "browsers")
+    run = start("services")
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     assert run.process.wait(100) == pytest.ExitCode.INTERRUPTED
     assert run.ended("services")

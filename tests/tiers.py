@@ -56,6 +56,7 @@ SLOW = (
     "service/test_generate_command.py",
     "browser/test_studio_pages.py",
     "service/test_top_up.py",
+    "test_interrupted_runs.py",
     "test_bench.py",
     "service/test_connections.py",
     "browser/test_board.py",
