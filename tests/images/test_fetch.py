@@ -616,6 +616,18 @@ async def test_a_large_image_is_spooled_and_uses_no_memory(upstream: Upstream, t
     assert (image.size_bytes, image.width, memory.held) == (len(LARGE), 700, 0)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_an_image_that_is_received_in_several_parts_is_whole(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(fetch, "_FLUSH_BYTES", 400_000)
+    upstream.paths["/x"] = answers(body=gzip.compress(LARGE, 1) if compressed else LARGE)
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        image = await make_fetcher(session, own, store=Folder(tmp_path)).fetch(upstream.link("/x"))
+    assert contents(image.path) == LARGE
+
+
 def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
