@@ -181,3 +181,25 @@ async def test_a_body_counts_as_ended_where_its_connection_was_closed_before() -
 
         with pytest.raises(aiohttp.ClientPayloadError):
             await client.get(url, read)
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother", b"more than was declared"])
+async def test_bytes_after_a_body_are_never_taken_for_the_next_response(
+    tmp_path: Path, with_tls: bool, extra: bytes
+) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY + extra)
+        await writer.drain()
+
+    host = Host(send)
+    async with client_of(host, folder=tmp_path if with_tls else None) as (client, url):
+
+        async def read(response: LinkResponse) -> bytes:
+            assert response.content_length == len(BODY)
+            receiver = response.receiver(len(BODY))
+            return bytes(await receiver.rest())
+
+        for _ in range(3):
+            assert await client.get(url, read) == BODY
+    assert host.connections == 3
