@@ -267,7 +267,7 @@ def _sync_path(path: Path) -> None:
 
 
 def _find_syncfs() -> Callable[[int], int] | None:
-    """Return the C library's `syncfs`; None where it has none (macOS, Windows)."""
+    """Return the C library's `syncfs`; None if it has none (macOS, Windows)."""
     try:
         call = ctypes.CDLL(None, use_errno=True).syncfs
     except (OSError, TypeError, AttributeError):

@@ -236,7 +236,7 @@ class ImageChecker:
         return int(colour)
 
     def _walk_jpeg(self) -> _Walk:
-        """https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B; the first 0xFF behind SOI was read."""
+        """Check the segments of a JPEG from the first 0xFF after SOI: https://www.w3.org/Graphics/JPEG/itu-t81.pdf."""
         scans, marker = 0, (yield from self._jpeg_marker())
         for _ in range(MAX_PARTS):
             if marker == _EOI:
@@ -276,7 +276,10 @@ class ImageChecker:
         self._set_size(width, height)
 
     def _walk_webp(self, end: int) -> _Walk:
-        """https://developers.google.com/speed/webp/docs/riff_container; `end`: of the file, by its header."""
+        """Check the chunks of a WebP: https://developers.google.com/speed/webp/docs/riff_container
+
+        end: of the file, by its header.
+        """
         at, first, animated, has_frame = _MAGIC_BYTES, b"", False, False
         for _ in range(MAX_PARTS):
             if at >= end:
@@ -313,7 +316,7 @@ class ImageChecker:
 
 
 def _vp8_size(start: bytes, length: int) -> tuple[int, int]:
-    """https://www.rfc-editor.org/rfc/rfc6386#section-9.1"""
+    """Return the size in the header of a lossy frame: https://www.rfc-editor.org/rfc/rfc6386#section-9.1"""
     if len(start) < 10:
         raise NotAnImage("its WebP header is broken")
     tag_low, tag_high, start_code, width, height = struct.unpack("<HB3sHH", start)
@@ -324,7 +327,10 @@ def _vp8_size(start: bytes, length: int) -> tuple[int, int]:
 
 
 def _vp8l_size(start: bytes, length: int) -> tuple[int, int]:
-    """https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification"""
+    """Return the size in a lossless header.
+
+    https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification
+    """
     if length < 6 or start[0] != 0x2F or (bits := int.from_bytes(start[1:5], "little")) >> 29:
         raise NotAnImage("its WebP header is broken")
     return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

@@ -87,7 +87,7 @@ class SandboxProvider(WithoutJobs):
         """Return None: there is no key."""
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing: there is no connection."""
 
     def _failure(self, call: Call) -> UpstreamError | None:
         """Return the error that the prompt requests, for as many calls as it requests."""

@@ -32,7 +32,9 @@ def input_field_by_name(model: str) -> InputField:
 
 
 class TogetherProvider(WithoutJobs):
-    """base_url: with or without `/v1`; response_format: whether images come as links or in the response itself.
+    """Provider of Together.
+
+    base_url: with or without `/v1`; response_format: whether images come as links or in the response itself.
 
     input_field: returns a model's field for the first input image; the others are always `reference_images`.
     """

@@ -48,7 +48,7 @@ class _FirstCancelled(Exception):
 
 
 _OF_ONE_CLIENT = (_FirstCancelled, BudgetExceeded, PriceUnknown, TooManyOpenTasks)
-"""Failures of a submit that say nothing of an equal one of another client, which has budgets of its own."""
+"""Failures that concern one client only: an equal submit of another one, with other budgets, may succeed."""
 
 
 class CacheResult(StrEnum):
@@ -301,7 +301,7 @@ class ClientQueue:
         return self._on_existing(submission, answer), False
 
     def _siblings(self, submission: Submission) -> tuple[str, ...]:
-        """Return the ids of the tasks to read images from; none if it is known that they are not finished."""
+        """Return the ids of the tasks to read images from; none if certainly none of them is finished."""
         if submission.family is None or not self._families.may_include(submission.request_json, submission.scope):
             return ()
         return submission.family.sibling_ids()

@@ -21,7 +21,10 @@ ERROR = TaskError("interrupted", "Redis lost the task before it could be finishe
 
 
 class Interrupted:
-    """deadline_s: seconds from the submit to a task's end; clock: Unix time."""
+    """Check of tasks that may have no instance any more.
+
+    deadline_s: seconds from the submit to a task's end; clock: Unix time.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Interrupted:
             return await self._end(task, marked)
 
     async def _end(self, task: Task, final: Task) -> Task:
-        """Write the final task; return what is stored then."""
+        """Write the final task; return the stored task."""
         ended = await self._verbs.cancel(final, task.entry_id)
         if ended is None:
             return task

@@ -229,7 +229,7 @@ class LineMover:
         return self._lines.position(task, in_stream)
 
     async def read_all(self) -> None:
-        """Read all lines, for positions. Raises QueueUnavailable."""
+        """Read all lines to compute positions. Raises QueueUnavailable."""
         for clients in batched(self._lines.clients, MAX_LINES):
             await self.read(clients)
 

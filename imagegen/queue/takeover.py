@@ -44,7 +44,7 @@ A living one reads every 57 s.
 """
 
 LENGTH_CHECKS = 3
-"""One of so many regular checks counts the entries instead of the consumers, to find those that nothing delivers."""
+"""Of this number of regular checks one counts the entries, not the consumers, to find those that nothing delivers."""
 
 UNPROMPTED_CHECK_S = 10.0
 """Shortest interval of checks if Redis refuses the channel of the instances; else a lease."""
@@ -134,7 +134,7 @@ class Takeover:
         return taken
 
     async def take_given(self, giver: str, entry_ids: Sequence[str]) -> list[Claim]:
-        """Claim entries that another instance gives to this one, at most `MAX_TAKEN`, with what it knows of them."""
+        """Claim entries that another instance gives to this one, at most `MAX_TAKEN`, with its state of them."""
         now = time.monotonic()
         for entry_id in entry_ids:
             self._renewed_at[entry_id] = now

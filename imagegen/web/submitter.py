@@ -281,7 +281,7 @@ async def _final_answer(services: Services, submission: Submission) -> Task | No
 def is_final_answer(task: Task) -> bool:
     """Return whether a task has failed in a way that the same request would again, and may pay for again.
 
-    What only the operator can mend costs nothing, and is tried again.
+    A fault that only the operator can repair costs nothing, and is tried again.
     """
     error = task.error
     return task.state is State.FAILED and error is not None and not (error.retryable or error.code in _OPERATORS_FAULTS)
@@ -299,7 +299,7 @@ def body_digest(body: Mapping[str, Any]) -> str:
 
 
 def parse_fields(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> ParsedBody:
-    """Return what a body asks for. Raises InvalidRequest with all errors, and NotAllowed."""
+    """Return the request, webhooks and limits of a body. Raises InvalidRequest with all errors, and NotAllowed."""
     if _OPTIONS.isdisjoint(body):
         return ParsedBody(_parse_request(services.identity, body, options))
     errors: list[FieldError] = []

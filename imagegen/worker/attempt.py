@@ -405,7 +405,7 @@ class Attempt:
         try:
             return await self._inputs.open(self._runner.routes.edits(self._form.model))
         except (QueueUnavailable, StoreUnavailable) as error:
-            counts = self._paid_in_vain or not self._waiting.begun  # what was not begun is not counted yet
+            counts = self._paid_in_vain or not self._waiting.begun  # an attempt that has not begun is not counted yet
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
             raise AttemptEnded(pause) from error
         except UpstreamError as error:

@@ -18,10 +18,13 @@ MAX_KNOWN_COUNTS = 200
 
 @dataclass(frozen=True, slots=True)
 class AttemptLimits:
-    """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
+    """Limits of the attempts of a task.
+
+    deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
     the requested model is not available. job_wait_s: how long an attempt polls a provider job in its slot. may_use:
     returns whether a key, by its name, allows a model. after_jumps: returns a time as it would be after jumps of the
-    server's clock."""
+    server's clock.
+    """
 
     policy: RetryPolicy
     deadline_s: float

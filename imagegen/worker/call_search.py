@@ -95,7 +95,7 @@ class CallSearch:
 
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""
-        logger.bind(taskId=self.claim.task.id).info("The provider has the job of a call whose answer was lost")
+        logger.bind(taskId=self.claim.task.id).info("The provider has the job of a call with a lost response")
         run = self.claim.checkpoint.with_job(AcceptedJob(handle, sent.indexes, sent.seed, sent.model))
         cost = run.cost and run.cost.found(sent.price)
         self.claim.checkpoint = replace(run, ambiguous_calls=max(run.ambiguous_calls - 1, 0), cost=cost)

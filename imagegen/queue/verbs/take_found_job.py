@@ -42,7 +42,7 @@ _JOBS = re.compile(rb'"jobs":(\["[^\]]*\])')
 _read_ids = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
-class _Call(Struct, frozen=True, gc=False):
+class _SentCall(Struct, frozen=True, gc=False):
     """A call of a task that had no response yet. sent_at: Unix time."""
 
     sent_at: float
@@ -56,7 +56,7 @@ class _Owners(Struct):
     began_at: float = 0.0
     has_records: bool = True
     owners: dict[str, str] = msgspec.field(default_factory=dict)
-    calls: dict[str, _Call] = msgspec.field(default_factory=dict)
+    calls: dict[str, _SentCall] = msgspec.field(default_factory=dict)
 
 
 class TakeFoundJob:
@@ -180,7 +180,7 @@ def _add_checkpoint(found: _Owners, task_id: str, value: bytes) -> None:
     if run.job is not None:
         found.owners[run.job.handle.id] = task_id
     elif run.phase == "calling" and run.sent is not None:
-        found.calls[task_id] = _Call(run.sent.sent_at, run.channel, run.account)
+        found.calls[task_id] = _SentCall(run.sent.sent_at, run.channel, run.account)
 
 
 def _ids_of(value: bytes) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ _URL_CHARS = 500
 
 _REMEDIES = {
     "budget_exceeded": "Do not repeat the call before then. Fewer or smaller images, or a cheaper model, may fit.",
-    "max_cost_exceeded": "Raise maxCostUsd only if the user agrees, or ask for less. quote_image shows prices.",
+    "max_cost_exceeded": "Raise maxCostUsd only if the user agrees, or request less. quote_image shows prices.",
     "price_unknown": "list_image_models shows the models with a price.",
     "not_allowed": "Choose another model or size.",
     "rate_limited": "Wait, then repeat the call with the same arguments.",
