@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from loguru import logger
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
 from imagegen.images.checked_files import CachedImage, CheckedFiles
-from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
+from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry, shared_names
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
@@ -191,7 +191,11 @@ class DiskStore:
             return OpenedImage(image.size_bytes, cached.data, reservation=cached.reservation)
         signature, reservation = self._checked.signature(name, image.sha256), self._checked.reserve(image.size_bytes)
         max_data_bytes = files.SMALL_BYTES if reservation is None else image.size_bytes
-        read = await _in_thread(files.read_image, self._root, name, image, signature, max_data_bytes)
+        try:
+            read = await _in_thread(files.read_image, self._root, name, image, signature, max_data_bytes)
+        except StoreUnavailable as error:
+            self.health.log_failed_read(error.__cause__ or error)
+            raise
         if read is None:
             self._forget([name])
             self._check_elsewhere(image)
@@ -246,7 +250,7 @@ class DiskStore:
         expiries = {
             name: self._expiry_of(name, file, now, unknown) for name, file in found_files.items() if name not in parts
         }
-        shared = _shared_names(found_files, expiries, order)
+        shared = shared_names(found_files, expiries, order)
         for name, expires_at_s in expiries.items():
             self._index.add(name, 0 if name in shared else found_files[name].size_bytes, expires_at_s)
         self._index.place(order)
@@ -427,16 +431,6 @@ class DiskStore:
         for name in names:
             self._index.forget(name)
             self._checked.forget(name)
-
-
-def _shared_names(
-    found_files: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]
-) -> set[str]:
-    """Return the names of files that have another name which is removed later: their bytes count there."""
-    linked = [name for name in expiries if found_files[name].links > 1]
-    linked.sort(key=lambda name: (expiries[name], order.get(name, -1)))
-    last = {found_files[name].inode: name for name in linked}
-    return set(linked) - set(last.values())
 
 
 def _task_of(name: str) -> str:

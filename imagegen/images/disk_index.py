@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from imagegen.images.files import FoundFile
 
 EXPIRED_AT_ONCE = 20
 """Expired files are removed by this many, so that few saves are delayed; the sweep removes the rest."""
@@ -103,3 +105,13 @@ class DiskIndex:
                 oldest.append(name)
                 excess_bytes -= entry.size_bytes
         return oldest
+
+
+def shared_names(
+    found_files: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]
+) -> set[str]:
+    """Return the names of files that have another name which is removed later: their bytes count there."""
+    linked = [name for name in expiries if found_files[name].links > 1]
+    linked.sort(key=lambda name: (expiries[name], order.get(name, -1)))
+    last = {found_files[name].inode: name for name in linked}
+    return set(linked) - set(last.values())

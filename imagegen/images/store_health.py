@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Callable
 
 from loguru import logger
 
 MAX_CAUSE_CHARS = 200
+READ_LOG_INTERVAL_S = 60.0
 
 
 class StoreHealth:
@@ -24,6 +26,7 @@ class StoreHealth:
         self.name = name
         self._consequence = consequence
         self.cause = ""
+        self._quiet_until = 0.0
         self._writable = asyncio.Event()
         self._writable.set()
         self._listeners: list[Callable[[bool], None]] = []
@@ -59,6 +62,16 @@ class StoreHealth:
         self._writable.set()
         logger.info("Images can be saved in {} again; the last fault was: {}", self.name, cause)
         self._notify(writable=True)
+
+    def log_failed_read(self, error: BaseException) -> None:
+        """Log that an image can't be read, unless nothing can be saved either.
+
+        At most one line in READ_LOG_INTERVAL_S: a bad file may be requested again and again.
+        """
+        now = time.monotonic()
+        if self.writable and now >= self._quiet_until:
+            self._quiet_until = now + READ_LOG_INTERVAL_S
+            logger.warning("An image can't be read from {}: {}", self.name, describe(error))
 
     def _notify(self, *, writable: bool) -> None:
         for listener in self._listeners:

@@ -37,6 +37,9 @@ MAX_RESPONSE_HEAD_BYTES = 2**16
 
 _CHUNK_BYTES = 2**16
 _READ_BYTES = 2**18
+_RESERVED_BYTES = 2**20
+"""Of memory for the rest of a body of unknown length; more is reserved as it comes."""
+
 _WAIT_FOR_MEMORY_S = 10.0
 """How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
 
@@ -243,7 +246,7 @@ async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> byte
         if len(body) > MAX_BODY_BYTES:
             raise _too_large(status)
         if len(body) > max(LARGE_BYTES, body.reserved_bytes):
-            await body.reserve(_bodies, 2 * len(body), _WAIT_FOR_MEMORY_S)
+            await body.reserve(_bodies, len(body) + _RESERVED_BYTES, _WAIT_FOR_MEMORY_S)
     return body if len(body) > LARGE_BYTES else bytes(body)
 
 
