@@ -40,8 +40,13 @@ class LargeBody(bytearray):
     reserved_bytes = 0
 
     def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Return the reserved memory. The traceback of an error would hold a body that nobody reads."""
         if self.budget is not None:
             self.budget.give(self.reserved_bytes)
+            self.budget, self.reserved_bytes = None, 0
 
     async def reserve(self, budget: ByteBudget, size_bytes: int, within_s: float) -> None:
         """Reserve memory for `size_bytes` in all. Only the first time waits, since what is held must not wait."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from functools import cached_property
 
 import aiohttp
@@ -241,12 +241,14 @@ async def read_limited(
 async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> bytes | bytearray:
     """Read a body in chunks, or compressed. Raises UpstreamError if it is over the limit."""
     body = LargeBody()
-    async for chunk in content.iter_chunked(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large(status)
-        if len(body) > max(LARGE_BYTES, body.reserved_bytes):
-            await body.reserve(_bodies, len(body) + _RESERVED_BYTES, _WAIT_FOR_MEMORY_S)
+    with _released_after_failure(body):
+        async for chunk in content.iter_chunked(_CHUNK_BYTES):
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise _too_large(status)
+            if len(body) > max(LARGE_BYTES, body.reserved_bytes):
+                await body.reserve(_bodies, len(body) + _RESERVED_BYTES, _WAIT_FOR_MEMORY_S)
+                await asyncio.sleep(0)  # all of a compressed body may be there already
     return body if len(body) > LARGE_BYTES else bytes(body)
 
 
@@ -270,11 +272,24 @@ async def _large(content: aiohttp.StreamReader, length: int, protocol: ResponseH
     await _bodies.take(length, _WAIT_FOR_MEMORY_S)
     body = LargeBody(length)
     body.budget, body.reserved_bytes = _bodies, length
-    if protocol is not None:
-        await BodyReceiver(protocol, content, length).fill(memoryview(body))
-        return body
-    at = 0
-    async for piece in content.iter_any():
-        body[at : at + len(piece)] = piece
-        at += len(piece)
+    with _released_after_failure(body):
+        if protocol is not None:
+            await BodyReceiver(protocol, content, length).fill(memoryview(body))
+            return body
+        at = 0
+        async for piece in content.iter_any():
+            body[at : at + len(piece)] = piece
+            at += len(piece)
     return body
+
+
+@contextmanager
+def _released_after_failure(body: LargeBody) -> Iterator[None]:
+    """Free the memory of a body that could not be read."""
+    try:
+        yield
+    except BaseException:
+        with suppress(BufferError):  # it is still referred to
+            body.clear()
+        body.release()
+        raise
