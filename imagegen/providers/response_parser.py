@@ -177,9 +177,11 @@ def _items(fields: dict[str, object]) -> list[object] | None:
 
 
 def _is_image(value: object) -> bool:
-    """Return whether a value that stands where a list is due is an entry of it."""
-    is_entry = isinstance(value, dict) or (isinstance(value, str) and (_linked(value) or _BASE64_IMAGE.match(value)))
-    return bool(is_entry) and parse_image(value) is not None
+    """Return whether a value that stands where a list is due holds base64, or a link to any host."""
+    if isinstance(value, str):
+        return _linked(value) is not None or _BASE64_IMAGE.match(value) is not None
+    image = parse_image(value) if isinstance(value, dict) else None
+    return _linked(image.url) is not None if isinstance(image, ImageLink) else image is not None
 
 
 def _fault_of_item(items: list[object]) -> dict[str, object] | None:

@@ -249,6 +249,7 @@ def test_a_503_has_its_retry_delay():
         b'{"data": null}',
         b'{"data": "fail"}',
         b'{"data": {"status": "fail"}}',
+        b'{"data": {"url": "no list"}}',
         b'{"id":"x","object":"list"}',
         b'{"data": NaN}',
         b"[" * 100_000,
