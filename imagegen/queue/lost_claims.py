@@ -54,7 +54,7 @@ class LostClaims:
             if not claim.lost:
                 self._dispatcher.abandon(claim)
         for claim in claims:
-            if claim.checkpoint.calling or claim.checkpoint.job is not None:
+            if claim.checkpoint.phase == "calling" or claim.checkpoint.is_paid or claim.checkpoint.has_new_images:
                 await self.record(claim)
 
     async def record(self, claim: Claim) -> int:
@@ -83,7 +83,7 @@ def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> 
     """Return the count of calls that may be paid twice that a record must have; 0 if our call is counted elsewhere.
 
     Args:
-        ours: with a call in flight, or a provider job.
+        ours: with a call in flight, or one that is paid.
         task: as Redis has it. theirs: the checkpoint in Redis, maybe our own.
     """
     if theirs is not None and theirs.owner != ours.owner and _inherited(theirs, ours):
@@ -99,6 +99,8 @@ def _inherited(theirs: Checkpoint, ours: Checkpoint) -> bool:
     """Return whether another instance continued from our checkpoint."""
     if theirs.starts > ours.starts or theirs.billed_again > ours.billed_again:
         return True
-    if ours.job is not None:
-        return ours.job.handle.id in theirs.begun_jobs
+    if ours.begun_jobs:
+        return ours.begun_jobs[-1] in theirs.begun_jobs
+    if ours.links or ours.has_new_images:
+        return (theirs.links, theirs.images) == (ours.links, ours.images)
     return ours.sent is not None and theirs.sent == ours.sent

@@ -16,7 +16,8 @@ JOB = AcceptedJob(JobHandle("service", "7"), (0,))
 OURS = Checkpoint("us", starts=1, attempts=1)
 THEIRS = Checkpoint("them", starts=1, attempts=1)
 LOST_ONE = replace(OURS, ambiguous_calls=1)
-POLLS = replace(OURS, job=JOB)
+POLLS = replace(OURS, job=JOB, begun_jobs=("7",))
+COLLECTED = replace(OURS, begun_jobs=("7",))
 TASK = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', 1.0, State.PROCESSING)
 
 
@@ -34,6 +35,8 @@ TASK = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', 1.0, State.PROCESS
         pytest.param(OURS, State.PROCESSING, OURS, 0, id="only our checkpoint is known"),
         pytest.param(POLLS, State.PROCESSING, THEIRS, 1, id="they do not know our job"),
         pytest.param(POLLS, State.PROCESSING, replace(THEIRS, begun_jobs=("7",)), 0, id="they poll our job"),
+        pytest.param(COLLECTED, State.PROCESSING, THEIRS, 1, id="they do not know the job that we have collected"),
+        pytest.param(COLLECTED, State.PROCESSING, replace(THEIRS, begun_jobs=("7",)), 0, id="they collect it too"),
     ],
 )
 def test_a_call_is_recorded_unless_the_other_instance_counted_it(
