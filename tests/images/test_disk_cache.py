@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from io import FileIO
@@ -18,7 +19,7 @@ from imagegen.images import files
 from imagegen.images.checked_files import MAX_DATA_BYTES, MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.store import OpenedImage, VerifiedImage
+from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -142,11 +143,16 @@ async def test_readers_of_one_image_share_its_bytes(store: DiskStore, save: Save
 async def test_a_read_that_is_cancelled_leaves_the_cache_empty(store: DiskStore, save: Save) -> None:
     images = [await save(index) for index in range(FITTING + 3)]
     for image in images:
+        is_cancelled = threading.Event()
+        holding = asyncio.ensure_future(in_file_thread(is_cancelled.wait, 20))
+        await asyncio.sleep(0)  # the thread is busy, so that the read is not over before it is cancelled
         reading = asyncio.ensure_future(store.open(TASK, image))
         await asyncio.sleep(0)
         reading.cancel()
+        is_cancelled.set()
         with pytest.raises(asyncio.CancelledError):
             await reading
+        assert await holding
         del reading
     opened = [await open_image(store, image) for image in images[:FITTING]]
     assert all(image.data is not None for image in opened)
