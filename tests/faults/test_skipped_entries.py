@@ -69,7 +69,7 @@ async def test_a_removed_claim_of_a_dead_instance_is_taken_over(make_instance, s
 
 
 async def test_removed_claims_stay_with_a_live_instance(make_instance, soon) -> None:
-    one, two = make_instance(lease_s=LEASE_S), make_instance(lease_s=LEASE_S)
+    one, two = make_instance(lease_s=4.0), make_instance(lease_s=4.0)
     waiting = asyncio.create_task(one.worker_queue.claim())
     await eventually(lambda: one.parts.dispatcher.free_slots)
     await two.client_queue.submit(submission("a"))
@@ -77,7 +77,7 @@ async def test_removed_claims_stay_with_a_live_instance(make_instance, soon) -> 
     await one.worker_queue.start(claim)
     idle = asyncio.create_task(two.worker_queue.claim())
     written_back = one.connection.meter.written_back
-    for times in range(1, 4):
+    for times in (1, 2):
         await remove_claims(one)
         await eventually(lambda times=times: written_back["running"] == times)
     assert not claim.lost
