@@ -73,6 +73,16 @@ def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
         assert f"`{code}`" in text, code
 
 
+def test_both_readmes_have_the_same_figures_in_the_same_order() -> None:
+    def figures(name: str, begin: str) -> list[list[str]]:
+        rows = re.findall(r"^\| .*? \| ([^|]*) \| [^|]* \|$", read(name).partition(begin)[2], re.MULTILINE)
+        return [re.findall(r"[0-9]+(?:[.,][0-9]+)*", row) for row in rows if re.search("[0-9]", row)]
+
+    english = figures("README.md", "## Measured")
+    assert len(english) > 20
+    assert figures("README.zh-CN.md", "## 实测") == english
+
+
 def test_the_operations_page_lists_the_redis_keys() -> None:
     prefixes = set(re.findall(r'return f"\{\{\{self\.prefix\}\}\}:([a-z-]+)', read("imagegen/redis_client/keys.py")))
     listed = re.findall(r"`\{imagegen\}:([a-z-]+)", read("docs/operations.md").partition("**Keys.**")[2])
