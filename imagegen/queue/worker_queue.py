@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_released, readable_run, shown_images
 from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
 from imagegen.queue.codec import decode_record
@@ -130,8 +132,8 @@ class WorkerQueue:
             return await self._take_over(claim, existing)
         self._record_checkpoint(claim, run, value)
         if (server := self._connection.server) and server.evicts and self._is_surely_ours(claim):
-            verb = self._verbs.mark_begun
-            await self._connection.retry_until_available(verb, self._dispatcher.instance, claim.entry_id)
+            with suppress(QueueUnavailable):  # later the claim may be another's; else the next renewal sets the mark
+                await self._verbs.mark_begun(self._dispatcher.instance, claim.entry_id)
         now = self._clock()
         self._count_start(claim, now)
         self._estimates.started(claim.task, now)

@@ -10,9 +10,11 @@ import pytest
 from msgspec.structs import replace
 from support import eventually, submission
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue import takeover
 from imagegen.queue.checkpoint import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.queue.claim import StartResult
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs import take_found_job
 from imagegen.queue.verbs.take_found_job import SCAN_COUNT
 from imagegen.redis_client.server_info import ServerInfo
@@ -156,6 +158,28 @@ async def test_a_start_marks_its_entry_at_once_only_where_redis_evicts(make_inst
     assert await owner.worker_queue.start(claim) is StartResult.STARTED
     (row,) = await owner.verbs.pending_entries()
     assert row.begun is is_marked
+
+
+async def test_the_mark_of_a_start_never_takes_a_claim_back_after_an_outage(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, other = make_instance(), make_instance(start=False)
+    await owner.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(owner.worker_queue.claim(), 20)
+    owner.connection.server = ServerInfo(eviction_policy="allkeys-lru")
+    mark_begun, outages = QueueVerbs.mark_begun, [1]
+
+    async def mark_after_outage(verbs: QueueVerbs, consumer: str, entry_id: str) -> None:
+        if outages:
+            outages.clear()
+            assert await other.verbs.claim_expired("other", [entry_id], 0.0)
+            raise QueueUnavailable
+        await mark_begun(verbs, consumer, entry_id)
+
+    monkeypatch.setattr(QueueVerbs, "mark_begun", mark_after_outage)
+    await owner.worker_queue.start(claim)
+    (row,) = await owner.verbs.pending_entries()
+    assert row.consumer == "other"
 
 
 @pytest.mark.parametrize("is_read", [False, True])
