@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from imagegen.images import files
@@ -12,6 +15,9 @@ from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import in_file_thread
 from imagegen.images.store_health import StoreHealth
 from imagegen.images.store_recovery import NeededSpace, RecoveryPace
+
+_FOLDER_ID = re.compile(rb"[0-9a-f]{16}")
+_MARK_TRIES = 5
 
 CHECK_INTERVAL_S = 1.0
 SLOW_CHECK_S = 10.0
@@ -93,7 +99,7 @@ class DiskWatch:
             self.spool.make()
             self.spool.remove_abandoned()
         with step(f"reading {self._mark.name}"):
-            self.folder_id = self.folder_id or files.read_marker(self._mark)
+            self.folder_id = self.folder_id or read_mark(self._mark)
 
     def _check_volume(self) -> None:
         """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""
@@ -101,3 +107,35 @@ class DiskWatch:
         if self._device not in (None, device) and not self._mark.exists():
             raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its mark")
         self._device = device
+
+
+def read_mark(path: Path) -> str:
+    """Return the id of a folder from its mark, a file, which is made at the first use and shared by all users.
+
+    One that holds no id, as after a crash or on a full disk, is replaced.
+    """
+    for _ in range(_MARK_TRIES):
+        is_broken = False
+        with suppress(FileNotFoundError):
+            if folder_id := _FOLDER_ID.fullmatch(path.read_bytes().strip()):
+                return folder_id[0].decode()
+            is_broken = True
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{files.PART_SUFFIX}")
+        part.write_text(secrets.token_hex(8), encoding="ascii")
+        if is_broken:
+            part.replace(path)
+        else:
+            _rename_new(part, path)
+    return ""
+
+
+def _rename_new(part: Path, path: Path) -> None:
+    """Rename a file unless another process has made one of that name meanwhile."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        part.unlink()
+    except OSError:  # a file system without links
+        part.replace(path)
+    else:
+        part.unlink()

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import mmap
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -38,7 +37,6 @@ _OBSTACLES = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOT
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags for a file that must not exist before."""
 
-_FOLDER_ID = re.compile(rb"[0-9a-f]{16}")
 _MAX_IOV = 512
 """Pieces that are passed to the system at once; POSIX systems take 1,024."""
 
@@ -367,21 +365,6 @@ def _hash(file: FileIO, size_bytes: int) -> hashlib._Hash:
         digest.update(piece)
         offset += len(piece)
     return digest
-
-
-def read_marker(path: Path) -> str:
-    """Return the id of a folder from its marker file, which is made at the first use and shared by all users.
-
-    One that holds no id, as after a crash or on a full disk, is replaced.
-    """
-    for _ in range(_WRITE_TRIES):
-        with suppress(FileNotFoundError):
-            if folder_id := _FOLDER_ID.fullmatch(path.read_bytes().strip()):
-                return folder_id[0].decode()
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
-        part.write_text(secrets.token_hex(8), encoding="ascii")
-        part.replace(path)
-    return ""
 
 
 def stat_file(root: str, path: str) -> int | None:

@@ -20,6 +20,7 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
 from imagegen.images.disk import ORPHAN_S, DiskLookups, DiskStore
 from imagegen.images.disk_index import EXPIRED_AT_ONCE
+from imagegen.images.disk_watch import read_mark
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -384,6 +385,21 @@ async def test_a_mark_without_an_id_is_replaced(tmp_path: Path, content: bytes) 
         await store.close()
     assert len(ids) == 1
     assert len(ids.pop()) == 16
+
+
+def test_two_instances_that_mark_a_folder_at_once_have_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text, others = Path.write_text, list[str]()
+
+    def write_later(path: Path, text: str, **options: str) -> int:
+        monkeypatch.setattr(Path, "write_text", write_text)
+        others.append(read_mark(tmp_path / "images.mark"))
+        return write_text(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_later)
+    assert [read_mark(tmp_path / "images.mark")] == others
+    assert [path.name for path in tmp_path.iterdir()] == ["images.mark"]
 
 
 async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
