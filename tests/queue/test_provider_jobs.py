@@ -21,8 +21,8 @@ from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.image import PaidImage, StoredImage
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Retry
-from imagegen.tasks.task import WaitReason
-from imagegen.tasks.transitions import completed
+from imagegen.tasks.task import TaskError, WaitReason
+from imagegen.tasks.transitions import completed, failed
 
 JOB = AcceptedJob(JobHandle("openai", "task_1", "0a1b", "https://relay.example/v1/tasks/task_1", 5.0), (0,), 7, "m")
 
@@ -330,3 +330,11 @@ async def test_a_job_of_a_cancelled_task_is_not_taken(make_instance, is_old: boo
     if is_old:
         await instance.connection.commands.delete(instance.keys.checkpoint(theirs.task.id))  # it has expired
     assert await instance.worker_queue.take_found_job(await calling(instance, "ours"), found(ago_s)) is False
+
+
+async def test_a_call_of_a_finished_task_is_not_waited_for(make_instance) -> None:
+    instance = make_instance()
+    ours, refused = await calling(instance, "ours"), await calling(instance, "refused")
+    error = TaskError("upstream_invalid_request", "no", retryable=False)
+    await instance.worker_queue.finish(refused, failed(refused.task, error, now=time.time(), ttl_s=60.0))
+    assert await instance.worker_queue.take_found_job(ours, found(), 20) is True

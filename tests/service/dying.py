@@ -62,5 +62,5 @@ def on_ask(ask: Any) -> Any:
 if __name__ == "__main__":
     ProgressReporter.sent = on_sent(ProgressReporter.sent)  # type: ignore[method-assign]
     WorkerQueue.record_job = on_record_job(WorkerQueue.record_job)  # type: ignore[method-assign]
-    JobApiProvider._ask = on_ask(JobApiProvider._ask)  # type: ignore[method-assign]
+    JobApiProvider._poll_checked = on_ask(JobApiProvider._poll_checked)  # type: ignore[method-assign]
     main()

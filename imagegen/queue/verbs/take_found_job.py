@@ -38,6 +38,7 @@ CLOCK_TOLERANCE_S = 10.0
 
 LOOK_AGAIN_S = 1.0
 
+_UNFINISHED = re.compile(rb"\d+ (pending|processing) ")
 _JOBS = re.compile(rb'"jobs":(\["[^\]]*\])')
 _read_ids = msgspec.json.Decoder(tuple[str, ...]).decode
 
@@ -51,12 +52,15 @@ class _SentCall(Struct, frozen=True, gc=False):
 
 
 class _Owners(Struct):
-    """Result of a scan. owners: task by job. calls: by task. began_at: Unix time. has_records: or only checkpoints."""
+    """Result of a scan. owners: task by job. calls: by task; those of finished tasks have ended, as their records show.
+    unfinished: tasks with an unfinished record. began_at: Unix time. has_records: or only checkpoints.
+    """
 
     began_at: float = 0.0
     has_records: bool = True
     owners: dict[str, str] = msgspec.field(default_factory=dict)
     calls: dict[str, _SentCall] = msgspec.field(default_factory=dict)
+    unfinished: set[str] = msgspec.field(default_factory=set)
 
 
 class TakeFoundJob:
@@ -109,7 +113,9 @@ class TakeFoundJob:
             owners = await self._owners_among(calls)
             if owners.owners.get(job.id, task_id) != task_id:
                 return False
-            if calls := {task: call for task, call in calls.items() if owners.calls.get(task) == call}:
+            calls = {task: call for task, call in calls.items() if owners.calls.get(task) == call}
+            calls = {task: call for task, call in calls.items() if task in owners.unfinished}
+            if calls:
                 await asyncio.sleep(LOOK_AGAIN_S)
         return await self._own(task_id, job.id)
 
@@ -167,6 +173,8 @@ class TakeFoundJob:
             if value is not None and name.startswith(is_run):
                 _add_checkpoint(found, task_id, value)
             elif value is not None:
+                if _UNFINISHED.match(value):
+                    found.unfinished.add(task_id)
                 for ids in _JOBS.findall(value):
                     found.owners |= dict.fromkeys(_ids_of(ids), task_id)
 
