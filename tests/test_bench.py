@@ -42,7 +42,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a benchmark. Its processes are forked, but for one that measures their start."""
     if "footprint" in arguments:
         command_line = [sys.executable, "-m", "bench", *arguments]
-        return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+        return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     command_line = [str(ROOT / "tests" / "forked_bench.py"), *arguments]
     with TemporaryFile("w+") as output:
         process = ForkedProcess(command_line, cwd=ROOT, env=os.environ, stdout=output, stderr=output)

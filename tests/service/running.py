@@ -101,7 +101,7 @@ def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     return inherited | {"DATA_DIR": str(folder / "data")} | FAST | settings
 
 
-def run_to_its_end(folder: Path, within_s: float = 60.0, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_to_its_end(folder: Path, within_s: float = 100.0, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a start that is expected to fail, until its exit."""
     folder.mkdir(parents=True, exist_ok=True)
     environ = environment(folder, settings)
