@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record
@@ -30,6 +31,7 @@ class LostClaims:
         self._notifier = notifier
         self._counts: dict[tuple[str, int], tuple[int, float]] = {}
         """Recorded count by id and epoch of a task, and the monotonic time at which it was recorded."""
+        self._unrecorded: list[Claim] = []
 
     def keep(self, task: Task, count: int) -> None:
         """Keep a count that was recorded, and let peers read it."""
@@ -49,13 +51,22 @@ class LostClaims:
             self._notifier.publish("fresh", ids=[task_id for task_id, _ in self._counts])
 
     async def abandon(self, claims: Sequence[Claim]) -> None:
-        """Stop the work, and record calls that are not counted elsewhere. Raises QueueUnavailable."""
+        """Stop the work, and record calls that are not counted elsewhere.
+
+        Raises QueueUnavailable: the next call records the rest, since parked claims are not held any more.
+        """
         for claim in claims:
             if not claim.lost:
                 self._dispatcher.abandon(claim)
-        for claim in claims:
             if claim.checkpoint.phase == "calling" or claim.checkpoint.is_paid or claim.checkpoint.has_new_images:
+                self._unrecorded.append(claim)
+        while self._unrecorded:
+            claim = self._unrecorded.pop()
+            try:
                 await self.record(claim)
+            except QueueUnavailable:
+                self._unrecorded.append(claim)
+                raise
 
     async def record(self, claim: Claim) -> int:
         """Record the call of a claim if it is not counted elsewhere. Raises QueueUnavailable.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import AsyncMock, Mock
+
 import pytest
 from msgspec.structs import replace
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint
-from imagegen.queue.lost_claims import uncounted_calls
+from imagegen.queue.lost_claims import LostClaims, uncounted_calls
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.task import State, Task
 
@@ -43,3 +46,14 @@ def test_a_call_is_recorded_unless_the_other_instance_counted_it(
     ours: Checkpoint, state: State, theirs: Checkpoint | None, count: int
 ) -> None:
     assert uncounted_calls(ours, replace(TASK, state=state), theirs) == count
+
+
+async def test_a_parked_call_is_recorded_after_an_outage_although_its_claim_is_not_held_any_more() -> None:
+    verbs, dispatcher = Mock(), Mock()
+    verbs.read = AsyncMock(side_effect=[QueueUnavailable, (None, None, None)])
+    lost_claims, claim = LostClaims(verbs, dispatcher, Mock()), Mock(lost=False, task=TASK, checkpoint=POLLS)
+    with pytest.raises(QueueUnavailable):
+        await lost_claims.abandon([claim])
+    await lost_claims.abandon([])
+    assert [call.args for call in verbs.read.await_args_list] == [(TASK.id,), (TASK.id,)]
+    dispatcher.abandon.assert_called_once_with(claim)
