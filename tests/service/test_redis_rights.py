@@ -55,7 +55,7 @@ def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: 
 
 
 def test_an_unusable_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
-    faults = {"/99": "database", "?ssl=true": "rediss://", "?sl=1": "not known", "?db=x": "number"}
+    faults = {"/99": "database", "?ssl=true": "rediss://", "?sl=1": "not supported", "?db=x": "number"}
     starts = [partial(refused, tmp_path / f"{n}", url_of(redis) + tail) for n, tail in enumerate(faults)]
     for text, line in zip(faults.values(), at_once(starts), strict=True):
         assert text in line
