@@ -99,7 +99,8 @@ async def test_a_key_expires_with_its_window_and_stays_short(
     connection: Connection, make_windows: MakeWindows, prefix: str
 ) -> None:
     windows = make_windows()
-    await asyncio.gather(*(windows.hit([("general:a", 10_000, 20.0)], 1) for _ in range(1_000)))
+    for _ in range(10):
+        await asyncio.gather(*(windows.hit([("general:a", 10_000, 20.0)], 1) for _ in range(100)))
     key = Keys(prefix).rate_limit("general:a")
     assert 0 < await connection.commands.pttl(key) <= 20_200
     assert await connection.commands.strlen(key) < 2_500
