@@ -1,4 +1,4 @@
-"""Parser of image services' responses: images, rate limits, and the meaning of each refusal. No I/O.
+"""Parser of image services' responses: images, and the meaning of each refusal. No I/O.
 
 Together's, OpenAI's, FastAPI's (`{"detail": …}`) and A1111's shapes are read by the same lenient code, since none of
 them keeps to its own specification.
@@ -17,10 +17,11 @@ import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
-from imagegen.formats import parse_http_date, plain_base64
+from imagegen.formats import plain_base64
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
-from imagegen.providers.protocol import Reply, UpstreamLimits
+from imagegen.providers.protocol import Reply
+from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
 from imagegen.providers.refused_fields import refused_fields
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
@@ -30,8 +31,6 @@ MAX_LINK_CHARS = 16_384
 
 _LONGEST_READ_CHARS = 4_000
 _SHORTEST_SECRET_CHARS = 4
-_LARGEST_NUMBER = 1e6
-"""More is no count of seconds but a point in time, and no rate."""
 
 _REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
 """Statuses of refusals that may name a field or a count."""
@@ -64,15 +63,7 @@ _MODEL = re.compile(
     re.IGNORECASE,
 )
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
-_PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
-_WAIT = re.compile(
-    r"(?:try again|retry|resets) (?:in|after) ~?([0-9]{1,6}(?:\.[0-9]{1,12})?) ?(ms|s|secs?|seconds?|mins?|minutes?)\b",
-    re.IGNORECASE,
-)
-_SECONDS_OF_UNIT = {"ms": 0.001, "min": 60, "mins": 60, "minute": 60, "minutes": 60}
-_SECONDS_A_DAY = 86_400
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
-_UNIX_TIME = re.compile(r"[0-9]{10}(?:\.[0-9]{1,9})?")
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
@@ -81,8 +72,6 @@ _BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s_-]{64}")
 
 _PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
 """Form of most links, so that few need a full parse to check that they name a host."""
-
-_LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
 
 _OPERATOR_MUST_ACT = {
     "upstream_auth": "The provider does not accept this service's key; the operator of this service must act",
@@ -118,7 +107,7 @@ def parse_reply(
         large = parse_large(body)
         images = tuple([image for item in large.items if (image := parse_image(item)) is not None]) if large else ()
         if large and images:
-            return Reply(images, _limits(headers), details=parse_details(large.fields))
+            return Reply(images, read_limits(headers), details=parse_details(large.fields))
     fields = load_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and _names_error(fields)):
@@ -126,7 +115,7 @@ def parse_reply(
     images = tuple([image for item in items if (image := parse_image(item)) is not None])
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
-    return Reply(images, _limits(headers), details=parse_details(fields))
+    return Reply(images, read_limits(headers), details=parse_details(fields))
 
 
 def error_from_response(
@@ -149,7 +138,7 @@ def error_from_response(
         retryable=retryable,
         ambiguous=retryable and may_have_run(status, body, is_own_error=_is_own_error(fields)),
         unreached=retryable and status in NEVER_REACHED,
-        retry_after_s=_retry_after_s(code, headers, info.message, now_s) if retryable else None,
+        retry_after_s=retry_after_s(code, headers, info.message[:_LONGEST_READ_CHARS], now_s) if retryable else None,
         refused=refused,
         max_count=max_count,
         status=status,
@@ -399,52 +388,3 @@ def sanitize_detail(message: str, secret: str = "") -> str:
     plain = "".join(" " if unicodedata.category(c).startswith("C") else c for c in message)
     text = " ".join(plain.split())
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
-
-
-def _retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: float | None) -> float | None:
-    """Together documents only `x-ratelimit-reset`: https://docs.together.ai/docs/rate-limits"""
-    asked_s = _number(headers.get("retry-after"))
-    if asked_s is None:
-        asked_s = _until_s(headers, now_s)
-    if asked_s is not None or code != "upstream_rate_limited":
-        return asked_s
-    if (reset_s := _reset_s(headers, now_s)) is not None:
-        return reset_s
-    if match := _WAIT.search(message[:_LONGEST_READ_CHARS]):
-        return float(match[1]) * _SECONDS_OF_UNIT.get(match[2].lower(), 1)
-    per_minute = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
-    return 60 / float(per_minute[1]) if per_minute and float(per_minute[1]) > 0 else None
-
-
-def _reset_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
-    """Return the seconds of `x-ratelimit-reset`, which some services send as a Unix time."""
-    text = headers.get("x-ratelimit-reset") or ""
-    if now_s is None or not _UNIX_TIME.fullmatch(text):
-        return _limits(headers).reset_s
-    wait_s = float(text) - now_s
-    return max(wait_s, 0.0) if wait_s <= _SECONDS_A_DAY else None
-
-
-def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
-    then_s = parse_http_date(headers.get("retry-after"))
-    sent_s = parse_http_date(headers.get("date"))
-    since_s = now_s if sent_s is None else sent_s
-    if then_s is None or since_s is None or then_s - since_s > _LARGEST_NUMBER:
-        return None
-    return max(0.0, then_s - since_s)
-
-
-def _limits(headers: Mapping[str, str]) -> UpstreamLimits:
-    texts = [headers.get(name) or headers.get(dynamic) for name, dynamic in _LIMIT_NAMES]
-    return UpstreamLimits(*map(_number, texts)) if any(texts) else UpstreamLimits()
-
-
-def _number(text: str | None) -> float | None:
-    """Return a number of a header; `float` alone accepts digits of every script and `1_000`."""
-    if not text or not text.isascii() or "_" in text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value <= _LARGEST_NUMBER else None

@@ -138,8 +138,7 @@ class QueueInstance:
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
     """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: unique consumer name."""
     clock, keys, feed, ttl_s = connection.clock, Keys(config.prefix), Feed(), config.result_ttl_s
-    lives = {"record_life_s": config.record_life_s, "result_ttl_s": ttl_s, "lease_s": config.lease_s}
-    context = VerbContext.create(connection, keys, **lives)
+    context = _context(connection, keys, config)
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
     verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
@@ -181,6 +180,11 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     )
     _connect(parts, config)
     return parts
+
+
+def _context(connection: Connection, keys: Keys, config: QueueConfig) -> VerbContext:
+    lives = {"record_life_s": config.record_life_s, "result_ttl_s": config.result_ttl_s, "lease_s": config.lease_s}
+    return VerbContext.create(connection, keys, **lives)
 
 
 def _lookup(
