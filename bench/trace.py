@@ -28,8 +28,8 @@ from imagegen.redis_client.connection import Connection
 from imagegen.settings import Settings
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.submission import Submission
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.server import ImagegenRunner
-from imagegen.web.services import SERVICES
 
 PACKAGE = Path(imagegen.__file__).parent
 IMAGE_BYTES = 92_000

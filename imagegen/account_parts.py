@@ -10,8 +10,8 @@ from imagegen.ratelimit.limits import RateLimits
 from imagegen.settings import Settings
 from imagegen.supervisor import Supervisor
 from imagegen.web.guard import AccessRules, Guard
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.ops.admin import AdminAuth
-from imagegen.web.services import SERVICES
 
 
 def create_guard(settings: Settings, admin: AdminAuth, rates: RateLimits) -> Guard:

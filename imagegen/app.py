@@ -71,6 +71,7 @@ from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import TaskLinks, task_view
 from imagegen.web.guard import GUARD
+from imagegen.web.handler_services import SERVICES, OpenAIOptions, Readiness, Services
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.forwarded import LinkBase, public_prefix
 from imagegen.web.http.image_sending import ImageSender
@@ -81,7 +82,6 @@ from imagegen.web.ops.channels import CHANNELS
 from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.web.services import SERVICES, OpenAIOptions, Readiness, Services
 from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.attempt_limits import MIN_JOB_WAIT_S, AttemptLimits, ImageCounts

@@ -20,10 +20,10 @@ from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
 from imagegen.web.guard import GUARD
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
-from imagegen.web.services import SERVICES
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """Time for running tries at the end, so that they need not be repeated after the restart."""

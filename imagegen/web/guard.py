@@ -19,9 +19,9 @@ from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
 from imagegen.ratelimit.limits import OWN_LIMITS, LimitedHandler, OwnLimits
 from imagegen.tasks.clients import KEY_ID
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.forwarded import TrustedHops, client_address
 from imagegen.web.openapi.document import Operation
-from imagegen.web.services import SERVICES
 
 MAX_DROPPED_BYTES = 64 * 1024
 """The rest of a refused request's body up to this size is read and dropped; the connection of a larger one ends."""

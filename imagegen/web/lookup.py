@@ -12,7 +12,7 @@ from aiohttp import web
 
 from imagegen.tasks.task import Task
 from imagegen.web.guard import client_of
-from imagegen.web.services import SERVICES
+from imagegen.web.handler_services import SERVICES
 
 
 async def find_task(request: web.Request, task_id: str | None = None) -> Task | None:

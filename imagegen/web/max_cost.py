@@ -13,8 +13,8 @@ from imagegen.queue.preview import over_limit
 from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.validation import Dollars, field_errors
+from imagegen.web.handler_services import Services
 from imagegen.web.price_preview import preview_price
-from imagegen.web.services import Services
 
 MAX_COST_FIELDS = ("maxCostUsd", "max_cost_usd")
 

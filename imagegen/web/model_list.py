@@ -13,7 +13,7 @@ from loguru import logger
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelRow
-from imagegen.web.services import SERVICES, ListModels
+from imagegen.web.handler_services import SERVICES, ListModels
 
 FRESH_S = 300.0
 RETRY_S = 30.0

@@ -7,7 +7,7 @@ from msgspec import Struct
 from imagegen.queue.task_lookup import check_digest
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
-from imagegen.web.services import Services
+from imagegen.web.handler_services import Services
 
 
 class PricePreview(Struct, frozen=True):

@@ -11,6 +11,7 @@ from imagegen.web.api import events
 from imagegen.web.api import operations as api
 from imagegen.web.api.webhook_operations import WEBHOOKS
 from imagegen.web.guard import Guard, client_of
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.lookup import is_cached
 from imagegen.web.mcp import operations as mcp
@@ -22,7 +23,6 @@ from imagegen.web.openapi.document import Json, Operation
 from imagegen.web.ops import board_operations, key_operations
 from imagegen.web.ops import operations as ops
 from imagegen.web.ops.docs import DOCUMENT_BUILDER
-from imagegen.web.services import SERVICES
 from imagegen.web.submitter import SUBMISSIONS, SubmissionCache
 
 ROUTES = (

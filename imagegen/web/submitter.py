@@ -31,10 +31,10 @@ from imagegen.tasks.submission import Submission, TaskIdentity
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import ReceivedBody, parse_object
 from imagegen.web.http.forwarded import bases
 from imagegen.web.max_cost import MAX_COST_FIELDS, find_free_task, parse_max_cost
-from imagegen.web.services import SERVICES, Services
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 

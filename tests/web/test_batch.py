@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support import over_rows
 
-from imagegen.web.services import SERVICES
+from imagegen.web.handler_services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 

@@ -23,8 +23,8 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, WaitReason
 from imagegen.web.api import events
 from imagegen.web.api.events import event_name, new_images
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import event_stream
-from imagegen.web.services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32

@@ -8,7 +8,7 @@ import pytest
 from support import eventually, over_rows
 
 from imagegen.app import QUEUE, STORE
-from imagegen.web.services import SERVICES
+from imagegen.web.handler_services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 FRESH = {"Cache-Control": "no-cache"}

@@ -10,7 +10,7 @@ from support import eventually, over_rows
 
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
-from imagegen.web.services import SERVICES
+from imagegen.web.handler_services import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 

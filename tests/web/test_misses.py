@@ -11,7 +11,7 @@ from web.conftest import Client, wait_until_discovered
 
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.tasks.validation import parse
-from imagegen.web.services import SERVICES
+from imagegen.web.handler_services import SERVICES
 
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 

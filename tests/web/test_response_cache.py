@@ -6,8 +6,8 @@ import pytest
 
 from imagegen.tasks.task import State, Task
 from imagegen.web import response_cache
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.response_cache import ResponseCache, ResponseKey
-from imagegen.web.services import SERVICES
 
 JSON = {"prompt": "told"}
 

@@ -16,11 +16,11 @@ from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.tasks.validation import MAX_FIELD_ERRORS
 from imagegen.web.api.schemas import RefusedEntry
 from imagegen.web.api.tasks import build_submit_response
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.error_responses import error_view
 from imagegen.web.http.responses import json_response, language, request_id_of
 from imagegen.web.max_cost import MAX_COST_FIELDS
-from imagegen.web.services import SERVICES
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit_parsed
 
 MAX_ENTRIES = 50

@@ -22,11 +22,11 @@ from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view
 from imagegen.web.api.tasks import not_found, render_task
 from imagegen.web.guard import still_admits
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.responses import language
 from imagegen.web.lookup import find_task, find_tasks
-from imagegen.web.services import SERVICES, Services
 
 MAX_TASKS = 50
 

@@ -10,10 +10,10 @@ from imagegen.errors import FieldError, ImageExpired, InvalidRequest, TaskNotFou
 from imagegen.images.thumbnails import SIZES, ThumbnailSpec
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.responses import etag_matches
 from imagegen.web.lookup import find_fresh_task, find_task
-from imagegen.web.services import SERVICES, Services
 
 IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
 

@@ -13,9 +13,9 @@ from imagegen.channels_file import Channel
 from imagegen.providers.model_rules import ModelRow, Steps
 from imagegen.providers.prices import Price
 from imagegen.web.api.schemas import CapabilitiesView, ModelView
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.responses import json_response
 from imagegen.web.model_list import ListedModel, listed_models
-from imagegen.web.services import SERVICES, Services
 
 _NO_ROW = ModelRow("")
 _REFUSES_STEPS = Steps(max=0)

@@ -31,12 +31,12 @@ from imagegen.web.api.serializers import (
     task_view,
 )
 from imagegen.web.guard import GUARD, client_of, still_admits
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
 from imagegen.web.response_cache import ResponseKey
-from imagegen.web.services import SERVICES, Services
 from imagegen.web.submitter import SubmitOptions, spend_units, submit, submit_body
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100

@@ -9,9 +9,9 @@ from imagegen.formats import rfc3339
 from imagegen.images.uploads import FILE_FIELD, Upload, Uploads
 from imagegen.web.api.schemas import UploadView
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body_stream import FORM_BYTES, BodyStream, is_form
 from imagegen.web.http.responses import json_response
-from imagegen.web.services import SERVICES
 from imagegen.web.submitter import refuse_while_draining
 
 MAX_PARTS = 2

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from imagegen import __version__
 from imagegen.errors import ApiError
 from imagegen.web.api.images import IMAGE_SENDER
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.json_with_images import json_with_images
 from imagegen.web.http.responses import json_bytes
@@ -30,7 +31,6 @@ from imagegen.web.mcp.tool_definitions import INSTRUCTIONS, listing
 from imagegen.web.mcp.tool_results import MAX_STREAMED_BYTES, ToolResult, refusal, task_result
 from imagegen.web.mcp.tools import Started, start_call
 from imagegen.web.mcp.versions import LEGACY, SUPPORTED, TASKS_EXTENSION, Protocol, negotiate
-from imagegen.web.services import SERVICES
 
 LISTING_TTL_MS = 3_600_000
 """How long a client may keep the list of tools, which changes with the version only."""

@@ -13,10 +13,10 @@ from imagegen.tasks.cost import dollars
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_MODEL_CHARS
 from imagegen.web.api.models import is_image_model, published_model
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.mcp.tool_results import ToolResult, text_result
 from imagegen.web.mcp.views import ListedModelView, ToolModelsView
 from imagegen.web.model_list import ListedModel, listed_models
-from imagegen.web.services import SERVICES, Services
 
 MAX_LISTED_CHARS = 6_000
 """Of all rows, in the text and in the structured result."""

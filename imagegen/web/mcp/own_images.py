@@ -17,8 +17,8 @@ from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.lookup import find_task
-from imagegen.web.services import SERVICES, Services
 
 _SINGLE = ("imageUrl", "image_url", "mask")
 _LISTS = ("referenceImages", "reference_images")

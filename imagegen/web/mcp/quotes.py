@@ -18,11 +18,11 @@ from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import Task
 from imagegen.web.api.models import capabilities_view
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import Services
 from imagegen.web.http.body import ReceivedBody
 from imagegen.web.mcp.tool_results import error_view, failure_view
 from imagegen.web.mcp.views import QuoteView, ToolErrorView
 from imagegen.web.price_preview import PricePreview, preview_price
-from imagegen.web.services import Services
 from imagegen.web.submitter import SubmitOptions, is_final_answer, parse_fields
 
 

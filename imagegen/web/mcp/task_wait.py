@@ -13,12 +13,12 @@ from aiohttp import web
 from imagegen.errors import StoreUnavailable, Unauthorized
 from imagegen.tasks.task import Task
 from imagegen.web.guard import still_admits
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.mcp.messages import RequestId, notification
 from imagegen.web.mcp.versions import accepts_events
-from imagegen.web.services import SERVICES
 
 WAIT_S = 45.0
 """Clients end a call after 60 seconds."""

@@ -18,11 +18,11 @@ from imagegen.tasks.task import State, Task
 from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.tool_results import TaskAnswer, task_result
 from imagegen.web.mcp.versions import Protocol
-from imagegen.web.services import SERVICES
 
 
 async def created_task(request: web.Request, task: Task) -> dict[str, Any]:

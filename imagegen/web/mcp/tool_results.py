@@ -17,12 +17,12 @@ from imagegen.tasks.cost import dollars
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.serializers import TaskLinks
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.json_with_images import image_text
 from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
 from imagegen.web.mcp.tool_definitions import FULL, SUMMARY
 from imagegen.web.mcp.versions import Protocol
 from imagegen.web.mcp.views import NEXT, ToolErrorView, ToolTaskView
-from imagegen.web.services import SERVICES, Services
 from imagegen.web.submitter import is_final_answer
 
 MAX_FULL_BYTES = 32 * 1024 * 1024

@@ -23,6 +23,7 @@ from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import ReceivedBody
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
@@ -32,7 +33,6 @@ from imagegen.web.mcp.quotes import quote, quote_text
 from imagegen.web.mcp.tool_definitions import CANCEL, DETAILS, EDIT, GENERATE, GET, MODELS, QUOTE, SUMMARY
 from imagegen.web.mcp.tool_results import TaskAnswer, ToolResult, refusal, text_result
 from imagegen.web.mcp.views import NEXT
-from imagegen.web.services import SERVICES
 from imagegen.web.submitter import SubmitOptions, parse_fields, submit_parsed
 
 _IMAGES = ("imageUrl", "image_url", "referenceImages", "reference_images")

@@ -10,6 +10,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import TaskLinks, retry_after_s
+from imagegen.web.handler_services import Services
 from imagegen.web.http.json_with_images import image_text, json_with_images
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.openai.error_responses import failed_status, failure_fields
@@ -21,7 +22,6 @@ from imagegen.web.openai.schemas import (
     ImagesResponse,
 )
 from imagegen.web.openai.token_usage import add_details
-from imagegen.web.services import Services
 
 _BASE64_MODELS = ("gpt-image", "chatgpt-image")
 """Parts of the names of models that OpenAI answers with bytes only; its clients expect no links of them."""

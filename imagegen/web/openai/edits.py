@@ -7,11 +7,11 @@ import asyncio
 from aiohttp import web
 
 from imagegen.errors import Unsupported
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.openai.edit_bodies import receive_edit
 from imagegen.web.openai.fields import OpenAIRequest
 from imagegen.web.openai.generations import read_request, respond, respond_async
 from imagegen.web.openai.stream import EDITED
-from imagegen.web.services import SERVICES
 from imagegen.web.submitter import refuse_while_draining
 
 

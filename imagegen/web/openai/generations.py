@@ -16,6 +16,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.tasks import parse_wait_s, wait_until_final
 from imagegen.web.guard import client_of
+from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.lookup import find_task
@@ -27,7 +28,6 @@ from imagegen.web.openai.keepalive import KeepaliveResponse
 from imagegen.web.openai.sdk_retries import mark_of, repeats_by_itself, wait_limit_s
 from imagegen.web.openai.stream import COMPLETED, ImageEventStream
 from imagegen.web.openai.submit_call import ClientCall
-from imagegen.web.services import SERVICES, Services
 from imagegen.web.submitter import SubmitOptions, spend_units
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)

@@ -15,10 +15,10 @@ from aiohttp import web
 from imagegen.errors import ApiError
 from imagegen.tasks.task import Task
 from imagegen.web.api.tasks import wait_until_final
+from imagegen.web.handler_services import Services
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.json_with_images import JsonWithImages
 from imagegen.web.openai.error_responses import error_fields
-from imagegen.web.services import Services
 
 KEEPALIVE_S = 20.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import orjson
 from aiohttp import hdrs, web
 
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.responses import json_response
 from imagegen.web.model_list import ListedModel, listed_models
 from imagegen.web.openai.error_responses import model_not_found
 from imagegen.web.openai.schemas import ModelEntry, ModelList
-from imagegen.web.services import SERVICES
 
 _TOGETHER_AGENTS = ("Together/", "AsyncTogether/")
 

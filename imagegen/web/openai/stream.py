@@ -16,13 +16,13 @@ from imagegen.queue.change_relay import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import State, Task
+from imagegen.web.handler_services import Readiness
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.error_responses import error_fields, failure_fields
 from imagegen.web.openai.token_usage import token_usage
-from imagegen.web.services import Readiness
 
 COMPLETED, EDITED = "image_generation.completed", "image_edit.completed"
 

@@ -19,10 +19,10 @@ from imagegen.tasks.clients import submitter_name
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
+from imagegen.web.handler_services import Services
 from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Ending, Mark, Marking, TrackedCall
 from imagegen.web.openai.error_responses import is_retryable
 from imagegen.web.openai.fields import OpenAIRequest
-from imagegen.web.services import Services
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
 KEYED_VARIANTS = 2**52

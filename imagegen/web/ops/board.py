@@ -22,6 +22,7 @@ from imagegen.metrics import CALL_BOUNDS_S, WAIT_BOUNDS_S
 from imagegen.queue.pause import ClaimingPause, PauseState
 from imagegen.queue.unfinished import UnfinishedTask, UnfinishedTasks
 from imagegen.tasks.cost import day_of, dollars
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.responses import json_response
 from imagegen.web.ops.board_views import (
     BoardInstanceView,
@@ -36,7 +37,6 @@ from imagegen.web.ops.board_views import (
 )
 from imagegen.web.ops.prometheus import OBSERVED, Telemetry
 from imagegen.web.ops.stats import budget_stats, queue_stats, upstream_stats
-from imagegen.web.services import SERVICES
 
 MAX_ROWS = 200
 """Unfinished tasks of one response; the ended ones come on top."""

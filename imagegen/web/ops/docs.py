@@ -11,9 +11,9 @@ import orjson
 from aiohttp import web
 
 from imagegen.errors import RouteNotFound
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.ops.pages import read_pages
 from imagegen.web.ops.static_files import STATIC, StaticFile, make_file, send_file
-from imagegen.web.services import SERVICES
 
 _PAGE = "index.html"
 

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from imagegen.formats import rfc3339
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.responses import json_response
-from imagegen.web.services import SERVICES
 
 
 async def api_health(_request: web.Request) -> web.StreamResponse:

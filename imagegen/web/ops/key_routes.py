@@ -15,9 +15,9 @@ from imagegen.formats import rfc3339
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import Timestamp
 from imagegen.web.guard import GUARD
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
-from imagegen.web.services import SERVICES
 
 KEY_STORE = web.AppKey("key_store", KeyStore)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from imagegen.errors import RouteNotFound
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.ops.static_files import (
     CSP,
     HTML,
@@ -25,7 +26,6 @@ from imagegen.web.ops.static_files import (
     send_file,
     version_of,
 )
-from imagegen.web.services import SERVICES
 
 _FOLDER = STATIC / "studio"
 _STUDIO, _BOARD = "index.html", "board.html"

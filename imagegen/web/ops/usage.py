@@ -13,10 +13,10 @@ from imagegen.accounts.usage_report import COLUMNS, DEFAULT_DAYS, GROUPINGS, MAX
 from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.guard import GUARD, client_of
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.responses import json_response, quality_of
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
-from imagegen.web.services import SERVICES
 
 CSV, JSON = "text/csv", "application/json"
 

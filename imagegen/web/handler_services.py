@@ -67,11 +67,8 @@ class OpenAIOptions:
 class Services:
     """Services of the handlers.
 
-    max_attempts: shown in views.
-
-    models: published rows of models. channels: which serve them.
-    list_models: requests those that the provider offers. fallbacks: models that
-    are called if another is not available.
+    max_attempts: shown in views. models: published rows of models. channels: which serve them.
+    list_models: requests those that the provider offers. fallbacks: models that are called if another is not available.
     reuse_images, count_reusable: of tasks that differ only in `n`.
     private_webhooks: webhooks may be anywhere, and plain http. signing: of those without a secret of their own.
     own: where we listen. shares_tasks: equal requests of all API keys are one task.
