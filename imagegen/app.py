@@ -43,7 +43,6 @@ from imagegen.images.cached import CachedStore
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.reuse import ImageReuse
-from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
@@ -247,8 +246,8 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     supervisor.run("image-disk-watch", disk.watch())
     if isinstance(store, CachedStore):
         supervisor.run("image-store-watch", store.watch())
-    if isinstance(shared, S3BlobStore):
-        supervisor.run("bucket-sweeper", shared.sweep())
+    for name, loop in (shared.loops if shared else {}).items():
+        supervisor.run(name, loop())
     app[STORE] = store
     app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
     app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)

@@ -12,7 +12,7 @@ from loguru import logger
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
-from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
+from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
@@ -83,9 +83,7 @@ def create_cross_origin_policy(settings: Settings) -> CrossOriginPolicy:
     )
 
 
-def create_blob_store(
-    settings: Settings, queue: QueueInstance, needed: NeededUploads
-) -> RedisBlobStore | S3BlobStore | None:
+def create_blob_store(settings: Settings, queue: QueueInstance, needed: NeededUploads) -> BlobStore | None:
     """Return the store that all instances share, None if each one keeps its own images."""
     clock, max_bytes = queue.connection.clock, settings.image_store_max_bytes
     if settings.image_store == "redis":

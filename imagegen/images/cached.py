@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -69,6 +69,11 @@ class BlobStore(Protocol):
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    @property
+    def loops(self) -> Mapping[str, Callable[[], Coroutine[None, None, None]]]:
+        """Loops that the caller runs in the background, by name; none of them returns."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

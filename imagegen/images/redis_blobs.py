@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,11 @@ class RedisBlobStore:
         self._reserve = load_script(__package__, "reserve")
         self._put_back = load_script(__package__, "put_back")
         self._copy_parts = load_script(__package__, "copy_parts")
+
+    @property
+    def loops(self) -> Mapping[str, Callable[[], Coroutine[None, None, None]]]:
+        """None: the keys expire by themselves."""
+        return {}
 
     async def start(self) -> None:
         """Do nothing: the store needs no preparation."""

@@ -13,7 +13,7 @@ import base64
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class Bucket:
 
 
 class S3BlobStore:
-    """IMAGE_STORE=s3: one request an image to put, to get and to check. `sweep` is a loop that the caller runs.
+    """IMAGE_STORE=s3: one request an image to put, to get and to check.
 
     life_s: how long an image is kept at most; max_bytes: of all, the newest one always stays.
     find_needed: returns the uploads that stay though they are the oldest.
@@ -126,6 +126,10 @@ class S3BlobStore:
             raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
         except self._failures as error:
             raise StoreUnavailable from error
+
+    @property
+    def loops(self) -> Mapping[str, Callable[[], Coroutine[None, None, None]]]:
+        return {"bucket-sweeper": self.sweep}
 
     async def close(self) -> None:
         await self._stack.aclose()

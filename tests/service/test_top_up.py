@@ -92,6 +92,14 @@ def test_two_then_four_then_two_images_are_paid_as_two_two_and_none(
     assert paid(upstream, name) == [2, 2, 1]
 
 
+@pytest.mark.parametrize("store", ["s3"])
+def test_a_bucket_is_swept_while_the_service_runs(
+    start_service, upstream: EmulatorProcess, store_settings: dict[str, str]
+) -> None:
+    metrics = start_service(upstream.url, **store_settings).get_as_admin("/metrics").body.decode()
+    assert 'imagegen_loops{loop="bucket-sweeper"} 1.0' in metrics
+
+
 def _path(url: str) -> str:
     return url[url.index("/api/") :]
 
