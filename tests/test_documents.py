@@ -11,7 +11,7 @@ import yaml
 
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
-from imagegen.settings import setting_names
+from imagegen.settings import PROVIDERS, setting_names
 from imagegen.web.ops.prometheus import ProviderLimits, Telemetry, _MetricsCollector
 from imagegen.web.routes import build_document
 
@@ -81,6 +81,17 @@ def test_both_readmes_have_the_same_figures_in_the_same_order() -> None:
     english = figures("README.md", "## Measured")
     assert len(english) > 20
     assert figures("README.zh-CN.md", "## 实测") == english
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_each_provider_has_its_row_in_a_readme(name: str) -> None:
+    rows = re.findall(r"^\| `([a-z0-9]+)` \| ", read(name).partition("| `PROVIDER` |")[2], re.MULTILINE)
+    assert set(rows) >= set(PROVIDERS)
+
+
+@pytest.mark.parametrize("name", [".env.example", "channels.example.toml", "docs/operations.md"])
+def test_each_provider_is_named_in_the_examples(name: str) -> None:
+    assert [provider for provider in PROVIDERS if not re.search(rf"\b{provider}\b", read(name))] == []
 
 
 def test_the_operations_page_lists_the_redis_keys() -> None:

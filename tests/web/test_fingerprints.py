@@ -28,6 +28,7 @@ from imagegen.providers.gemini import shapes_of
 from imagegen.providers.model_table import load_table
 from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
+from imagegen.settings import PROVIDERS as SETTING_PROVIDERS
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.submission import TaskIdentity
 from imagegen.tasks.validation import parse
@@ -159,6 +160,10 @@ PROVIDERS: dict[str, tuple[Build, Reduce]] = {
     "bfl": (lambda call: bfl_requests.fields_of(call) | {"model": call.request.model}, bfl_requests.sent_request),
     "dashscope": (dashscope_requests.fields_of, dashscope_requests.sent_request),
 }
+
+
+def test_each_provider_is_in_the_table() -> None:
+    assert set(SETTING_PROVIDERS) <= set(PROVIDERS)
 
 
 def on_api(body: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationRequest:
