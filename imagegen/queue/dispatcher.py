@@ -142,7 +142,6 @@ class ClaimDispatcher:
             except NewerRecord:
                 self.skipped_entry_ids.add(entry_id)
             except UnreadableRecord as error:
-                logger.error("Entry {} can't be read and goes to the dead-letter list: {}", entry_id, error)
                 unreadable.append((entry_id, str(error)))
             else:
                 self.held[entry_id] = self.claimed[claim.task.id] = claim

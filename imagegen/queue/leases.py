@@ -46,6 +46,7 @@ class Leases:
         """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
         for entry_id, what in unreadable:
+            self._verbs.unreadable.report_entry(entry_id, what)
             await self._connection.retry_until_available(
                 self._verbs.with_key_repair, self._verbs.dead_letter, entry_id, what
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from loguru import logger
 
 from imagegen.metrics import Meter
@@ -9,15 +12,20 @@ from imagegen.metrics import Meter
 MAX_REPORTED = 1_000
 """Values remembered, so that each is logged and counted once."""
 
+MAX_LINES, COUNTED_S = 5, 60.0
+"""Lines of a kind of values in so many seconds; then one line counts the others, and another five follow."""
+
 _SHOWN = 80
 
 
 class Unreadable:
-    """Counter of values that can't be read; each is logged once."""
+    """Counter of values that can't be read; each is logged once, and many of a kind in a few lines."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._reported: dict[tuple[str, str], None] = {}
+        self._lines: dict[str, int] = {}
+        """Values by kind since its first line of the present period."""
 
     def report(self, kind: str, name: str, value: object) -> None:
         """Log and count a value of a kind of key. Later reports of the same name do nothing."""
@@ -27,4 +35,21 @@ class Unreadable:
         if len(self._reported) > MAX_REPORTED:
             del self._reported[next(iter(self._reported))]
         self._meter.dead_letters += 1
-        logger.error("A {} in Redis can't be read and is skipped: {} ({!r})", kind, name, str(value)[:_SHOWN])
+        text = "A {} in Redis can't be read and is skipped: {} ({!r})"
+        self._log(kind, text, kind, name, str(value)[:_SHOWN])
+
+    def report_entry(self, entry_id: str, error: str) -> None:
+        """Log an entry of the stream; the verb that moves it counts it."""
+        self._log("entry", "Entry {} can't be read and goes to the dead-letter list: {}", entry_id, error)
+
+    def _log(self, kind: str, text: str, *args: Any) -> None:
+        count = self._lines[kind] = self._lines.get(kind, 0) + 1
+        if count <= MAX_LINES:
+            logger.error(text, *args)
+        if count == 1:
+            asyncio.get_running_loop().call_later(COUNTED_S, self._end_period, kind)
+
+    def _end_period(self, kind: str) -> None:
+        more = self._lines.pop(kind) - MAX_LINES
+        if more > 0:
+            logger.error("{} more values in Redis of the kind {} can't be read since the line above", more, kind)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 
 import pytest
+from loguru import logger
 from support import eventually, submission
 
+from imagegen.queue import unreadable
 from imagegen.queue.claim import StartResult
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
@@ -119,6 +122,32 @@ async def test_foreign_entries_and_names_are_skipped(make_instance) -> None:
     instance.parts.outbox.check_now()
     await runs_tasks(instance, "after")
     assert instance.connection.meter.dead_letters >= len(GARBAGE)
+
+
+async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unreadable, "COUNTED_S", 3.0)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="ERROR")
+    try:
+        instance = make_instance()
+        await runs_tasks(instance, "before")
+        commands = instance.connection.commands.pipeline()
+        for _ in range(800):
+            commands.xadd(instance.keys.stream, {"of": "another program"})
+        await commands.execute()
+        await runs_tasks(instance, "behind the flood")
+        await eventually(lambda: instance.connection.meter.dead_letters == 800, within_s=20)
+        await eventually(lambda: sum(map(_values_in, lines)) == 800, within_s=20)
+        assert len(lines) <= 40
+    finally:
+        logger.remove(sink)
+
+
+def _values_in(line: str) -> int:
+    match = re.match(r"(\d+) more values", line)
+    return int(match[1]) if match else 1
 
 
 async def test_foreign_messages_are_skipped(make_instance) -> None:
