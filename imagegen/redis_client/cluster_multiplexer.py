@@ -8,6 +8,7 @@ from typing import Any
 
 import hiredis
 from redis.exceptions import AskError, MovedError, TryAgainError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.multiplexer import CommandBatch, InFlight, Multiplexer, WireEvents
 from imagegen.redis_client.topology import Address, Servers
@@ -15,7 +16,8 @@ from imagegen.redis_client.topology import Address, Servers
 MAX_REDIRECTS = 40
 """Redirects of one command by a cluster; a slot replies TRYAGAIN until all its keys have moved."""
 
-TRY_AGAIN_S = 0.05
+MAX_QUICK_REDIRECTS, TRY_AGAIN_S = 5, 0.05
+"""Redirects to another owner that are followed at once; seconds before later ones, and after TRYAGAIN."""
 
 
 class ClusterMultiplexer(Multiplexer):
@@ -57,14 +59,17 @@ class ClusterMultiplexer(Multiplexer):
             batch = CommandBatch([command], exchange.batch.script, exchange.batch.no_resend)
             packed = hiredis.pack_command(command)  # type: ignore[arg-type]
             done = partial(place, index)
-            resent = InFlight(packed, batch, done, exchange.deadline, redirects=exchange.redirects + 1)
+            resent = InFlight(packed, batch, done, exchange.deadline, redirects=exchange.redirects + 1, refusal=reply)
             self._send_elsewhere(resent, reply)
 
     def _send_elsewhere(self, exchange: InFlight, reply: Exception) -> None:
         if isinstance(reply, MovedError):
             self._servers.moved(reply.host, reply.port)
             self.leave()
-            self._enqueue(exchange)
+            if exchange.redirects > MAX_QUICK_REDIRECTS:  # two nodes name each other for a moment
+                asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
+            else:
+                self._enqueue(exchange)
         elif isinstance(reply, AskError):
             self._send_after_asking((reply.host or self._servers.address[0], reply.port), exchange)
         else:
@@ -77,6 +82,9 @@ class ClusterMultiplexer(Multiplexer):
             node = self._nodes[address] = Multiplexer(self._servers, address=address, sends=self._sends)
 
         def done(result: list[Any] | Exception) -> None:
+            if isinstance(result, RedisTimeoutError):
+                self._fail((exchange,))
+                return
             exchange.replies = [result if isinstance(result, Exception) else result[1]]
             self._answered(exchange)
 

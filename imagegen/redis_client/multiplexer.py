@@ -66,7 +66,7 @@ class CommandBatch(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class InFlight:
-    """Batch in flight. deadline: event-loop time; sends, redirects: how often it was sent, and redirected."""
+    """Batch in flight. deadline: event-loop time; sends, redirects: how often; refusal: of the last redirect."""
 
     packed: bytes
     batch: CommandBatch
@@ -74,6 +74,7 @@ class InFlight:
     deadline: float
     sends: int = 0
     redirects: int = 0
+    refusal: Exception | None = None
     replies: list[Any] = field(default_factory=list)
 
 
@@ -115,8 +116,7 @@ class Multiplexer:
     ) -> None:
         self._servers = servers
         self._address = address
-        self._sends = sends
-        self._events = events or WireEvents()
+        self._sends, self._events = sends, events or WireEvents()
         self._flushes: list[Callable[[], None]] = []
         self._scheduled = False
         self._unsent: deque[InFlight] = deque()
@@ -150,7 +150,7 @@ class Multiplexer:
     def _enqueue(self, exchange: InFlight) -> None:
         loop, deadline = asyncio.get_running_loop(), exchange.deadline
         if deadline <= loop.time():
-            loop.call_soon(self._fail, (exchange,), RedisTimeoutError("No answer in time"))
+            loop.call_soon(self._fail, (exchange,))
             return
         self._unsent.append(exchange)
         self._schedule()
@@ -312,11 +312,12 @@ class Multiplexer:
         self._timer = None
         if left := [exchange.deadline for exchange in (*self._sent, *self._unsent)]:
             self._look_at(min(left))
-        self._fail(late, RedisTimeoutError("No answer in time"))
+        self._fail(late)
 
-    def _fail(self, exchanges: Sequence[InFlight] | deque[InFlight], error: Exception) -> None:
-        if exchanges:
-            client_error = self._events.on_failure(error)
+    def _fail(self, exchanges: Sequence[InFlight] | deque[InFlight], error: Exception | None = None) -> None:
+        if exchanges:  # without an error they are late
+            error = error or next((exchange.refusal for exchange in exchanges if exchange.refusal), None)
+            client_error = self._events.on_failure(error or RedisTimeoutError("No answer in time"))
             for exchange in exchanges:
                 exchange.done(client_error)
 

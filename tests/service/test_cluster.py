@@ -45,26 +45,30 @@ def submit_all(services: list[Service], prompts: list[str]) -> tuple[list[str], 
         return list(pool.map(submit, range(len(prompts)))), statuses
 
 
-@pytest.mark.parametrize("tasks", [250, pytest.param(1000, marks=pytest.mark.faults)])
-def test_a_slot_migration_loses_no_task_and_pays_nothing_twice(
+@pytest.mark.parametrize("tasks", [120, pytest.param(1000, marks=pytest.mark.faults)])
+def test_slot_migrations_under_load_lose_no_task_and_pay_nothing_twice(
     start_service: StartService, upstream: EmulatorProcess, nodes: Cluster, tasks: int
 ) -> None:
-    others = nodes.others
     services = [
         start_service(upstream.url, REDIS_URL=url_of(node), WORKER_CONCURRENCY="20", LEASE_SECONDS="3")
-        for node in (others[0], nodes.owner)
+        for node in (nodes.others[0], nodes.owner)
     ]
     prompts = [f"moved {tasks} {nodes.nodes[0]!r} {number}" for number in range(tasks)]
     calls_before = len(upstream.ledger()["calls"])
-    moved: list[int] = []
+    accepted, moved = threading.Event(), [0]
 
     def migrate() -> None:
-        moved.extend(nodes.migrate(target, pause_s=0.002) for target in others)
+        while not accepted.wait(0.2):
+            moved.append(nodes.migrate(nodes.others[len(moved) % 2], pause_s=0.002))
+            eventually(nodes.agree)
 
     mover = threading.Thread(target=migrate)
     mover.start()
-    ids, _ = submit_all(services, prompts)
-    mover.join()
+    try:
+        ids, _ = submit_all(services, prompts)
+    finally:
+        accepted.set()
+        mover.join()
     assert sum(moved) > 0
     finished = [services[number % 2].finished(task_id)["status"] for number, task_id in enumerate(ids)]
     assert Counter(finished) == {"completed": tasks}
@@ -82,6 +86,23 @@ def test_a_waiter_on_another_instance_wakes_after_a_slot_move(
     assert two.get(f"/api/images/{task_id}?wait=10").json["status"] == "completed"
     one.end()
     two.end()
+
+
+def test_a_slow_slot_migration_is_an_outage_with_one_line(
+    start_service: StartService, upstream: EmulatorProcess, nodes: Cluster
+) -> None:
+    service = start_service(upstream.url, REDIS_URL=url_of(nodes.others[0]), WORKER_CONCURRENCY="20")
+    others = [f"{{imagegen}}:of another program {number}" for number in range(400)]
+    nodes.owner.mset(dict.fromkeys(others, "x"))
+    mover = threading.Thread(target=nodes.migrate, args=(nodes.others[0],), kwargs={"pause_s": 0.1})
+    mover.start()
+    ids, statuses = submit_all([service], [f"during a slow move {nodes.owner!r} {number}" for number in range(40)])
+    mover.join()
+    assert statuses[503] > 0
+    assert {service.finished(task_id)["status"] for task_id in ids} == {"completed"}
+    assert service.log.count("Redis can't be used") == 1
+    nodes.owner.delete(*others)
+    service.end()
 
 
 def test_a_cluster_that_is_down_is_an_outage_with_one_line(

@@ -103,6 +103,10 @@ class Cluster:
     def others(self) -> list[Redis]:
         return [node for node in self.nodes if not self._owned(node)]
 
+    def agree(self) -> bool:
+        """Return whether one node alone holds the keys by its own account."""
+        return sum(map(self._owned, self.nodes)) == 1
+
     def _owned(self, node: Redis) -> bool:
         own = next(line for line in str(node.execute_command("CLUSTER", "NODES")).splitlines() if "myself" in line)
         return any(_holds(part) for part in own.split()[8:] if not part.startswith("["))
