@@ -196,7 +196,7 @@ class RouteNotFound(ApiError):
 
 
 class TaskNotFound(ApiError):
-    """An image route of a task that is unknown or gone. (The task route has the seed's own 404 body.)"""
+    """The task of a route is unknown or expired. GET of the task itself has another body: `not_found_view`."""
 
     status, code = 404, "not_found"
     zh, en = "任务不存在或已过期", "The task does not exist or has expired"

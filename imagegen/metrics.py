@@ -22,7 +22,7 @@ COMMAND_PURPOSES = (
 INFO, PING and the loading of scripts don't."""
 
 SUBMITS = ("MISS", "COALESCED", "HIT", "REFRESH", "FULL", "OVER_BUDGET")
-"""What a submit met: the values of `X-Cache`, a full queue, and a budget without room."""
+"""What a submit met: the values of `X-Cache`, a full queue, and a budget that is used up."""
 
 WRITTEN_BACK = ("waiting", "running", "finished")
 """Tasks that are written back after Redis has lost them."""

@@ -38,7 +38,7 @@ class OwnAddresses:
             urls: other bases by which clients reach this service now.
 
         Raises:
-            AddressRefused: it is.
+            AddressBlocked: it is.
         """
         name = plain_host(host)
         for url in (*self._public_urls, *urls):
@@ -59,7 +59,7 @@ class OwnAddresses:
         """Refuse an address that one of our sockets listens on.
 
         Raises:
-            AddressRefused: one does.
+            AddressBlocked: one does.
         """
         if port not in self._ports:
             return

@@ -16,7 +16,7 @@ from .image_files import ShortLinks
 
 
 class ListeningEmulator(ABC):
-    """`start()` listens; `stop()` ends all connections; `start()` again takes the same port. The ledger stays."""
+    """Emulator on a port. `stop()` ends all connections; a further `start()` takes the same port. The ledger stays."""
 
     _links: ShortLinks
     _script: FaultSchedule

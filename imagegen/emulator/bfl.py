@@ -54,7 +54,7 @@ _LIMITED: Final = "Rate limit exceeded: at most 24 active tasks"
 
 
 class BflEmulator(JobEmulator):
-    """Each model that begins with `flux-` is served."""
+    """Emulator of Black Forest Labs: each model that begins with `flux-` is served."""
 
     name = "bfl"
     refusals: ClassVar[Mapping[str, Response]] = {

@@ -73,7 +73,7 @@ class CallLedger:
         self.paid_total += call.paid
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
-        self._tell()
+        self._notify()
 
     def closed(self, call: EmulatedCall, *, client_there: bool) -> None:
         """Record that a call was answered, or that its client left. Only the first report of a call counts."""
@@ -81,7 +81,7 @@ class CallLedger:
             return
         call.answered_at, call.client_there = time(), client_there
         self.in_flight = max(0, self.in_flight - 1)
-        self._tell()
+        self._notify()
 
     def clear(self) -> None:
         self.calls.clear()
@@ -107,7 +107,7 @@ class CallLedger:
             }
         )
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.done():

@@ -49,7 +49,7 @@ def refusal(status: int, code: str, message: str) -> Response:
 
 
 class DashScopeEmulator(JobEmulator):
-    """Models that begin with wan, qwen-image, z-image or flux are served."""
+    """Emulator of DashScope: models that begin with wan, qwen-image, z-image or flux are served."""
 
     name = "dashscope"
     refusals: ClassVar[Mapping[str, Response]] = {

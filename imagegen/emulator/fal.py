@@ -56,7 +56,7 @@ _NGINX: Final = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body
 
 
 class FalEmulator(JobEmulator):
-    """Each model is served; a model's id has an owner, an app, and perhaps a path."""
+    """Emulator of fal: each model is served; a model's id has an owner, an app, and perhaps a path."""
 
     name = "fal"
     refusals: ClassVar[Mapping[str, Response]] = {

@@ -68,7 +68,7 @@ def _retry_in(seconds: float) -> dict[str, object]:
 
 
 class GeminiEmulator(JobEmulator):
-    """Every model is served. The key is Google's header or a bearer token."""
+    """Emulator of Gemini: every model is served. The key is Google's header or a bearer token."""
 
     name = "gemini"
     refusals: ClassVar[Mapping[str, Response]] = {

@@ -61,7 +61,7 @@ class Generation:
         made = self.entries() if entries is None else entries
         if gpt_image.is_for_openai(self.image_request) and all("b64_json" in entry for entry in made):
             return gpt_image.answer(self.image_request, made)
-        return together_responses.pictures(self.request_id, self.image_request.model, made)
+        return together_responses.image_response(self.request_id, self.image_request.model, made)
 
     def accept(self, fault: Fault) -> Response:
         """Return the acceptance of a job. Raises UnknownFault."""

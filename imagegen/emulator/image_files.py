@@ -40,7 +40,7 @@ class Link:
 
 
 class ShortLinks:
-    """The last 100,000 links. A link works for `ttl_s` seconds; times are monotonic seconds."""
+    """Cache of the last 100,000 links. A link works for `ttl_s` seconds; times are monotonic seconds."""
 
     def __init__(self, rng: random.Random, ttl_s: float) -> None:
         self._rng = rng

@@ -36,7 +36,7 @@ class ImageRequest:
 
 
 def parse(raw: bytes) -> ImageRequest:
-    """Raises BadBody."""
+    """Parse the body of a call. Raises BadBody."""
     body = _read_object(raw)
     return request_of(body, files_in(body))
 
@@ -63,7 +63,7 @@ def _read_object(raw: bytes) -> dict[str, object]:
 
 
 def request_of(body: Mapping[str, object], inputs: Sequence[InputFile], *, as_base64: bool = False) -> ImageRequest:
-    """Raises BadBody."""
+    """Return the request of the fields of a body. Raises BadBody."""
     seed = body.get("seed")
     across, _, down = str(body.get("size", "")).partition("x")
     width, height = (int(across), int(down)) if across.isdigit() and down.isdigit() else (1024, 1024)

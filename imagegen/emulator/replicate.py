@@ -49,7 +49,7 @@ def problem(status: int, title: str, detail: str) -> Response:
 
 
 class ReplicateEmulator(JobEmulator):
-    """Each model and version is served, official models by `models/OWNER/NAME/predictions`."""
+    """Emulator of Replicate: each model and version is served, official models by `models/OWNER/NAME/predictions`."""
 
     name = "replicate"
     refusals: ClassVar[Mapping[str, Response]] = {

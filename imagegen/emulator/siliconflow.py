@@ -29,7 +29,7 @@ def fault(status: int, code: int, message: str) -> Response:
 
 
 class SiliconFlowEmulator(JobEmulator):
-    """A few models are served; others do not exist."""
+    """Emulator of SiliconFlow: a few models are served; others do not exist."""
 
     name = "siliconflow"
     refusals: ClassVar[Mapping[str, Response]] = {

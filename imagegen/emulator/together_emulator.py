@@ -68,7 +68,7 @@ class Options:
 
 
 class Emulator(ListeningEmulator):
-    """Together's image endpoint, OpenAI's, or a relay's."""
+    """Emulator of Together's image endpoint, of OpenAI's, or of a relay's."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options = options or Options()
@@ -241,7 +241,7 @@ def _key(request: web.BaseRequest) -> str:
 
 
 async def _read(request: web.BaseRequest, path: str) -> ImageRequest:
-    """Raises BadBody, BadForm."""
+    """Return the request of a call. Raises BadBody, BadForm."""
     if path in _EDIT_PATHS and request.content_type == "multipart/form-data":
         fields, files = await read_form(request)
         return request_of(fields, files, as_base64=fields.get("response_format") != "url")

@@ -211,7 +211,7 @@ def refused_field(shape: str, name: str, request_id: str, message: str = "") -> 
     return Response(400, orjson.dumps({"error": fields}))
 
 
-def pictures(request_id: str, model: str, entries: Sequence[Entry]) -> Response:
+def image_response(request_id: str, model: str, entries: Sequence[Entry]) -> Response:
     """Return the 200: links as the captures show them (indented, no `type`), base64 as the docs' sample (compact)."""
     if any("b64_json" in entry for entry in entries):
         body = {"id": request_id, "data": entries, "model": model, "object": "list"}

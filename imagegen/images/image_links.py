@@ -77,7 +77,7 @@ def expires_at(link: str, received_at: float) -> float:
     """Return the Unix time until which a link that came at `received_at` may live.
 
     The query of a signed link has it: `X-Amz-Date` and `X-Amz-Expires` (seconds; also Google's and Alibaba's names),
-    `Expires` (Unix time: S3 version 2, CloudFront), `se` (Azure). Other links are taken to live LINK_LIFE_S.
+    `Expires` (Unix time: S3 version 2, CloudFront), `se` (Azure). Other links are taken to live LINK_TTL_S.
     """
     try:
         query = {name.lower(): value for name, value in URL(link).query.items()}

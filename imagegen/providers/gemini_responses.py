@@ -45,7 +45,7 @@ _MAX_COUNT = 2**53
 
 
 @dataclass(slots=True)
-class _Found:
+class _Candidates:
     """What the candidates of a response hold."""
 
     images: list[GivenImage] = field(default_factory=list)
@@ -59,7 +59,7 @@ def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | No
     cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
     if cut is None or cut.fields.get("error"):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
-    parts = _found(cut)
+    parts = _read_candidates(cut)
     usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(parts.texts and not parts.images))
     if parts.images:
         return Reply(tuple(parts.images), details=ReplyDetails(usage=usage) if usage else None)
@@ -120,8 +120,8 @@ def parse_model_list(listing: object) -> tuple[Mapping[str, object], ...]:
     return tuple({"id": name, "type": "image"} for name in ids if "image" in name or "banana" in name)
 
 
-def _found(cut: CutObject) -> _Found:
-    parts = _Found()
+def _read_candidates(cut: CutObject) -> _Candidates:
+    parts = _Candidates()
     candidates = cut.fields.get("candidates")
     for candidate in candidates[:_MAX_PARTS] if isinstance(candidates, list) else ():
         if not isinstance(candidate, dict):
@@ -153,7 +153,7 @@ def _parts(candidate: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
             yield part
 
 
-def _without_image(fields: Mapping[str, object], parts: _Found, usage: Usage | None, secret: str) -> UpstreamError:
+def _without_image(fields: Mapping[str, object], parts: _Candidates, usage: Usage | None, secret: str) -> UpstreamError:
     """Return the error of a response without an image."""
     feedback = fields.get("promptFeedback")
     feedback = feedback if isinstance(feedback, dict) else {}

@@ -61,7 +61,7 @@ class JobPoller:
 
     async def _poll(self, handle: JobHandle, observer: CallObserver, delay_s: float | None = None) -> Reply:
         addresses = _Addresses(self, poll_addresses(self.base, self.submit, handle.id, handle.poll_url))
-        return await poll_until_end(handle, observer, addresses.ask, delay_s)
+        return await poll_until_end(handle, observer, addresses.poll, delay_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class _Addresses:
     def __init__(self, poller: JobPoller, addresses: tuple[URL, ...]) -> None:
         self._poller, self._addresses = poller, addresses
 
-    async def ask(self) -> JobState:
+    async def poll(self) -> JobState:
         """Return the state of the job, `forgotten` if an address does not find it and none has it.
 
         The first address is the most likely one. Raises UpstreamError for a passing fault of it, which ends the round,
@@ -103,7 +103,7 @@ class _Addresses:
         unknown = is_first = False
         for number, address in enumerate(self._addresses):
             try:
-                state = await self._ask(address)
+                state = await self._poll_at(address)
             except UpstreamError as error:
                 if error.status is None or (number == 0 and (error.retryable or error.code in REFUSALS)):
                     raise
@@ -117,7 +117,7 @@ class _Addresses:
             raise fault
         return JobState("forgotten")
 
-    async def _ask(self, address: URL) -> JobState:
+    async def _poll_at(self, address: URL) -> JobState:
         answer = await self._poller.get(address, POLL_TIMEOUT_S)
         if answer.status in _REDIRECTS and (target := same_host(address, answer.headers.get("Location", ""))):
             answer = await self._poller.get(target, POLL_TIMEOUT_S)

@@ -69,18 +69,18 @@ class JobState:
     retry_after_s: float | None = None
 
 
-Ask = Callable[[], Awaitable[JobState]]
+Poll = Callable[[], Awaitable[JobState]]
 """Polls a job once. Raises UpstreamError for a failed poll: the job's state is unclear then."""
 
 
 async def poll_until_end(
-    handle: JobHandle, observer: CallObserver, ask: Ask, first_delay_s: float | None = None
+    handle: JobHandle, observer: CallObserver, poll: Poll, first_delay_s: float | None = None
 ) -> Reply:
     """Return the result of a job. Raises UpstreamError once it can have no image any more.
 
     first_delay_s: before the first poll; None: it is polled at once.
     """
-    polls = _Polls(handle, ask, observer)
+    polls = _Polls(handle, poll, observer)
     if first_delay_s is not None:
         await asyncio.sleep(first_delay_s)
     while True:
@@ -102,8 +102,8 @@ def first_delay_s(retry_after_s: float | None) -> float:
 class _Polls:
     """Polls of one job. delay_s: until the next poll."""
 
-    def __init__(self, handle: JobHandle, ask: Ask, observer: CallObserver) -> None:
-        self._handle, self._ask, self._observer = handle, ask, observer
+    def __init__(self, handle: JobHandle, poll: Poll, observer: CallObserver) -> None:
+        self._handle, self._poll, self._observer = handle, poll, observer
         self._unknown, self._unknown_since, self._failures = 0, 0.0, handle.failed_polls
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
@@ -111,7 +111,7 @@ class _Polls:
     async def state(self) -> JobState:
         """Return the state of the job, `running` while it is unclear. Raises UpstreamError if the job is given up."""
         try:
-            state = await self._ask()
+            state = await self._poll()
         except UpstreamError as error:
             return self._failed(error)
         if self._failures.count:

@@ -30,7 +30,7 @@ _REFUSALS = {
 class MeteredProvider:
     """Provider that counts how each call of another one ended and how long it took, and warns once of a refused key.
 
-    plain: the other. on_refused: called with the error code and the setting of the key, when the log gets the warning.
+    plain: the provider itself. on_refused: called with the error code and the setting of the key, with the warning.
     key_name: of the key for the operator; None for the setting of the provider.
     """
 

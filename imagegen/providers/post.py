@@ -85,7 +85,7 @@ class PaidPost:
         self._connect_timeout = connect_timeout(timeout_s)
 
     async def send(self, body: Body, on_sent: Callable[[], None]) -> RawResponse:
-        """`on_sent` is called when the request was handed to the system.
+        """Send the request and return its response. on_sent: called when the system has taken the whole request.
 
         Raises NotSent, PartlySent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the
         answer is not HTTP, HttpProcessingError. Raises UpstreamError for a body over the limit, and for an input image

@@ -98,7 +98,7 @@ class CallObserver(Protocol):
     """Observer of the events of a call."""
 
     def sent(self) -> None:
-        """The request is on the wire (its headers and body were written)."""
+        """Record that the request is on the wire: its headers and body were written."""
 
     async def accepted(self, handle: JobHandle) -> None:
         """Keep the handle of a provider job that the upstream has accepted. It returns once the handle is durable.
@@ -142,7 +142,7 @@ class Provider(Protocol):
         ...
 
     async def generate(self, call: Call, observer: CallObserver) -> Reply:
-        """Makes one call. Raises UpstreamError; a cancellation drops the connection at once.
+        """Make one call. Raises UpstreamError; a cancellation drops the connection at once.
 
         After `observer.accepted` it polls the job until it ends, as `resume` does.
         """
@@ -156,7 +156,7 @@ class Provider(Protocol):
         ...
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        """Return the handle of the job that a call began whose response was lost; None if it can't be identified.
+        """Return the handle of the job that a call with a lost response began; None if it can't be identified.
 
         Only one exact match in a complete list of jobs counts. sent_at: Unix time before the call was sent.
         Raises UpstreamError if the list can't be read now.
@@ -175,7 +175,7 @@ class Provider(Protocol):
         ...
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        """The models it offers, each with at least `id`; empty if it has no list."""
+        """Return the models that it offers, each with at least `id`; none if it has no list."""
         ...
 
     async def check_key(self) -> str | None:

@@ -147,7 +147,7 @@ def error_from_response(
 
 
 def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
-    """The image models of a model list, in either of its shapes: a bare array, or `{"data": […]}`."""
+    """Return the image models of a list of models, in either of its shapes: a bare array, or `{"data": […]}`."""
     entries = listing.get("data") if isinstance(listing, dict) else listing
     return tuple(
         entry

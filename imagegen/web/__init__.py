@@ -1,1 +1,1 @@
-"""HTTP only: routes by subject, the edge around them, and what clients see."""
+"""HTTP only: routes by subject, the layer around them, and what clients see."""

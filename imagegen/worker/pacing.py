@@ -20,7 +20,7 @@ _MANY_MODELS = 200
 
 
 class Pacing(PermitLine):
-    """One for each channel. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
+    """Pacing of one channel. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
 
     route: of all calls that it permits.
     """

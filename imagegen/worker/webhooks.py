@@ -79,7 +79,7 @@ class ReceiverResponse:
 async def webhook_session(
     *, private: bool, resolver: AbstractResolver | None = None, proxy: str | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session for webhooks: no cookies, public addresses only unless `private`, and no proxy but `proxy`."""
+    """Yield a session for webhooks: no cookies, public addresses only unless `private`, and no proxy but `proxy`."""
     proxies = Proxies(proxy, proxy)
     if private:
         connector: aiohttp.TCPConnector = ProxyConnector(
@@ -116,7 +116,7 @@ class WebhookSender:
     clock: Callable[[], float] = time.time
 
     async def send(self, task: Task, delivery: Delivery) -> ReceiverResponse:
-        """One try; never raises for what a receiver does."""
+        """Make one try; never raise for what a receiver does."""
         log, webhook = logger.bind(taskId=task.id), delivery.webhook
         try:
             secret = webhook.secret or self.signing.for_url(parse_url(webhook.url, None))
@@ -153,7 +153,10 @@ class WebhookSender:
         return ReceiverResponse(None)
 
     def _headers(self, message: str, body: bytes, secret: str | None) -> dict[str, str]:
-        """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#webhook-headers"""
+        """Return the headers of a message, signed if there is a secret.
+
+        https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#webhook-headers
+        """
         now = int(self.clock())
         headers = {
             "User-Agent": f"imagegen/{__version__}",
@@ -205,7 +208,7 @@ class WebhookDispatcher:
                 receiving.cancel()
 
     async def drain(self, deadline_s: float) -> None:
-        """Waits for the tries that are under way; what comes after is for the next start."""
+        """Wait for the tries that are under way; later ones are made after the next start."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=deadline_s)
 
@@ -268,12 +271,12 @@ def _host_of(delivery: Delivery) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Without the address, which may carry a secret."""
+    """Return why a receiver was not called, without the address, which may hold a secret."""
     return str(blocked_cause(error) or (error if type(error) is ValueError else type(error).__name__))
 
 
 def _retry_after_s(value: str | None, now: float) -> float | None:
-    """Seconds, or a date: https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after"""
+    """Return the seconds of a header, which may be a date: https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after"""
     seconds = parse_digits(value or "")
     if seconds is not None:
         return float(seconds)

@@ -139,10 +139,10 @@ class Connections:
             address: of the client.
             connecting: connections that were admitted and are not registered yet.
         """
-        return len(self._open) + connecting < self.cap or self.make_room(address)
+        return len(self._open) + connecting < self.cap or self.close_least_needed(address)
 
-    def make_room(self, address: str | None = None) -> bool:
-        """Close the connection that is missed least; return False if all of them are needed.
+    def close_least_needed(self, address: str | None = None) -> bool:
+        """Close the connection that is needed least; return False if all of them are needed.
 
         That is a connection without any request, of the client with most of them, else the oldest idle one, else the
         oldest with an unfinished request, both of the client with most connections, else the oldest of a client that

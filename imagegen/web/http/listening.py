@@ -195,7 +195,7 @@ class _Acceptor:
         self._unwatch()
         self._resume = self._loop.call_later(PAUSE_S, self._watch)
         if error.errno in EXHAUSTED and len(self._connections):
-            self._connections.make_room()
+            self._connections.close_least_needed()
 
 
 def _refuse(accepted: socket.socket) -> None:

@@ -199,7 +199,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002
     ) -> web.StreamResponse:
-        """Answer what the parser refused, or an error that got past the edge; nothing of the client's is repeated."""
+        """Answer what the parser refused, or an error that the pipeline let pass; repeat nothing of the client's."""
         if request.writer.output_size > 0:
             raise ConnectionError("The answer is already on its way")
         request_id = fresh_request_id()
