@@ -329,6 +329,7 @@ class UpstreamError(ImagegenError):
     refused: fields that the upstream refused by name, as it spells them; see `refused_fields`.
     max_count: how many images a call may request, if the model refused their number.
     status: the upstream's HTTP status, None if there was no response.
+    lasting: another call would most likely return the same useless response, as opposed to damage on the way.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     """
 
@@ -347,6 +348,7 @@ class UpstreamError(ImagegenError):
         refused: tuple[str, ...] = (),
         max_count: int | None = None,
         status: int | None = None,
+        lasting: bool = False,
         upstream_detail: str | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
@@ -362,18 +364,15 @@ class UpstreamError(ImagegenError):
         self.refused = refused
         self.max_count = max_count
         self.status = status
+        self.lasting = lasting
         self.upstream_detail = detail if upstream_detail is None else upstream_detail
 
 
 class ImageRejected(UpstreamError):
-    """A paid image that can't be used: its link is dead, or its bytes are no supported image.
-
-    lasting: another call would most likely return the same, as opposed to damage on the way.
-    """
+    """A paid image that can't be used: its link is dead, or its bytes are no supported image."""
 
     def __init__(self, detail: str, *, lasting: bool) -> None:
-        super().__init__("upstream_bad_response", detail)
-        self.lasting = lasting
+        super().__init__("upstream_bad_response", detail, lasting=lasting)
 
 
 class DownloadFailed(ImagegenError):

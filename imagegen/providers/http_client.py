@@ -24,8 +24,9 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.input_bodies import FORM_TYPE, JSON_TYPE, Body, form_body, json_body
 from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.large_body import load_json
-from imagegen.providers.post import NotSent, PaidPost, PartlySent, RawResponse, connect_timeout, read_limited
+from imagegen.providers.post import NotSent, PaidPost, PartlySent, RawResponse, connect_timeout
 from imagegen.providers.protocol import CallObserver, InputImage, Reply, forgotten_job
+from imagegen.providers.response_body import read_body
 from imagegen.providers.response_parser import error_from_response, parse_reply
 from imagegen.tasks.provider_job import JobHandle
 
@@ -201,10 +202,15 @@ class ProviderClient:
             async with (
                 asyncio.timeout(timeout_s),
                 self._session.request(
-                    method, url, headers=everything, allow_redirects=False, timeout=limits
+                    method,
+                    url,
+                    headers=everything,
+                    allow_redirects=False,
+                    auto_decompress=False,
+                    timeout=limits,
                 ) as response,
             ):
-                body = await read_limited(response.status, response.headers, response.content)
+                body = await read_body(response.status, response.headers, response.content)
                 return RawResponse(response.status, response.headers, body)
         except _NEVER_SENT as error:
             raise _not_reached(error) from error

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from functools import cached_property
 
 import aiohttp
@@ -22,33 +21,18 @@ from aiohttp.http import RawResponseMessage, StreamWriter
 from msgspec import Struct
 from yarl import URL
 
-from imagegen.body_receiver import BodyReceiver
-from imagegen.byte_budget import ByteBudget
-from imagegen.errors import UpstreamError
 from imagegen.providers.input_bodies import Body, StreamedBody
-from imagegen.providers.large_body import LARGE_BYTES, LargeBody
-
-MAX_BODY_BYTES = 48 * 2**20
-"""Four PNG images of 2048 x 2048 as base64 fit; larger bodies, also after decompression, are not read."""
+from imagegen.providers.response_body import ResponseBody
 
 _CONNECT_S = 10.0
 MAX_RESPONSE_HEAD_BYTES = 2**16
 """Of each header's value: policies and cookies of gateways have passed the usual 8 KiB, and the image is paid for."""
 
-_CHUNK_BYTES = 2**16
 _READ_BYTES = 2**18
-_RESERVED_BYTES = 2**20
-"""Of memory for the rest of a body of unknown length; more is reserved as it comes."""
-
-_WAIT_FOR_MEMORY_S = 10.0
-"""How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
 
 _LAST_WORD_S = 1.0
 """How long a response may still come after its connection took no more of the request."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
-
-_bodies = ByteBudget()
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -88,17 +72,21 @@ class PaidPost:
         """Send the request and return its response. on_sent: called when the system has taken the whole request.
 
         Raises NotSent, PartlySent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the
-        answer is not HTTP, HttpProcessingError. Raises UpstreamError for a body over the limit, and for an input image
-        that can't be read.
+        answer is not HTTP, HttpProcessingError. Raises UpstreamError for a body that is over the limit or can't be
+        decompressed, and for an input image that can't be read.
         """
         sending = _Sending(body, on_sent)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._send(sending)
-        except TimeoutError as error:
-            if sending.begun and not sending.done:
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError) and sending.begun and not sending.done:
                 raise PartlySent from error
-            raise
+            if (answer := await sending.whole_part()) is None:
+                raise
+            return answer
+        finally:
+            sending.release_body()
 
     async def _send(self, sending: _Sending) -> RawResponse:
         connection = await self._connect()
@@ -132,14 +120,12 @@ class PaidPost:
         protocol.set_response_params(
             read_until_eof=True,
             read_bufsize=_READ_BYTES,
+            auto_decompress=False,
             max_line_size=MAX_RESPONSE_HEAD_BYTES,
             max_field_size=MAX_RESPONSE_HEAD_BYTES,
         )
         message, content = await sending.exchange(protocol, transport, self._head)
-        answered = await read_limited(message.code, message.headers, content, protocol if sending.done else None)
-        if answered[:2] == _GZIP_MAGIC:  # compressed as a transfer coding, or without a word
-            answered = await asyncio.to_thread(_unzipped, message.code, answered)
-        return RawResponse(message.code, message.headers, answered)
+        return await sending.read(message, content, protocol)
 
     @cached_property
     def _request(self) -> aiohttp.ClientRequest:
@@ -164,6 +150,7 @@ class _Sending:
         self._body = body
         self._on_sent = on_sent
         self.begun = self.done = False
+        self._response: tuple[RawResponseMessage, ResponseBody] | None = None
 
     async def exchange(
         self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes
@@ -193,6 +180,31 @@ class _Sending:
                 task.cancel()
             await asyncio.gather(writing, reading, return_exceptions=True)
 
+    async def read(
+        self, message: RawResponseMessage, content: aiohttp.StreamReader, protocol: ResponseHandler
+    ) -> RawResponse:
+        """Read the body of the response. Raises UpstreamError; as the connection."""
+        body = ResponseBody(message.code, message.headers, content, protocol if self.done else None)
+        self._response = message, body
+        response = RawResponse(message.code, message.headers, await body.read())
+        self._response = None
+        return response
+
+    async def whole_part(self) -> RawResponse | None:
+        """Return the response if all that matters of it came before it broke off. Raises UpstreamError."""
+        if self._response is None:
+            return None
+        message, body = self._response
+        if (part := await body.whole_part()) is None:
+            return None
+        self._response = None
+        return RawResponse(message.code, message.headers, part)
+
+    def release_body(self) -> None:
+        """Free the memory of a body that could not be read: the traceback of an error would hold it."""
+        if self._response is not None:
+            self._response[1].release()
+
     async def _write(self, protocol: ResponseHandler, body: StreamedBody) -> None:
         writer = StreamWriter(protocol, asyncio.get_running_loop())
         async with aclosing(body.pieces()) as pieces:
@@ -216,80 +228,3 @@ def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
     """Return the limits of connecting, for a request that must end in `timeout_s`."""
     connect_s = min(_CONNECT_S, timeout_s / 2)
     return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
-
-
-async def read_limited(
-    status: int,
-    headers: Mapping[str, str],
-    content: aiohttp.StreamReader,
-    protocol: ResponseHandler | None = None,
-) -> bytes | bytearray:
-    """Read the whole body. Raises UpstreamError if it is over the limit.
-
-    protocol: of the connection, if nothing is to be written to it any more: a large body is received past it.
-    """
-    length = int(headers.get("Content-Length", 0))
-    if length > MAX_BODY_BYTES:
-        raise _too_large(status)
-    if length == 0 or "Content-Encoding" in headers:
-        return await _of_unknown_length(status, content)
-    if content.is_eof():
-        return content.read_nowait()
-    return await content.read() if length <= LARGE_BYTES else await _large(content, length, protocol)
-
-
-async def _of_unknown_length(status: int, content: aiohttp.StreamReader) -> bytes | bytearray:
-    """Read a body in chunks, or compressed. Raises UpstreamError if it is over the limit."""
-    body = LargeBody()
-    with _released_after_failure(body):
-        async for chunk in content.iter_chunked(_CHUNK_BYTES):
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise _too_large(status)
-            if len(body) > max(LARGE_BYTES, body.reserved_bytes):
-                await body.reserve(_bodies, len(body) + _RESERVED_BYTES, _WAIT_FOR_MEMORY_S)
-                await asyncio.sleep(0)  # all of a compressed body may be there already
-    return body if len(body) > LARGE_BYTES else bytes(body)
-
-
-def _unzipped(status: int, body: bytes | bytearray) -> bytes | bytearray:
-    """Return the body decompressed, or unchanged if that fails. Raises UpstreamError if it is over the limit."""
-    try:
-        unzipped = zlib.decompressobj(wbits=31).decompress(body, MAX_BODY_BYTES + 1)
-    except zlib.error:
-        return body
-    if len(unzipped) > MAX_BODY_BYTES:
-        raise _too_large(status)
-    return unzipped
-
-
-def _too_large(status: int) -> UpstreamError:
-    return UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)
-
-
-async def _large(content: aiohttp.StreamReader, length: int, protocol: ResponseHandler | None) -> LargeBody:
-    """Read a large body into one block: joining its pieces would take the memory twice."""
-    await _bodies.take(length, _WAIT_FOR_MEMORY_S)
-    body = LargeBody(length)
-    body.budget, body.reserved_bytes = _bodies, length
-    with _released_after_failure(body):
-        if protocol is not None:
-            await BodyReceiver(protocol, content, length).fill(memoryview(body))
-            return body
-        at = 0
-        async for piece in content.iter_any():
-            body[at : at + len(piece)] = piece
-            at += len(piece)
-    return body
-
-
-@contextmanager
-def _released_after_failure(body: LargeBody) -> Iterator[None]:
-    """Free the memory of a body that could not be read."""
-    try:
-        yield
-    except BaseException:
-        with suppress(BufferError):  # it is still referred to
-            body.clear()
-        body.release()
-        raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import pybase64
 from imagegen.errors import UpstreamError
 from imagegen.formats import plain_base64
 from imagegen.providers.details_parser import parse_details
-from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
+from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, load_with_duplicates, parse_large
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
@@ -105,14 +105,18 @@ def parse_reply(
     """
     if len(body) > LARGE_BYTES and 200 <= status < 300:
         large = parse_large(body)
-        images = tuple([image for item in large.items if (image := parse_image(item)) is not None]) if large else ()
+        images = _images(large.items) if large else ()
         if large and images:
             return Reply(images, read_limits(headers), details=parse_details(large.fields))
     fields = load_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
+    images = _images(items or ())
+    if not images and fields is not None and 200 <= status < 300:
+        fields = load_with_duplicates(body) or fields
+        items = _items(fields)
+        images = _images(items or ())
     if fields is None or items is None or (not items and _names_error(fields)):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
-    images = tuple([image for item in items if (image := parse_image(item)) is not None])
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
     return Reply(images, read_limits(headers), details=parse_details(fields))
@@ -154,6 +158,10 @@ def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry.get("type") in ("image", None)
     )
+
+
+def _images(items: Iterable[object]) -> tuple[GivenImage, ...]:
+    return tuple([image for item in items if (image := parse_image(item)) is not None])
 
 
 def _items(fields: dict[str, object]) -> list[object] | None:

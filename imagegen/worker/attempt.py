@@ -210,7 +210,7 @@ class Attempt:
             self._change(job=None)
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
-                self._answered_in_vain(share, again=again)
+                self._answered_in_vain(share, again=again or error.lasting)
             elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
@@ -230,7 +230,7 @@ class Attempt:
                 last = await self._make_call(share) or last
                 barren += 1
                 if not self._claim.checkpoint.has_new_images and barren >= MAX_BARREN_CALLS:
-                    if isinstance(last, ImageRejected) and last.lasting:
+                    if last and last.lasting:
                         raise last
                     break
         settled = self._places.union(self._claim.checkpoint.given_up)
@@ -264,7 +264,7 @@ class Attempt:
         try:
             reply = await self._call(share)
         except UpstreamError as error:
-            self._answered_in_vain(share, again=again)
+            self._answered_in_vain(share, again=again or error.lasting)
             return error
         await self._received(self._form.as_sent(share), reply, again=again)
         return self._fault

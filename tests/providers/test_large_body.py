@@ -15,7 +15,7 @@ from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
-from imagegen.providers import large_body, post
+from imagegen.providers import large_body, response_body
 from imagegen.providers.large_body import LargeBody, parse_large
 from imagegen.providers.post import PaidPost
 from imagegen.providers.response_parser import parse_reply
@@ -112,7 +112,7 @@ async def test_a_large_body_is_counted_until_its_last_image_is_freed(
         return response
 
     budget = ByteBudget()
-    monkeypatch.setattr(post, "_bodies", budget)
+    monkeypatch.setattr(response_body, "_bodies", budget)
     app = web.Application()
     app.router.add_post("/", answer)
     async with TestServer(app, host="127.0.0.1") as server, aiohttp.ClientSession() as session:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import zlib
 
 import aiohttp
 import pytest
@@ -11,7 +12,7 @@ from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
-from imagegen.providers import post as post_module
+from imagegen.providers import response_body
 from imagegen.providers.post import NotSent, PaidPost
 
 ZIPPED = gzip.compress(b"pictur")
@@ -222,7 +223,7 @@ async def test_a_large_body_that_breaks_off_takes_no_memory(
         writer.close()
 
     budget = ByteBudget()
-    monkeypatch.setattr(post_module, "_bodies", budget)
+    monkeypatch.setattr(response_body, "_bodies", budget)
     with pytest.raises(aiohttp.ClientPayloadError) as caught:
         await send(session, await raw_server(serve), watcher)
     assert budget.held == 0, caught
@@ -240,7 +241,73 @@ async def test_a_body_over_the_limit_is_an_upstream_error(
         await reader.read()
 
     budget = ByteBudget()
-    monkeypatch.setattr(post_module, "_bodies", budget)
+    monkeypatch.setattr(response_body, "_bodies", budget)
     with pytest.raises(UpstreamError, match="more than 48 MiB") as caught:
         await send(session, await raw_server(serve), watcher)
     assert budget.held == 0, caught
+
+
+ANSWER = b'{"data":[{"url":"https://h/1.png"}]}'
+BR = bytes.fromhex("0b1180")
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"429 Too Many Requests"])
+@pytest.mark.parametrize(
+    ("head", "framed"),
+    [
+        (b"Content-Length: 900", ANSWER),
+        (b"Content-Length: 900000", ANSWER),
+        (b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n" % (len(ANSWER), ANSWER)),
+        (b"Transfer-Encoding: chunked", b"%x\r\n%b" % (len(ANSWER) + 9, ANSWER)),
+        (b"Content-Encoding: gzip\r\nContent-Length: 900", gzip.compress(ANSWER)),
+    ],
+)
+@pytest.mark.parametrize("stays_open", [False, True])
+async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
+    session, raw_server, read_request, watcher, status, head, framed, stays_open
+):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (status, head, framed))
+        if stays_open:
+            await reader.read()
+
+    answer = await send(session, await raw_server(serve), watcher, timeout_s=0.3 if stays_open else 5.0)
+    assert (answer.status, answer.body) == (int(status[:3]), ANSWER)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "br", "zstd", "identity", "aws-chunked"])
+async def test_a_wrong_content_coding_costs_no_response(session, raw_server, read_request, watcher, coding):
+    response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
+    serving, _ = connections(raw_server, read_request, response % (coding.encode(), len(ANSWER), ANSWER))
+    assert (await send(session, await serving, watcher)).body == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(ANSWER)),
+        ("GZIP", gzip.compress(ANSWER)),
+        ("gzip", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:])),
+        ("gzip", gzip.compress(ANSWER) + b"surplus"),
+        ("gzip, gzip", gzip.compress(gzip.compress(ANSWER))),
+        ("identity", gzip.compress(ANSWER)),
+        ("deflate", zlib.compress(ANSWER)),
+        ("deflate", zlib.compress(ANSWER, wbits=-15)),
+    ],
+)
+async def test_a_compressed_response_is_read(session, raw_server, read_request, watcher, coding, body):
+    response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
+    serving, _ = connections(raw_server, read_request, response % (coding.encode(), len(body), body))
+    assert (await send(session, await serving, watcher)).body == ANSWER
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br"])
+async def test_a_response_in_a_coding_that_was_not_accepted_is_a_lasting_failure(
+    session, raw_server, read_request, watcher, coding
+):
+    response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: 3\r\n\r\n%b"
+    serving, _ = connections(raw_server, read_request, response % (coding.encode(), BR))
+    with pytest.raises(UpstreamError, match=f"compressed by {coding[-4:].strip(' ,')}") as caught:
+        await send(session, await serving, watcher)
+    assert caught.value.lasting

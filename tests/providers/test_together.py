@@ -12,7 +12,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
-from imagegen.providers import post
+from imagegen.providers import response_body
 from imagegen.providers.http_client import USER_AGENT
 from imagegen.providers.protocol import Provider
 from imagegen.providers.together import TogetherProvider
@@ -234,9 +234,7 @@ async def test_a_trickle_ends_at_the_total_deadline(session, raw_server, make_ca
     assert (error.code, error.ambiguous) == ("upstream_timeout", True)
 
 
-@pytest.mark.parametrize(
-    "start", [b"", b"HTTP/1.1 20", answer(BODY[:20], length=len(BODY)), answer(b"not gzip", "Content-Encoding: gzip")]
-)
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 20", answer(BODY[:20], length=len(BODY))])
 @pytest.mark.parametrize("reset", [True, False])
 async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, watcher, read_request, start, reset):
     async def cut(reader, writer):
@@ -304,7 +302,7 @@ async def test_a_redirect_is_not_followed_and_gets_no_key(session, aiohttp_serve
 async def test_a_body_over_the_limit_is_not_read(
     session, raw_server, make_call, watcher, read_request, monkeypatch, declared, zipped
 ):
-    monkeypatch.setattr(post, "MAX_BODY_BYTES", 2**20)
+    monkeypatch.setattr(response_body, "MAX_BODY_BYTES", 2**20)
     zeros = b" " * 2**24
     body = gzip.compress(zeros) if zipped else zeros
     left = asyncio.Event()

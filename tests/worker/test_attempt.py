@@ -316,6 +316,17 @@ async def test_a_bad_response_is_requested_once_more(make_harness: MakeHarness) 
     assert len(harness.provider.calls) == 2
 
 
+async def test_a_response_that_no_call_can_read_is_not_requested_again(make_harness: MakeHarness) -> None:
+    detail = "HTTP 200, compressed by br"
+    harness = make_harness(
+        default=UpstreamError("upstream_bad_response", detail, status=200, lasting=True), per_call=1, pool=False
+    )
+    outcome = await harness.attempts.run(await harness.claim())
+    assert (outcome.error.detail, outcome.error.retryable, len(harness.provider.calls)) == (detail, False, 1)
+    await harness.attempts.run(await harness.claim("several", n=4))
+    assert len(harness.provider.calls) == 1 + 2
+
+
 async def test_an_invalid_image_is_requested_again_and_affects_no_other(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False)
     harness.image_saver.faults = [ImageRejected("cut off", lasting=False), None]
