@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 
 import aiohttp
@@ -53,7 +53,9 @@ _HEADERS = {
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {408, 425, 429}
 _BODY_STATUSES = {200, 203, 206}
-"""The check of an image decides whether a part is the whole."""
+"""The check of an image decides whether a part is the whole. A body of another 2xx may be an image too."""
+
+_WITHOUT_BODY = {204, 205}
 
 _GRACE_S = {202: NEW_LINK_S, 404: NEW_LINK_S, 410: 0.0}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -168,10 +170,14 @@ class ImageFetcher:
     async def _request(self, url: URL, age_s: float) -> VerifiedImage | URL:
         async def read(response: LinkResponse) -> VerifiedImage | URL:
             status, host = response.status, url.raw_host
-            if status in _BODY_STATUSES:
-                return await self._read(response)
-            if status in _REDIRECTS:
-                return _absolute(response.headers.get("Location", ""), url)
+            if 200 <= status < 300 and status not in _WITHOUT_BODY:
+                try:
+                    return await self._read(response)
+                except NotAnImage:
+                    if status in _BODY_STATUSES:
+                        raise
+            if status in _REDIRECTS and (location := response.headers.get("Location", "").strip()):
+                return _absolute(location, url)
             if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, SETTLING_S):
                 asked_s = _seconds(response.headers.get("Retry-After", ""))
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
@@ -180,12 +186,23 @@ class ImageFetcher:
         return await self._client.get(url, read)
 
     async def _read(self, response: LinkResponse) -> VerifiedImage:
+        """Return the image of a response, also if only the end of the response is missing."""
+        broken: list[Exception] = []
+        try:
+            return await self._read_image(response, broken)
+        except NotAnImage as error:
+            if broken:
+                raise broken[0] from error
+            raise
+
+    async def _read_image(self, response: LinkResponse, broken: list[Exception]) -> VerifiedImage:
+        """Read as far as the body comes. broken: gets the error that ends it too early."""
         length, encoding = response.content_length, response.headers.get("Content-Encoding", "")
         self._check_size(length or 0)
-        if length is not None:
-            if length > SMALL_BYTES:
-                return await self._receive(response.receiver(length), encoding)
-            data = await response.content.read()
+        if length is not None and length > SMALL_BYTES:
+            return await self._receive(response.receiver(length), encoding, broken)
+        if length is not None and response.content.is_eof():
+            data = response.content.read_nowait()
             plain = _plain_of(data[:2], encoding, self._check_size)
             return sniff(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
         pieces: list[bytes] = []
@@ -193,7 +210,7 @@ class ImageFetcher:
         plain, flush_bytes = None, _FLUSH_BYTES
         sink = self._spool.sink()
         try:
-            async for piece in response.content.iter_any():
+            async for piece in _until_broken(response.content, broken):
                 if not total and (plain := _plain_of(piece[:2], encoding, self._check_size)):
                     flush_bytes = _FLUSH_COMPRESSED_BYTES
                 pieces.append(piece)
@@ -210,22 +227,22 @@ class ImageFetcher:
             if not sink.closed:
                 await in_file_thread(sink.discard)
 
-    async def _receive(self, receiver: BodyReceiver, encoding: str) -> VerifiedImage:
+    async def _receive(self, receiver: BodyReceiver, encoding: str, broken: list[Exception]) -> VerifiedImage:
         """Read a large body of known length."""
         buffer = memoryview(bytearray(min(receiver.left, _FLUSH_BYTES)))
         sink = self._spool.sink()
         try:
-            piece = buffer[: await receiver.fill(buffer)]
+            piece = await _filled(receiver, buffer, broken)
             plain = _plain_of(bytes(piece[:2]), encoding, self._check_size)
-            while receiver.left or plain:
+            while (receiver.left and not broken) or plain:
                 if plain is None:
                     await in_check_thread(sink.write, [piece])
                 else:
                     for at in range(0, len(piece), _FLUSH_COMPRESSED_BYTES):
                         await in_check_thread(sink.write, plain([piece[at : at + _FLUSH_COMPRESSED_BYTES]]))
-                    if not receiver.left:
+                    if not receiver.left or broken:
                         return await in_check_thread(sink.finish)
-                piece = buffer[: await receiver.fill(buffer)]
+                piece = await _filled(receiver, buffer, broken)
             return await in_check_thread(sink.finish, [piece])
         finally:
             if not sink.closed:
@@ -263,6 +280,25 @@ class ImageFetcher:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise _rejected(f"{self._subject} is over {self._max_bytes} bytes")
+
+
+async def _until_broken(content: aiohttp.StreamReader, broken: list[Exception]) -> AsyncIterator[bytes]:
+    """Yield a body as it comes; append the error that ends it too early to `broken`."""
+    try:
+        async for piece in content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, OSError) as error:
+        broken.append(error)
+
+
+async def _filled(receiver: BodyReceiver, buffer: memoryview, broken: list[Exception]) -> memoryview:
+    """Return what came for the buffer; append the error that ended the body too early to `broken`."""
+    left = receiver.left
+    try:
+        await receiver.fill(buffer)
+    except (aiohttp.ClientError, OSError) as error:
+        broken.append(error)
+    return buffer[: left - receiver.left]
 
 
 def _may_pass(error: NotAnImage) -> bool:

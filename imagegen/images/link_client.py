@@ -19,6 +19,7 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver
+from imagegen.head_filter import MAX_HEADERS, HeadFilter
 
 T = TypeVar("T")
 
@@ -117,12 +118,12 @@ class LinkClient:
             read_bufsize=_READ_BYTES,
             max_line_size=_MAX_HEAD_BYTES,
             max_field_size=_MAX_HEAD_BYTES,
+            max_headers=MAX_HEADERS,
         )
+        HeadFilter(protocol, transport)
         transport.write(_head(request, url))
         protocol.start_timeout()
         message, content = await protocol.read()
-        while 100 <= message.code < 200 and message.code != 101:
-            message, content = await protocol.read()
         return LinkResponse(message.code, message.headers, content, protocol, self._stall_s)
 
     def _request(self, url: URL) -> aiohttp.ClientRequest:

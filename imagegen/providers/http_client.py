@@ -255,7 +255,7 @@ def _no_login() -> UpstreamError:
 
 
 def _not_http() -> UpstreamError:
-    return UpstreamError("upstream_bad_response", "The provider's answer is not HTTP")
+    return UpstreamError("upstream_bad_response", "The provider's answer is not HTTP", lasting=True)
 
 
 def _lost_response(error: aiohttp.ClientError | OSError, timeout_s: float) -> UpstreamError:

@@ -106,29 +106,6 @@ def load_object(body: bytes | bytearray) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def load_with_duplicates(body: bytes | bytearray) -> dict[str, object] | None:
-    """Parse an object in which names come twice: lists are joined, and a value with content stays.
-
-    Other parsers keep the last value alone. Return None for anything but an object.
-    """
-    try:
-        value = json.loads(bytes(body), object_pairs_hook=_joined)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _joined(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields: dict[str, object] = {}
-    for name, value in pairs:
-        before = fields.get(name)
-        if isinstance(before, list) and isinstance(value, list):
-            fields[name] = before + value
-        elif value or name not in fields:
-            fields[name] = value
-    return fields
-
-
 class _ImageEntry(Struct, gc=False):
     b64_json: Raw = _ABSENT
     base64: Raw = _ABSENT

@@ -21,6 +21,7 @@ from aiohttp.http import RawResponseMessage, StreamWriter
 from msgspec import Struct
 from yarl import URL
 
+from imagegen.head_filter import MAX_HEADERS, HeadFilter
 from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.response_body import ResponseBody
 
@@ -123,7 +124,9 @@ class PaidPost:
             auto_decompress=False,
             max_line_size=MAX_RESPONSE_HEAD_BYTES,
             max_field_size=MAX_RESPONSE_HEAD_BYTES,
+            max_headers=MAX_HEADERS,
         )
+        HeadFilter(protocol, transport)
         message, content = await sending.exchange(protocol, transport, self._head)
         return await sending.read(message, content, protocol)
 
@@ -161,10 +164,10 @@ class _Sending:
         if isinstance(body, bytes):
             transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
             self._finish()
-            return await _final_response(protocol)
+            return await protocol.read()
         transport.write(b"%b%d\r\n\r\n" % (head, len(body)))
         writing = asyncio.create_task(self._write(protocol, body))
-        reading = asyncio.create_task(_final_response(protocol))
+        reading = asyncio.create_task(protocol.read())
         try:
             await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
             if writing.done() and not reading.done() and isinstance(writing.exception(), OSError):
@@ -215,13 +218,6 @@ class _Sending:
     def _finish(self) -> None:
         self.done = True
         self._on_sent()
-
-
-async def _final_response(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-    message, content = await protocol.read()
-    while 100 <= message.code < 200 and message.code != 101:
-        message, content = await protocol.read()
-    return message, content
 
 
 def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:

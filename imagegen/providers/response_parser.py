@@ -19,7 +19,8 @@ import pybase64
 from imagegen.errors import UpstreamError
 from imagegen.formats import plain_base64
 from imagegen.providers.details_parser import parse_details
-from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, load_with_duplicates, parse_large
+from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
+from imagegen.providers.odd_replies import find_images
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
@@ -111,15 +112,14 @@ def parse_reply(
     fields = load_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     images = _images(items or ())
-    if not images and fields is not None and 200 <= status < 300:
-        fields = load_with_duplicates(body) or fields
-        items = _items(fields)
-        images = _images(items or ())
-    if fields is None or items is None or (not items and _names_error(fields)):
+    if not images and 200 <= status < 300 and not (fields and _names_error(fields)):
+        images = _images(find_images(body))
+        items = list(images) or items
+    if items is None or (not items and fields and _names_error(fields)):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
-    return Reply(images, read_limits(headers), details=parse_details(fields))
+    return Reply(images, read_limits(headers), details=parse_details(fields or {}))
 
 
 def error_from_response(
@@ -191,7 +191,7 @@ def _fault_of_item(items: list[object]) -> dict[str, object] | None:
 
 def parse_image(item: object) -> GivenImage | None:
     """Return the image of an entry: a text, or an object with a link or base64; None if it holds none."""
-    if isinstance(item, ImageBase64):
+    if isinstance(item, ImageBase64 | ImageBytes):
         return item
     if isinstance(item, str):
         return _linked(item) or _decoded(item)

@@ -146,6 +146,19 @@ def sends(head: bytes, body: bytes) -> Handler:
     return answer
 
 
+def sends_raw(*pieces: bytes) -> Handler:
+    """Return a handler that sends raw bytes, and closes the connection."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        for piece in pieces:
+            request.transport.write(piece)
+        request.transport.close()
+        return web.Response()
+
+    return answer
+
+
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n" % len(data) + data + b"\r\n"
 
@@ -295,7 +308,6 @@ async def test_a_redirect_of_another_host_is_not_relative_to_the_upstream(
         "data:image/png;base64,AAAA",
         "ftp://example.org/x",
         "http://[::1",
-        "",
     ],
 )
 async def test_a_redirect_or_link_to_a_private_address_is_rejected(
@@ -307,6 +319,13 @@ async def test_a_redirect_or_link_to_a_private_address_is_rejected(
     await refusal(fetcher, ImageLink(target))
     assert [request.path for request in upstream.requests] == ["/go"]
     assert stranger.requests == []
+
+
+@pytest.mark.parametrize("handler", [redirects(""), answers(302), answers(307, headers={"Location": "  "})])
+async def test_a_redirect_to_nowhere_may_pass(fetcher: ImageFetcher, upstream: Upstream, handler: Handler) -> None:
+    upstream.paths["/x"] = handler
+    await failure(fetcher, upstream.link("/x"))
+    await refusal(fetcher, upstream.link("/x"), age_s=120.0)
 
 
 class Everywhere(AbstractResolver):
@@ -400,6 +419,20 @@ async def test_a_dead_link_is_not_retried(fetcher: ImageFetcher, upstream: Upstr
         lambda data: answers(body=data, headers={"X-Policy": "a" * 60_000}),
         lambda data: sends(b"Transfer-Encoding: gzip, chunked", chunk(gzip.compress(data)) + b"0\r\n\r\n"),
         lambda data: sends(b"Transfer-Encoding: chunked", chunk(data[:9]) + chunk(data[9:]) + b"0\r\n\r\n"),
+        lambda data: sends(b"Transfer-Encoding: chunked", chunk(data)),
+        lambda data: sends(b"Content-Length: 2000000\r\nTransfer-Encoding: chunked", chunk(data) + b"0\r\n\r\n"),
+        lambda data: sends(b"Content-Length: %d" % (len(data) + 9), data),
+        lambda data: sends(b"Content-Length: %d\r\nContent-Length: %d" % (len(data), len(data)), data),
+        lambda data: sends(b"Content-Length: %d, 7" % len(data), data),
+        lambda data: sends(b"Content-Length: -1", data),
+        lambda data: sends(b"Content-Length: %d" % len(data), data + b"surplus"),
+        lambda data: sends(b"Content-Length: %d\r\nConnection: close" % len(data), data + b"surplus"),
+        lambda data: sends(b"B\xc3\xa4d : a\r\nX: a\0b\r\nno colon\r\nContent-Length: %d" % len(data), data),
+        lambda data: sends(b"\r\n".join(b"X-%d: x" % n for n in range(1_000)), data),
+        lambda data: sends(b"X: %b\r\nContent-Length: %d" % (b"x" * 100_000, len(data)), data),
+        lambda data: answers(201, body=data),
+        lambda data: answers(202, body=data),
+        lambda data: answers(226, body=data),
     ],
     ids=[
         "whole range",
@@ -412,6 +445,20 @@ async def test_a_dead_link_is_not_retried(fetcher: ImageFetcher, upstream: Upstr
         "large head",
         "transferred as gzip",
         "chunked",
+        "chunked without an end",
+        "chunked with a length",
+        "too long a length",
+        "two equal lengths",
+        "two lengths",
+        "negative length",
+        "surplus",
+        "surplus before a close",
+        "broken headers",
+        "many headers",
+        "too large a header",
+        "created",
+        "accepted",
+        "delta",
     ],
 )
 async def test_a_whole_image_is_read_with_any_framing(
@@ -421,6 +468,19 @@ async def test_a_whole_image_is_read_with_any_framing(
     async with open_session(frozenset({upstream.host})) as session:
         image = await make_fetcher(session, frozenset({upstream.host})).fetch(upstream.link("/x"))
     assert image.size_bytes == len(data)
+
+
+async def test_a_declared_length_that_cuts_an_image_is_not_believed(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths["/x"] = sends(b"Content-Length: %d" % (len(PNG) - 9), PNG)
+    assert (await fetcher.fetch(upstream.link("/x"))).size_bytes == len(PNG)
+
+
+async def test_informational_responses_are_passed_over(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    early = b"Link: </a>\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\n" * 500
+    upstream.paths["/x"] = sends_raw(
+        b"HTTP/1.1 103 Early Hints\r\n" + early, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PNG), PNG
+    )
+    assert (await fetcher.fetch(upstream.link("/x"))).size_bytes == len(PNG)
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "x"])

@@ -413,19 +413,3 @@ def test_a_model_list_of_unknown_shape_is_empty(listing):
 
 def test_a_refusal_can_be_returned_instead_of_raised():
     assert error_from_response(402, {}, NO_CREDIT).code == "upstream_billing"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"data":[{"url":"https://h/1"}],"data":[]}',
-        b'{"data":[{"url":"https://h/1"}],"data":null}',
-        b'{"data":[],"data":[{"url":"https://h/1"}]}',
-        b'{"images":[{"url":"https://h/1"}],"images":[],"error":null}',
-        b'{"data":[{"url":"https://h/1","url":""}]}',
-        b'{"data":[{"url":"https://h/1"}],"data":[{"b64_json":null}]}',
-        b'{"data":[{"url":"https://h/1"}],"data":[],"pad":"' + b"x" * 300_000 + b'"}',
-    ],
-)
-def test_an_image_in_the_first_of_two_equal_fields_is_found(body):
-    assert parse_reply(200, {}, body).images == (ImageLink("https://h/1"),)

@@ -1,0 +1,132 @@
+"""Filter before aiohttp's parser for the heads of responses that it refuses, though their bodies are whole.
+
+What answers a paid call, or the link of a paid image, is read even if a proxy writes a head that is no HTTP to the
+letter: https://www.rfc-editor.org/rfc/rfc9112.html#name-field-syntax
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from aiohttp.client_proto import ResponseHandler
+
+MAX_HEAD_BYTES = 2**18
+MAX_HEADERS = 4_096
+_MAX_LINE_BYTES = 2**15
+
+_STATUS_LINE = re.compile(rb"HTTP/[0-9](?:\.[0-9])?[ \t]+([0-9]{3})(?![0-9])([^\r\n]*)")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_LINE_END = re.compile(rb"\r?\n(?![ \t])")
+_FIELD = re.compile(rb"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:(.*)", re.DOTALL)
+_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]+")
+_REGULAR = re.compile(
+    rb"HTTP/1\.[01] [2-9][0-9]{2} [\t\x20-\x7e\x80-\xff]{0,200}\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}:[\t\x20-\x7e\x80-\xff]{0,8000}\r\n)*"
+)
+_FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_LENGTH = re.compile(rb"[0-9]{1,15}")
+_RESPONSE_START = b"HTTP/1."
+
+
+class HeadFilter(asyncio.Protocol):
+    """Protocol of a connection in place of aiohttp's, from before a request until the head of its final response.
+
+    It leaves out informational responses, and repairs an irregular head. The head is passed on alone, so that what
+    follows the body in the same packet costs the connection, not the response.
+
+    Args:
+        protocol: aiohttp's, of a connection that has no unread bytes, with the parameters of its response set.
+        transport: of the connection.
+    """
+
+    def __init__(self, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self._start = bytearray()
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._start += data
+        while (end := _HEAD_END.search(self._start)) is not None:
+            head = bytes(self._start[: end.start()]) + b"\r\n"
+            del self._start[: end.end()]
+            if not _is_informational(head):
+                self._pass_on(head if _is_regular(head, self._start) else _repaired(head, self._start))
+                return
+        if len(self._start) > MAX_HEAD_BYTES:
+            self._pass_on(b"")
+
+    def _pass_on(self, head: bytes) -> None:
+        self._transport.set_protocol(self._protocol)
+        if head:
+            self._protocol.data_received(head + b"\r\n")
+        if self._start:
+            self._protocol.data_received(bytes(self._start))
+
+    def eof_received(self) -> None:
+        if self._start:
+            self._pass_on(b"")
+        self._protocol.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+
+def _is_informational(head: bytes) -> bool:
+    match = _STATUS_LINE.match(head)
+    return match is not None and match[1].startswith(b"1") and match[1] != b"101"
+
+
+def _is_regular(head: bytes, rest: bytearray) -> bool:
+    framing = _FRAMING.findall(head)
+    if _REGULAR.fullmatch(head) is None or len(framing) > 1:
+        return False
+    return not framing or framing[0][0][:1] in b"tT" or _length(framing[0][1].rstrip(), rest) == framing[0][1].rstrip()
+
+
+def _length(declared: bytes, rest: bytearray) -> bytes | None:
+    """Return the length of a body; None if the declared one is no number.
+
+    Nothing was requested that could follow it, so that it was declared too short if more than it has come: servers
+    count characters.
+    """
+    if not _LENGTH.fullmatch(declared):
+        return None
+    is_longer = len(rest) > int(declared) and not rest.startswith(_RESPONSE_START, int(declared))
+    return b"%d" % len(rest) if is_longer else declared
+
+
+def _repaired(head: bytes, rest: bytearray) -> bytes:
+    """Return a head that aiohttp's parser takes, without what can't be read; unchanged if it is not HTTP."""
+    status, *lines = _LINE_END.split(head.strip(b"\r\n"))
+    match = _STATUS_LINE.match(status)
+    if match is None or match[1] == b"101":
+        return head
+    kept = [b"HTTP/1.%d %b " % (not status.startswith(b"HTTP/1.0"), match[1])]
+    lengths: set[bytes] = set()
+    is_chunked = False
+    for line in lines:
+        field = _FIELD.match(line)
+        if field is None or len(line) > _MAX_LINE_BYTES:
+            continue
+        name, value = field[1].lower(), _CONTROLS.sub(b" ", field[2]).strip()
+        if name == b"content-length":
+            lengths.update(part.strip().removeprefix(b"+") for part in value.split(b","))
+        elif name == b"transfer-encoding":
+            is_chunked = is_chunked or value.lower().endswith(b"chunked")
+        else:
+            kept.append(field[1] + b": " + value)
+    if is_chunked:
+        kept.append(b"Transfer-Encoding: chunked")
+    elif len(lengths) == 1 and (length := _length(lengths.pop(), rest)) is not None:
+        kept.append(b"Content-Length: " + length)
+    else:
+        kept.append(b"Connection: close")  # its end is that of the connection, or of its content
+    return b"\r\n".join(kept) + b"\r\n"

@@ -1,0 +1,94 @@
+"""Search for the images in responses of no usual shape: they are paid for, and a repeat has the same shape. No I/O.
+
+An image may be the body itself, JSON may be wrapped (JSONP, lines of JSON, JSON in a text), links or base64 may be
+under any name, and a name may come twice, of which parsers keep the last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from imagegen.tasks.image import ImageBytes
+
+MAX_BODY_BYTES = 2**24
+_MAX_VALUES = 1_000
+_MAX_NODES = 20_000
+_MAX_DEPTH = 8
+_MAX_IMAGES = 16
+_START_CHARS = 64
+
+_IMAGE_START = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+_BASE64 = re.compile(
+    r"(?:data:image/[a-z+.-]{1,20};base64,|iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/=\s_-]{64}", re.IGNORECASE
+)
+_LINK = re.compile(r"https?://[^\s\"'<>]{3,4000}", re.IGNORECASE)
+_IMAGE_FILE = re.compile(r"[^?#]+\.(?:png|jpe?g|webp)(?:[?#]|$)", re.IGNORECASE)
+_LINK_NAME = re.compile(r"(?:.*_)?(?:url|uri|link|image|images|img|src|output|outputs|result|results|data|file|files)")
+_OTHER_NAME = re.compile(
+    r"thumb|preview|input|init|mask|source|reference|request|param|arg|origin|prompt"
+    r"|avatar|logo|doc|help|poll|status|cancel|webhook|callback"
+)
+_JSON_START = re.compile(r'[\[{"]')
+
+
+class _Members(list[tuple[str, object]]):
+    """Members of an object, also those with equal names."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Members, strict=False)
+
+
+def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
+    """Return the images of a response, as bytes, links or base64, each once. Empty if it has none."""
+    if _IMAGE_START.match(body):
+        return [ImageBytes(bytes(body))]
+    if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<"):
+        return []
+    nodes = (node for value in _values(body.decode(errors="replace")) for node in _nodes(value, ""))
+    images = (text for _, (name, text) in zip(range(_MAX_NODES), nodes, strict=False) if _is_image(name, text))
+    return list(dict.fromkeys(islice(images, _MAX_IMAGES)))
+
+
+def _values(text: str) -> Iterator[object]:
+    """Yield the JSON values of a text, whatever stands between them."""
+    at = 0
+    for _ in range(_MAX_VALUES):
+        start = _JSON_START.search(text, at)
+        if start is None:
+            return
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            return
+        yield value
+
+
+def _nodes(value: object, name: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield each text with the names that lead to it, also from JSON within a text."""
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(value, _Members):
+        for key, member in value:
+            yield from _nodes(member, f"{name}.{key}".lower(), depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _nodes(entry, name, depth + 1)
+    elif isinstance(value, str):
+        if value[:_START_CHARS].lstrip().startswith(("{", "[")):
+            for inner in _values(value):
+                yield from _nodes(inner, name, depth + 1)
+        else:
+            yield name, value
+
+
+def _is_image(name: str, text: str) -> bool:
+    if _OTHER_NAME.search(name):
+        return False
+    if _BASE64.match(text):
+        return True
+    return _LINK.fullmatch(text) is not None and (
+        _IMAGE_FILE.match(text) is not None or _LINK_NAME.fullmatch(name.rpartition(".")[2]) is not None
+    )
