@@ -248,6 +248,16 @@ class UnsupportedMediaType(ApiError):
     en = "Send JSON with Content-Type: application/json, in UTF-8, not compressed"
 
 
+class FormOrJsonNeeded(UnsupportedMediaType):
+    zh = "请使用Content-Type: multipart/form-data的表单，或application/json的JSON"
+    en = "Send a form with Content-Type: multipart/form-data, or JSON with application/json, in UTF-8"
+
+
+class CompressedBody(UnsupportedMediaType):
+    zh = "请求体不能压缩：请去掉Content-Encoding"
+    en = "The body must not be compressed: send it without Content-Encoding"
+
+
 class UnsupportedImage(ApiError):
     status, code = 415, "unsupported_image"
     zh, en = (

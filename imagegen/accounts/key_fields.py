@@ -12,7 +12,8 @@ from pydantic.alias_generators import to_camel
 from imagegen.accounts.api_keys import NAME, ApiKey
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.cost import MICRO_USD
-from imagegen.tasks.validation import MAX_FIELD_ERRORS, field_errors, unknown_field
+from imagegen.tasks.field_faults import field_errors, unknown_field
+from imagegen.tasks.validation import MAX_FIELD_ERRORS
 
 DEFAULT_GRACE_S = 86_400.0
 MAX_DURATION_S = 315_360_000.0

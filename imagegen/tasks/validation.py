@@ -21,12 +21,12 @@ from pydantic import (
     with_config,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined
 from typing_extensions import TypedDict
 
-from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
+from imagegen.tasks.field_faults import NO_CONTROL, RATIO, VISIBLE_TEXT, field_errors, unknown_field
 from imagegen.tasks.other_apis import advice_for, is_reserved, our_name
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, UPLOAD_PATTERN, GenerationRequest, Lora
 from imagegen.tasks.sizes import MAX_RATIO, sides_of
@@ -126,23 +126,17 @@ def _extra(value: object) -> object:
     return fields
 
 
-_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
-"""Control characters but tab and newline."""
-
-_NO_CONTROL = rf"^[^{_CONTROL}]*$"
-_VISIBLE = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
-"""A text without control characters in which something is visible."""
-
-
 def _visible_text(max_chars: int) -> StringConstraints:
-    return StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=max_chars, pattern=_VISIBLE)
+    return StringConstraints(
+        strict=True, strip_whitespace=True, min_length=1, max_length=max_chars, pattern=VISIBLE_TEXT
+    )
 
 
 Prompt = Annotated[str, _visible_text(MAX_PROMPT_CHARS)]
 ModelId = Annotated[str, _visible_text(MAX_MODEL_CHARS)]
 ImageSource = Annotated[
     str,
-    StringConstraints(strict=True, strip_whitespace=True, pattern=_NO_CONTROL),
+    StringConstraints(strict=True, strip_whitespace=True, pattern=NO_CONTROL),
     AfterValidator(_image_source),
     Field(json_schema_extra={"pattern": rf"^(https?://[!-~]+|data:image/[!-~]+|{UPLOAD_PATTERN})$"}),
 ]
@@ -171,9 +165,7 @@ class LoraParams(TypedDict):
     scale: Annotated[float, Field(ge=-100, le=100), BeforeValidator(_number)]
 
 
-AspectRatio = Annotated[
-    str, StringConstraints(strict=True, strip_whitespace=True, pattern=r"^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$")
-]
+AspectRatio = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, pattern=RATIO)]
 Resolution = Annotated[Literal["512", "1K", "2K", "4K"], BeforeValidator(_upper_case)]
 
 
@@ -370,44 +362,6 @@ def _unknown_field(key: str, names: tuple[str, ...]) -> str:
         return f"is not a known field; {advice}"
     text = unknown_field(key, names)
     return text if text.endswith("?") else text + _OF_THE_PROVIDER
-
-
-def unknown_field(key: str, names: tuple[str, ...]) -> str:
-    """Return the text about an unknown field, with the field that is near to it."""
-    near = nearest(key, names)
-    return "is not a known field" + (f"; did you mean {near}?" if near else "")
-
-
-def field_errors(error: ValidationError) -> list[FieldError]:
-    """Return the errors of a pydantic model under the names of its fields in camelCase."""
-    return [FieldError(_path(e["loc"]), _error_message(e)) for e in error.errors(include_url=False)]
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    first, *rest = location or ("",)
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
-    return to_camel(str(first)) + "".join(parts)
-
-
-def _error_message(error: ErrorDetails) -> str:
-    unit = "entries" if isinstance(error["input"], list | tuple) else "characters"
-    match error["type"]:
-        case "missing":
-            return "is required"
-        case "too_short" | "string_too_short":
-            return f"must have at least {error['ctx']['min_length']} {unit}"
-        case "too_long" | "string_too_long":
-            return f"must have at most {error['ctx']['max_length']} {unit}"
-        case "string_pattern_mismatch":
-            return _pattern_message(error["ctx"]["pattern"], str(error["input"]))
-    message = error["msg"].removeprefix("Value error, ")
-    return message.replace("Input should", "must").replace("must be a valid tuple", "must be a list")
-
-
-def _pattern_message(pattern: str, text: str) -> str:
-    if re.search(f"[{_CONTROL}]", text):
-        return "must not contain control characters except tab and newline"
-    return "must contain a visible character" if pattern == _VISIBLE else f"must match {pattern}"
 
 
 SPELLINGS = {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}

@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 from yarl import URL
 
-from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable, rfc3339
+from imagegen.tasks.field_faults import fault_text, faults_of, unknown_field
 
 MAX_WEBHOOKS = 20
 """Of one client in a task."""
@@ -137,7 +137,7 @@ class Webhook:
         try:
             fields = WebhookFields.model_validate(dict(islice(sent.items(), MAX_FIELDS)))
         except ValidationError as error:
-            raise InvalidRequest(details=[_field_error(e) for e in error.errors(include_url=False)]) from error
+            raise InvalidRequest(details=[_field_error(fault) for fault in faults_of(error)]) from error
         try:
             url = parse_url(fields.url, check_host)
             if check_own is not None:
@@ -157,13 +157,14 @@ def parse_url(text: str, check_host: CheckHost | None) -> URL:
         raise ValueError("must not contain spaces, backslashes, fragments or control characters")
     try:
         url = URL(text, encoded=text.isascii())
+        port = url.port
     except ValueError as error:
         raise ValueError("is not a valid address") from error
     if url.scheme != "https" and (url.scheme != "http" or check_host is not None):
         raise ValueError("must be an https address" if check_host else "must be an http or https address")
     if "@" in url.raw_authority:
         raise ValueError("must not carry a user name or password")
-    if not url.raw_host or not url.port:
+    if not url.raw_host or not port:
         raise ValueError("has no valid host or port")
     if "[" in url.raw_authority and not _is_ipv6(url.raw_host):
         raise ValueError("has no valid host")
@@ -197,22 +198,12 @@ def _is_ipv6(host: str) -> bool:
     return True
 
 
-def _field_error(error: ErrorDetails) -> FieldError:
-    name, *rest = error["loc"] or ("",)
+def _field_error(fault: ErrorDetails) -> FieldError:
+    name, *rest = fault["loc"] or ("",)
     where = f"webhook.{str(name)[:60]}" + "".join(f"[{part}]" for part in rest if isinstance(part, int))
-    shown = printable(where)
-    match error["type"]:
-        case "missing":
-            return FieldError(shown, "is required")
-        case "extra_forbidden":
-            near = nearest(str(name), WebhookFields.model_fields)
-            return FieldError(shown, "is not a known field" + (f"; did you mean {near}?" if near else ""))
-        case "string_too_long":
-            return FieldError(shown, f"must have at most {error['ctx']['max_length']} characters")
-        case "string_too_short":
-            return FieldError(shown, "must not be empty")
+    is_unknown = fault["type"] == "extra_forbidden"
     return FieldError(
-        shown, error["msg"].replace("Input should", "must").replace("must be a valid tuple", "must be a list")
+        printable(where), unknown_field(str(name), WebhookFields.model_fields) if is_unknown else fault_text(fault)
     )
 
 

@@ -11,8 +11,9 @@ from imagegen.errors import FieldError, InvalidRequest
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.preview import over_limit
 from imagegen.tasks.cost import MICRO_USD
+from imagegen.tasks.field_faults import field_errors
 from imagegen.tasks.submission import Submission
-from imagegen.tasks.validation import Dollars, field_errors
+from imagegen.tasks.validation import Dollars
 from imagegen.web.handler_services import Services
 from imagegen.web.price_preview import preview_price
 

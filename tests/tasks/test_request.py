@@ -126,6 +126,30 @@ def test_digits_of_other_scripts_are_refused(name: str, digits: str) -> None:
         requested(**{name: digits})
 
 
+@pytest.mark.parametrize(
+    ("body", "faults"),
+    [
+        (
+            {"reference_images": ["x"]},
+            {"referenceImages[0]": "must be an http(s) address, a data:image/ URI, or upload: and 64 hex digits"},
+        ),
+        ({"reference_images": [None, 5]}, {f"referenceImages[{place}]": "must be a string" for place in (0, 1)}),
+        ({"image_loras": ["x"]}, {"imageLoras[0]": "must be an object"}),
+        ({"prompt": " "}, {"prompt": "must not be empty"}),
+        (
+            {"quality": 5, "prompt_upsampling": 1},
+            {"quality": "must be a string", "promptUpsampling": "must be a boolean"},
+        ),
+        ({"aspect_ratio": "wide"}, {"aspectRatio": "must be two whole numbers, such as 16:9"}),
+    ],
+    ids=["entry", "entries", "object", "empty", "types", "ratio"],
+)
+def test_a_fault_is_told_once_and_in_the_words_of_the_api(body: dict[str, object], faults: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        requested(**body)
+    assert {fault.field: fault.message for fault in refused.value.details} == faults
+
+
 @pytest.mark.parametrize("seed", [-1, -1.0])
 def test_a_seed_of_minus_one_is_absent(seed: float) -> None:
     assert requested(seed=seed) == requested()

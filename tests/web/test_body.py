@@ -166,6 +166,8 @@ def test_every_valid_object_parses_like_the_standard_library(value: dict[str, An
         "Application/JSON;Charset=UTF-8",
         'application/json; charset="utf-8"',
         "application/json;",
+        "application/json; odata.metadata=minimal; charset=utf-8",
+        'application/json; profile="https://example.com/a"',
     ],
 )
 async def test_json_in_utf8_is_the_right_content_type(stream: StreamReader, content_type: str) -> None:

@@ -34,6 +34,25 @@ async def test_a_malformed_or_private_address_is_a_400_that_names_it(service, ur
     assert [fault["field"] for fault in answer["details"]] == ["webhook.url"]
 
 
+@pytest.mark.parametrize(
+    ("webhook", "faults"),
+    [
+        ({"url": ""}, {"webhook.url": "must not be empty"}),
+        ({"url": "https://example.com:99999/"}, {"webhook.url": "is not a valid address"}),
+        ({"url": 5}, {"webhook.url": "must be a string"}),
+        ({"events": []}, {"webhook.url": "is required", "webhook.events": "must not be empty"}),
+        (
+            {"url": "https://example.com/", "events": ["done"]},
+            {"webhook.events[0]": "must be 'image.completed', 'image.failed' or 'image.cancelled'"},
+        ),
+    ],
+    ids=["empty", "port", "type", "no events", "event"],
+)
+async def test_a_fault_of_a_webhook_is_told_once_and_in_the_words_of_the_api(service, webhook, faults) -> None:
+    _, answer = await post(service, ASKED | {"webhook": webhook})
+    assert {fault["field"]: fault["message"] for fault in answer["details"]} == faults
+
+
 async def test_an_entry_of_a_batch_names_its_webhook(service) -> None:
     entries = [ASKED, ASKED | {"webhook": {"url": "http://example.com/"}}]
     _, answer = await post(service, {"requests": entries}, "/api/images/batch")

@@ -26,6 +26,7 @@ from imagegen.errors import (
     BadRequest,
     BodyTimeout,
     BodyTooLarge,
+    CompressedBody,
     FieldError,
     ImageTooLarge,
     InvalidRequest,
@@ -49,6 +50,7 @@ _STALLS_IN_ALL = 6
 
 _LONG_NUMBER = re.compile(rb"(?<![-+.0-9eE])[-+.0-9eE]{19,}")
 _FLAT = frozenset({str, int, bool, type(None)})
+_UTF8 = frozenset({"utf-8", "utf8"})
 _JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
 
 
@@ -98,18 +100,23 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-def check_type(request: web.Request) -> None:
-    """Raise UnsupportedMediaType unless the body is JSON that is not compressed."""
+def check_type(request: web.Request, refusal: type[UnsupportedMediaType] = UnsupportedMediaType) -> None:
+    """Raise `refusal` unless the body is JSON in UTF-8, CompressedBody if it is compressed.
+
+    Other parameters than the charset mean nothing (https://www.rfc-editor.org/rfc/rfc8259#section-11), and some
+    clients add their own, as `odata.metadata=minimal`.
+    """
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
-        raise UnsupportedMediaType
+        raise CompressedBody
     content_type = headers.get(hdrs.CONTENT_TYPE, "")
     if content_type in _JSON_TYPES:
         return
     kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
-    allowed = ("", "charset=utf-8", 'charset="utf-8"', "charset=utf8")
-    if kind != "application/json" or any(parameter not in allowed for parameter in parameters):
-        raise UnsupportedMediaType
+    names = (parameter.partition("=") for parameter in parameters)
+    charsets = [value.strip(' "') for name, _, value in names if name.strip() == "charset"]
+    if kind != "application/json" or not _UTF8.issuperset(charsets):
+        raise refusal
 
 
 async def _read(content: Any, max_bytes: int, timeout_s: float) -> bytes:

@@ -12,7 +12,7 @@ from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.multipart import BadContentDispositionHeader, BadContentDispositionParam
 
-from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
+from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, CompressedBody, FieldError, InvalidRequest
 
 STALL_S = 10.0
 TRICKLE_S = 60.0
@@ -29,6 +29,7 @@ MAX_NAME_CHARS = 60
 
 _CHUNK_BYTES = 64 * 1024
 _PLAIN = frozenset({"", "binary", "8bit", "7bit"})
+_NOT_A_FORM = FieldError("body", "is not a valid multipart form")
 _Result = TypeVar("_Result")
 
 for _warning in (BadContentDispositionHeader, BadContentDispositionParam):  # such a part has no name, and is refused
@@ -39,12 +40,12 @@ class BodyStream:
     """The body of one request, which is read once.
 
     max_bytes: of the whole body. Raises BodyTooLarge at once if the declared length is over it, and
-    UnsupportedMediaType for a compressed body.
+    CompressedBody.
     """
 
     def __init__(self, request: web.Request, max_bytes: int) -> None:
         if hdrs.CONTENT_ENCODING in request.headers:
-            raise UnsupportedMediaType
+            raise CompressedBody
         if (request.content_length or 0) > max_bytes:
             raise BodyTooLarge(limit=max_bytes)
         self._request = request
@@ -75,7 +76,7 @@ class BodyStream:
             if part is None:
                 return
             if not isinstance(part, BodyPartReader):
-                raise BadRequest
+                raise BadRequest(details=[_NOT_A_FORM])
             yield FormPart(part, self)
         if await self._arrival(reader.next()) is not None:
             raise InvalidRequest(details=[FieldError("body", f"must have at most {max_parts} parts")])
@@ -141,7 +142,9 @@ def _errors() -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise BodyTimeout from error
-    except (web.RequestPayloadError, HttpProcessingError, ValueError, AssertionError, Warning) as error:
+    except web.RequestPayloadError as error:
         raise BadRequest from error
+    except (HttpProcessingError, ValueError, AssertionError, Warning) as error:
+        raise BadRequest(details=[_NOT_A_FORM]) from error
     except RuntimeError as error:  # aiohttp raises it if the client left before its body was complete
         raise ConnectionResetError from error

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from imagegen.errors import ApiError, FieldError, InvalidRequest
+from imagegen.errors import ApiError, FieldError, FormOrJsonNeeded, InvalidRequest
 from imagegen.formats import printable
 from imagegen.images.uploads import Uploads
 from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
 from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
 from imagegen.web.guard import client_of
-from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
+from imagegen.web.http.body import ReceivedBody, check_type, parse_object, receive_json
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
 
 MAX_PARTS = 80
@@ -59,7 +59,7 @@ class EditBody:
     def as_generation(self) -> dict[str, Any]:
         """Return the fields of the same request on the route of generations. Raises InvalidRequest."""
         errors = [*self.errors, *_source_errors(self.images)]
-        if not self.images:
+        if not self.images and not any(_IMAGES.match(error.field) for error in errors):
             errors.append(FieldError("image", "is required"))
         elif len(self.images) > MAX_IMAGES:
             errors.append(FieldError(self.images[0][0], f"must have at most {MAX_IMAGES} images"))
@@ -93,6 +93,7 @@ async def receive_edit(request: web.Request, uploads: Uploads) -> AsyncIterator[
     if is_form(request):
         yield await _read_form(request, uploads), ReceivedBody(b"")
     else:
+        check_type(request, FormOrJsonNeeded)
         async with receive_json(request, uploads) as body:
             yield _read_object(parse_object(body.raw)), body
 

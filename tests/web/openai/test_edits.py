@@ -239,6 +239,11 @@ async def test_a_bad_json_edit_names_its_field_and_costs_nothing(editing, emulat
     assert emulator.ledger.total == 0
 
 
+async def test_a_faulty_image_is_not_called_missing_too(editing):
+    _, body = await post_json(editing, images=[{"file_id": "file-abc"}])
+    assert "is required" not in body["error"]["message"]
+
+
 async def test_variations_are_refused(editing):
     response = await editing.request("POST", "/v1/images/variations", data=form(("image", RED)))
     body = await response.json()
@@ -341,7 +346,17 @@ async def test_a_form_without_a_boundary_is_refused(editing):
     response = await editing.request(
         "POST", "/v1/images/edits", data=b"x", headers={"Content-Type": "multipart/form-data"}
     )
-    assert (response.status, (await response.json())["error"]["code"]) == (400, "bad_request")
+    error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, "bad_request")
+    assert "multipart form" in error["message"]
+
+
+async def test_a_body_that_is_neither_form_nor_json_is_told_of_both(editing):
+    response = await editing.request("POST", "/v1/images/edits", data={"prompt": "a fox"})
+    error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (415, "unsupported_media_type")
+    assert "multipart/form-data" in error["message"]
+    assert "application/json" in error["message"]
 
 
 @pytest.mark.parametrize(
