@@ -27,7 +27,11 @@ PAID_IDENTITY = "together"
 its settings move into the file."""
 
 MAX_SUBSTITUTES = 10
-"""Keys that are tried for a job or a call of a key that is not here any more."""
+"""Keys that are tried for a job or a call of a key that is not here any more, or is refused."""
+
+REFUSED_POLLS = 3
+"""Useless polls in sequence after which a job is polled with the other keys of its channel too. That costs nothing: a
+key of another account does not find it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +41,7 @@ class Route:
     account: fingerprint of the key, as in the handles of its jobs. pricing: of the channel. counts: of its calls.
     title: the key in words for the operator, empty with the simple settings.
     base: against which relative image links are resolved here; None if that is left to who fetches them.
-    others: of keys that may belong to the same account, for a job of a key that is not here any more.
+    others: of keys that may belong to the same account, for a job of a key that is not here any more, or is refused.
     """
 
     channel: Channel
@@ -210,11 +214,16 @@ class Routes:
             return self.only
         mine = [route for route in self.all if route.account == handle.account]
         for route in sorted(mine, key=lambda route: route.channel.name != handle.channel):
-            return route
+            return self._with_others(route) if handle.failed_polls.useless >= REFUSED_POLLS else route
         if substitute := self._substitute(handle.channel):
             return substitute
         self._report_missing(handle.channel or handle.provider, handle.account)
         raise forgotten_job()
+
+    def _with_others(self, route: Route) -> Route:
+        """Return a route that polls with the other keys of its channel first: its own may have been revoked."""
+        others = [other for other in self.of_channel(route.channel) if other is not route]
+        return dataclass_replace(route, others=tuple(others[:MAX_SUBSTITUTES]))
 
     def _substitute(self, channel: str) -> Route | None:
         """Return the keys of a channel in place of a key that left it, if each key of an account reads all its jobs."""

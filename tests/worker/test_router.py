@@ -12,6 +12,7 @@ from worker.conftest import UNPRICED, ScriptedProvider
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
+from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
 from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.judge import Judge
@@ -110,6 +111,19 @@ def test_a_job_of_a_key_that_is_refused_is_judged_as_a_paid_call_though_another_
     assert judge.cause(turn, lost) is lost
     made.failed(turn, LIMIT, unfinished="task")
     assert judge.cause(turn, LIMIT).ambiguous is False
+
+
+@pytest.mark.parametrize(("refused", "others"), [(2, []), (3, ["pool-a", "pool-c"])])
+def test_a_job_whose_key_is_refused_again_and_again_is_polled_with_the_other_keys_of_its_channel(
+    clock: Clock, refused: int, others: list[str]
+) -> None:
+    spare = Channel("spare", "together", (ChannelKey("b", "file"),))
+    pool = Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "abc"))
+    polls = FailedPolls(count=9, useless=refused)
+    route = router(clock, spare, pool).routes.of_job(
+        JobHandle("together", "1", account="pool-b", channel="pool", failed_polls=polls)
+    )
+    assert (route.account, [other.account for other in route.others]) == ("pool-b", others)
 
 
 def test_a_forbidden_model_costs_no_other_model_its_key(clock: Clock) -> None:
