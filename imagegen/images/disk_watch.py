@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import re
 import secrets
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from imagegen.images.store_recovery import NeededSpace, RecoveryPace
 
 _FOLDER_ID = re.compile(rb"[0-9a-f]{16}")
 _MARK_TRIES = 5
+_MAX_MARK_BYTES = 1_024
 
 CHECK_INTERVAL_S = 1.0
 SLOW_CHECK_S = 10.0
@@ -115,17 +118,19 @@ def read_mark(path: Path) -> str:
     One that holds no id, as after a crash or on a full disk, is replaced.
     """
     for _ in range(_MARK_TRIES):
-        is_broken = False
-        with suppress(FileNotFoundError):
-            if folder_id := _FOLDER_ID.fullmatch(path.read_bytes().strip()):
+        broken: bytes | None = None
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if folder_id := _FOLDER_ID.fullmatch((content := file.read(_MAX_MARK_BYTES)).strip()):
                 return folder_id[0].decode()
-            is_broken = True
+            status = os.fstat(file.fileno())
+            broken = b"%d %d %b" % (status.st_ino, status.st_mtime_ns, content)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{files.PART_SUFFIX}")
-        part.write_text(secrets.token_hex(8), encoding="ascii")
-        if is_broken:
-            part.replace(path)
-        else:
+        if broken is None:
+            part.write_text(secrets.token_hex(8), encoding="ascii")
             _rename_new(part, path)
+        else:  # all that find the same file give it the same id, and no copy of it has that id
+            part.write_text(hashlib.sha256(broken).hexdigest()[:16], encoding="ascii")
+            part.replace(path)
     return ""
 
 

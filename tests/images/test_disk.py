@@ -387,9 +387,12 @@ async def test_a_mark_without_an_id_is_replaced(tmp_path: Path, content: bytes) 
     assert len(ids.pop()) == 16
 
 
+@pytest.mark.parametrize("broken", [None, b"", b"of another version"])
 def test_two_instances_that_mark_a_folder_at_once_have_the_same_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bytes | None
 ) -> None:
+    if broken is not None:
+        (tmp_path / "images.mark").write_bytes(broken)
     write_text, others = Path.write_text, list[str]()
 
     def write_later(path: Path, text: str, **options: str) -> int:
@@ -398,8 +401,14 @@ def test_two_instances_that_mark_a_folder_at_once_have_the_same_id(
         return write_text(path, text, **options)
 
     monkeypatch.setattr(Path, "write_text", write_later)
-    assert [read_mark(tmp_path / "images.mark")] == others
+    assert [read_mark(tmp_path / "images.mark")] == others == [read_mark(tmp_path / "images.mark")]
     assert [path.name for path in tmp_path.iterdir()] == ["images.mark"]
+
+
+def test_folders_with_equal_broken_marks_have_different_ids(tmp_path: Path) -> None:
+    for name in ("a.mark", "b.mark"):
+        (tmp_path / name).write_bytes(b"")
+    assert read_mark(tmp_path / "a.mark") != read_mark(tmp_path / "b.mark")
 
 
 async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
