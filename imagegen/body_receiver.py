@@ -60,19 +60,19 @@ class BodyReceiver(asyncio.BufferedProtocol):
         Raises: aiohttp.ClientError, OSError; TimeoutError where the host stalls.
         """
         buffer = buffer[: self.left]
-        done = 0 if self._transport else self._take_buffered(buffer)
-        self.left -= done
-        if done < len(buffer):
-            await self._receive(buffer[done:])
+        received = 0 if self._transport else self._take_buffered(buffer)
+        self.left -= received
+        if received < len(buffer):
+            await self._receive(buffer[received:])
         return len(buffer)
 
     def _take_buffered(self, buffer: memoryview) -> int:
         """Take what aiohttp has got; return how many bytes that is."""
-        done = 0
-        while done < len(buffer) and (data := self._content.read_nowait(len(buffer) - done)):
-            buffer[done : done + len(data)] = data
-            done += len(data)
-        return done
+        received = 0
+        while received < len(buffer) and (data := self._content.read_nowait(len(buffer) - received)):
+            buffer[received : received + len(data)] = data
+            received += len(data)
+        return received
 
     async def rest(self) -> bytearray:
         """Return the rest of the body. Raises as `fill` does."""

@@ -146,9 +146,9 @@ def create_routes(
         for number, key in enumerate(channel.keys, 1):
             provider = create_provider(settings, channel, key, session, table)
             account = str(getattr(provider, "account", "")) or key_fingerprint(channel.base_url, key.secret)
-            named = key.source if key.source.startswith("env:") else ""
-            shown = ", ".join(filter(None, (named, f"fingerprint {account[:8]}")))
-            title = f"channel {channel.name}, key {number} ({shown})"
+            variable = key.source if key.source.startswith("env:") else ""
+            description = ", ".join(filter(None, (variable, f"fingerprint {account[:8]}")))
+            title = f"channel {channel.name}, key {number} ({description})"
             title = title if settings.file_channels else ""
             metered = MeteredProvider(provider, meter, on_refused=on_refused, key_name=title or None)
             base = None if is_only else provider.base_url

@@ -109,10 +109,10 @@ def check_table(table: ModelTable, today: date) -> Iterator[Finding]:
 
 def check_models(settings: Settings, table: ModelTable, today: date) -> Iterator[Finding]:
     """Yield the models of the settings that end soon or have ended, each with its remedy."""
-    named = [("DEFAULT_MODEL", settings.model_aliases.get(settings.default_model, settings.default_model), True)]
-    named += [(f"MODEL_ALIASES ({alias})", model, True) for alias, model in settings.model_aliases.items()]
-    named += [("FALLBACK_MODELS", model, False) for model in settings.fallback_models]
-    for name, model, needed in named:
+    models = [("DEFAULT_MODEL", settings.model_aliases.get(settings.default_model, settings.default_model), True)]
+    models += [(f"MODEL_ALIASES ({alias})", model, True) for alias, model in settings.model_aliases.items()]
+    models += [("FALLBACK_MODELS", model, False) for model in settings.fallback_models]
+    for name, model, needed in models:
         row = table.describe(model)
         notice = row.end_notice(today) if row else None
         if row is None or row.ends is None or notice is None:

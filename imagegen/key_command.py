@@ -73,5 +73,5 @@ def _line(key: ApiKey, *, fixed: bool) -> str:
         "expires": None if key.expires_at is None else rfc3339(key.expires_at),
         "secrets": len(key.secrets) if len(key.secrets) > 1 else None,
     }
-    shown = [f"{name}={value}" for name, value in limits.items() if value is not None]
-    return "  ".join([key.name, *(["API_KEYS"] if fixed else []), *shown])
+    limit_texts = [f"{name}={value}" for name, value in limits.items() if value is not None]
+    return "  ".join([key.name, *(["API_KEYS"] if fixed else []), *limit_texts])

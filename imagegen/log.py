@@ -169,8 +169,8 @@ def _text_line(record: Record) -> str:
 
 def _text_extras(extra: Mapping[str, Any], message: str) -> str:
     """Return the extras that the message lacks: loguru adds what it was formatted with, too."""
-    shown = ((name, _sanitize(str(value))) for name, value in extra.items() if not isinstance(value, float))
-    return "".join(f" {name}={value}" for name, value in shown if value not in message)
+    texts = ((name, _sanitize(str(value))) for name, value in extra.items() if not isinstance(value, float))
+    return "".join(f" {name}={value}" for name, value in texts if value not in message)
 
 
 def _indented(trace: str) -> str:

@@ -53,7 +53,7 @@ class Histogram:
 
     def add(self, other: Histogram) -> None:
         """Add the counts of another histogram with the same bounds."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.counts = [own + added for own, added in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
 
     @property

@@ -48,9 +48,9 @@ class Proxies:
     @property
     def masked(self) -> str:
         """The proxies for the log, without their credentials."""
-        shown = dict.fromkeys(_masked(proxy) for proxy in (self.https, self.http) if proxy)
+        masked_proxies = dict.fromkeys(_masked(proxy) for proxy in (self.https, self.http) if proxy)
         exceptions = f" (not for {', '.join(self.exceptions)})" if self.exceptions else ""
-        return " and ".join(shown) + exceptions
+        return " and ".join(masked_proxies) + exceptions
 
 
 def route(request: ClientRequest, proxies: Proxies) -> None:

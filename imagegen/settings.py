@@ -233,8 +233,11 @@ class Settings:
         return bounded or self.is_sandbox or (self.is_loopback and not self.on_render)
 
     def __repr__(self) -> str:
-        shown = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))
-        texts = (f"{name}={'***' if rule and rule.secret and value else repr(value)}" for name, value, rule in shown)
+        items = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))
+        texts = (
+            f"{name}={'***' if rule and rule.secret and value else repr(value)}"
+            for name, value, rule in items
+        )
         return f"Settings({', '.join(texts)})"
 
 
@@ -304,10 +307,10 @@ def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     names = setting_names()
     unknown = sorted(name for name, text in texts.items() if text and name not in names)
-    meant = (
+    guesses = (
         (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE)) for name in unknown
     )
-    return tuple((name, near) for name, near in meant if near)
+    return tuple((name, near) for name, near in guesses if near)
 
 
 def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:

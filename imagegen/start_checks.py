@@ -81,8 +81,8 @@ def check_alert_webhook(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """Yield a line for each setting that does not do what its writer expects."""
-    for name, meant in settings.misspelled:
-        yield f"{name} is no setting of this service and has no effect: did you mean {meant}?"
+    for name, probable in settings.misspelled:
+        yield f"{name} is no setting of this service and has no effect: did you mean {probable}?"
     for name, remedy in _unused(settings):
         yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
     if settings.on_render and not settings.admin_token:
@@ -112,7 +112,7 @@ def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]
     providers = f"Channels {names}" if names else f"Provider {settings.provider}"
     yield f"{providers}, default model {settings.default_model}, images in {_store(settings)}"
     general, generation = settings.rate_limit_max, settings.image_rate_limit_max
-    limits = [f"{limit} {what}" for limit, what in ((general, "requests"), (generation, "generations")) if limit]
+    limits = [f"{limit} {unit}" for limit, unit in ((general, "requests"), (generation, "generations")) if limit]
     each = f"{' and '.join(limits)} in {settings.rate_limit_window_s:g} s" if limits else "none"
     yield f"Redis {_redis(settings)}, limits of a client: {each}, {call_slots} upstream calls at once"
     base = settings.public_url or address

@@ -38,8 +38,8 @@ class Budgets:
     @property
     def all(self) -> dict[str, tuple[int, int]]:
         """Return slot and limit of each budget by the name of its key; that of all clients has an empty name."""
-        found = {"": self._total[0]} if self._total else {}
-        return found | {
+        budgets = {"": self._total[0]} if self._total else {}
+        return budgets | {
             name: limits[-1] for name, limits in self.limits.of_clients.items() if limits[-1][0] != TOTAL_SLOT
         }
 

@@ -168,11 +168,11 @@ class KeyStore:
         if key.name in {fixed.name for fixed in self.ring.fixed}:
             raise ApiKeyIsFixed
         secret = new_secret()
-        made = replace(key, secrets=(_hash(secret),), created_at=self._connection.clock())
+        created = replace(key, secrets=(_hash(secret),), created_at=self._connection.clock())
         await self.refresh()
         if len(self.ring.stored) >= MAX_KEYS:
             raise InvalidRequest(details=[FieldError("name", f"is one too many: there are {MAX_KEYS} keys")])
-        if not await self._change(key.name, b"", encode_key(made)):
+        if not await self._change(key.name, b"", encode_key(created)):
             raise ApiKeyExists
         return await self._stored(key.name), secret
 

@@ -148,14 +148,14 @@ class DashScopeEmulator(JobEmulator):
         if running.end == "running":
             return output
         output["end_time"] = _beijing(running.job.submitted_at + running.run_s)
-        total, made = running.call.count, self._made(running)
+        total, image_count = running.call.count, self._made(running)
         if running.end in ("failed", "moderated"):
             output["code"], output["message"] = self._fault(running)
-            made = 0
+            image_count = 0
         elif running.end != "cancelled":
             is_old = "prompt" in _inputs(running.call.body)
             output |= self._results(running) if is_old else {"finished": True, **self._choices(running)}
-        return {**output, "task_metrics": {"TOTAL": total, "SUCCEEDED": made, "FAILED": total - made}}
+        return {**output, "task_metrics": {"TOTAL": total, "SUCCEEDED": image_count, "FAILED": total - image_count}}
 
     def _results(self, running: RunningJob) -> dict[str, object]:
         prompt = running.call.prompt
@@ -211,12 +211,12 @@ class DashScopeEmulator(JobEmulator):
             for running in reversed(self.running.values())
             if running.is_known and model in (None, running.call.model) and status in (None, _status(running))
         ]
-        shown = jobs[(page - 1) * size : page * size]
-        for running in shown:
+        listed = jobs[(page - 1) * size : page * size]
+        for running in listed:
             running.job.listed += 1
         body = {
             "request_id": self.new_id(),
-            "data": [self._listed(running) for running in shown],
+            "data": [self._listed(running) for running in listed],
             "total": len(jobs),
             "total_page": ceil(len(jobs) / size),
             "page_no": page,

@@ -90,9 +90,9 @@ def refusal(image_request: ImageRequest, request_id: str, revived: Collection[st
     """Return the refusal of a request by its model, None if it is accepted. revived: retired models that are served."""
     if gpt_image.is_for_openai(image_request):
         return gpt_image.refusal(image_request, request_id)
-    gone = RETIRED.get(image_request.model)
-    if gone is not None and image_request.model not in revived:
-        return together_responses.error(gone, request_id, model=image_request.model)
+    retired = RETIRED.get(image_request.model)
+    if retired is not None and image_request.model not in revived:
+        return together_responses.error(retired, request_id, model=image_request.model)
     model = KNOWN.get(image_request.model, _ANY)
     for parameter in sorted(_CHOOSY.intersection(image_request.body) - model.takes):
         return together_responses.error("400_unsupported", request_id, parameter=parameter)

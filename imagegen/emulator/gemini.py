@@ -170,12 +170,20 @@ class GeminiEmulator(JobEmulator):
             drawn = IMAGE_TOKENS["1K"]
         written = TEXT_TOKENS if fault.text("text", "") else 0
         thought = _THOUGHTS if fault.number("thought", 0) else 0
-        shown = _INPUT_IMAGE_TOKENS * int(str(call.body.get("_inputs") or 0))
-        asked = 4 + len(call.prompt) // 4
+        input_image_tokens = _INPUT_IMAGE_TOKENS * int(str(call.body.get("_inputs") or 0))
+        prompt_tokens = 4 + len(call.prompt) // 4
         if "cost" not in fault.options:
-            dollars = (asked + shown) * INPUT_USD + (written + thought) * TEXT_USD + drawn * IMAGE_USD
+            dollars = (
+                (prompt_tokens + input_image_tokens) * INPUT_USD + (written + thought) * TEXT_USD + drawn * IMAGE_USD
+            )
             running.job.cost_usd = round(dollars, 9)
-        return {"asked": asked, "shown": shown, "drawn": drawn, "written": written, "thought": thought}
+        return {
+            "asked": prompt_tokens,
+            "shown": input_image_tokens,
+            "drawn": drawn,
+            "written": written,
+            "thought": thought,
+        }
 
     def _picture(self, running: RunningJob, index: int) -> DrawnImage:
         return self._image(running.call, digest_of(running.call.prompt, self.seed_of(running), index))
@@ -230,7 +238,10 @@ class GeminiEmulator(JobEmulator):
                     ]
                 case _:
                     message["images"] = [{"type": "image_url", "image_url": {"url": uri}}]
-        asked, made = usage["asked"] + usage["shown"], usage["drawn"] + usage["written"] + usage["thought"]
+        input_tokens, output_tokens = (
+            usage["asked"] + usage["shown"],
+            usage["drawn"] + usage["written"] + usage["thought"],
+        )
         return {
             "id": f"gen-{job.id}",
             "object": "chat.completion",
@@ -238,9 +249,9 @@ class GeminiEmulator(JobEmulator):
             "model": running.call.model,
             "choices": [choice],
             "usage": {
-                "prompt_tokens": asked,
-                "completion_tokens": made,
-                "total_tokens": asked + made,
+                "prompt_tokens": input_tokens,
+                "completion_tokens": output_tokens,
+                "total_tokens": input_tokens + output_tokens,
                 "completion_tokens_details": {"image_tokens": usage["drawn"], "reasoning_tokens": usage["thought"]},
                 "cost": job.cost_usd if job.charged else 0,
             },
@@ -254,17 +265,17 @@ def _has_no_image(running: RunningJob) -> bool:
 
 
 def _usage_metadata(usage: Mapping[str, int]) -> dict[str, object]:
-    asked, made = usage["asked"] + usage["shown"], usage["drawn"] + usage["written"]
+    input_tokens, output_tokens = usage["asked"] + usage["shown"], usage["drawn"] + usage["written"]
     prompt = [{"modality": "TEXT", "tokenCount": usage["asked"]}]
     if usage["shown"]:
         prompt.append({"modality": "IMAGE", "tokenCount": usage["shown"]})
     metadata: dict[str, object] = {
-        "promptTokenCount": asked,
-        "totalTokenCount": asked + made + usage["thought"],
+        "promptTokenCount": input_tokens,
+        "totalTokenCount": input_tokens + output_tokens + usage["thought"],
         "promptTokensDetails": prompt,
     }
-    if made:
-        metadata["candidatesTokenCount"] = made
+    if output_tokens:
+        metadata["candidatesTokenCount"] = output_tokens
     if usage["drawn"]:
         metadata["candidatesTokensDetails"] = [{"modality": "IMAGE", "tokenCount": usage["drawn"]}]
     if usage["thought"]:

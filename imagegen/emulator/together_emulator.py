@@ -172,21 +172,21 @@ class Emulator(ListeningEmulator):
     async def _answer(
         self, request: web.BaseRequest, answer: Response, call: EmulatedCall | None = None
     ) -> web.StreamResponse:
-        there = False
+        is_connected = False
         try:
             if answer.delay_s:
                 await asyncio.sleep(answer.delay_s)
-            there = delivery.is_there(request)
+            is_connected = delivery.is_there(request)
             return await delivery.deliver(request, answer)
         except asyncio.CancelledError:
-            there = False
+            is_connected = False
             raise
         except ConnectionError:
-            there = False
+            is_connected = False
             return web.Response()
         finally:
             if call is not None:
-                self.ledger.closed(call, client_there=there)
+                self.ledger.closed(call, client_there=is_connected)
 
     def _list_models(self, request: web.BaseRequest) -> Response:
         if not self._has_key(request):

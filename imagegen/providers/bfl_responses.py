@@ -101,8 +101,8 @@ def _job_error(fields: Mapping[str, object], word: str, secret: str) -> Upstream
     """Return the error of a job that ended without an image."""
     if word in _MODERATED:
         reasons = "; ".join(_reasons(fields.get("details")))
-        said = sanitize_detail(f"{word.capitalize()}: {reasons}".removesuffix(": "), secret)
-        return UpstreamError("content_policy", said, upstream_detail=said)
+        detail = sanitize_detail(f"{word.capitalize()}: {reasons}".removesuffix(": "), secret)
+        return UpstreamError("content_policy", detail, upstream_detail=detail)
     places = (fields.get("error"), fields.get("message"), fields.get("detail"), fields.get("details"))
     text = next((text for value in places if (text := _text(value))), "the job failed")
     body = orjson.dumps({"error": {"message": text}})

@@ -71,8 +71,8 @@ def parse_chat_models(listing: object) -> tuple[Mapping[str, object], ...]:
 
 def _modalities(entry: Mapping[str, object]) -> list[object]:
     architecture = entry.get("architecture")
-    made = architecture.get("output_modalities") if isinstance(architecture, dict) else None
-    return made if isinstance(made, list) else ["image"]
+    modalities = architecture.get("output_modalities") if isinstance(architecture, dict) else None
+    return modalities if isinstance(modalities, list) else ["image"]
 
 
 def _details(fields: Mapping[str, object]) -> ReplyDetails | None:
@@ -81,17 +81,20 @@ def _details(fields: Mapping[str, object]) -> ReplyDetails | None:
     if not isinstance(usage, dict):
         return details
     counts: Usage = {}
-    for name, theirs in (
+    for name, their_name in (
         ("input_tokens", "prompt_tokens"),
         ("output_tokens", "completion_tokens"),
         ("total_tokens", "total_tokens"),
     ):
-        if (count := _count(usage.get(theirs))) is not None:
+        if (count := _count(usage.get(their_name))) is not None:
             counts[name] = count
     group = usage.get("completion_tokens_details")
-    made, drawn = counts.get("output_tokens"), _count(group.get("image_tokens")) if isinstance(group, dict) else None
-    if drawn and isinstance(made, int) and drawn <= made:
-        counts["output_tokens_details"] = {"text_tokens": made - drawn, "image_tokens": drawn}
+    output_tokens, image_tokens = (
+        counts.get("output_tokens"),
+        _count(group.get("image_tokens")) if isinstance(group, dict) else None,
+    )
+    if image_tokens and isinstance(output_tokens, int) and image_tokens <= output_tokens:
+        counts["output_tokens_details"] = {"text_tokens": output_tokens - image_tokens, "image_tokens": image_tokens}
     return replace(details or ReplyDetails(), usage=counts or None)
 
 

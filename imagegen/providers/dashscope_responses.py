@@ -115,27 +115,27 @@ def response_error(
 ) -> UpstreamError:
     """Return the error that a response means: a refusal, perhaps with a 200, or a page of a gateway."""
     fields = load_object(body) or {}
-    named = next((part for part in (fields, _output(fields)) if part.get("code")), None)
-    if named is None:
+    refusal = next((part for part in (fields, _output(fields)) if part.get("code")), None)
+    if refusal is None:
         return error_from_response(status, headers, body, secret=secret, now_s=now_s)
-    return _error(named, status, headers, secret, now_s)
+    return _error(refusal, status, headers, secret, now_s)
 
 
 def _error(
-    named: Mapping[str, object], status: int, headers: Mapping[str, str], secret: str, now_s: float | None
+    refusal: Mapping[str, object], status: int, headers: Mapping[str, str], secret: str, now_s: float | None
 ) -> UpstreamError:
     """Return the error of a code and its message. status: of the response; used if the table lacks the code."""
-    code, message = str(named.get("code") or "")[:100], str(named.get("message") or "")
-    meant = next((value for pattern, value in _STATUS_OF_CODES if pattern.search(code.lower())), None)
-    if meant is None:
-        meant = status if status >= 400 else 500
-    if meant in (400, 404) and _NO_MODEL.search(message[:500]):
-        code, meant = "model_not_found", 404
-    if meant == 429:
+    code, message = str(refusal.get("code") or "")[:100], str(refusal.get("message") or "")
+    effective_status = next((value for pattern, value in _STATUS_OF_CODES if pattern.search(code.lower())), None)
+    if effective_status is None:
+        effective_status = status if status >= 400 else 500
+    if effective_status in (400, 404) and _NO_MODEL.search(message[:500]):
+        code, effective_status = "model_not_found", 404
+    if effective_status == 429:
         message = f"Rate limit: {message}"  # it has the words of an account without credit, but it passes
     message = message or code or "the provider named no reason"
     body = orjson.dumps({"error": {"message": message, "code": code}})
-    error = error_from_response(meant, headers, body, secret=secret, now_s=now_s)
+    error = error_from_response(effective_status, headers, body, secret=secret, now_s=now_s)
     error.status = status
     return error
 

@@ -43,8 +43,8 @@ def _usage(usage: Mapping[str, object]) -> Usage:
         if _is_count(value):
             counts[name] = value
         elif isinstance(value, dict):
-            named = list(value.items())[:MAX_COUNTS]
-            if group := {key: count for key, count in named if _is_count(count) and len(key) <= MAX_TEXT_CHARS}:
+            entries = list(value.items())[:MAX_COUNTS]
+            if group := {key: count for key, count in entries if _is_count(count) and len(key) <= MAX_TEXT_CHARS}:
                 counts[name] = group
     return counts
 

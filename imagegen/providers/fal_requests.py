@@ -157,8 +157,8 @@ def warnings_of(call: Call) -> tuple[str, ...]:
     ratio, resolution = shape_of(request)
     if request.aspect_ratio == ratio and (family.resolution or request.resolution is None):
         return warnings
-    asked = f"{ratio} at {resolution}" if family.resolution and resolution else ratio
-    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was requested")
+    requested = f"{ratio} at {resolution}" if family.resolution and resolution else ratio
+    return (*warnings, f"this model takes an aspect ratio instead of a size: {requested} was requested")
 
 
 def sent_request(request: GenerationRequest) -> GenerationRequest:

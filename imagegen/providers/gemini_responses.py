@@ -72,13 +72,13 @@ def error_of(
     """Return the error that a refused call means. Google charges nothing for one:
     https://ai.google.dev/gemini-api/docs/billing#failed-requests"""
     error = error_from_response(status, headers, body, secret=secret, now_s=now_s)
-    said, fields = error.upstream_detail, load_object(body) or {}
+    upstream_detail, fields = error.upstream_detail, load_object(body) or {}
     inner = fields.get("error")
     inner = inner if isinstance(inner, dict) else {}
     text = str(inner.get("message") or "")[:_MAX_TEXT_CHARS]
     if error.code == "upstream_rate_limited" and _NO_FREE_TIER.search(text):
         detail = "This service's account with the provider may not use the model without billing"
-        return UpstreamError("upstream_billing", detail, status=status, upstream_detail=said)
+        return UpstreamError("upstream_billing", detail, status=status, upstream_detail=upstream_detail)
     if error.code == "upstream_rate_limited" and error.retry_after_s is None:
         error.retry_after_s = _retry_delay_s(inner.get("details"))
     if error.code == "upstream_invalid_request" and _REGION.search(text):
@@ -94,21 +94,33 @@ def usage_of(metadata: object, *, only_text: bool = False) -> Usage | None:
     """
     if not isinstance(metadata, Mapping):
         return None
-    prompt, made = _count(metadata.get("promptTokenCount")), _count(metadata.get("candidatesTokenCount"))
+    prompt_tokens, candidate_tokens = (
+        _count(metadata.get("promptTokenCount")),
+        _count(metadata.get("candidatesTokenCount")),
+    )
     thoughts = _count(metadata.get("thoughtsTokenCount")) or 0
-    if prompt is None and made is None:
+    if prompt_tokens is None and candidate_tokens is None:
         return None
-    shown, drawn = _of_images(metadata.get("promptTokensDetails")), _of_images(metadata.get("candidatesTokensDetails"))
-    drawn = 0 if drawn is None and only_text else drawn
-    output, shown = (made or 0) + thoughts, min(shown or 0, prompt or 0)
+    input_image_tokens, output_image_tokens = (
+        _of_images(metadata.get("promptTokensDetails")),
+        _of_images(metadata.get("candidatesTokensDetails")),
+    )
+    output_image_tokens = 0 if output_image_tokens is None and only_text else output_image_tokens
+    output, input_image_tokens = (candidate_tokens or 0) + thoughts, min(input_image_tokens or 0, prompt_tokens or 0)
     usage: Usage = {
-        "input_tokens": prompt or 0,
+        "input_tokens": prompt_tokens or 0,
         "output_tokens": output,
-        "total_tokens": (prompt or 0) + output,
-        "input_tokens_details": {"text_tokens": (prompt or 0) - shown, "image_tokens": shown},
+        "total_tokens": (prompt_tokens or 0) + output,
+        "input_tokens_details": {
+            "text_tokens": (prompt_tokens or 0) - input_image_tokens,
+            "image_tokens": input_image_tokens,
+        },
     }
-    if drawn is not None:
-        usage["output_tokens_details"] = {"text_tokens": max(output - drawn, 0), "image_tokens": drawn}
+    if output_image_tokens is not None:
+        usage["output_tokens_details"] = {
+            "text_tokens": max(output - output_image_tokens, 0),
+            "image_tokens": output_image_tokens,
+        }
     return usage
 
 
@@ -160,12 +172,12 @@ def _without_image(fields: Mapping[str, object], parts: _Candidates, usage: Usag
     blocked = str(feedback.get("blockReason") or "")
     written = sanitize_detail(" ".join(parts.texts), secret)
     messages = [str(feedback.get("blockReasonMessage") or ""), *parts.messages]
-    said = sanitize_detail(next(filter(None, messages), ""), secret) or written
+    message = sanitize_detail(next(filter(None, messages), ""), secret) or written
     reason = blocked or next((end for end in parts.ends if end in POLICY_ENDS), "")
     if reason:
-        return without_image(reason, reason, said, usage)
+        return without_image(reason, reason, message, usage)
     end = next(filter(None, parts.ends), "")
-    return without_image("", end, written or said, usage, is_written=bool(written))
+    return without_image("", end, written or message, usage, is_written=bool(written))
 
 
 def without_image(
@@ -180,11 +192,13 @@ def without_image(
         usage: the tokens; without any a policy's refusal counts as free.
         is_written: whether the model wrote `text`.
     """
-    made = (usage or {}).get("output_tokens") or (usage or {}).get("cost")
+    charged_tokens = (usage or {}).get("output_tokens") or (usage or {}).get("cost")
     tail = f": {text}" if text else ""
     if reason:
         detail = sanitize_detail(f"The provider's content policy withheld the image ({reason[:60]}){tail}")
-        return UpstreamError("content_policy", detail, charged=bool(made), usage=usage if made else None)
+        return UpstreamError(
+            "content_policy", detail, charged=bool(charged_tokens), usage=usage if charged_tokens else None
+        )
     if is_written and text and is_refusal_text(text):
         return UpstreamError("content_policy", sanitize_detail(f"The model refused{tail}"), charged=True, usage=usage)
     if is_written and text:

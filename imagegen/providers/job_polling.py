@@ -159,8 +159,8 @@ def _given_up(error: UpstreamError) -> UpstreamError:
         code, detail = error.code, error.detail
     else:
         code, detail = "upstream_bad_response", f"The state of the provider's job can't be read: {error.detail}"[:300]
-    said = error.upstream_detail
-    return UpstreamError(code, detail, ambiguous=True, status=error.status, upstream_detail=said)
+    upstream_detail = error.upstream_detail
+    return UpstreamError(code, detail, ambiguous=True, status=error.status, upstream_detail=upstream_detail)
 
 
 def _bounded(seconds: float | None) -> float | None:

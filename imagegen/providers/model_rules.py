@@ -112,8 +112,8 @@ class ModelTable:
         self._provider = provider
         self._all = tuple({(row.provider, row.id): row for row in rows}.values())
         self.rows = tuple(row for row in self._all if row.provider == provider)
-        named = (provider, "together") if provider == "sandbox" else (provider,)
-        self.listed = tuple(row for row in self._all if row.provider in named)
+        listed_providers = (provider, "together") if provider == "sandbox" else (provider,)
+        self.listed = tuple(row for row in self._all if row.provider in listed_providers)
         self._by_id = {name: row for row in reversed(self.rows) for name in (*row.aliases, row.id)}
         self._anywhere = {name: row for row in reversed(self._all) for name in (*row.aliases, row.id)}
 
@@ -297,20 +297,22 @@ def _input_errors(row: ModelRow, request: GenerationRequest) -> Iterator[FieldEr
         yield FieldError(field, f"{rule}; the nearest is {row.max_input_images}")
 
 
-def _refused(field: str, row: ModelRow, what: str) -> FieldError:
-    return FieldError(field, f"must be absent: {row.id} takes no {what}")
+def _refused(field: str, row: ModelRow, feature: str) -> FieldError:
+    return FieldError(field, f"must be absent: {row.id} takes no {feature}")
 
 
 def _size_errors(
     row: ModelRow, sizes: SizeLimits, request: GenerationRequest, given: Collection[str]
 ) -> Iterator[FieldError]:
     """Yield an error for each given side that is to be changed, or for the ratio or resolution that names the size."""
-    asked = request.width, request.height
-    near = sizes.nearest(*asked)
-    advice = f"{IMPOSSIBLE_SIZE} for {row.id}: {sizes.broken_rules(*asked)}; the nearest size is {near[0]}x{near[1]}"
+    requested = request.width, request.height
+    near = sizes.nearest(*requested)
+    advice = (
+        f"{IMPOSSIBLE_SIZE} for {row.id}: {sizes.broken_rules(*requested)}; the nearest size is {near[0]}x{near[1]}"
+    )
     sides = [name for name in _SIDES if name in given]
     wrong = [name for name in sides if getattr(request, name) != near[_SIDES.index(name)]]
-    shape = "resolution" if "resolution" in given and _has_shape(asked, near) else "aspect_ratio"
+    shape = "resolution" if "resolution" in given and _has_shape(requested, near) else "aspect_ratio"
     yield from (FieldError(name, advice) for name in wrong or sides or (shape,))
 
 
@@ -329,19 +331,19 @@ def _fitting_size(sizes: SizeLimits, request: GenerationRequest, given: Collecti
         case False, True:
             fitting = [size for size in (near, (height, height), *sorted(sizes.listed)) if size[1] == height]
         case _:
-            named = "aspect_ratio" in given or "resolution" in given
+            is_shape_given = "aspect_ratio" in given or "resolution" in given
             fits = _has_shape((width, height), near) and _within(width * height, math.prod(near), _SAME_AREA)
-            fitting = [near] if fits or not named else []
+            fitting = [near] if fits or not is_shape_given else []
     return next((size for size in fitting if sizes.allows(*size)), None)
 
 
 def _nearest_quality(quality: str, allowed: tuple[str, ...]) -> str:
     """Return the allowed quality of the same meaning, else the highest lower one, else the best guess."""
-    meant = _OTHER_QUALITIES.get(quality, quality)
-    if meant in allowed:
-        return meant
-    if meant in _QUALITIES:
-        lower = [name for name in _QUALITIES[: _QUALITIES.index(meant)] if name in allowed]
+    known_name = _OTHER_QUALITIES.get(quality, quality)
+    if known_name in allowed:
+        return known_name
+    if known_name in _QUALITIES:
+        lower = [name for name in _QUALITIES[: _QUALITIES.index(known_name)] if name in allowed]
         return lower[-1] if lower else allowed[0]
     return nearest(quality, allowed) or allowed[0]
 

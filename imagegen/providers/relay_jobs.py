@@ -79,8 +79,8 @@ def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | byte
     phase = _phase(job)
     if not job_id or phase == "failed" or job.get("error") or fields.get("error"):
         return None
-    named = {name: fields[name] for name in ("data", "images") if isinstance(fields.get(name), list)}
-    if _images(named if phase == "running" else fields, 0):  # a running job's `url` is its own address
+    lists = {name: fields[name] for name in ("data", "images") if isinstance(fields.get(name), list)}
+    if _images(lists if phase == "running" else fields, 0):  # a running job's `url` is its own address
         return None
     of_task = fields.get("object") == "image.generation.task"
     address = next((text for name in _ADDRESS_NAMES if isinstance(text := job.get(name) or fields.get(name), str)), "")
@@ -146,8 +146,8 @@ def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> 
     status = _status_of(job, fields, fault)
     if status is None:
         error = error_from_response(422, {}, body, secret=secret)
-        named = error.refused or error.max_count or fault.get("type") == "invalid_request_error"
-        if error.code not in _OF_THE_REQUEST and not named:
+        names_field = error.refused or error.max_count or fault.get("type") == "invalid_request_error"
+        if error.code not in _OF_THE_REQUEST and not names_field:
             error = error_from_response(500, {}, body, secret=secret)
     else:
         error = error_from_response(status, {}, body, secret=secret)

@@ -205,8 +205,8 @@ def warnings_of(call: Call) -> tuple[str, ...]:
     ratio, resolution = shape_of(request, family)
     if request.aspect_ratio == ratio and request.resolution in (None, resolution):
         return warnings
-    asked = f"{ratio} with {family.resolution} {resolution}" if resolution else ratio
-    return (*warnings, f"this model takes an aspect ratio instead of a size: {asked} was requested")
+    requested = f"{ratio} with {family.resolution} {resolution}" if resolution else ratio
+    return (*warnings, f"this model takes an aspect ratio instead of a size: {requested} was requested")
 
 
 def sent_request(request: GenerationRequest) -> GenerationRequest:
@@ -216,6 +216,6 @@ def sent_request(request: GenerationRequest) -> GenerationRequest:
     if family.size == "pixels":
         return sent
     ratio, resolution = shape_of(request, family)
-    named = {"0.25": "512"}.get(resolution or "", resolution)
-    width, height = sides_of(ratio, named or "1K") or (0, 0)
-    return replace(sent, aspect_ratio=ratio, resolution=named, width=width, height=height)
+    our_resolution = {"0.25": "512"}.get(resolution or "", resolution)
+    width, height = sides_of(ratio, our_resolution or "1K") or (0, 0)
+    return replace(sent, aspect_ratio=ratio, resolution=our_resolution, width=width, height=height)

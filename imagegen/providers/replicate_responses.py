@@ -123,21 +123,21 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
     that was aborted had not started in time, and is not charged. Retryable errors have a status: one without counts as
     never sent.
     """
-    said = sanitize_detail(message, secret)
+    upstream_detail = sanitize_detail(message, secret)
     if status == "canceled":
-        return UpstreamError("upstream_error", "The provider's job was cancelled", upstream_detail=said)
+        return UpstreamError("upstream_error", "The provider's job was cancelled", upstream_detail=upstream_detail)
     if status == "aborted":
-        detail = said or "The provider could not start the job in time"
+        detail = upstream_detail or "The provider could not start the job in time"
         return UpstreamError("upstream_overloaded", detail, retryable=True, status=503)
     if _SENSITIVE.search(message[:4_000]):
-        return UpstreamError("content_policy", said)
+        return UpstreamError("content_policy", upstream_detail)
     error = error_from_response(422, {}, orjson.dumps({"detail": message or "the job failed"}), secret=secret)
-    if error.code in _OF_THE_REQUEST or error.refused or error.max_count or _INVALID.search(said):
+    if error.code in _OF_THE_REQUEST or error.refused or error.max_count or _INVALID.search(upstream_detail):
         return error
-    if _MEMORY.search(said):
-        return UpstreamError("upstream_error", said)
-    code = "upstream_timeout" if _TIMED_OUT.search(said) else "upstream_error"
-    return UpstreamError(code, said or "the job failed", retryable=True, status=500)
+    if _MEMORY.search(upstream_detail):
+        return UpstreamError("upstream_error", upstream_detail)
+    code = "upstream_timeout" if _TIMED_OUT.search(upstream_detail) else "upstream_error"
+    return UpstreamError(code, upstream_detail or "the job failed", retryable=True, status=500)
 
 
 def _listed(results: list[object]) -> Iterator[ListedPrediction]:

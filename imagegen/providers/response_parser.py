@@ -129,11 +129,11 @@ def error_from_response(
     Together sends `credit_limit` with a 402 and with a 429."""
     fields = _error_object(body)
     info = _error_info(fields or {})
-    meant = _effective_status(status, fields or {}, info)
-    max_count = _max_count(meant, info)
-    refused = _refused_fields(meant, fields or {}, info)
+    effective_status = _effective_status(status, fields or {}, info)
+    max_count = _max_count(effective_status, info)
+    refused = _refused_fields(effective_status, fields or {}, info)
     is_about_fields = bool(max_count or refused)
-    code = "upstream_invalid_request" if is_about_fields else _code(meant, info, is_json=fields is not None)
+    code = "upstream_invalid_request" if is_about_fields else _code(effective_status, info, is_json=fields is not None)
     retryable = code in _RETRYABLE
     text = _detail(status, body, fields, info, secret)
     return UpstreamError(

@@ -91,11 +91,11 @@ class SandboxProvider(WithoutJobs):
 
     def _failure(self, call: Call) -> UpstreamError | None:
         """Return the error that the prompt requests, for as many calls as it requests."""
-        asked = _FAIL.search(call.request.prompt)
-        error = _error(asked.group(1)) if asked else None
-        if asked is None or error is None:
+        match = _FAIL.search(call.request.prompt)
+        error = _error(match.group(1)) if match else None
+        if match is None or error is None:
             return None
-        times = int(asked.group(2)) if asked.group(2) else 1 if error.code == "upstream_rate_limited" else None
+        times = int(match.group(2)) if match.group(2) else 1 if error.code == "upstream_rate_limited" else None
         key = (call.request.prompt, call.seed, call.first_index)
         failed = self._failures.pop(key, 0)
         if times is not None and failed >= times:
@@ -171,8 +171,8 @@ async def _inputs(call: Call) -> InputThumbnails:
 
 
 def _slow_s(prompt: str, usual_s: float) -> float:
-    asked = _SLOW.search(prompt)
-    return min(float(asked.group(1)), _MAX_SLOW_S) if asked else usual_s
+    match = _SLOW.search(prompt)
+    return min(float(match.group(1)), _MAX_SLOW_S) if match else usual_s
 
 
 def _error(code: str) -> UpstreamError | None:

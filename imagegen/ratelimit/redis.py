@@ -51,4 +51,6 @@ class RedisRateLimitStore:
         spending = [(hit, reply) for hit, reply in zip(hits, rows, strict=True) if hit.cost]
         passed = [hit for hit, reply in spending if not any(retry for _, _, retry in reply)]
         self._meter.redis_commands_sent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
-        return [[LimitState(left, reset / 1000, retry / 1000) for left, reset, retry in reply] for reply in rows]
+        return [
+            [LimitState(remaining, reset / 1000, retry / 1000) for remaining, reset, retry in reply] for reply in rows
+        ]

@@ -166,7 +166,7 @@ class EmbeddedRedis:
 
     async def watch(self) -> None:
         """Start the server again whenever it dies, also one of another process that is gone. Never returns."""
-        backoff, said = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
+        backoff, last_error = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
         while True:
             connected_at = time.monotonic()
             await _until_disconnected(self._home.socket)
@@ -175,11 +175,11 @@ class EmbeddedRedis:
             await asyncio.sleep(backoff.next_s())
             try:
                 await self._ensure_running()
-                said = ""
+                last_error = ""
             except SettingsError as error:
-                if str(error) != said:
+                if str(error) != last_error:
                     logger.error("The embedded Redis does not come back: {}", error)
-                said = str(error)
+                last_error = str(error)
 
     async def _ensure_running(self) -> None:
         """Start the server unless it runs. May be called at any time."""
@@ -200,10 +200,10 @@ class EmbeddedRedis:
         """
         began_at = heard_at = time.monotonic()
         while (lock := self._home.try_lock()) is None:
-            said = await _ping(self._home.socket)
-            if said == _PONG and (not self._home.is_owner_gone() or time.monotonic() - began_at > _ENDING_S):
+            reply = await _ping(self._home.socket)
+            if reply == _PONG and (not self._home.is_owner_gone() or time.monotonic() - began_at > _ENDING_S):
                 return None
-            if said:
+            if reply:
                 heard_at = time.monotonic()
             if time.monotonic() - heard_at > _SILENT_S:
                 raise SettingsError(
@@ -242,8 +242,8 @@ class EmbeddedRedis:
             log_start = home.log.stat().st_size if home.log.exists() else 0
             child = self._child = _spawn(self._binary, home, lock)
         heard_at = time.monotonic()
-        while (said := await _ping(home.socket)) != _PONG:
-            if said:
+        while (reply := await _ping(home.socket)) != _PONG:
+            if reply:
                 heard_at = time.monotonic()
             silent = time.monotonic() - heard_at > _SILENT_S
             if silent:
@@ -329,10 +329,10 @@ async def _end(child: subprocess.Popen[bytes]) -> None:
 def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int) -> str:
     with home.log.open("rb") as log:
         log.seek(log_start)
-        said = log.read().decode(errors="replace").strip().splitlines()[-5:]
+        last_lines = log.read().decode(errors="replace").strip().splitlines()[-5:]
     fault = f"DATA_DIR: the embedded Redis ({binary.path}) can't work in {home.folder}, it ended with code {code}"
     advice = "Repair the cause, or move that folder away to begin with nothing, or set REDIS_URL. It reports"
-    return "\n    ".join([f"{fault}. {advice}:", *said])
+    return "\n    ".join([f"{fault}. {advice}:", *last_lines])
 
 
 def _socket_path(folder: Path) -> Path:

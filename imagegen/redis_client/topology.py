@@ -141,12 +141,12 @@ class Servers:
         faults = []
         for client in sentinel.sentinels:
             try:
-                named: Any = await client.sentinel_get_master_addr_by_name(self.sentinel_service or "")
+                address: Any = await client.sentinel_get_master_addr_by_name(self.sentinel_service or "")
             except (RedisError, OSError, TimeoutError) as error:
                 faults.append(str(error))
                 continue
-            if named:
-                return _text(named[0]), int(named[1])
+            if address:
+                return _text(address[0]), int(address[1])
             faults.append("unknown service")
         raise MasterNotFoundError(f"No sentinel names a master: {'; '.join(faults)}")
 
@@ -186,8 +186,8 @@ class Servers:
     async def _query_nodes(self) -> Address | None:
         """Return the owner of our slot that a reachable node reports, if possible another than the present one."""
         nodes = dict.fromkeys([*self._nodes, self._named])
-        named = await asyncio.gather(*(self._query_node(node) for node in nodes if node != self.address))
-        owners = [owner for owner in named if owner is not None]
+        reported = await asyncio.gather(*(self._query_node(node) for node in nodes if node != self.address))
+        owners = [owner for owner in reported if owner is not None]
         return next((owner for owner in owners if owner != self.address), owners[0] if owners else None)
 
     async def _query_node(self, node: Address) -> Address | None:

@@ -282,9 +282,9 @@ def with_added_webhooks(
     owners = {webhook.owner for webhook in webhooks}
     own = [delivery for delivery in deliveries if delivery.webhook.owner in owners]
     forgotten = _forgotten(own, len(webhooks), MAX_WEBHOOKS, ended)
-    left = [delivery for delivery in deliveries if delivery.number not in forgotten]
-    forgotten |= _forgotten(left, len(webhooks), MAX_ALL_WEBHOOKS, ended)
-    remaining = (delivery for delivery in left if delivery.number not in forgotten)
+    after_own_limit = [delivery for delivery in deliveries if delivery.number not in forgotten]
+    forgotten |= _forgotten(after_own_limit, len(webhooks), MAX_ALL_WEBHOOKS, ended)
+    remaining = (delivery for delivery in after_own_limit if delivery.number not in forgotten)
     return (
         *remaining,
         *(Delivery(webhook, first + i, added_after_finish=ended is not None) for i, webhook in enumerate(webhooks)),
@@ -294,20 +294,20 @@ def with_added_webhooks(
 def _forgotten(deliveries: Sequence[Delivery], added: int, most: int, ended: str | None) -> set[int]:
     """Return the numbers of finished deliveries to remove for new ones. Raises InvalidRequest at the limit."""
     over = len(deliveries) + added - most
-    done = [
+    finished = [
         delivery
         for delivery in deliveries
         if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
     ]
-    if over > len(done):
+    if over > len(finished):
         raise InvalidRequest(details=[FieldError("webhook", f"this task has {most} webhooks, which is the most")])
-    return {delivery.number for delivery in done[: max(over, 0)]}
+    return {delivery.number for delivery in finished[: max(over, 0)]}
 
 
-def merge_deliveries(deliveries: Iterable[Delivery], others: Iterable[Delivery]) -> tuple[Delivery, ...]:
+def merge_deliveries(deliveries: Iterable[Delivery], added: Iterable[Delivery]) -> tuple[Delivery, ...]:
     """Merge by number; the delivery with more progress wins."""
     furthest: dict[int, Delivery] = {}
-    for delivery in (*deliveries, *others):
+    for delivery in (*deliveries, *added):
         other = furthest.get(delivery.number)
         if other is None or _progress_key(delivery) > _progress_key(other):
             furthest[delivery.number] = delivery

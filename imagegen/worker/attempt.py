@@ -164,8 +164,8 @@ class Attempt:
             return self._judge(error)
         if missing := self._missing:
             add_warnings(self._claim, missing_images_warning(self._request.n - missing, self._request.n))
-        run = self._claim.checkpoint
-        return Succeeded(run.images, run.warnings, run.details)
+        checkpoint = self._claim.checkpoint
+        return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
 
     @property
     def _places(self) -> set[int]:
@@ -189,8 +189,10 @@ class Attempt:
             raise AttemptEnded(spent)
         if spent:
             self._give_up(range(self._request.n))
-        run = self._claim.checkpoint
-        if run.job and self._places.union(run.short, run.given_up).issuperset(run.job.indexes):
+        checkpoint = self._claim.checkpoint
+        if checkpoint.job and self._places.union(checkpoint.short, checkpoint.given_up).issuperset(
+            checkpoint.job.indexes
+        ):
             self._change(job=None)
 
     async def _collect(self, job: AcceptedJob) -> None:
@@ -224,9 +226,9 @@ class Attempt:
         """Make the calls that are still needed; request missing images once more, and never again."""
         n, seed, per_call = self._request.n, self._first_seed(), self._runner.routes.most_images(self._form.model)
         per_call = self._runner.counts.most(self._form.model, per_call)
-        run, last, barren = self._claim.checkpoint, self._fault, 0
-        if not run.missing_requested:
-            for share in plan_calls(n, self._places.union(run.short, run.given_up), per_call, seed):
+        checkpoint, last, barren = self._claim.checkpoint, self._fault, 0
+        if not checkpoint.missing_requested:
+            for share in plan_calls(n, self._places.union(checkpoint.short, checkpoint.given_up), per_call, seed):
                 last = await self._make_call(share) or last
                 barren += 1
                 if not self._claim.checkpoint.has_new_images and barren >= MAX_BARREN_CALLS:
@@ -377,8 +379,8 @@ class Attempt:
 
     def _first_choice(self) -> Choice:
         """Return the channels for a call: after a lost response only the channel that may have been paid."""
-        run = self._claim.checkpoint
-        return Choice(run.channel) if run.ambiguous_calls else ANY
+        checkpoint = self._claim.checkpoint
+        return Choice(checkpoint.channel) if checkpoint.ambiguous_calls else ANY
 
     async def _write(self) -> None:
         """Write the start, which counts the attempt, before the first paid call, then a checkpoint before each."""

@@ -44,11 +44,11 @@ class AttemptLimits:
         detail = f"the task could not be finished within {self.deadline_s:g} s"
         return Failed(TaskError(code, detail, retryable=True), keeps_images=True)
 
-    def exhausted(self, task: Task, run: Checkpoint, now: float) -> Failed | None:
+    def exhausted(self, task: Task, checkpoint: Checkpoint, now: float) -> Failed | None:
         """Return the failure of a task that must not be called for again; paid images may still be fetched."""
-        if run.links or run.job or run.sent:
+        if checkpoint.links or checkpoint.job or checkpoint.sent:
             return self.deadline_failure(task) if now >= self.deadline(task) else None
-        if run.ambiguous_calls >= MAX_AMBIGUOUS or run.attempts >= self.policy.max_attempts:
+        if checkpoint.ambiguous_calls >= MAX_AMBIGUOUS or checkpoint.attempts >= self.policy.max_attempts:
             return Failed(TaskError("interrupted", "the service stopped while the task ran", retryable=True))
         return self.deadline_failure(task) if now >= self.deadline(task) else None
 

@@ -71,8 +71,8 @@ class CallForm:
     def sent_call(self, sent: SentCall) -> Call:
         """Return a call of an earlier attempt, without the bytes of its input images."""
         request = replace(self._request, model=sent.model)
-        run = self._claim.checkpoint
-        without, jobs = frozenset(run.dropped_params), frozenset(run.begun_jobs)
+        checkpoint = self._claim.checkpoint
+        without, jobs = frozenset(checkpoint.dropped_params), frozenset(checkpoint.begun_jobs)
         return Call(request, len(sent.indexes), sent.indexes[0], sent.seed, without, other_jobs=jobs)
 
     def as_sent(self, share: PlannedCall) -> PlannedCall:
@@ -113,13 +113,14 @@ class CallForm:
 
     def _drop_fields(self, error: UpstreamError) -> bool:
         """Return whether fields that the upstream refuses are left out from now on; a refused call is not paid."""
-        run = self._claim.checkpoint
-        names = [name for name in sent_fields(error.refused, self._request) if name not in run.dropped_params]
-        if not names or len(run.dropped_params) + len(names) > MAX_DROPPED_FIELDS:
+        checkpoint = self._claim.checkpoint
+        names = [name for name in sent_fields(error.refused, self._request) if name not in checkpoint.dropped_params]
+        if not names or len(checkpoint.dropped_params) + len(names) > MAX_DROPPED_FIELDS:
             return False
-        self._claim.checkpoint = replace(run, dropped_params=(*run.dropped_params, *names))
-        theirs = [name for name in names if name != "response_format"]  # the service's own, which no client gives
-        add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in theirs))
+        self._claim.checkpoint = replace(checkpoint, dropped_params=(*checkpoint.dropped_params, *names))
+        # `response_format` is the service's own, which no client gives.
+        client_fields = [name for name in names if name != "response_format"]
+        add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in client_fields))
         return True
 
     def _change_model(self, error: UpstreamError) -> bool:

@@ -191,8 +191,8 @@ class Routes:
         """Return the route of a channel and a key, None if there is none any more."""
         if self.only:
             return self.only
-        mine = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
-        route = next(mine, None) or self._substitute(channel)
+        matching = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
+        route = next(matching, None) or self._substitute(channel)
         if route is None:
             self._report_missing(channel, account)
         return route
@@ -212,8 +212,8 @@ class Routes:
         """Return the route with the key that made a job. Raises UpstreamError, as for a job that is forgotten."""
         if self.only:
             return self.only
-        mine = [route for route in self.all if route.account == handle.account]
-        for route in sorted(mine, key=lambda route: route.channel.name != handle.channel):
+        matching = [route for route in self.all if route.account == handle.account]
+        for route in sorted(matching, key=lambda route: route.channel.name != handle.channel):
             return self._with_others(route) if handle.failed_polls.useless >= REFUSED_POLLS else route
         if substitute := self._substitute(handle.channel):
             return substitute

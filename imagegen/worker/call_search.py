@@ -67,8 +67,8 @@ class CallSearch:
         return replace(spent, error=TaskError(code, detail, error.retryable))
 
     async def _find(self, sent: SentCall, *, begun: bool) -> JobHandle | None:
-        run = self.claim.checkpoint
-        route = self.routes.find(run.channel, run.account)
+        checkpoint = self.claim.checkpoint
+        route = self.routes.find(checkpoint.channel, checkpoint.account)
         if route is None:
             return None
         try:
@@ -96,6 +96,6 @@ class CallSearch:
     def _found(self, sent: SentCall, handle: JobHandle) -> None:
         """Let a job take the place of a call that counted as lost."""
         logger.bind(taskId=self.claim.task.id).info("The provider has the job of a call with a lost response")
-        run = self.claim.checkpoint.with_job(AcceptedJob(handle, sent.indexes, sent.seed, sent.model))
-        cost = run.cost and run.cost.found(sent.price)
-        self.claim.checkpoint = replace(run, ambiguous_calls=max(run.ambiguous_calls - 1, 0), cost=cost)
+        checkpoint = self.claim.checkpoint.with_job(AcceptedJob(handle, sent.indexes, sent.seed, sent.model))
+        cost = checkpoint.cost and checkpoint.cost.found(sent.price)
+        self.claim.checkpoint = replace(checkpoint, ambiguous_calls=max(checkpoint.ambiguous_calls - 1, 0), cost=cost)

@@ -47,8 +47,8 @@ class Judge:
             paid_without_result=paid_in_vain,
         )
         outcome = self.rules.policy.decide(error, standing, random.random)
-        run = claim.checkpoint
-        can_be_found = error.ambiguous and run.sent is not None and self.lists_jobs(run.channel)
+        checkpoint = claim.checkpoint
+        can_be_found = error.ambiguous and checkpoint.sent is not None and self.lists_jobs(checkpoint.channel)
         if isinstance(outcome, Failed) and can_be_found and standing.left_s > SEARCH_RETRY_S:
             outcome = Retry(SEARCH_RETRY_S, WaitReason.RETRYING)  # its image may be paid for
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"

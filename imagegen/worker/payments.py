@@ -56,8 +56,8 @@ class Payments:
         if self.routes.only or choice.only or not (cost.slots or cost.most is not None):
             return choice
         missing = max(n - len(self.claim.checkpoint.images), 1)
-        left = None if cost.most is None else cost.most + n - cost.charged
-        too_dear = self.routes.too_dear(self.request, model, missing, left)
+        most_left = None if cost.most is None else cost.most + n - cost.charged
+        too_dear = self.routes.too_dear(self.request, model, missing, most_left)
         left_out = too_dear | self.over_budget
         if left_out.issuperset(channel.name for channel in self.routes.channels.serving(model)):
             left_out = too_dear
@@ -77,8 +77,8 @@ class Payments:
             raise self._unaffordable(refusal, OVER_MOST)
         if cost.slots and price is None:
             raise self._unaffordable(refusal, NO_BUDGET)
-        if more := cost.rest_for(price or 0):
-            reserved = await self.claims.reserve_more(self.claim, more, self.rules.limits_of_slots(cost.slots))
+        if missing := cost.rest_for(price or 0):
+            reserved = await self.claims.reserve_more(self.claim, missing, self.rules.limits_of_slots(cost.slots))
             if reserved is None:
                 raise AttemptEnded(ClaimLost())
             if not reserved and self._has_cheaper(model, count, price):

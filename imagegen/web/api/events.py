@@ -166,14 +166,16 @@ class TaskEventStream:
         entries = {entry["index"]: entry for entry in view.get("data", ())}
         for image in new_images(before, task):
             await self._send(response, "image", (task.id, last_sequence), entries[image.index])
-        here = (task.id, task.sequence)
-        await self._send(response, event_name(before, task), here, view)
+        position = (task.id, task.sequence)
+        await self._send(response, event_name(before, task), position, view)
         if before is None and task.state.is_final:
-            await self._send(response, task.state.value, here, view)
+            await self._send(response, task.state.value, position, view)
         self._client_sequences[task.id] = task.sequence
 
-    async def _send(self, response: EventStream, event: str, here: tuple[str, int], data: Mapping[str, Any]) -> None:
-        task_id, sequence = here
+    async def _send(
+        self, response: EventStream, event: str, position: tuple[str, int], data: Mapping[str, Any]
+    ) -> None:
+        task_id, sequence = position
         body = {"taskId": task_id, **data} if self._joined else data
         event_id = f"{task_id}:{sequence}" if self._joined else str(sequence)
         await response.send(orjson.dumps(body).decode(), id=event_id, event=event)

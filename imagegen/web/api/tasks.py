@@ -216,7 +216,7 @@ async def wait_until_final(services: Services, task: Task, within_s: float, requ
             if left_s <= 0:
                 break
             for changed in await subscription.changes(left_s):
-                task = max(task, changed, key=lambda seen: seen.sequence)
+                task = max(task, changed, key=lambda state: state.sequence)
             if request is not None and not still_admits(request):
                 raise Unauthorized
     return task
@@ -238,9 +238,9 @@ async def build_submit_response(
     submitted, links = replace(submitted, task=noticed), TaskLinks(services.link_base.url(request), services.links)
     task, hit = submitted.task, submitted.cached is CacheResult.HIT
     if waited and task.state.is_final:
-        finished, more = await render_task(request, task)
+        finished, task_headers = await render_task(request, task)
         cost = cost_view(task, is_free=submitted.cached in FREE)
-        headers = submit_headers(submitted, links) | more
+        headers = submit_headers(submitted, links) | task_headers
         return SubmitResponse(200, {**finished, "cost": cost, "cached": hit}, headers)
     place = await services.queue.position(task)
     view = submitted_view(submitted, place, links, language(request))

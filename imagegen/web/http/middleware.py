@@ -236,7 +236,7 @@ def _as_api_error(request: web.Request, error: Exception, path: str) -> ApiError
 def _nearest_route(request: web.Request, path: str) -> str | None:
     """Return the path without parameters that `path` most likely misspells."""
     paths = (resource.canonical for resource in request.app.router.resources())
-    return nearest(path, (known for known in paths if "{" not in known))
+    return nearest(path, (template for template in paths if "{" not in template))
 
 
 def _redirect(redirect: web.HTTPException) -> web.Response:

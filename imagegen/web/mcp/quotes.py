@@ -66,7 +66,7 @@ async def quote(services: Services, fields: Mapping[str, Any], body: ReceivedBod
 
 def quote_text(view: QuoteView) -> str:
     """Return a quote in one sentence."""
-    price, left = view.get("costUsd"), view.get("budgetLeftUsd")
+    price, budget_left = view.get("costUsd"), view.get("budgetLeftUsd")
     cost = "an unknown price" if price is None else f"{price:g} USD"
     facts = [f"{view['n']} image(s) of {view['model']}, {view['width']}x{view['height']}: {cost}"]
     if view["cached"]:
@@ -77,8 +77,8 @@ def quote_text(view: QuoteView) -> str:
         facts.append(f"{reused} of them exist already")
     if view["etaSeconds"] is not None:
         facts.append(f"ready in about {view['etaSeconds']:g} s")
-    if left is not None:
-        facts.append(f"{left:g} USD left of today's budget")
+    if budget_left is not None:
+        facts.append(f"{budget_left:g} USD left of today's budget")
     refusal = f" Now it would be refused: {view['refusal']['code']}." if "refusal" in view else ""
     return f"{', '.join(facts)}. Nothing was submitted.{refusal}"
 

@@ -121,9 +121,9 @@ _OTHERS = (
 @cache
 def tools() -> tuple[ToolDefinition, ...]:
     """Return all tools; the first call takes some milliseconds."""
-    made = Schemas([GenerationParams, _Options]).components
-    fields = made["GenerationParams"]["properties"]
-    limit = {"maxCostUsd": made["_Options"]["properties"]["maxCostUsd"]}
+    components = Schemas([GenerationParams, _Options]).components
+    fields = components["GenerationParams"]["properties"]
+    limit = {"maxCostUsd": components["_Options"]["properties"]["maxCostUsd"]}
     parameters = _selected(fields, _FIELDS)
     images = _selected(fields, _IMAGE_FIELDS)
     images["imageUrl"]["description"] = f"The image to edit. {_IMAGE_SOURCE}"
@@ -175,8 +175,8 @@ def _shown(tool: ToolDefinition) -> Json:
 def output_schema(view: Any) -> Json:
     """Return the schema of a structured result, without references."""
     schemas = Schemas([view])
-    made = schemas.of(view)
-    schema = _resolved(made, schemas.components)
+    with_references = schemas.of(view)
+    schema = _resolved(with_references, schemas.components)
     return {name: value for name, value in schema.items() if name != "description"}
 
 

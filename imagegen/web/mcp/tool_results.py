@@ -246,11 +246,11 @@ async def _thumbnail(services: Services, task: Task, max_chars: int) -> Mapping[
 
 async def _full_images(services: Services, answer: TaskAnswer) -> list[Mapping[str, Any]]:
     """Return the images as far as a result can hold them."""
-    left = answer.max_bytes
+    free_bytes = answer.max_bytes
     blocks: list[Mapping[str, Any]] = []
     omitted: list[str] = []
     for image in answer.task.images:
-        if image.url or image.size_bytes > left:
+        if image.url or image.size_bytes > free_bytes:
             omitted.append(str(image.index))
             continue
         try:
@@ -259,7 +259,7 @@ async def _full_images(services: Services, answer: TaskAnswer) -> list[Mapping[s
             omitted.append(str(image.index))
             continue
         blocks.append({"type": "image", "data": text, "mimeType": image.content_type})
-        left -= image.size_bytes
+        free_bytes -= image.size_bytes
     if omitted:
         advice = "open the links"
         if answer.max_bytes < MAX_FULL_BYTES:

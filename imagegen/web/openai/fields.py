@@ -134,9 +134,9 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
         extra = {**extra}
     for name in (name for name in sent if name in unknown):
         if is_reserved(name):
-            meant = our_name(name)
-            advice = f"use {meant}" if meant else "leave it out"
-            advice = "use webhook of /api/images/generate" if meant == "webhook" else advice
+            our_field = our_name(name)
+            advice = f"use {our_field}" if our_field else "leave it out"
+            advice = "use webhook of /api/images/generate" if our_field == "webhook" else advice
             errors.append(FieldError(printable(name, MAX_KEY_CHARS), f"is not supported here: {advice}"))
         elif isinstance(extra, dict):
             if name in extra:
@@ -190,9 +190,9 @@ def _max_micro_usd(body: Mapping[str, Any], errors: list[FieldError]) -> int | N
 
 def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:
     name, *path = re.split(r"(?=[\[.])", error.field, maxsplit=1)
-    ours = to_snake(name)
-    theirs = spelled.get(ours, ours)
-    if theirs == "size":
+    our_field = to_snake(name)
+    client_name = spelled.get(our_field, our_field)
+    if client_name == "size":
         of_both_sides = error.message.startswith(IMPOSSIBLE_SIZE)
-        return FieldError(theirs, error.message if of_both_sides else f"{ours} {error.message}")
-    return FieldError(theirs + "".join(path), error.message)
+        return FieldError(client_name, error.message if of_both_sides else f"{our_field} {error.message}")
+    return FieldError(client_name + "".join(path), error.message)

@@ -53,5 +53,5 @@ def entry_of(model: ListedModel) -> ModelEntry:
 
 
 def _owner(model: ListedModel) -> str:
-    named = model.row.id if model.row else model.id
-    return named.partition("/")[0] if "/" in named or model.row is None else model.row.provider
+    model_id = model.row.id if model.row else model.id
+    return model_id.partition("/")[0] if "/" in model_id or model.row is None else model.row.provider

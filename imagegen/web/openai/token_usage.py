@@ -24,15 +24,19 @@ def add_details(body: ImagesResponse, details: ReplyDetails) -> None:
 
 def token_usage(usage: Usage) -> TokenUsage | None:
     """Return the tokens as OpenAI's client reads them; None if the upstream counts something else."""
-    spent, made, total = usage.get("input_tokens"), usage.get("output_tokens"), usage.get("total_tokens")
-    if not (isinstance(spent, int) and isinstance(made, int)):
+    input_tokens, output_tokens, total_tokens = (
+        usage.get("input_tokens"),
+        usage.get("output_tokens"),
+        usage.get("total_tokens"),
+    )
+    if not (isinstance(input_tokens, int) and isinstance(output_tokens, int)):
         return None
     return {
-        "input_tokens": spent,
-        "input_tokens_details": _token_details(usage.get("input_tokens_details"), text_tokens=spent),
-        "output_tokens": made,
-        "output_tokens_details": _token_details(usage.get("output_tokens_details"), image_tokens=made),
-        "total_tokens": total if isinstance(total, int) else spent + made,
+        "input_tokens": input_tokens,
+        "input_tokens_details": _token_details(usage.get("input_tokens_details"), text_tokens=input_tokens),
+        "output_tokens": output_tokens,
+        "output_tokens_details": _token_details(usage.get("output_tokens_details"), image_tokens=output_tokens),
+        "total_tokens": total_tokens if isinstance(total_tokens, int) else input_tokens + output_tokens,
     }
 
 

@@ -29,9 +29,9 @@ class Schemas:
     def __init__(self, shapes: Iterable[Any]) -> None:
         kinds = {_key(shape): shape for shape in shapes}
         adapters = [(key, _mode(shape), TypeAdapter(shape)) for key, shape in kinds.items()]
-        made, rest = TypeAdapter.json_schemas(adapters, ref_template=_PREFIX + "{model}")
-        self._made = {key: _tidy(schema) for (key, _), schema in made.items()}
-        components = {_shown(name): _tidy(schema) for name, schema in rest.get("$defs", {}).items()}
+        schemas, definitions = TypeAdapter.json_schemas(adapters, ref_template=_PREFIX + "{model}")
+        self._made = {key: _tidy(schema) for (key, _), schema in schemas.items()}
+        components = {_shown(name): _tidy(schema) for name, schema in definitions.get("$defs", {}).items()}
         self.components = {
             name: schema | ({"description": _TEXTS[name]} if name in _TEXTS else {})
             for name, schema in sorted(components.items())

@@ -111,8 +111,8 @@ async def get_history(request: web.Request) -> web.StreamResponse:
         raise InvalidRequest(details=[FieldError("since", "must be a Unix time in whole seconds")])
     board = request.app[BOARD]
     minutes = with_unwritten(await board.history.read(), board.recorder.unwritten)
-    shown = [_minute(minute) for minute in minutes if minute.at >= int(since)]
-    body: HistoryView = {"success": True, "stepSeconds": STEP_S, "minutes": shown}
+    views = [_minute(minute) for minute in minutes if minute.at >= int(since)]
+    body: HistoryView = {"success": True, "stepSeconds": STEP_S, "minutes": views}
     return json_response(body)
 
 
