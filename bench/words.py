@@ -44,7 +44,7 @@ REPLACEMENTS = {
     r"afresh|anew": "again",
     r"lest": "so that ... not",
     r"lately": "recently",
-    r"seldom": "rarely",
+    r"seldom(?:er)?": "rarely, less often",
     r"thus|hence|whence": "so, therefore",
     r"hither|therein|thereof|aforesaid|betimes": "here, in it, of it, named above, early",
     r"amid": "during",

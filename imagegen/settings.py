@@ -234,10 +234,7 @@ class Settings:
 
     def __repr__(self) -> str:
         items = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))
-        texts = (
-            f"{name}={'***' if rule and rule.secret and value else repr(value)}"
-            for name, value, rule in items
-        )
+        texts = (f"{name}={'***' if rule and rule.secret and value else repr(value)}" for name, value, rule in items)
         return f"Settings({', '.join(texts)})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from pathlib import Path
 
@@ -77,3 +78,19 @@ def test_for_as_because_is_banned_and_for_a_purpose_is_not(tmp_path: Path) -> No
     path = tmp_path / "page.md"
     path.write_text("It waits, for Redis is away. Two calls, for example, or three, for each task.\n")
     assert words.count([path]).banned == 1
+
+
+_TEXT = re.compile(r'"""(.*?)"""|#([^\n]*)', re.DOTALL)
+_CONSTANT = re.compile(r"\b_?[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+_RAISED = re.compile(r"Raises:? ((?:_?[A-Z]\w+)(?:, _?[A-Z]\w+)*)")
+
+
+@pytest.mark.parametrize("pattern", [_CONSTANT, _RAISED], ids=["constants", "errors"])
+def test_a_text_of_the_code_names_only_what_exists(pattern: re.Pattern[str]) -> None:
+    sources = [path.read_text() for path in words.files(words.PACKAGE) if path.suffix == ".py"]
+    names = {name for source in sources for name in re.findall(r"\w+", _TEXT.sub("", source))} | set(dir(builtins))
+    names |= {"OPEN_MAX", "XDG_DATA_DIRS"}  # of macOS, of desktops
+    texts = [text for source in sources for match in _TEXT.finditer(source) for text in match.groups() if text]
+    named = {name for text in texts for part in pattern.findall(text) for name in re.split(r"[.,\s]+", part)}
+    assert len(named) > 50
+    assert named - names == set()

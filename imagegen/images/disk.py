@@ -138,7 +138,7 @@ class DiskStore:
         name = self._name(task_id, index, image.sha256, image.content_type)
         with self._index.writing(name, image.size_bytes, expires_at_s):
             try:
-                await self._make_room_and_write(name, task_id, image, expires_at_s)
+                await self._evict_and_write(name, task_id, image, expires_at_s)
             except StoreUnavailable as error:
                 self._forget([name])
                 if not isinstance(error, SpooledImageLost | StoreFull):
@@ -293,7 +293,7 @@ class DiskStore:
         files.remove(useless)
         self._expiry.forget_expired(self._clock(), keep=found_tasks)
 
-    async def _make_room_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
+    async def _evict_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
         expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
         over_cap = await self._take_over_cap()
         is_full = is_upload(task_id) and self._index.is_over_cap

@@ -78,7 +78,7 @@ class RedisBlobStore:
         Raises: QueueUnavailable; StoreUnavailable if Redis has no memory for it or the file can't be read.
         """
         name, size_bytes = _name(task_id, image), image.size_bytes
-        await self._make_room(f"{name}:{size_bytes}", size_bytes, expires_at_s)
+        await self._make_space(f"{name}:{size_bytes}", size_bytes, expires_at_s)
         for part, key in enumerate(self._parts(name, size_bytes)):
             data = await _part_of(source, part)
             async with self._connection.deadline(), _refusal_checked():
@@ -102,7 +102,7 @@ class RedisBlobStore:
         self._spent(1 + 2 * len(parts))
         if not is_copied:
             return False
-        await self._make_room(f"{target}:{size_bytes}", size_bytes, expires_at_s)
+        await self._make_space(f"{target}:{size_bytes}", size_bytes, expires_at_s)
         return True
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
@@ -158,7 +158,7 @@ class RedisBlobStore:
             await pipeline.execute()
         self._spent(len(keys))
 
-    async def _make_room(self, member: str, size_bytes: int, expires_at_s: float) -> None:
+    async def _make_space(self, member: str, size_bytes: int, expires_at_s: float) -> None:
         """Count an image, and delete the oldest; needed uploads stay.
 
         Should we die between the calls, the images to delete live to their end, and are not counted.

@@ -1,1 +1,1 @@
-"""The durable queue on a Redis stream: the only owner of Redis."""
+"""Durable queue of tasks on a Redis stream."""

@@ -103,14 +103,14 @@ class Checkpoint(
         With a job it counts `MAX_AMBIGUOUS` ambiguous calls more: versions that can't resume jobs then fail the task
         as interrupted, instead of paying for it again.
         """
-        run = self if self.job is None else replace(self, ambiguous_calls=self.ambiguous_calls + MAX_AMBIGUOUS)
-        return entry_id.encode() + b" " + _encode(run)
+        checkpoint = self if self.job is None else replace(self, ambiguous_calls=self.ambiguous_calls + MAX_AMBIGUOUS)
+        return entry_id.encode() + b" " + _encode(checkpoint)
 
 
-_read_run = msgspec.json.Decoder(Checkpoint).decode
+_decode_json = msgspec.json.Decoder(Checkpoint).decode
 
 
-def cancelled_run(jobs: tuple[str, ...]) -> bytes:
+def cancelled_checkpoint(jobs: tuple[str, ...]) -> bytes:
     """Return the checkpoint, without the entry id, that a start finds if the task was cancelled just before.
 
     jobs: ids of the provider jobs of the task.
@@ -124,15 +124,15 @@ def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
         entry_id, _, rest = value.partition(b" ")
         if not _ENTRY_ID.fullmatch(entry_id):
             raise ValueError(entry_id)
-        run = _read_run(rest)
-        if run.job is not None:
-            run = replace(run, ambiguous_calls=run.ambiguous_calls - MAX_AMBIGUOUS)
-        return entry_id.decode(), run
+        checkpoint = _decode_json(rest)
+        if checkpoint.job is not None:
+            checkpoint = replace(checkpoint, ambiguous_calls=checkpoint.ambiguous_calls - MAX_AMBIGUOUS)
+        return entry_id.decode(), checkpoint
     except UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 
-def readable_run(value: bytes) -> bool:
+def is_readable_checkpoint(value: bytes) -> bool:
     """Return whether `decode_checkpoint` can decode a value."""
     try:
         decode_checkpoint(value)
@@ -144,10 +144,10 @@ def readable_run(value: bytes) -> bool:
 def is_released(value: bytes, entry_id: str) -> bool:
     """Return whether a value is the checkpoint that was released with an entry."""
     try:
-        of_entry, run = decode_checkpoint(value)
+        of_entry, checkpoint = decode_checkpoint(value)
     except UnreadableRecord:
         return False
-    return of_entry == entry_id and run.phase == "released"
+    return of_entry == entry_id and checkpoint.phase == "released"
 
 
 def calls_under_way(stored: bytes | None) -> int:
@@ -155,33 +155,33 @@ def calls_under_way(stored: bytes | None) -> int:
     if stored is None:
         return 0
     try:
-        _, run = decode_checkpoint(stored)
+        _, checkpoint = decode_checkpoint(stored)
     except UnreadableRecord:
         return 1
-    return run.billed_again + (run.phase == "calling" or run.job is not None)
+    return checkpoint.billed_again + (checkpoint.phase == "calling" or checkpoint.job is not None)
 
 
-def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:
+def shown_images(task: Task, checkpoint: Checkpoint) -> tuple[StoredImage, ...]:
     """Return the images of an unfinished task: the stale ones until all new ones are stored."""
-    return task.images if task.stale_images else run.images
+    return task.images if task.stale_images else checkpoint.images
 
 
-def with_checkpoint(task: Task, run: Checkpoint) -> Task:
+def with_checkpoint(task: Task, checkpoint: Checkpoint) -> Task:
     """Return an unfinished task with the state of its checkpoint, as another instance sees it."""
-    calling = run.phase == "calling"
+    calling = checkpoint.phase == "calling"
     return replace(
         task,
         state=State.PROCESSING if calling else State.PENDING,
-        sequence=task.epoch + run.starts * 1_000 + (0 if calling else 999),
-        attempts=run.attempts,
-        started_at=run.started_at,
+        sequence=task.epoch + checkpoint.starts * 1_000 + (0 if calling else 999),
+        attempts=checkpoint.attempts,
+        started_at=checkpoint.started_at,
         progress=5 if calling else 0,
-        images=shown_images(task, run),
-        possibly_billed_twice=max(run.billed_again, task.possibly_billed_twice),
-        cost=run.cost or task.cost,
-        reason=None if calling and not run.reason else _reason(run.reason),
-        retry_at=run.retry_at,
-        channel=run.channel,
+        images=shown_images(task, checkpoint),
+        possibly_billed_twice=max(checkpoint.billed_again, task.possibly_billed_twice),
+        cost=checkpoint.cost or task.cost,
+        reason=None if calling and not checkpoint.reason else _reason(checkpoint.reason),
+        retry_at=checkpoint.retry_at,
+        channel=checkpoint.channel,
     )
 
 

@@ -91,28 +91,30 @@ def take_over_state(
     Return whether a call was cut off that may have been paid. That is also assumed if the checkpoint is unreadable, or
     gone although the task was begun, or the entry was idle for longer than a checkpoint lives.
     """
-    run, claim.stored_bytes, claim.contested = claim.checkpoint, existing, True
+    checkpoint, claim.stored_bytes, claim.contested = claim.checkpoint, existing, True
     cut_off = existing is None and (begun or idle_s >= checkpoint_ttl_s(lease_s))
     if existing is not None:
         try:
-            entry_id, theirs = decode_checkpoint(existing)
+            entry_id, their_checkpoint = decode_checkpoint(existing)
         except UnreadableRecord:
             cut_off = True
         else:
             if entry_id == claim.entry_id:
-                run, cut_off = theirs, theirs.calling
-                if theirs.phase == "calling" and (theirs.links or theirs.job):
-                    run = replace(theirs, attempts=theirs.attempts - 1)
+                checkpoint, cut_off = their_checkpoint, their_checkpoint.calling
+                if their_checkpoint.phase == "calling" and (their_checkpoint.links or their_checkpoint.job):
+                    checkpoint = replace(their_checkpoint, attempts=their_checkpoint.attempts - 1)
     if cut_off:
-        run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))
-    cost = run.cost
+        checkpoint = replace(checkpoint, starts=max(checkpoint.starts, 1), attempts=max(checkpoint.attempts, 1))
+    cost = checkpoint.cost
     if cut_off:
         cost = cost.lost("interrupted") if cost else claim.cost.assumed_sent("interrupted")
-    claim.checkpoint = replace(run, phase="waiting", ambiguous_calls=run.ambiguous_calls + cut_off, cost=cost)
+    claim.checkpoint = replace(
+        checkpoint, phase="waiting", ambiguous_calls=checkpoint.ambiguous_calls + cut_off, cost=cost
+    )
     claim.task = replace(
         claim.task,
         attempts=claim.checkpoint.attempts,
-        sequence=max(claim.task.sequence, claim.task.epoch + (run.starts + 1) * ATTEMPT_BLOCK - 1),
+        sequence=max(claim.task.sequence, claim.task.epoch + (checkpoint.starts + 1) * ATTEMPT_BLOCK - 1),
         possibly_billed_twice=claim.checkpoint.billed_again,
         images=shown_images(claim.task, claim.checkpoint),
     )
@@ -124,14 +126,14 @@ def resume_from_existing(claim: Claim, existing: bytes) -> StartResult:
 
     If it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
     """
-    entry_id, run = decode_checkpoint(existing)
+    entry_id, checkpoint = decode_checkpoint(existing)
     if entry_id == claim.entry_id:
-        if run.phase != "released":
+        if checkpoint.phase != "released":
             claim.mark_lost()
             return StartResult.LOST
-        claim.checkpoint = run
-        claim.contested = claim.contested or run.ambiguous_calls > 0  # a previous owner may still run
-        claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
+        claim.checkpoint = checkpoint
+        claim.contested = claim.contested or checkpoint.ambiguous_calls > 0  # a previous owner may still run
+        claim.task = replace(claim.task, attempts=checkpoint.attempts, images=shown_images(claim.task, checkpoint))
     else:
         claim.contested = True
     claim.stored_bytes = existing

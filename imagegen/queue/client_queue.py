@@ -127,8 +127,8 @@ class ClientQueue:
         A client that waited for it there has lost its connection.
         """
         since = self._notifier.alone_since
-        left = self._notifier.alone and task.created_at < since
-        return left and (task.finished_at is None or task.finished_at > since)
+        is_interruption = self._notifier.alone and task.created_at < since
+        return is_interruption and (task.finished_at is None or task.finished_at > since)
 
     def cached(self, task_id: str) -> Task | None:
         """Return the task that `get` returns without a Redis command, None if it needs one."""
@@ -337,7 +337,7 @@ class ClientQueue:
         if cost is not None and task.cost is not None:
             carried = cost.carried_into(task.cost)
             task = replace(task, cost=carried.held_by(carried.slots, carried.day))
-        return task, await self._verbs.submit(task, head.generation, limits=limits, replaced_cost=cost)
+        return task, await self._verbs.submit(task, head.epoch, limits=limits, replaced_cost=cost)
 
     async def _inflight_submit(self, task_id: str) -> SubmitResult | None:
         """Return the result of the submit of this task that is in flight.
@@ -354,15 +354,15 @@ class ClientQueue:
         return None
 
     def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits, now: float) -> Task:
-        generation, cost = int(now * 1e6), submission.cost
+        epoch, cost = int(now * 1e6), submission.cost
         if cost is not None and submission.max_micro_usd is not None:
             cost = replace(cost, most=submission.max_micro_usd)
         if limits and cost is not None:
             cost = cost.held_by(tuple([slot for slot, _ in limits]), day_of(now))
         return Task(
             submission.task_id,
-            generation,
-            generation,
+            epoch,
+            epoch,
             submission.digest,
             submission.model,
             submission.request_json,
@@ -380,15 +380,15 @@ class ClientQueue:
 
     def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:
         """Return the result of a submit that stored its task."""
-        generation = answer.epoch
+        epoch = answer.epoch
         if task.state.is_final:
-            task = replace(task, epoch=generation, sequence=generation + FINAL_OFFSET)
+            task = replace(task, epoch=epoch, sequence=epoch + FINAL_OFFSET)
             self._task_cache.put(task)
             self._families.add(task)
             if answer.kind == "again":
                 self._notifier.publish("fresh", ids=[task.id])
             return SubmitResult(task, CacheResult.HIT)
-        task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
+        task = replace(task, epoch=epoch, sequence=epoch, entry_id=answer.entry_id)
         is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
         skew_s = abs(task.created_at - answer.added_at) if is_in_stream else 0.0
         if skew_s > CLOCK_TOLERANCE_S and answer.entry_id.endswith("-0"):  # else the server's clock may have gone back

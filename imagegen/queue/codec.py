@@ -1,10 +1,11 @@
 """Encoding of tasks, entries and delivery logs in Redis, each with a schema version.
 
-A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
-JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A
-delivery log is `1 <generation>`, a newline, and a JSON list. Values of
-a newer version are not touched: deploys overlap for minutes. So each task is written in the lowest version that is able
-to run it. The head of a task with added webhooks ends in ` +`.
+A record is a head that the scripts read (`1 pending <entry id> <epoch> <sequence> <digest>`), a newline, and JSON. The
+head of a task with added webhooks ends in ` +`. An entry carries the version, the epoch and JSON with the request: a
+claim needs no second read. A delivery log is `1 <epoch>`, a newline, and a JSON list.
+
+Values of a newer version are not touched, since deploys overlap for minutes. So each task is written in the lowest
+version that is able to run it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class RecordHeader(NamedTuple):
 
     state: State
     entry_id: str
-    generation: int
+    epoch: int
     sequence: int
     digest: str
 
@@ -194,8 +195,8 @@ def decode_head(value: bytes) -> RecordHeader:
         version, *parts = value.partition(b"\n")[0].decode().split(" ")
         if int(version) > VERSION:
             raise NewerRecord(version)
-        state, entry_id, generation, sequence, digest, *_ = parts
-        return RecordHeader(State(state), entry_id, int(generation), int(sequence), digest)
+        state, entry_id, epoch, sequence, digest, *_ = parts
+        return RecordHeader(State(state), entry_id, int(epoch), int(sequence), digest)
     except NewerRecord:
         raise
     except ValueError as error:
@@ -215,7 +216,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
     pending = head.state is State.PENDING
     return Task(
         id=record.id,
-        epoch=head.generation,
+        epoch=head.epoch,
         sequence=head.sequence,
         digest=head.digest,
         model=record.model,
@@ -289,16 +290,16 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
     try:
         if int(fields[b"v"]) > VERSION:
             raise NewerRecord(fields[b"v"].decode())
-        generation = int(fields[b"g"])
+        epoch = int(fields[b"g"])
         entry = _read_entry(fields[b"d"])
         return Task(
             id=entry.id,
-            epoch=generation,
-            sequence=generation,
+            epoch=epoch,
+            sequence=epoch,
             digest=entry.digest,
             model=entry.model,
             request_json=bytes(entry.request),
-            created_at=_came_at(entry, entry_id),
+            created_at=_submitted_at(entry, entry_id),
             images=entry.images or entry.reused,
             stale_images=bool(entry.images),
             reason=WaitReason.QUEUED,
@@ -316,7 +317,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
         raise UnreadableRecord(repr(fields)[:200]) from error
 
 
-def _came_at(entry: _Entry, entry_id: str) -> float:
+def _submitted_at(entry: _Entry, entry_id: str) -> float:
     """Return the time of a submit: by the submitter's clock, or the server's if the entry's id differs from it."""
     if entry.queued is not None:
         return entry.queued
@@ -326,19 +327,19 @@ def _came_at(entry: _Entry, entry_id: str) -> float:
     return entry.created if abs(entry.created - added_at) <= MAX_SKEW_S else added_at
 
 
-def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
+def encode_delivery_log(epoch: int, deliveries: Iterable[Delivery]) -> bytes:
     """Return the delivery log of an epoch."""
-    return f"{_LOG_VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
+    return f"{_LOG_VERSION} {epoch}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
 
 
-def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
+def decode_delivery_log(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
     """Return epoch and deliveries. Raises NewerRecord or UnreadableRecord."""
     try:
         line, _, rest = value.partition(b"\n")
-        version, generation = map(int, line.split(b" "))
+        version, epoch = map(int, line.split(b" "))
         if version > _LOG_VERSION:
             raise NewerRecord(version)
-        return generation, _deliveries(orjson.loads(rest))
+        return epoch, _deliveries(orjson.loads(rest))
     except NewerRecord:
         raise
     except UNREADABLE as error:
@@ -350,10 +351,10 @@ def with_delivery_log(task: Task, value: bytes | None) -> Task:
     if not value:
         return task
     try:
-        generation, logged = decode_hooks(value)
+        epoch, logged = decode_delivery_log(value)
     except (NewerRecord, UnreadableRecord):
         return task
-    if generation != task.epoch:
+    if epoch != task.epoch:
         return task
     return replace(task, deliveries=merge_deliveries(task.deliveries, logged))
 

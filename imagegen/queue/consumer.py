@@ -115,17 +115,19 @@ class StreamConsumer:
 
     async def _recover(self, error: BaseException) -> None:
         """Create the group again if it is gone, and check for entries that were lost on the way."""
-        gone = any(word in str(error) for word in _GROUP_GONE)
+        is_group_gone = any(word in str(error) for word in _GROUP_GONE)
         if isinstance(error, QueueUnavailable):
             await asyncio.sleep(0.1)
         elif unavailable(error):
             self._connection.health.failed(error)
             await asyncio.sleep(REFUSED_RETRY_S if self._connection.health.refused else 0.1)
-        elif not gone:
+        elif not is_group_gone:
             logger.error("The reader failed: {}", error)
             await asyncio.sleep(1.0)
-        if (made := await self._connection.retry_until_available(self._verbs.create_group)) or gone:
-            if made or not self._connection.servers.clustered:  # a cluster's slot that moves takes the stream along
+        if (is_created := await self._connection.retry_until_available(self._verbs.create_group)) or is_group_gone:
+            if (
+                is_created or not self._connection.servers.clustered
+            ):  # a cluster's slot that moves takes the stream along
                 logger.warning("The stream or its group was deleted; it is created again")
             self.on_loss()
         self._leases.check_now()

@@ -64,9 +64,9 @@ class EndMarks:
 
     def close_end(self, number: int) -> None:
         """Close a report for one end."""
-        left = self._open[number] - 1
-        if left:
-            self._open[number] = left
+        open_count = self._open[number] - 1
+        if open_count:
+            self._open[number] = open_count
         else:
             del self._open[number]
             if self._waiters:

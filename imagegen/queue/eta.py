@@ -177,8 +177,8 @@ class RunTimes:
             self._medians.pop(key, None)
         self._all.append(seconds)
         while len(self._by_kind) > MAX_WORKLOADS:
-            gone, _ = self._by_kind.popitem(last=False)
-            self._medians.pop(gone, None)
+            oldest, _ = self._by_kind.popitem(last=False)
+            self._medians.pop(oldest, None)
 
     def expected_of(self, task: Task) -> float | None:
         """Return the expected run time of a task; its workload is not decoded before the first run."""

@@ -45,10 +45,10 @@ class Leases:
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
-        for entry_id, what in unreadable:
-            self._verbs.unreadable.report_entry(entry_id, what)
+        for entry_id, error in unreadable:
+            self._verbs.unreadable.report_entry(entry_id, error)
             await self._connection.retry_until_available(
-                self._verbs.with_key_repair, self._verbs.dead_letter, entry_id, what
+                self._verbs.with_key_repair, self._verbs.dead_letter, entry_id, error
             )
         if claims:
             self._publish_busy()
@@ -88,14 +88,14 @@ class Leases:
         for claim in renewed:
             if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        gone = [claims[entry_id] for entry_id in renewal.lost if entry_id in claims]
+        lost = [claims[entry_id] for entry_id in renewal.lost if entry_id in claims]
         evicted = [claims[entry_id] for entry_id in renewal.without_checkpoint if entry_id in claims]
-        if gone and self.restore is not None:
-            restored, gone = await self.restore(gone)
+        if lost and self.restore is not None:
+            restored, lost = await self.restore(lost)
             if restored:
                 self.on_loss()
         if evicted and self.restore is not None:  # no sign of another loss: Redis evicts single keys
-            gone += (await self.restore(evicted))[1]
-        await self.lost_claims.abandon(gone)
+            lost += (await self.restore(evicted))[1]
+        await self.lost_claims.abandon(lost)
         if set(renewal.unlisted) - self.dispatcher.skipped_entry_ids:
             self.look.set()

@@ -23,9 +23,9 @@ from msgspec.structs import replace
 from imagegen.queue.codec import (
     NewerRecord,
     UnreadableRecord,
-    decode_hooks,
+    decode_delivery_log,
     decode_record,
-    encode_hooks,
+    encode_delivery_log,
     with_delivery_log,
 )
 from imagegen.queue.delivery_lines import DeliveryLines
@@ -166,7 +166,7 @@ class Outbox:
         task = replace(task, deliveries=deliveries)
         added = deliveries[-len(subscribed) :]
         names = [_name(task, delivery) for delivery in added] if late else []
-        if not await self._calls.add_webhooks(task, log or b"", encode_hooks(task.epoch, deliveries), names):
+        if not await self._calls.add_webhooks(task, log or b"", encode_delivery_log(task.epoch, deliveries), names):
             return None
         self._task_cache.merge_webhooks(task)
         if late:
@@ -277,7 +277,7 @@ class Outbox:
 
         Return False if there is no capacity for it.
         """
-        task_id, generation, *_ = (*name.split(":"), "")
+        task_id, epoch, *_ = (*name.split(":"), "")
         record, _, log = await self._verbs.read(task_id)
         try:
             task = None if record is None else with_delivery_log(decode_record(record)[1], log)
@@ -286,7 +286,7 @@ class Outbox:
         except UnreadableRecord as error:
             logger.bind(taskId=task_id).error("Webhooks are dropped, the record can't be read: {}", error)
             task = None
-        if task is not None and (not task.state.is_final or str(task.epoch) != generation):
+        if task is not None and (not task.state.is_final or str(task.epoch) != epoch):
             task = None
         waiting = [delivery for delivery in pending_deliveries(task) if _name(task, delivery) == name] if task else []
         if task is None or not waiting:
@@ -304,10 +304,10 @@ class Outbox:
 
     def _capacity_of(self, destination: str) -> int:
         """Return how many deliveries of a destination may be loaded now."""
-        here, owned = self._held_at[destination], len(self._held)
+        held, owned = self._held_at[destination], len(self._held)
         if owned < MAX_HELD:
-            return min(MAX_HELD_EACH - here, MAX_HELD - owned)
-        return FEW_EACH - here if owned < 2 * MAX_HELD else 0
+            return min(MAX_HELD_EACH - held, MAX_HELD - owned)
+        return FEW_EACH - held if owned < 2 * MAX_HELD else 0
 
     def _refill_capacity_of(self, destination: str) -> int:
         """Return the same for names: none until half of the capacity is free, so that many are read together."""
@@ -360,18 +360,18 @@ class Outbox:
         """Write the delivery log, merged with what others wrote meanwhile; one of a newer epoch is not touched."""
         task, existing = owned.task, None
         while True:
-            log = encode_hooks(task.epoch, task.deliveries)
+            log = encode_delivery_log(task.epoch, task.deliveries)
             try:
                 existing = await self._calls.write(task.id, existing, log)
                 if existing is None:
                     return
-                generation, logged = decode_hooks(existing)
+                epoch, logged = decode_delivery_log(existing)
             except (NewerRecord, UnreadableRecord, ResponseError) as error:
                 logger.bind(taskId=task.id).warning("The delivery log was not written: {}", error)
                 return
-            if generation > task.epoch:
+            if epoch > task.epoch:
                 return
-            if generation == task.epoch:
+            if epoch == task.epoch:
                 task = replace(task, deliveries=merge_deliveries(task.deliveries, logged))
 
 

@@ -86,9 +86,9 @@ class QueueVerbs:
         return await read.read_in_line(self._context, task)
 
     async def cancel(
-        self, final: Task, entry_id: str, known: KnownProgress | None = None, *, by: CancelBy = FOR_ALL
+        self, final: Task, entry_id: str, progress: KnownProgress | None = None, *, by: CancelBy = FOR_ALL
     ) -> CancelledTask | None:
-        return await cancel(self._context, self.lines, final, entry_id, known, by=by)
+        return await cancel(self._context, self.lines, final, entry_id, progress, by=by)
 
     async def join(self, task: Task, names: Iterable[str]) -> bool:
         return await join(self._context, task, names)

@@ -167,12 +167,12 @@ class Takeover:
         cut_off = take_over_state(claim, existing, idle_s, self._lease_s, begun=begun)
         self._count(claim, cut_off=cut_off)
         while cut_off or existing is not None:
-            run = claim.checkpoint
-            value = run.encode(claim.entry_id)
+            checkpoint = claim.checkpoint
+            value = checkpoint.encode(claim.entry_id)
             item = CompareAndSetItem(claim.task.id, existing or b"", value, "takeover")
             existing = await self._connection.retry_until_available(self._verbs.compare_and_set, item)
             if not existing:
-                claim.stored_bytes, claim.stored_checkpoint = value, run
+                claim.stored_bytes, claim.stored_checkpoint = value, checkpoint
                 return
             self._count(claim, cut_off=take_over_state(claim, existing, idle_s, self._lease_s))
 
@@ -189,13 +189,13 @@ class Takeover:
         consumers = await self._verbs.consumers()
         if length is not None and length > sum(consumer.pending for consumer in consumers):
             self._skipped.suspect()
-        others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
-        gone = [consumer.name for consumer in others if self._is_gone(consumer)]
-        if gone:
-            await self.on_gone(gone)
-            await self._verbs.retire(gone)
-        here = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
-        if any(consumer.pending for consumer in others) or here > len(self._dispatcher.held):
+        peers = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
+        gone_names = [consumer.name for consumer in peers if self._is_gone(consumer)]
+        if gone_names:
+            await self.on_gone(gone_names)
+            await self._verbs.retire(gone_names)
+        own_pending = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
+        if any(consumer.pending for consumer in peers) or own_pending > len(self._dispatcher.held):
             return await self._look()
         return CHECK_S
 
@@ -212,23 +212,23 @@ class Takeover:
         rows = [row for row in await self._verbs.pending_entries() if row.entry_id not in dispatcher.skipped_entry_ids]
         self._begun = {row.entry_id for row in rows if row.begun}
         strays = [row for row in rows if row.consumer == dispatcher.instance and row.entry_id not in dispatcher.held]
-        others = [row for row in rows if row.consumer != dispatcher.instance]
+        peer_rows = [row for row in rows if row.consumer != dispatcher.instance]
         self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}
         self._offer(
             await self.take(
                 _idle(row for row in strays if row.idle_s >= UNDELIVERED_AFTER_S), min_idle_s=UNDELIVERED_AFTER_S
             )
         )
-        self._expired = {row.entry_id: sent_at - row.idle_s for row in others if row.idle_s >= self._lease_s}
+        self._expired = {row.entry_id: sent_at - row.idle_s for row in peer_rows if row.idle_s >= self._lease_s}
         self._proven &= self._expired.keys()
-        await self._renew_ahead(others)
+        await self._renew_ahead(peer_rows)
         if self._expired:
             if not self._proven.issuperset(self._expired):
                 await self._connection.learn_time()
             return await self._prove_and_take(sent_at)
         if strays:
             return UNDELIVERED_AFTER_S
-        return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
+        return max(min((self._lease_s - row.idle_s for row in peer_rows), default=CHECK_S), 0.0) + 0.02
 
     async def _renew_ahead(self, rows: Sequence[PendingEntry]) -> None:
         """Renew claims that had no idle time twice in a row: the server's clock went back behind their last renewal.
@@ -278,16 +278,16 @@ class Takeover:
 
     async def _take_expired(self) -> float:
         """Take as many expired entries as there is capacity for. Return the seconds until the next step."""
-        room, now = self._room, time.monotonic()
-        some = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), room)}
-        claims = await self.take(some, min_idle_s=self._lease_s)
-        for entry_id in some:
+        capacity, now = self._capacity, time.monotonic()
+        taken = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), capacity)}
+        claims = await self.take(taken, min_idle_s=self._lease_s)
+        for entry_id in taken:
             del self._expired[entry_id]
         self._offer(claims)
         if claims:
             self.on_takeover()
         if self._expired:
-            return UNDELIVERED_AFTER_S / 10 if room else UNDELIVERED_AFTER_S / 2
+            return UNDELIVERED_AFTER_S / 10 if capacity else UNDELIVERED_AFTER_S / 2
         return 0.0
 
     def suspect_skipped(self) -> None:
@@ -305,10 +305,14 @@ class Takeover:
         except RedisError as error:
             self._verbs.unreadable.report("skipped", type(error).__name__, error)
             return CHECK_S
-        room = max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
-        if entry_ids[room:]:
+        capacity = max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
+        if entry_ids[capacity:]:
             skipped.keep()
-        claims = await self._connection.retry_until_available(self._take_unheld, entry_ids[:room]) if room > 0 else []
+        claims = (
+            await self._connection.retry_until_available(self._take_unheld, entry_ids[:capacity])
+            if capacity > 0
+            else []
+        )
         if claims:
             logger.warning("Redis would not have delivered {} waiting tasks any more; they run now", len(claims))
         self._offer(claims)
@@ -326,7 +330,7 @@ class Takeover:
         return claims
 
     @property
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         """Entries to take: for free slots; if none was free for a while, some for the next ones."""
         dispatcher = self._dispatcher
         waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s

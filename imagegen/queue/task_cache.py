@@ -89,8 +89,8 @@ class TaskCache:
         """Merge the deliveries of a task into its cached state; nothing else of it changes."""
         if (live := self.live.get(task.id)) and live.epoch == task.epoch:
             self.live[task.id] = _with_added_webhooks(live, task)
-        if (done := self.finished(task.id)) and done.epoch == task.epoch:
-            self._keep(_with_added_webhooks(done, task))
+        if (finished := self.finished(task.id)) and finished.epoch == task.epoch:
+            self._keep(_with_added_webhooks(finished, task))
         self._others.pop(task.id, None)
 
     def move_to_end(self, task_id: str) -> None:
@@ -148,8 +148,8 @@ class TaskCache:
         self._finished_bytes += size
         now = self._clock()
         while self.finished_tasks and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
-            task_id, (dropped, gone) = self.finished_tasks.popitem(last=False)
-            self._finished_bytes -= gone
+            task_id, (dropped, size_bytes) = self.finished_tasks.popitem(last=False)
+            self._finished_bytes -= size_bytes
             if dropped.expires_at is not None and dropped.expires_at > now:
                 self._dropped[task_id] = dropped.expires_at
                 if len(self._dropped) > DROPPED_COUNT:

@@ -17,7 +17,7 @@ from imagegen.tasks.task import State, Task
 SCAN_COUNT = 500
 
 Cursor = tuple[int, str]
-"""Place of a task in the list: its generation, which rises with the time of the submit, and its id."""
+"""Place of a task in the list: its epoch, which rises with the time of the submit, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class TaskList:
                 running = {task_id for task_id, run in zip(unfinished, runs, strict=True) if _calls(run)}
                 heads |= {i: (heads[i][0], State.PROCESSING if i in running else State.PENDING) for i in unfinished}
             heads = {task_id: head for task_id, head in heads.items() if head[1] is state}
-        return [(generation, task_id) for task_id, (generation, _) in heads.items()]
+        return [(epoch, task_id) for task_id, (epoch, _) in heads.items()]
 
     async def _values(self, names: Iterable[str]) -> list[bytes | None]:
         async with self._connection.deadline():
@@ -101,7 +101,7 @@ def _heads(ids: Iterable[str], records: Iterable[bytes | None]) -> Iterator[tupl
                 head = decode_head(record)
             except (NewerRecord, UnreadableRecord):
                 continue
-            yield task_id, (head.generation, head.state)
+            yield task_id, (head.epoch, head.state)
 
 
 def _readable(record: bytes) -> Task | None:

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_released, readable_run, shown_images
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_readable_checkpoint, is_released, shown_images
 from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
 from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
@@ -109,7 +109,7 @@ class WorkerQueue:
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""
         await self._connection.recovered.wait()
-        run = replace(
+        checkpoint = replace(
             claim.checkpoint,
             owner=self._dispatcher.instance,
             phase="calling",
@@ -119,8 +119,8 @@ class WorkerQueue:
             reason=None,
             retry_at=None,
         )
-        value = run.encode(claim.entry_id)
-        existing = await self._connection.retry_until_available(self._write, claim, run, value)
+        value = checkpoint.encode(claim.entry_id)
+        existing = await self._connection.retry_until_available(self._write, claim, checkpoint, value)
         if existing is None:
             claim.mark_lost()
             return StartResult.LOST
@@ -130,24 +130,26 @@ class WorkerQueue:
             return StartResult.INHERITED
         if existing:
             return await self._take_over(claim, existing)
-        self._record_checkpoint(claim, run, value)
+        self._record_checkpoint(claim, checkpoint, value)
         if (server := self._connection.server) and server.evicts and self._is_surely_ours(claim):
             with suppress(QueueUnavailable):  # later the claim may be another's; else the next renewal sets the mark
                 await self._verbs.mark_begun(self._dispatcher.instance, claim.entry_id)
         now = self._clock()
         self._count_start(claim, now)
         self._estimates.started(claim.task, now)
-        self._publish(claim, transitions.started(claim.task, attempts=run.attempts, starts=run.starts, now=now))
+        self._publish(
+            claim, transitions.started(claim.task, attempts=checkpoint.attempts, starts=checkpoint.starts, now=now)
+        )
         return StartResult.STARTED
 
-    async def checkpoint(self, claim: Claim, run: Checkpoint) -> bool:
+    async def checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> bool:
         """Write the progress of an attempt before its next paid call. Return False if the claim is lost."""
         await self._connection.recovered.wait()
-        value = run.encode(claim.entry_id)
-        if await self._connection.retry_until_available(self._write, claim, run, value) != b"":
+        value = checkpoint.encode(claim.entry_id)
+        if await self._connection.retry_until_available(self._write, claim, checkpoint, value) != b"":
             claim.mark_lost()
             return False
-        self._record_checkpoint(claim, run, value)
+        self._record_checkpoint(claim, checkpoint, value)
         return True
 
     async def reserve_more(self, claim: Claim, amount: int, limits: Limits) -> bool | None:
@@ -157,28 +159,28 @@ class WorkerQueue:
         """
         await self._connection.recovered.wait()
         cost = claim.cost
-        run = replace(claim.checkpoint, owner=self._dispatcher.instance, cost=cost.with_more(amount))
+        checkpoint = replace(claim.checkpoint, owner=self._dispatcher.instance, cost=cost.with_more(amount))
         if claim.stored_bytes is None:
-            run = replace(run, phase="waiting")  # nothing was begun
-        value, expected = run.encode(claim.entry_id), claim.stored_bytes or b""
+            checkpoint = replace(checkpoint, phase="waiting")  # nothing was begun
+        value, expected = checkpoint.encode(claim.entry_id), claim.stored_bytes or b""
         item = Extension(claim.task.id, expected, value, cost.day, amount, limits)
         reply = await self._connection.retry_until_available(self._verbs.reserve_more, item)
         if reply.reserved:
-            self._record_checkpoint(claim, run, value)
+            self._record_checkpoint(claim, checkpoint, value)
             return True
         if not reply.existing:
             return False
         claim.mark_lost()
         return None
 
-    async def record_job(self, claim: Claim, run: Checkpoint) -> bool:
+    async def record_job(self, claim: Claim, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint with an accepted provider job; costs one command. Return False if the claim is lost."""
         await self._connection.recovered.wait()
-        value = run.encode(claim.entry_id)
-        if await self._connection.retry_until_available(self._write_job, claim, run, value) != b"":
+        value = checkpoint.encode(claim.entry_id)
+        if await self._connection.retry_until_available(self._write_job, claim, checkpoint, value) != b"":
             claim.mark_lost()
             return False
-        self._record_checkpoint(claim, run, value)
+        self._record_checkpoint(claim, checkpoint, value)
         return True
 
     def count_lost_call(self, claim: Claim) -> None:
@@ -204,8 +206,10 @@ class WorkerQueue:
         """Keep the claim without a slot, and dispatch it again after the delay."""
         retry_at = self._clock() + retry.delay_s
         attempts = claim.checkpoint.attempts - (not retry.counts_as_attempt)
-        run = replace(claim.checkpoint, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
-        if not await self.checkpoint(claim, run):
+        checkpoint = replace(
+            claim.checkpoint, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at
+        )
+        if not await self.checkpoint(claim, checkpoint):
             self.drop(claim)
             return
         self._count_attempt(claim, "retry")
@@ -287,14 +291,14 @@ class WorkerQueue:
     async def _take_over(self, claim: Claim, existing: bytes) -> StartResult:
         """Continue from an existing checkpoint. A twice delivered entry goes back to the checkpoint's owner."""
         result = resume_from_existing(claim, existing)
-        entry_id, run = decode_checkpoint(existing)
-        if result is StartResult.LOST and entry_id == claim.entry_id and run.owner:
-            await self._connection.retry_until_available(self._verbs.transfer_entry, run.owner, entry_id)
+        entry_id, checkpoint = decode_checkpoint(existing)
+        if result is StartResult.LOST and entry_id == claim.entry_id and checkpoint.owner:
+            await self._connection.retry_until_available(self._verbs.transfer_entry, checkpoint.owner, entry_id)
             self.on_transferred()
         return result
 
-    def _record_checkpoint(self, claim: Claim, run: Checkpoint, value: bytes) -> None:
-        claim.checkpoint = claim.stored_checkpoint = run
+    def _record_checkpoint(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> None:
+        claim.checkpoint = claim.stored_checkpoint = checkpoint
         claim.stored_bytes = value
 
     def _count_start(self, claim: Claim, now: float) -> None:
@@ -318,20 +322,20 @@ class WorkerQueue:
         claim.task = task
         self._task_cache.put(task)
 
-    async def _write(self, claim: Claim, run: Checkpoint, value: bytes) -> bytes | None:
+    async def _write(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
         """Write a checkpoint in place of the stored one; an unreadable one is replaced too.
 
         Return `b''` if it was written, else the existing one; None if the claim is not ours. Raises QueueUnavailable.
         """
         expected = claim.stored_bytes
         while True:
-            existing = await self._write_over(claim, run, value, expected)
-            if not existing or readable_run(existing):
+            existing = await self._write_over(claim, checkpoint, value, expected)
+            if not existing or is_readable_checkpoint(existing):
                 return existing
             self._unreadable.report("run", claim.task.id, existing)
             expected = existing
 
-    async def _write_job(self, claim: Claim, run: Checkpoint, value: bytes) -> bytes | None:
+    async def _write_job(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
         """Write as `_write` does, without a comparison while no other instance can have taken the claim over."""
         if self._is_surely_ours(claim) and claim.stored_bytes is not None:
             try:
@@ -339,17 +343,25 @@ class WorkerQueue:
             except ResponseError as error:
                 if not wrong_type(error):
                     raise
-        return await self._write(claim, run, value)
+        return await self._write(claim, checkpoint, value)
 
     def _is_surely_ours(self, claim: Claim) -> bool:
         return not claim.contested and time.monotonic() - claim.confirmed_at <= self._lease_s * SURE_SHARE
 
-    async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, expected: bytes | None) -> bytes | None:
+    async def _write_over(
+        self, claim: Claim, checkpoint: Checkpoint, value: bytes, expected: bytes | None
+    ) -> bytes | None:
         """Write as `_write` does. If the claim may be lost, Redis checks it first, since a paid call may follow."""
         task = claim.task
         if not self._is_surely_ours(claim):
             item = FencedStart(
-                task.id, task.epoch, claim.entry_id, expected or b"", value, run.billed_again, run.cost or task.cost
+                task.id,
+                task.epoch,
+                claim.entry_id,
+                expected or b"",
+                value,
+                checkpoint.billed_again,
+                checkpoint.cost or task.cost,
             )
             return await self._verbs.start_fenced(self._dispatcher.instance, item)
         if expected is None:
@@ -359,7 +371,7 @@ class WorkerQueue:
                 if not wrong_type(error):
                     raise
                 self._unreadable.report("run", task.id, "of another type")
-        purpose = "start" if run.phase == "calling" else "retry"
+        purpose = "start" if checkpoint.phase == "calling" else "retry"
         return await self._verbs.compare_and_set(CompareAndSetItem(task.id, expected or b"", value, purpose))
 
 

@@ -214,7 +214,7 @@ class RateLimits:
                 break
         return Admission(admitted, 0 if admitted == wanted else _whole_seconds(state.reset_s))
 
-    async def look(self, request: web.Request, units: int) -> Allowance:
+    async def peek(self, request: web.Request, units: int) -> Allowance:
         """Return what the limits would admit now of a generation with these units. Nothing is counted."""
         calls, retry_s = [], 0.0
         for kind, cost in (("generation", 1), ("units", units)):

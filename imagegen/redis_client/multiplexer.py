@@ -244,7 +244,7 @@ class Multiplexer:
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)
         else:
-            self._protocol = ReplyProtocol(self._got, self._lost)
+            self._protocol = ReplyProtocol(self._on_reply, self._on_loss)
             self._transport = take_over(connection, self._protocol)
         finally:
             self._connecting = None
@@ -253,7 +253,7 @@ class Multiplexer:
         if self._unsent:
             self._send()
 
-    def _got(self, reply: Any) -> None:
+    def _on_reply(self, reply: Any) -> None:
         exchange = self._sent[0]
         exchange.replies.append(reply)
         if len(exchange.replies) == len(exchange.batch.commands):
@@ -282,7 +282,7 @@ class Multiplexer:
             self._servers.doubt()
             self.leave()
 
-    def _lost(self, error: Exception) -> None:
+    def _on_loss(self, error: Exception) -> None:
         self._protocol = self._transport = None
         self._leaving = False
         cut, self._sent = self._sent, deque()

@@ -18,9 +18,9 @@ from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.codec import (
     UnreadableRecord,
-    decode_hooks,
+    decode_delivery_log,
     decode_record,
-    encode_hooks,
+    encode_delivery_log,
     final_record,
     with_delivery_log,
 )
@@ -450,13 +450,13 @@ def test_records_and_logs_survive_a_round_trip() -> None:
     deliveries = (Delivery(hook(), 0), Delivery(hook("b", secret="whsec_x"), 1, attempts=1, due_at=5.0))
     task = Task("ab", 17, 17, "c0", "m", b"{}", 1.0, State.COMPLETED, deliveries=deliveries)
     assert decode_record(final_record(task))[1].deliveries == deliveries
-    assert decode_hooks(encode_hooks(17, deliveries)) == (17, deliveries)
+    assert decode_delivery_log(encode_delivery_log(17, deliveries)) == (17, deliveries)
     bare = changed(task, deliveries=())
-    assert with_delivery_log(bare, encode_hooks(17, deliveries)) == task
-    for other in (encode_hooks(16, deliveries), b"2 17\n[]", b"junk", b"", None):
+    assert with_delivery_log(bare, encode_delivery_log(17, deliveries)) == task
+    for other in (encode_delivery_log(16, deliveries), b"2 17\n[]", b"junk", b"", None):
         assert with_delivery_log(bare, other) == bare
     with pytest.raises(UnreadableRecord):
-        decode_hooks(b"1 17\n[{}]")
+        decode_delivery_log(b"1 17\n[{}]")
 
 
 async def test_named_deliveries_are_read_in_bulk_and_in_order(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:

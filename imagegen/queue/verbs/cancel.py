@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.queue.checkpoint import cancelled_run, decode_checkpoint
+from imagegen.queue.checkpoint import cancelled_checkpoint, decode_checkpoint
 from imagegen.queue.codec import UnreadableRecord, final_record
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, settlement
@@ -67,7 +67,7 @@ async def cancel(
     lines: ClientLines,
     final: Task,
     entry_id: str,
-    known: KnownProgress | None = None,
+    progress: KnownProgress | None = None,
     *,
     by: CancelBy = FOR_ALL,
 ) -> CancelledTask | None:
@@ -82,11 +82,11 @@ async def cancel(
         final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, or empty.
     """
     submitted = final.cost
-    known = known or KnownProgress(b"", submitted)
+    progress = progress or KnownProgress(b"", submitted)
     while True:
-        cost = known.cost
-        final = replace(final, cost=cost and cost.ended(), jobs=_jobs_of(known.checkpoint))
-        row = await _run(context, lines, final, by, known)
+        cost = progress.cost
+        final = replace(final, cost=cost and cost.ended(), jobs=_jobs_of(progress.checkpoint))
+        row = await _run(context, lines, final, by, progress)
         if row is None:
             return None
         if isinstance(row, CancelledTask):
@@ -99,8 +99,8 @@ async def cancel(
         if existing is not None:
             if existing and f'{final.counted_in}"'.encode() not in existing:
                 return None
-            return _cancelled(as_stored(final, FinishReply(existing, log, count)), known.checkpoint)
-        known = KnownProgress(log, cost_at(log, entry_id, submitted))
+            return _cancelled(as_stored(final, FinishReply(existing, log, count)), progress.checkpoint)
+        progress = KnownProgress(log, cost_at(log, entry_id, submitted))
 
 
 def _jobs_of(checkpoint: bytes) -> tuple[str, ...]:
@@ -112,12 +112,12 @@ def _jobs_of(checkpoint: bytes) -> tuple[str, ...]:
 
 def _cancelled(final: Task, checkpoint: bytes) -> CancelledTask:
     try:
-        run = decode_checkpoint(checkpoint)[1] if checkpoint else None
+        progress = decode_checkpoint(checkpoint)[1] if checkpoint else None
     except UnreadableRecord:
-        run = None
-    if run is None or run.job is None or run.phase == "cancelled":
+        progress = None
+    if progress is None or progress.job is None or progress.phase == "cancelled":
         return CancelledTask(final)
-    return CancelledTask(final, run.job.handle, run.cost.calling if run.cost else 0)
+    return CancelledTask(final, progress.job.handle, progress.cost.calling if progress.cost else 0)
 
 
 def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | None:
@@ -126,27 +126,27 @@ def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | 
     If the checkpoint is unreadable, or of an instance that records no money, its calls count as sent.
     """
     try:
-        started_entry, run = decode_checkpoint(checkpoint)
+        started_entry, progress = decode_checkpoint(checkpoint)
     except UnreadableRecord:
         return submitted and submitted.assumed_sent("interrupted") if checkpoint else submitted
-    if (entry_id and started_entry != entry_id) or run.phase == "cancelled":
+    if (entry_id and started_entry != entry_id) or progress.phase == "cancelled":
         return submitted
-    if run.cost is None and submitted is not None and (run.calling or run.billed_again):
+    if progress.cost is None and submitted is not None and (progress.calling or progress.billed_again):
         return submitted.assumed_sent("interrupted")
-    return run.cost or submitted
+    return progress.cost or submitted
 
 
 async def _run(
-    context: VerbContext, lines: ClientLines, final: Task, by: CancelBy, known: KnownProgress
+    context: VerbContext, lines: ClientLines, final: Task, by: CancelBy, progress: KnownProgress
 ) -> tuple[bytes | None, bytes, int, list[int]] | CancelledTask | None:
     names = context.keys
     keys = [names.stream, names.outbox]
     keys += [names.record(final.id), names.checkpoint(final.id), names.delivery_log(final.id), names.joined(final.id)]
-    text = settlement(known.cost)
+    text = settlement(progress.cost)
     args: list[Arg] = [GROUP, final.epoch, final_record(final), context.result_ttl_ms]
-    args += [cancelled_run(final.jobs), context.checkpoint_ttl_ms]
+    args += [cancelled_checkpoint(final.jobs), context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
-    args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
+    args += ["1" if pending_deliveries(final) else "", progress.checkpoint, text, BUDGETS_TTL_S]
     args += [by.client, by.first_clients, by.channel, by.message]
     keys += budget_keys(names, [text])
     add_line_args(context, keys, args, [lines.line_of(final.client)])

@@ -95,13 +95,13 @@ class DepthEstimate:
         self._unmeasured = 0
 
     @property
-    def room(self) -> int:
+    def stream_capacity(self) -> int:
         """Tasks that may wait in the stream."""
         return self.limit - (sum([line.waiting for line in self._lines.values()]) if self._lines else 0)
 
     @property
     def capacity(self) -> int:
-        return self.room - self.waiting
+        return self.stream_capacity - self.waiting
 
     @property
     def stale(self) -> bool:
@@ -172,14 +172,14 @@ class Submit:
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         depth, keys, siblings = self._depth, [self._stream], list[str]()
-        measure = depth.room if depth.stale else ""
-        held, budgets = [("", "")] * len(items), list[str]()
+        measure = depth.stream_capacity if depth.stale else ""
+        budget_texts, budgets = [("", "")] * len(items), list[str]()
         if any((item.cost and item.cost.slots) or item.replaced_cost for item in items):
-            held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
-            budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
+            budget_texts = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
+            budgets = budget_keys(self._context.keys, (text for texts in budget_texts for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
         args += (len(budgets), BUDGETS_TTL_S)
-        for item, texts in zip(items, held, strict=True):
+        for item, texts in zip(items, budget_texts, strict=True):
             keys.append(self._record_prefix + item.task_id)
             args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", item.version)
             args.append(len(item.siblings))
@@ -200,7 +200,7 @@ class Submit:
         ]
         added = sum(bool(reply.entry_id) and reply.entry_id != IN_LINE for reply in replies)
         was_measured = measured >= 0
-        capacity = depth.room - measured if was_measured else depth.capacity
+        capacity = depth.stream_capacity - measured if was_measured else depth.capacity
         in_line = [bool(item.line) for item in items]
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
         if lengths:

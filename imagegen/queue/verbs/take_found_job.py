@@ -101,12 +101,12 @@ class TakeFoundJob:
         now = self._context.connection.clock()
         began_at = job.accepted_at or now
         is_old = now - began_at > MAX_OUTAGE_S - CLOCK_TOLERANCE_S
-        found = await self._read_since(min(now, began_at + CLOCK_TOLERANCE_S), has_records=is_old)
-        if found.owners.get(job.id, task_id) != task_id:
+        scanned = await self._read_since(min(now, began_at + CLOCK_TOLERANCE_S), has_records=is_old)
+        if scanned.owners.get(job.id, task_id) != task_id:
             return False
         calls = {
             other: call
-            for other, call in found.calls.items()
+            for other, call in scanned.calls.items()
             if other != task_id and (call.channel == job.channel or call.account == job.account)
         }
         while calls:
@@ -142,53 +142,53 @@ class TakeFoundJob:
     async def _scan(self, *, has_records: bool) -> _Owners:
         """Read the checkpoints of all tasks, or their records too. Raises ScanRefused, QueueUnavailable."""
         context, keys, cursor = self._context, self._context.keys, 0
-        found = _Owners(context.connection.clock(), has_records)
+        owners = _Owners(context.connection.clock(), has_records)
         pattern = f"{{{keys.prefix}}}:*" if has_records else keys.checkpoint("*")
         prefixes = (keys.checkpoint(""), keys.record(""))
         for _ in range(MAX_SCANS):
             cursor, page = await context.connection.scan(cursor, pattern, SCAN_COUNT)
             context.count("read", 1)
             names = [name for name in map(bytes.decode, page) if name.startswith(prefixes)]
-            for some in batched(names, READ_COUNT):
-                await self._read(some, found)
+            for batch in batched(names, READ_COUNT):
+                await self._read(batch, owners)
             if not cursor:
-                return found
+                return owners
         raise ScanRefused(f"there are more than {MAX_SCANS * SCAN_COUNT} keys")
 
     async def _owners_among(self, task_ids: Iterable[str]) -> _Owners:
         """Read some tasks again."""
-        keys, found = self._context.keys, _Owners()
-        for some in batched(list(task_ids), READ_COUNT // 2):
-            await self._read([name for task in some for name in (keys.checkpoint(task), keys.record(task))], found)
-        return found
+        keys, owners = self._context.keys, _Owners()
+        for batch in batched(list(task_ids), READ_COUNT // 2):
+            await self._read([name for task in batch for name in (keys.checkpoint(task), keys.record(task))], owners)
+        return owners
 
-    async def _read(self, names: list[str], found: _Owners) -> None:
+    async def _read(self, names: list[str], owners: _Owners) -> None:
         """Add what keys of checkpoints and records have."""
-        context, is_run = self._context, self._context.keys.checkpoint("")
+        context, checkpoint_prefix = self._context, self._context.keys.checkpoint("")
         async with context.connection.deadline():
             values = cast(list[bytes | None], await context.connection.commands.mget(names))
         context.count("read", 1)
         for name, value in zip(names, values, strict=True):
             task_id = name.rpartition(":")[2]
-            if value is not None and name.startswith(is_run):
-                _add_checkpoint(found, task_id, value)
+            if value is not None and name.startswith(checkpoint_prefix):
+                _add_checkpoint(owners, task_id, value)
             elif value is not None:
                 if _UNFINISHED.match(value):
-                    found.unfinished.add(task_id)
+                    owners.unfinished.add(task_id)
                 for ids in _JOBS.findall(value):
-                    found.owners |= dict.fromkeys(_ids_of(ids), task_id)
+                    owners.owners |= dict.fromkeys(_ids_of(ids), task_id)
 
 
-def _add_checkpoint(found: _Owners, task_id: str, value: bytes) -> None:
+def _add_checkpoint(owners: _Owners, task_id: str, value: bytes) -> None:
     try:
-        run = decode_checkpoint(value)[1]
+        checkpoint = decode_checkpoint(value)[1]
     except UnreadableRecord:
         return
-    found.owners |= dict.fromkeys(run.begun_jobs, task_id)
-    if run.job is not None:
-        found.owners[run.job.handle.id] = task_id
-    elif run.phase == "calling" and run.sent is not None:
-        found.calls[task_id] = _SentCall(run.sent.sent_at, run.channel, run.account)
+    owners.owners |= dict.fromkeys(checkpoint.begun_jobs, task_id)
+    if checkpoint.job is not None:
+        owners.owners[checkpoint.job.handle.id] = task_id
+    elif checkpoint.phase == "calling" and checkpoint.sent is not None:
+        owners.calls[task_id] = _SentCall(checkpoint.sent.sent_at, checkpoint.channel, checkpoint.account)
 
 
 def _ids_of(value: bytes) -> tuple[str, ...]:

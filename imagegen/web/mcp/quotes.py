@@ -37,7 +37,7 @@ async def quote(services: Services, fields: Mapping[str, Any], body: ReceivedBod
     price = await preview_price(services, submission)
     place = await _place(services, submission, price)
     budget_left = await services.queue.preview.budget_left(services.queue.limits_of(submission.client))
-    allowance = await options.request.app[RATE_LIMITS].look(options.request, request.units)
+    allowance = await options.request.app[RATE_LIMITS].peek(options.request, request.units)
     view: QuoteView = {
         "model": request.model,
         "n": request.n,
