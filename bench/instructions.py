@@ -49,7 +49,7 @@ def instructions(checkout: Path, kind: Kind, count: int) -> int:
 
 
 def _run(checkout: Path, kind: Kind, count: int) -> int:
-    """Return the instructions of a whole life of the service with so many requests."""
+    """Return the instructions of a whole life of the service with this number of requests."""
     with tempfile.TemporaryDirectory(prefix="imagegen-bench-") as folder, RedisServer() as server:
         with _service(checkout, server.url, folder) as port:
             asyncio.run(_request(port, kind, count))

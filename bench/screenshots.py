@@ -61,7 +61,7 @@ def make(page: Any, prompt: str, count: int) -> None:
 
 
 def save(page: Any, name: str) -> None:
-    """Save the window as it is when all its images are drawn."""
+    """Save the window once all its images are drawn."""
     page.locator("body").click(position={"x": 1, "y": 1})
     until(lambda: page.evaluate("[...document.images].every((image) => image.complete)"), 10.0)
     shot = Image.open(io.BytesIO(page.screenshot()))

@@ -16,13 +16,13 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 WAKE_BYTES = 512 * 1024
-"""The system wakes the loop once so much has come, or the end of the body: hosts send it in hundreds of packets."""
+"""Bytes, or the end of the body, at which the system wakes the loop: hosts send a body in hundreds of packets."""
 
 _PATIENCE_S = 1.0
 """How long less than that may wait in the system."""
 
 _TLS_RECORD_BYTES = 32 * 1024
-"""At most so much has been taken from the system, but is not a whole record yet."""
+"""At most as much has been taken from the system that is not a whole record yet."""
 
 
 class BodyReceiver(asyncio.BufferedProtocol):

@@ -173,7 +173,7 @@ class Channels:
     """All channels of this instance.
 
     A model that has a paid channel is never drawn by a sandbox channel, so that its images are real ones.
-    serves_every_model: whether one of them serves whatever name clients use.
+    serves_every_model: whether one of them serves every name that clients use.
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:

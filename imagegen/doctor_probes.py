@@ -56,7 +56,7 @@ class ClockReading(Struct, frozen=True):
 
 
 class Probed(Struct):
-    """Results of probes. notes: what is in order, for the operator to read."""
+    """Results of probes. notes: the parts that are in order, for the operator to read."""
 
     findings: list[Finding] = []
     notes: list[str] = []
@@ -70,7 +70,7 @@ class Probed(Struct):
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
-    """Yield what keeps the data folder from taking images: a full disk, or one that soon will be."""
+    """Yield what keeps the data folder from taking images: a disk that is full, or will be soon."""
     folder = settings.data_dir.absolute()
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:

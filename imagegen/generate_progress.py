@@ -52,7 +52,7 @@ class PlainProgress:
 
     def update(self, task: ImageTask) -> None:
         text = f"{describe(task)} {task.progress} %" if task.status == "processing" else describe(task)
-        if text != self._shown and not task.is_final:  # the end has a line of its own
+        if text != self._shown and not task.is_final:  # the end has a separate line
             self._shown = text
             self.note(text)
 

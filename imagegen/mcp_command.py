@@ -97,7 +97,7 @@ class Bridge:
     running: dict[Any, asyncio.Task[None]] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Read lines until the end of stdin, and finish what was asked."""
+        """Read lines until the end of stdin, and finish the calls."""
         read_line = await _open_stdin()
         while line := await read_line():
             if line.strip():

@@ -1,4 +1,4 @@
-"""The admin token: `ADMIN_TOKEN`, or one that is made once into a file of `DATA_DIR` and read at every later start."""
+"""The admin token: `ADMIN_TOKEN`, or a file of `DATA_DIR` that is made once and read at every later start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 class AdminToken:
     """A token, and where the operator finds it.
 
-    place: a setting or a file. fault: why the file could not be used; then nobody has the token.
+    place: a setting or a file. fault: why the file could not be used; then no client has the token.
     """
 
     secret: str = field(repr=False)

@@ -253,7 +253,7 @@ class KeyStore:
 
     async def refresh(self) -> None:
         """Read the records now, and write them back if Redis lost some. Raises QueueUnavailable, RedisError."""
-        version_before = _version(self._fields)  # what is read at the same time may be newer
+        version_before = _version(self._fields)  # records that are read at the same time may be newer
         fields = await self._read()
         if _version(fields) < version_before:
             logger.warning("Redis lost changes of API keys; they are written back")

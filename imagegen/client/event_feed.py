@@ -22,7 +22,7 @@ MAX_EVENT_BYTES = 8 * 2**20
 
 
 class RawEvent(Struct, frozen=True):
-    """Event as it is on the wire."""
+    """Event of the stream, not parsed yet."""
 
     name: str
     id: str
@@ -79,7 +79,7 @@ class EventParser:
 
 
 class EventFeed:
-    """Events of a task over any number of connections. Each image has one `image` event, none is missed.
+    """Events of a task over any number of connections. Each image has one `image` event.
 
     Args:
         last_event_id: of the last event that the caller has, to continue after it.

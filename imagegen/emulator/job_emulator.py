@@ -132,7 +132,7 @@ class RunningJob:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the provider finds it: not yet, right after the submit, and not for ever."""
+        """Return whether the provider finds it: not right after the submit, and not long after its end."""
         if self.age_s < self.fault.number("unknown_s", 0):
             return False
         gone = self.job.end == "expired" and self.progress >= 1
@@ -234,7 +234,7 @@ class JobEmulator(ListeningEmulator):
         return None
 
     def cancel(self, running: RunningJob) -> bool:
-        """Cancel a job; a job that is over stays as it is. Return whether it was cancelled by this."""
+        """Cancel a job; a job that is over stays unchanged. Return whether it was cancelled by this."""
         running.job.cancels += 1
         if running.is_over:
             return False

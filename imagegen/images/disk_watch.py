@@ -63,7 +63,7 @@ class DiskWatch:
         self._health.mark_failed(error)
 
     async def run(self) -> None:
-        """Check until cancelled; seldomer if each recovery is soon followed by a failure."""
+        """Check until cancelled; less often if each recovery is soon followed by a failure."""
         pace = RecoveryPace(CHECK_INTERVAL_S)
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
@@ -115,7 +115,7 @@ class DiskWatch:
 def read_mark(path: Path) -> str:
     """Return the id of a folder from its mark, a file, which is made at the first use and shared by all users.
 
-    One that holds no id, as after a crash or on a full disk, is replaced.
+    A mark without an id, as after a crash or on a full disk, is replaced.
     """
     for _ in range(_MARK_TRIES):
         broken: bytes | None = None

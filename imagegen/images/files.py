@@ -145,7 +145,7 @@ def _link_image(root: Path, source: str, target: str, image: StoredImage, expire
 
 
 def _clear_path(path: str) -> bool:
-    """Rename what is in the place of an image's file, or of its two folders; return whether anything was.
+    """Rename anything in the place of an image's file, or of its two folders; return whether anything was.
 
     Other programs and repairs of a file system leave such things. They are kept, under a name that no image has.
     """

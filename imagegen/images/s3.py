@@ -317,9 +317,9 @@ def _check_origin(reply: Mapping[str, Any]) -> None:
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
-    """Keep botocore from following a redirect of the call by which it asks where a redirected bucket is.
+    """Keep botocore from following a redirect of the call by which it looks up the region of a redirected bucket.
 
-    A service that redirects this call too would be asked the same again and again.
+    A service that redirects this call too would get the same call again and again.
     """
     context.setdefault("s3_redirect", {})["redirected"] = True
 

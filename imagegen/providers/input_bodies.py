@@ -52,7 +52,7 @@ def as_data_uri(image: InputImage) -> Base64Image:
 
 
 def link_or_data_uri(image: InputImage | str) -> Base64Image | str:
-    """Return a link as it is, and an image as a `data:` URI."""
+    """Return a link unchanged, and an image as a `data:` URI."""
     return image if isinstance(image, str) else as_data_uri(image)
 
 

@@ -26,7 +26,7 @@ def same_host(base: URL, address: str) -> URL | None:
 def in_domains(base: URL, address: str, domains: Iterable[str]) -> URL | None:
     """Return an address of an upstream if the provider's key may go there; else None.
 
-    domains: registered names of the provider; each stands for its subdomains too. They need `https` and its usual port.
+    domains: registered names of the provider; each includes its subdomains. They need `https` and its usual port.
     The base's own host is always allowed. A base on loopback, which is an emulator, has no other host.
     """
     if own := same_host(base, address):

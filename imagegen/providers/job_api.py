@@ -206,7 +206,7 @@ class JobApiProvider(ABC):
         return None
 
     async def cancel(self, handle: JobHandle) -> bool | None:
-        """Request the end of a job. Return whether the provider confirmed it, None if that is not known."""
+        """Request the end of a job. Return whether the provider confirmed it, None if that is uncertain."""
         request = self.cancel_request(handle) if handle.provider == self.name else None
         url = self.own_address(request[1]) if request else None
         if request is None or url is None:

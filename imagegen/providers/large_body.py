@@ -43,13 +43,13 @@ class LargeBody(bytearray):
         self.release()
 
     def release(self) -> None:
-        """Return the reserved memory. The traceback of an error would hold a body that nobody reads."""
+        """Return the reserved memory. The traceback of an error would hold a body that no code reads."""
         if self.budget is not None:
             self.budget.give(self.reserved_bytes)
             self.budget, self.reserved_bytes = None, 0
 
     async def reserve(self, budget: ByteBudget, size_bytes: int, within_s: float) -> None:
-        """Reserve memory for `size_bytes` in all. Only the first time waits, since what is held must not wait."""
+        """Reserve memory for `size_bytes` in all. Only the first call waits: a holder of memory must not."""
         missing_bytes = size_bytes - self.reserved_bytes
         if self.budget is None:
             await budget.take(missing_bytes, within_s)
@@ -136,7 +136,7 @@ _read_texts = msgspec.json.Decoder(_Texts).decode
 
 
 class LargeAnswer(NamedTuple):
-    """Entries of a large answer, and the fields beside them.
+    """Entries of a large answer, and its other fields.
 
     An entry is a dict with the fields that an image may be in, or a text. A text of base64 is an ImageBase64.
     """

@@ -60,7 +60,7 @@ class Steps(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is published about a model; None if unknown.
+    """Published limits and prices of a model; None if unknown.
 
     aliases: other ids of the same model. max_n: images of one call. prompt_max: characters.
     steps, seed, edit, mask, transparent: False if the model refuses it. ratios, resolutions: the only ones.
@@ -189,7 +189,7 @@ class Pricing:
         return price
 
     def estimate(self, request: GenerationRequest, _most: int | None = None) -> Cost:
-        """Return the cost of all images of a request, whatever they may cost at most."""
+        """Return the cost of all images of a request, regardless of its own limit."""
         each = self.image_price(request, request.model)
         return Cost(None if each is None else each * request.n)
 

@@ -102,7 +102,7 @@ def _check(row: ModelRow) -> None:
 
 
 def _check_prices(value: object, path: str) -> None:
-    """Raise ValueError for a price below zero, or one that is not finite."""
+    """Raise ValueError for a price that is below zero or not finite."""
     if isinstance(value, dict):
         for name, part in value.items():
             _check_prices(part, f"{path}.{name}")

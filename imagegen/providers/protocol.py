@@ -164,7 +164,7 @@ class Provider(Protocol):
         ...
 
     async def cancel(self, handle: JobHandle) -> bool | None:
-        """Request the end of a job. Return whether the upstream confirmed it; None if that is not known.
+        """Request the end of a job. Return whether the upstream confirmed it; None if that is uncertain.
 
         False: it refused, for example because the job is over. None: it has no such request, or did not answer.
         """

@@ -1,6 +1,6 @@
 """Provider of Replicate: official models, versions and deployments. https://replicate.com/docs/reference/http
 
-A submit has no `Prefer: wait`, so that the id comes at once. A job whose submit lost its response is found in the
+A submit has no `Prefer: wait`, so that the id comes at once. The job of a submit with a lost response is found in the
 account's list of predictions.
 """
 

@@ -174,7 +174,7 @@ def _items(fields: dict[str, object]) -> list[object] | None:
 
 
 def _is_image(value: object) -> bool:
-    """Return whether a value that stands where a list is due holds base64, or a link to any host."""
+    """Return whether a value in place of a list holds base64, or a link to any host."""
     if isinstance(value, str):
         return _linked(value) is not None or _BASE64_IMAGE.match(value) is not None
     image = parse_image(value) if isinstance(value, dict) else None

@@ -43,7 +43,7 @@ class TaskCanceller:
         cancel_upstream: requests the end of a provider job; returns True if the provider confirmed it.
         on_left: called with each task that was cancelled here, as soon as that is stored.
         on_ended: called with it once its cost is known.
-        on_taken_back: called with a task whose cost another instance may have counted, and the amount.
+        on_taken_back: called with a task, if another instance may have counted its cost, and the amount.
     """
 
     def __init__(self, verbs: QueueVerbs, lookup: TaskLookup, joined: JoinedClients) -> None:

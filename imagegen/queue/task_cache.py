@@ -23,7 +23,7 @@ class TaskCache:
     Attributes:
         live: unfinished tasks that were submitted or run here.
         finished_tasks: by id, with their sizes in bytes; `finished` returns those that have not expired.
-        audiences: ids of tasks with somebody who waits for their changes, in groups that their owners keep up to date.
+        audiences: ids of tasks that clients or peers wait for, in groups that their owners keep up to date.
         on_change: called with a task of this instance after it changed, if it is in one of them.
         on_finished_here: called with each task that this instance finished.
     """

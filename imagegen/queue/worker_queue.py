@@ -42,8 +42,8 @@ class WorkerQueue:
 
     slots: claims that may run at once; clock: Unix time. on_transferred: called after a claim went back to its owner.
     on_job_dropped: called with a job that was accepted after its claim was lost, and the price of its call.
-    on_refused: awaited with a completed claim whose task has another end; returns the raised count of calls that may be
-    paid twice, or 0.
+    on_refused: awaited with a completed claim, if its task has another end; returns the raised count of calls that may
+    be paid twice, or 0.
     """
 
     def __init__(

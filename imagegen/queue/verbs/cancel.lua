@@ -3,7 +3,7 @@
 --
 -- The money of the task is computed from its checkpoint. If that has changed since, nothing is done.
 --
--- An entry makes room for the next task of the client's line (see line_args.lua). A task in a line stays there, and is
+-- An entry makes place for the next task of the client's line (see line_args.lua). A task in a line stays there, and is
 -- dropped when its turn comes; until then its checkpoint shows that it is over.
 --
 -- KEYS    1 stream; 2 outbox; 3 record; 4 checkpoint; 5 delivery log; 6 clients; then the budgets that hold it,

@@ -6,7 +6,7 @@
 -- NAME   a client
 -- +NAME  its webhooks: they keep the task when their client has left it, until it cancels once more
 -- ?      the client that submitted the task, if that is unknown
--- -NAME  a client that left, beside an unknown one, so that it is not taken for that
+-- -NAME  a client that left, next to an unknown one, so that it is not taken for that
 -- *      the clients beyond the most that are counted; it never leaves
 
 local UNCOUNTED = ' *'

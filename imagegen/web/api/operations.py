@@ -399,7 +399,7 @@ MODELS = Operation(
     "List the models with their limits and prices",
     "The default model, image models of the provider's list, those of the model table, aliases and fallbacks. "
     "A value that a model's limits exclude is a 400 at the submit and costs nothing; the error names the nearest "
-    "allowed value. What is not published is null. A task whose model ends within 30 days has a warning.",
+    "allowed value. What is not published is null. A task with a model that ends within 30 days has a warning.",
     (ResponseDoc(200, "The models.", ModelsView, {"one": samples.MODELS}),),
     (named.LANGUAGE,),
     limit="general",

@@ -69,7 +69,7 @@ MCP = Operation(
     "Send a message of the Model Context Protocol",
     f"Streamable HTTP without sessions, of the versions {', '.join(SUPPORTED)}. A call of a tool waits up to 45 s "
     "for its task, with notifications of progress if the client gave a token. Closing the connection ends the wait, "
-    "never the task.\n\nA call counts against the limits as the route of the API does that it stands for.",
+    "never the task.\n\nA call counts against the limits as the corresponding route of the API does.",
     (
         ResponseDoc(
             200,

@@ -1,4 +1,4 @@
-"""Limit of a result's size, whatever a provider, a client or a setting put into its texts."""
+"""Limit of a result's size, however long the texts of providers, clients and settings in it are."""
 
 from __future__ import annotations
 
