@@ -190,9 +190,8 @@ class Attempt:
         if spent:
             self._give_up(range(self._request.n))
         checkpoint = self._claim.checkpoint
-        if checkpoint.job and self._places.union(checkpoint.short, checkpoint.given_up).issuperset(
-            checkpoint.job.indexes
-        ):
+        job, closed = checkpoint.job, self._places.union(checkpoint.short, checkpoint.given_up)
+        if job and closed.issuperset(job.indexes):
             self._change(job=None)
 
     async def _collect(self, job: AcceptedJob) -> None:
