@@ -123,7 +123,7 @@ async def make_key(redis_url: str, prefix: str) -> None:
     await connection.close()
 
 
-def test_a_public_service_on_the_embedded_redis_is_warned_of_since_its_keys_are_not_read(tmp_path: Path) -> None:
+def test_a_public_service_on_the_embedded_redis_is_a_finding(tmp_path: Path) -> None:
     public: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
     (finding,) = check_all(Settings(data_dir=tmp_path, **public), CHECKED)
     assert not finding.fatal

@@ -123,7 +123,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.mark.timeout(300)
-def test_what_a_killed_process_of_a_run_has_started_dies_and_what_a_killed_run_has_started(start: Start) -> None:
+def test_processes_that_a_killed_run_has_started_die(start: Start) -> None:
     run = start("services", "browsers")
     worker = run.worker("services")
     assert "valkey-server" in run.left()

@@ -45,9 +45,7 @@ def test_the_token_of_the_setting_is_used_and_no_file_is_made(tmp_path: Path, lo
     ]
 
 
-def test_on_loopback_the_boards_link_carries_the_token_of_the_file_and_never_that_of_the_setting(
-    tmp_path: Path, log: list[str]
-) -> None:
+def test_the_boards_link_has_the_token_of_the_file_on_loopback_alone(tmp_path: Path, log: list[str]) -> None:
     made, given = load_admin_token(None, tmp_path), load_admin_token("a-token-of-some-length", tmp_path)
     for token in (made, given):
         token.log_place("http://127.0.0.1:3000", is_local=True)

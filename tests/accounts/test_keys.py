@@ -158,9 +158,7 @@ def test_a_whole_number_of_a_limit_may_be_written_with_a_fraction_of_zero() -> N
         ({"name": "a", "models": [""]}, "models"),
     ],
 )
-def test_a_key_has_a_name_that_paths_keep_and_no_empty_limit_that_would_limit_nothing(
-    fields: dict[str, Any], field: str
-) -> None:
+def test_a_name_that_paths_change_and_an_empty_limit_are_refused(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse_fields(NewKeyFields, fields)
     assert {re.split(r"[.[]", error.field)[0] for error in refused.value.details} == {field}

@@ -115,7 +115,7 @@ def test_a_retry_that_may_have_arrived_is_not_repeated() -> None:
             client.retry(ID)
 
 
-def test_a_lost_connection_ends_as_an_exception_that_has_whether_the_request_may_have_arrived() -> None:
+def test_a_lost_connection_raises_whether_the_request_may_have_arrived() -> None:
     for loss, maybe_sent in ((LOST, True), (REFUSED, False)):
         with Script(*[loss] * 3).client() as client, pytest.raises(ConnectionFailed) as caught:
             client.submit("a")
@@ -136,7 +136,7 @@ def test_a_lost_connection_ends_as_an_exception_that_has_whether_the_request_may
         (500, "internal_error", ServiceUnavailable),
     ],
 )
-def test_a_refusal_is_an_exception_with_its_code_and_details_and_is_not_repeated(
+def test_a_refusal_raises_its_code_and_details_and_is_not_repeated(
     status: int, code: str, kind: type[ResponseError]
 ) -> None:
     details = [{"field": "n", "message": "must be 1 to 16"}]

@@ -127,7 +127,7 @@ def test_noise_gets_a_lower_quality_until_its_file_is_small() -> None:
     assert len(shrink(encoded(noise, "JPEG"), 256).data) < 20_000
 
 
-def test_a_truncated_jpeg_is_shown_as_far_as_it_came_and_a_truncated_png_refused() -> None:
+def test_a_truncated_jpeg_is_shown_in_part_and_a_truncated_png_refused() -> None:
     data = encoded(Image.effect_noise((1000, 800), 90).convert("RGB"), "JPEG")
     assert thumbnail(data[: len(data) // 2] + b"\xff\xd9").size == (256, 205)
     data = encoded(Image.effect_noise((500, 500), 90))

@@ -309,7 +309,7 @@ def prompted(make_call, switch: str = "", model: str = OLD, **fields):
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])
-async def test_a_job_is_kept_before_its_first_poll_and_collected_by_any_key_of_the_account(
+async def test_a_job_is_kept_before_its_first_poll_and_any_key_collects_it(
     make_provider, make_call, upstream, model: str
 ) -> None:
     observer = Recorder(lambda: upstream.ledger.jobs[0].polls)

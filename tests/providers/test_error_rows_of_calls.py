@@ -139,7 +139,7 @@ CHAT = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_images_behind_a_chat_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_a_chat_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> ChatImagesProvider:
         return ChatImagesProvider(session, name="openai", api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
@@ -278,7 +278,7 @@ RELAY = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_relays_with_jobs_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_a_relay_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
         return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 

@@ -41,7 +41,7 @@ def test_each_model_has_one_row_and_a_source() -> None:
     )
 
 
-def test_a_price_without_a_source_is_never_zero_since_a_budget_would_not_bound_its_calls() -> None:
+def test_a_price_without_a_source_is_never_zero() -> None:
     unverified = [row.price for row in load_table("").all_rows if row.price and row.certainty == "unverified"]
     assert unverified
     assert all(price.per_image != 0 for price in unverified)

@@ -194,7 +194,7 @@ async def test_a_call_that_a_dead_instance_made_is_charged_as_unsure(make_instan
     assert await used(two) == PRICE
 
 
-async def test_a_stopped_owner_that_finishes_first_is_charged_for_the_call_of_its_successor_too(make_instance) -> None:
+async def test_a_stopped_owner_that_finishes_first_is_charged_for_both_calls(make_instance) -> None:
     one = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
     await one.verbs.create_group()
     (claim,) = await started(one, "a")
@@ -333,7 +333,7 @@ async def test_tasks_in_the_line_of_a_client_are_held_and_settled_as_others(make
     assert await used(one) == 2 * PRICE - 1
 
 
-async def test_a_submit_is_not_refused_by_the_budget_of_a_client_that_submits_the_same_at_once(one) -> None:
+async def test_another_clients_equal_submit_does_not_refuse_this_one(one) -> None:
     one.client_queue.limits = BudgetLimits(((KEY + 1, PRICE),), {"poor": ((KEY, 0),)})
     clients = ("poor", "rich", "poor")
     results = await asyncio.gather(

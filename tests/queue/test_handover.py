@@ -28,7 +28,7 @@ async def claimed(instance, name: str = "a"):
     return await asyncio.wait_for(instance.worker_queue.claim(), 5)
 
 
-async def test_a_claim_that_is_given_away_runs_at_the_other_instance_as_if_it_had_read_it(pair) -> None:
+async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair) -> None:
     one, other = pair
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)

@@ -162,9 +162,7 @@ async def test_a_submitter_that_left_counts_again_after_a_restart(make_instance)
     assert not await leaves(restarted, "b", task)
 
 
-async def test_a_submitter_that_left_counts_again_when_its_instance_has_forgotten_that(
-    make_instance, monkeypatch
-) -> None:
+async def test_a_submitter_that_left_counts_again_once_that_is_forgotten(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(joined_clients, "MAX_REMEMBERED", 3)
     monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     one = make_instance()
@@ -180,9 +178,7 @@ async def test_a_submitter_that_left_counts_again_when_its_instance_has_forgotte
     assert not await leaves(one, "a", task)
 
 
-async def test_a_submitter_that_left_counts_again_on_an_instance_that_receives_no_messages(
-    make_instance, monkeypatch
-) -> None:
+async def test_a_submitter_that_left_counts_again_where_no_messages_arrive(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", 0.0)
     one, two = make_instance(), make_instance()
     await informed(one, two)
@@ -344,9 +340,7 @@ async def test_the_memory_of_clients_is_bounded(make_instance, monkeypatch) -> N
     assert [await join_commands(one, tasks[number], "b") for number in (4, 0)] == [0, 3]
 
 
-async def test_a_repeat_of_the_same_client_costs_no_command_and_another_client_one_script(
-    make_instance, monkeypatch
-) -> None:
+async def test_a_repeat_costs_no_command_and_another_client_one_script(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     instance = make_instance()
     await informed(instance)
@@ -393,7 +387,7 @@ class OneLimited:
         return (await store())[0]
 
 
-async def test_an_equal_submit_of_another_client_continues_when_the_first_has_too_many_tasks(make_instance) -> None:
+async def test_an_equal_submit_continues_if_the_first_client_has_too_many_tasks(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     instance.client_queue.open_tasks = OneLimited()

@@ -96,7 +96,7 @@ async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_in
     assert (len(one.parts.lines), one.parts.lines.waiting) == (0, 0)
 
 
-async def test_a_window_below_the_slots_limits_a_client_and_one_without_a_key_is_not_limited(make_instance) -> None:
+async def test_a_window_below_the_slots_limits_only_clients_with_a_key(make_instance) -> None:
     one = make_instance(window=3)
     await put(one, "a", 6)
     assert await in_stream(one) == 3
@@ -211,7 +211,7 @@ async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once
     assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[3].id, tasks[2].id]
 
 
-async def test_a_repeat_joins_a_task_of_a_line_on_another_instance_and_can_be_cancelled_there(make_instance) -> None:
+async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make_instance) -> None:
     one, two = make_instance(slots=1), make_instance(slots=1, start=False)
     tasks = await put(one, "a", 4)
     joined = await two.client_queue.submit(of("a", 3))
@@ -257,7 +257,7 @@ async def test_a_lost_line_is_noticed_when_it_is_read(make_instance) -> None:
     assert sorted(started) == sorted(task.id for task in tasks)
 
 
-async def test_a_repeat_queues_a_task_again_if_its_line_is_lost_and_no_instance_has_it(make_instance) -> None:
+async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
     await one.crash()

@@ -48,7 +48,7 @@ def test_a_call_is_recorded_unless_the_other_instance_counted_it(
     assert uncounted_calls(ours, replace(TASK, state=state), theirs) == count
 
 
-async def test_a_parked_call_is_recorded_after_an_outage_although_its_claim_is_not_held_any_more() -> None:
+async def test_a_parked_call_is_recorded_after_an_outage_without_its_claim() -> None:
     verbs, dispatcher = Mock(), Mock()
     verbs.read = AsyncMock(side_effect=[QueueUnavailable, (None, None, None)])
     lost_claims, claim = LostClaims(verbs, dispatcher, Mock()), Mock(lost=False, task=TASK, checkpoint=POLLS)

@@ -43,7 +43,7 @@ def request(**fields: object) -> GenerationRequest:
     return parse({"prompt": "a fox"} | fields, default_model="m", aliases={})
 
 
-def test_the_seed_of_a_variant_is_that_of_the_request_for_every_number_of_images() -> None:
+def test_the_seed_of_a_variant_is_the_same_for_every_number_of_images() -> None:
     assert {variant_seed(request(variant=1, n=n), "p") for n in range(1, MAX_IMAGES + 1)} == {2_145_986_953}
     assert variant_seed(request(variant=1, steps=None), "p") == variant_seed(request(variant="1"), "p")
 

@@ -62,7 +62,7 @@ def base_of(service: Client) -> str:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openapi_python_client") is None, reason="needs openapi-python-client")
-async def test_a_client_made_by_openapi_python_client_makes_an_image_saves_it_and_uploads_it(
+async def test_a_generated_python_client_makes_saves_and_uploads_an_image(
     service: Client, document: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yml").write_text("post_hooks: []\n")

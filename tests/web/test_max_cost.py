@@ -156,7 +156,7 @@ async def test_images_that_are_gone_by_the_submit_are_not_paid_over_its_limit(
     assert len(listed["tasks"]) == 1
 
 
-async def test_a_sibling_that_expires_between_preview_and_submit_is_not_paid_over_the_limit(
+async def test_a_sibling_that_expires_before_the_submit_is_not_paid_over_the_limit(
     service, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(service, "?wait=20", n=2)

@@ -345,7 +345,7 @@ async def test_keys_that_share_tasks_share_uploads(start_service: StartService) 
 # Webhooks that the operator's secret signs
 
 
-async def test_with_keys_a_webhook_needs_a_secret_of_its_own_or_a_host_that_the_operator_named(
+async def test_with_keys_a_webhook_needs_its_own_secret_or_a_named_host(
     start_service: StartService,
 ) -> None:
     own = "whsec_" + "A" * 32

@@ -150,7 +150,7 @@ async def test_a_task_that_may_not_be_called_for_again_is_searched_for_all_the_s
     assert other.provider.calls == []
 
 
-async def test_an_answer_that_was_lost_without_a_crash_is_searched_for_by_the_next_attempt(make_instance) -> None:
+async def test_the_next_attempt_searches_for_a_call_that_lost_its_answer(make_instance) -> None:
     instance = make_instance()
     harness = harness_of(instance, loss(), found=[HANDLE])
     claim = await harness.claim()
@@ -199,7 +199,7 @@ async def test_a_job_that_several_keys_of_one_account_list_is_one_job(second, ta
     assert await found_by_two_keys(HANDLE, second) == taken
 
 
-async def test_a_refused_key_does_not_hide_the_job_that_another_key_of_the_account_lists() -> None:
+async def test_a_refused_key_does_not_hide_a_job_that_another_key_lists() -> None:
     refused = UpstreamError("upstream_auth", "401", status=401)
     assert await found_by_two_keys(refused, HANDLE) == HANDLE
     with pytest.raises(UpstreamError, match="busy"):

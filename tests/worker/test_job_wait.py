@@ -97,7 +97,7 @@ class Unread(JobProvider):
             await asyncio.sleep(0)
 
 
-async def test_a_job_with_polls_that_fail_leaves_its_slot_and_is_resumed_where_it_was_left(instance) -> None:
+async def test_a_job_with_failing_polls_leaves_its_slot_and_is_resumed(instance) -> None:
     harness = WorkerHarness(instance, Unread(ends=[None], max_images_per_call=1), job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
@@ -204,7 +204,7 @@ async def test_the_warnings_of_a_resumed_job_are_kept(instance) -> None:
 
 
 @pytest.mark.parametrize("recovers", [True, False])
-def test_only_another_key_of_its_channel_makes_a_job_again_that_its_own_key_is_refused_for(recovers: bool) -> None:
+def test_only_another_key_of_its_channel_makes_a_refused_job_again(recovers: bool) -> None:
     asked: list[tuple[str, Choice]] = []
     pacing: Any = SimpleNamespace(recovers=lambda model, choice: asked.append((model, choice)) or recovers)
     judge = Judge(Any, Any, pacing, lambda: 0.0)
@@ -229,7 +229,7 @@ async def test_a_cancelled_task_stops_the_polls(instance) -> None:
     assert len(harness.provider.calls) == 1
 
 
-async def test_a_job_is_charged_once_when_it_is_collected_or_as_unsure_if_it_is_forgotten(instance) -> None:
+async def test_a_job_is_charged_once_or_as_unsure_if_it_is_forgotten(instance) -> None:
     pricing = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
     harness = harness_of(instance, None, images(), None, loss(), job_wait_s=0.05, pricing=pricing)
     claim = await harness.claim()

@@ -94,7 +94,7 @@ async def test_a_refusal_is_charged_only_by_a_provider_that_charges_it(run, mode
     assert (task.state, task.cost.charged) == (State.FAILED, charged)
 
 
-async def test_a_lost_call_and_a_useless_reply_are_charged_and_errors_before_them_are_not(run) -> None:
+async def test_lost_calls_and_useless_replies_are_charged_and_earlier_errors_are_not(run) -> None:
     task, _ = await run(fault(429), fault(500), loss(), images(0), images(1))
     assert task.state is State.COMPLETED
     assert (task.cost.charged, task.cost.unsure) == (3 * PRICE, PRICE)

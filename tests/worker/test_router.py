@@ -90,7 +90,7 @@ def test_a_refused_key_gets_no_further_call_while_others_work(clock: Clock) -> N
     assert refused in {ends(made, taken(made)) for _ in range(3)}
 
 
-def test_tasks_fail_at_once_while_all_keys_are_refused_and_one_call_in_five_seconds_probes(clock: Clock) -> None:
+def test_tasks_fail_at_once_while_all_keys_are_refused_but_for_probes(clock: Clock) -> None:
     made = router(clock)
     for _ in "abc":
         ends(made, taken(made), NO_KEY)
@@ -104,7 +104,7 @@ def test_tasks_fail_at_once_while_all_keys_are_refused_and_one_call_in_five_seco
     assert made.capacity("m") > 0
 
 
-def test_a_job_of_a_key_that_is_refused_is_judged_as_a_paid_call_though_another_key_works(clock: Clock) -> None:
+def test_a_job_of_a_refused_key_counts_as_paid_though_another_key_works(clock: Clock) -> None:
     made = router(clock)
     judge = Judge(None, None, made, lambda: clock.now)
     turn, lost = taken(made), UpstreamError("upstream_auth", "401", retryable=True, ambiguous=True, status=401)
@@ -114,9 +114,7 @@ def test_a_job_of_a_key_that_is_refused_is_judged_as_a_paid_call_though_another_
 
 
 @pytest.mark.parametrize(("refused", "others"), [(2, []), (3, ["pool-a", "pool-c"])])
-def test_a_job_whose_key_is_refused_again_and_again_is_polled_with_the_other_keys_of_its_channel(
-    clock: Clock, refused: int, others: list[str]
-) -> None:
+def test_a_job_of_a_refused_key_is_polled_with_the_other_keys(clock: Clock, refused: int, others: list[str]) -> None:
     spare = Channel("spare", "together", (ChannelKey("b", "file"),))
     pool = Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "abc"))
     polls = FailedPolls(count=9, useless=refused)
@@ -135,7 +133,7 @@ def test_a_forbidden_model_costs_no_other_model_its_key(clock: Clock) -> None:
     assert len({taken(made).route.account for _ in range(3)}) == 3
 
 
-def test_channels_of_one_priority_share_by_weight_and_a_lower_one_waits_for_their_rest(clock: Clock) -> None:
+def test_channels_share_by_weight_and_a_lower_priority_waits(clock: Clock) -> None:
     keys = (ChannelKey("k", "file"),)
     made = router(
         clock,

@@ -273,7 +273,7 @@ async def test_the_deadline_ends_the_wait_for_a_store(make_harness: MakeHarness)
     assert outcome.error.code == "upstream_timeout"
 
 
-def test_a_checkpoint_of_the_version_before_is_read_and_an_older_version_reads_ours() -> None:
+def test_this_version_and_the_one_before_read_each_others_checkpoints() -> None:
     run = decode_checkpoint(b'1-0 {"owner":"i","phase":"waiting","attempts":2,"images":[],"asked_again":true}')[1]
     assert (run.links, run.short, run.given_up, run.missing_requested) == ((), (), (), True)
     ours = Checkpoint("i", links=(PaidImage(0, "https://a/b", 1.0, 5),)).encode("1-0")

@@ -111,7 +111,7 @@ async def test_a_task_goes_to_the_instances_that_serve_it_by_turns(claim) -> Non
     assert {peer for _, peer in others.handed} == {"one", "two"}
 
 
-async def test_a_task_that_came_back_is_kept_for_a_while_and_the_instances_are_checked(claim) -> None:
+async def test_a_task_that_came_back_is_held_while_the_instances_are_checked(claim) -> None:
     taken, harness = claim
     clock = Clock(taken.task.created_at)
     others = Others(one=greeting(paid("a", "theirs")))
