@@ -1,7 +1,7 @@
 -- Gives each name without a budget slot its own, which is never given to another name.
 --
--- KEYS  1 hash of the API keys, see change_key.lua
--- ARGV  names
+-- KEYS    1 hash of the API keys, see change_key.lua
+-- ARGV    names
 for _, name in ipairs(ARGV) do
   local slot = 'slot:' .. name
   if not redis.call('HGET', KEYS[1], slot) then

@@ -85,9 +85,9 @@ class _Fetched:
 
 
 class CachedStore:
-    """`IMAGE_STORE=redis` and `s3`. A cache that fails costs a request to the port, and never an image.
+    """`IMAGE_STORE=redis` and `s3`. A cache that fails costs a request to the store behind it, and never an image.
 
-    Cached images are served also while the port is away; `contains_all` is the port's answer, so that all
+    Cached images are served also while that store is away; `contains_all` is its answer, so that all
     instances agree. The caller runs the loops of both, and `watch`.
     """
 
@@ -114,7 +114,7 @@ class CachedStore:
         return self._cache.spool_folder if self._cache.health.writable else None
 
     async def start(self) -> None:
-        """Start both. Raises SettingsError if the port can't work with these settings."""
+        """Start both. Raises SettingsError if the blob store can't work with these settings."""
         await self._cache.start()
         try:
             await self._blobs.start()
@@ -130,7 +130,7 @@ class CachedStore:
                 await pace.recover(self.check, FLAP_S + pace.retry_s)
 
     async def check(self) -> bool:
-        """Probe the port once; return whether images can be saved."""
+        """Probe the blob store once; return whether images can be saved."""
         try:
             await self._blobs.probe(self._needed.size_bytes)
         except _UNAVAILABLE as error:
@@ -148,7 +148,7 @@ class CachedStore:
         await self._blobs.close()
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
-        """Save the image in the port, then in the cache."""
+        """Save the image in the blob store, then in the cache."""
         if expires_at_s > self._clock():
             await self._put(task_id, image.stored_at(index), image, expires_at_s)
             await self._save_in_cache(task_id, index, image, expires_at_s)
@@ -156,7 +156,7 @@ class CachedStore:
             await in_file_thread(image.path.unlink, missing_ok=True)
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
-        """Copy the image in the port, and link it in the cache."""
+        """Copy the image in the blob store, and link it in the cache."""
         try:
             is_there = await self._blobs.reuse(source_id, image, task_id, index, expires_at_s)
         except _UNAVAILABLE as error:
@@ -167,7 +167,7 @@ class CachedStore:
         return is_there
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
-        """Open the image in the cache, after copying it there; read it from the port in pieces if that fails."""
+        """Open the image in the cache, after copying it there; read it from the blob store in pieces if that fails."""
         if not image.sha256:
             return None
         if cached := await self._open_cached(task_id, image):
@@ -185,14 +185,14 @@ class CachedStore:
         return OpenedImage(image.size_bytes, pieces=lambda offset, length: self._read(task_id, image, offset, length))
 
     async def contains(self, task_id: str, image: StoredImage) -> bool:
-        """Return whether the cache or the port has the image."""
+        """Return whether the cache or the blob store has the image."""
         with suppress(StoreUnavailable):
             if image.sha256 and await self._cache.contains(task_id, image):
                 return True
         return bool(image.sha256) and await self.contains_all(task_id, [image])
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Return whether the port has them all. An image that stays upstream is not missing here."""
+        """Return whether the blob store has them all. An image that stays upstream is not missing here."""
         ours = [image for image in images if image.sha256]
         if len(ours) + sum(image.url is not None for image in images) < len(images):
             return False
@@ -291,7 +291,7 @@ class CachedStore:
         return size_bytes == image.size_bytes and digest.hexdigest() == image.sha256
 
     async def _read(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
-        """Yield pieces straight from the port. Of a whole image, the last one comes only if the hash is right."""
+        """Yield pieces straight from the blob store. Of a whole image, the last one comes only if the hash is right."""
         digest, whole, left = hashlib.sha256(), length == image.size_bytes, length
         try:
             async with aclosing(self._blobs.get(task_id, image, offset, length)) as pieces:

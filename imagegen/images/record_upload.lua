@@ -2,9 +2,9 @@
 --
 -- A record is '<expires> <needed until> <description>'; both are Unix times in ms.
 --
--- KEYS  1 record
--- ARGV  1 expires; 2 needed until; 3 description; 4 ms that the record is kept beyond both
--- returns the record
+-- KEYS    1 record
+-- ARGV    1 expires; 2 needed until; 3 description; 4 ms that the record is kept beyond both
+-- result  the record
 local expires, needed = tonumber(ARGV[1]), tonumber(ARGV[2])
 local before = redis.call('GET', KEYS[1])
 if before then

@@ -6,11 +6,11 @@
 --
 -- An index of another type, which another program wrote, is renamed; an operator finds it there for a week.
 --
--- KEYS  1 index; 2 its name after a rename
--- ARGV  1 member, which ends in ':' and the image's bytes; 2 those bytes; 3 now; 4 most bytes in all;
---       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end;
---       8 '1' to take images off also if the member is counted already
--- returns the members that were taken off
+-- KEYS    1 index; 2 its name after a rename
+-- ARGV    1 member, which ends in ':' and the image's bytes; 2 those bytes; 3 now; 4 most bytes in all;
+--         5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end;
+--         8 '1' to take images off also if the member is counted already
+-- result  the members that were taken off
 local index, member, size = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local added = redis.pcall('ZADD', index, ARGV[3], member)
 if type(added) == 'table' then

@@ -5,9 +5,9 @@
 -- A cost of 0 only looks.
 -- Costs a TIME, an MGET, and one SET for each window that was spent from.
 --
--- KEYS  the windows, each once
--- ARGV  for each hit: cost, number of windows; then for each window: its place in KEYS, limit, length in ms
--- returns for each hit, for each window: {remaining, ms until some of it comes back, ms until this hit would pass or 0}
+-- KEYS    the windows, each once
+-- ARGV    for each hit: cost, number of windows; then for each window: its place in KEYS, limit, length in ms
+-- result  for each hit, for each window: {remaining, ms until some of it comes back, ms until the hit would pass or 0}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local stored, logs, lengths, next_arg = redis.call('MGET', unpack(KEYS)), {}, {}, 1
