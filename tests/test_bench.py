@@ -67,13 +67,16 @@ def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> Non
 
 
 @pytest.mark.timeout(320)
-def test_a_submit_leads_through_few_files() -> None:
+def test_a_submit_leads_through_the_few_files_of_the_architecture_page() -> None:
     done = bench("trace", "--tiny", "--runs", "2")
     match = re.search(r"functions in (\d+) files with (\d+) changes of file", done.stdout)
     assert match, done.stderr
     files, changes = map(int, match.groups())
     assert files <= MAX_SUBMIT_FILES, done.stdout
     assert changes <= MAX_SUBMIT_CHANGES, done.stdout
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Route of one submit")[2]
+    named = set(re.findall(r"\*\*`([^`]+)`\*\*", page.partition("## Route of one task")[0]))
+    assert named == set(re.findall(r"^  (\S+\.py) ", done.stdout[: match.start()], re.MULTILINE))
 
 
 def test_every_bench_is_tried_here_but_the_one_that_takes_minutes() -> None:
