@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from imagegen.metrics import Meter
+from imagegen.metrics import SUBMITS, Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import PROVIDERS, setting_names
 from imagegen.web.ops.prometheus import ProviderLimits, Telemetry, _MetricsCollector
@@ -125,6 +125,11 @@ async def test_the_operations_page_describes_each_metric_and_no_other() -> None:
         for name in re.findall(r"`(imagegen_[a-z_]+)", row)
     }
     assert described == shipped
+
+
+def test_the_operations_page_explains_each_kind_of_submit() -> None:
+    (row,) = re.findall(r"^\| `imagegen_submits_total\{kind\}` \| (.*) \|$", read("docs/operations.md"), re.MULTILINE)
+    assert [kind for kind in SUBMITS if f"`{kind.lower()}`" not in row] == []
 
 
 def test_alerts_use_metrics_that_are_described() -> None:

@@ -212,7 +212,7 @@ FOLLOW_ONE = Operation(
     "Follow a task by server-sent events",
     "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, and then "
     "the stream ends. `data` is what GET of the task answers; in `image` it is that image's entry. `id` is the "
-    "sequence. A comment comes every 15 s.",
+    "sequence. A comment comes every 15 s. A stream ends after about 15 minutes: the client reconnects.",
     (
         ResponseDoc(
             200,

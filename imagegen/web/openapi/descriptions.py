@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 INTRODUCTION = """\
-POST a prompt, get the id of a task at once, fetch the images when they are there. An image is paid for once, and \
+POST a prompt, get the id of a task at once, fetch the images when they are ready. An image is paid for once, and \
 an accepted task is never lost.
 
 ```sh
@@ -18,13 +18,14 @@ attempt; `reason` and `retryAt` show why and until when; `store_unavailable` mea
 A finished task is stored for `RESULT_TTL` seconds (a day), its images with it.
 
 **Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
-is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. **A \
-client that cancels a task leaves it** while others joined it, and the last one's cancel ends it.
+is the same task: it is joined while it runs, and its result is returned when it is done. With API keys, each key \
+has its own tasks unless `CACHE_SCOPE=shared`. **A client that cancels a task leaves it** while others joined it, and \
+the last one's cancel ends it.
 
 **Sequence.** Every response about a task has a `sequence`. It rises with each change, over crashes, restarts and \
 resubmissions too, and is not dense. Of two responses, the higher sequence is newer.
 
-**Progress** is honest: it rises when something happened, never by a timer. `queuePosition` and `etaSeconds` are null \
+**Progress** rises when something happened, never by a timer. `queuePosition` and `etaSeconds` are null \
 without an estimate.
 
 **Do not poll blindly.** Wait by `Prefer: wait=N` or `?wait=N`, follow an event stream, or set a webhook. An \

@@ -151,7 +151,7 @@ def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", local.retrying)
     yield _gauge("loops_free", "Slots here that wait for a task.", local.free)
     yield _gauge("waiters", "Clients here that wait for a change of a task.", local.waiters)
-    yield _gauge("instances", "Instances on this queue, that this one has messages from.", local.instances)
+    yield _gauge("instances", "Instances on this queue, as this one sees them.", local.instances)
     yield _gauge("redis_up", "Whether Redis can be used.", local.redis_up)
 
 
@@ -218,7 +218,7 @@ def _redis(meter: Meter) -> Iterator[Metric]:
     yield _counter("redis_records_vanished", "Records of tasks that Redis lost before their time.", meter.vanished)
     written_back = _counters("redis_written_back", "Tasks that Redis had lost and that were written back.", "state")
     yield _fill(written_back, meter.written_back)
-    projected = "Redis commands in 30 days, if all goes on like so far."
+    projected = "Redis commands in 30 days at the rate so far."
     yield _gauge("redis_commands_month_projected", projected, meter.commands_a_month)
 
 
