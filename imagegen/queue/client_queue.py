@@ -215,7 +215,7 @@ class ClientQueue:
             try:
                 await self.refresh_positions()
             except QueueUnavailable:
-                logger.debug("The waiting line can't be read now")
+                logger.debug("The positions of waiting tasks can't be read from Redis now")
         position = await self._mover.position(task, len(line)) if task.entry_id == IN_LINE else None
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
 

@@ -122,7 +122,7 @@ class StreamConsumer:
             self._connection.health.failed(error)
             await asyncio.sleep(REFUSED_RETRY_S if self._connection.health.refused else 0.1)
         elif not is_group_gone:
-            logger.error("The reader failed: {}", error)
+            logger.error("The stream can't be read: {}", error)
             await asyncio.sleep(1.0)
         if (is_created := await self._connection.retry_until_available(self._verbs.create_group)) or is_group_gone:
             if (

@@ -112,7 +112,7 @@ class CompletedFamilies:
             try:
                 is_loaded = await self._load()
             except (RedisError, QueueUnavailable, OSError, TimeoutError) as error:
-                logger.debug("The records can't be read now: {}", error)
+                logger.debug("Completed tasks can't be read from Redis now: {}", error)
                 continue
             if is_loaded:
                 self._loaded_at = began

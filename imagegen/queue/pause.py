@@ -144,7 +144,7 @@ class ClaimingPause:
             text = "Claiming is paused on all instances since {}: no task starts until POST /api/admin/resume"
             logger.warning(text, rfc3339(state.since))
         elif was_paused:
-            logger.info("Claiming goes on")
+            logger.info("Claiming is resumed")
 
 
 def _do_nothing(*, paused: bool) -> None:

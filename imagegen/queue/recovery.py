@@ -84,7 +84,7 @@ class Recovery:
         """Begin a recovery. publish: peers can't notice the cause themselves."""
         if not self._running:
             return
-        logger.debug("Writes may be lost: {}", cause)
+        logger.debug("Redis may have lost writes: {}", cause)
         self._publish |= publish
         self._connection.recovered.clear()
         self._noticed.set()

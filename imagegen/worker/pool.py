@@ -140,7 +140,7 @@ class Pool:
         try:
             await self._attempts.image_saver.extend_expiry(task.id, task.images)
         except StoreUnavailable as error:
-            logger.bind(taskId=task.id).warning("The images of before may expire before their task: {}", error)
+            logger.bind(taskId=task.id).warning("The previous images may expire before their task: {}", error)
 
     async def _finish(self, claim: Claim, final: Task) -> None:
         self._pacing.finished(final.id)
