@@ -157,16 +157,16 @@ class RecentRates:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._seen: deque[tuple[float, tuple[int, ...]]] = deque([(0.0, (0, 0, 0, 0))], maxlen=self._KEPT)
+        self._samples: deque[tuple[float, tuple[int, ...]]] = deque([(0.0, (0, 0, 0, 0))], maxlen=self._KEPT)
 
     def rates(self) -> Rates:
         now, totals = self._meter.uptime_s, self._totals()
-        while len(self._seen) > 1 and now - self._seen[1][0] >= self._WINDOW_S:
-            self._seen.popleft()
-        then, before = self._seen[0]
+        while len(self._samples) > 1 and now - self._samples[1][0] >= self._WINDOW_S:
+            self._samples.popleft()
+        then, before = self._samples[0]
         window_s = max(now - then, 1.0)
-        if now - self._seen[-1][0] >= self._APART_S:
-            self._seen.append((now, totals))
+        if now - self._samples[-1][0] >= self._APART_S:
+            self._samples.append((now, totals))
         return Rates(window_s, *((new - old) * 60 / window_s for new, old in zip(totals, before, strict=True)))
 
     def _totals(self) -> tuple[int, ...]:

@@ -57,11 +57,11 @@ class UsageStore:
             fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.usage(day))
             return _parse(fields)
 
-        wanted = list(days)
+        days_read = list(days)
         async with self._connection.deadline():
-            reports = await asyncio.gather(*map(read_day, wanted))
-        self._connection.meter.redis_commands_sent("usage", len(wanted))
-        return dict(zip(wanted, reports, strict=True))
+            reports = await asyncio.gather(*map(read_day, days_read))
+        self._connection.meter.redis_commands_sent("usage", len(days_read))
+        return dict(zip(days_read, reports, strict=True))
 
     async def add_dead(self, instances: Sequence[str]) -> None:
         """Record instances that left without a word; costs two commands."""

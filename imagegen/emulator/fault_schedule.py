@@ -48,13 +48,13 @@ class Trigger:
         open_ended = self._until is not None or self._every > 1
         times = int(fault.number("times", 0 if open_ended else default_times or 0))
         self._left = times or None
-        self._met = 0
+        self._calls = 0
 
     def take(self, now: float) -> bool:
         if self.spent(now):
             return False
-        self._met += 1
-        if (self._met - 1) % self._every:
+        self._calls += 1
+        if (self._calls - 1) % self._every:
             return False
         if self._left is not None:
             self._left -= 1

@@ -129,8 +129,8 @@ def _garbled(_generation: Generation, fault: Fault, entry: Entry) -> None:
 
 
 def _fewer(generation: Generation, fault: Fault) -> Response:
-    wanted = int(fault.number("images", max(0, generation.image_request.n - 1)))
-    return generation.answer(generation.entries(count=wanted))
+    count = int(fault.number("images", max(0, generation.image_request.n - 1)))
+    return generation.answer(generation.entries(count=count))
 
 
 def _long_error(generation: Generation, fault: Fault) -> Response:

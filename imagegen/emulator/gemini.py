@@ -185,7 +185,7 @@ class GeminiEmulator(JobEmulator):
             "thought": thought,
         }
 
-    def _picture(self, running: RunningJob, index: int) -> DrawnImage:
+    def _image_of(self, running: RunningJob, index: int) -> DrawnImage:
         return self._image(running.call, digest_of(running.call.prompt, self.seed_of(running), index))
 
     def _candidates(self, running: RunningJob, usage: Mapping[str, int]) -> dict[str, object]:
@@ -213,8 +213,8 @@ class GeminiEmulator(JobEmulator):
         return {"candidates": [candidate], **body}
 
     def _part(self, running: RunningJob, index: int) -> dict[str, object]:
-        picture = self._picture(running, index)
-        return {"inlineData": {"mimeType": picture.content_type, "data": b64encode(draw(picture)).decode()}}
+        image = self._image_of(running, index)
+        return {"inlineData": {"mimeType": image.content_type, "data": b64encode(draw(image)).decode()}}
 
     def _chat(self, running: RunningJob, usage: Mapping[str, int]) -> dict[str, object]:
         job, fault = running.job, running.fault
@@ -223,9 +223,9 @@ class GeminiEmulator(JobEmulator):
         if job.end == "moderated":
             choice |= {"finish_reason": "content_filter", "native_finish_reason": fault.text("reason", "IMAGE_SAFETY")}
         elif not _has_no_image(running):
-            picture = self._picture(running, 0)
-            uri = f"data:{picture.content_type};base64,{b64encode(draw(picture)).decode()}"
-            link = running.base_url + self._links.mint(picture, None, monotonic())
+            image = self._image_of(running, 0)
+            uri = f"data:{image.content_type};base64,{b64encode(draw(image)).decode()}"
+            link = running.base_url + self._links.mint(image, None, monotonic())
             match fault.text("form", "images"):
                 case "markdown":
                     message["content"] = f"Here is your image:\n\n![image]({uri})\n"

@@ -54,8 +54,8 @@ class Generation:
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
         """Return `count` images, else as many as requested; an image fault spoils them. same: whether all are equal."""
         seed = self.studio.rng.getrandbits(63) if self.image_request.seed is None else self.image_request.seed
-        wanted = self.image_request.n if count is None else count
-        return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]
+        number = self.image_request.n if count is None else count
+        return [self._entry(index, 0 if same else index, seed, fault) for index in range(number)]
 
     def answer(self, entries: Sequence[Entry] | None = None) -> Response:
         made = self.entries() if entries is None else entries
@@ -70,11 +70,11 @@ class Generation:
     def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
-        picture = self._image(small_images.digest_of(self.image_request.prompt, seed, shown))
+        image = self._image(small_images.digest_of(self.image_request.prompt, seed, shown))
         if self.image_request.wants_base64 or (gpt_image.is_for_openai(self.image_request) and self.dialect is None):
-            encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
+            encoded = b64encode(spoiled_bytes(image, spoiled)).decode()
             return together_responses.base64_entry(index, encoded, inference_s)
-        return together_responses.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
+        return together_responses.link_entry(index, self.base_url + self._link(image, spoiled), inference_s)
 
     def _image(self, digest: str) -> DrawnImage:
         mode = self.studio.image
@@ -84,8 +84,8 @@ class Generation:
             self.image_request.output_format or mode, *emulated_models.size_of(self.image_request), digest
         )
 
-    def _link(self, picture: DrawnImage, fault: Fault | None) -> str:
+    def _link(self, image: DrawnImage, fault: Fault | None) -> str:
         links = self.studio.links
         if self.studio.image == "none":
             return f"/shrt/{links.new_token()}"
-        return links.mint(picture, fault, monotonic())
+        return links.mint(image, fault, monotonic())

@@ -33,10 +33,10 @@ _SVG: Final = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><
 
 @dataclass(slots=True)
 class Link:
-    picture: DrawnImage
+    image: DrawnImage
     fault: Fault | None
     made_at: float
-    met: int = 0
+    fetches: int = 0
 
 
 class ShortLinks:
@@ -51,12 +51,12 @@ class ShortLinks:
     def new_token(self) -> str:
         return "".join(self._rng.choices(_ALPHABET, k=16))
 
-    def mint(self, picture: DrawnImage, fault: Fault | None, now: float) -> str:
+    def mint(self, image: DrawnImage, fault: Fault | None, now: float) -> str:
         """Return the path of a new short link."""
         if len(self._links) >= _KEPT:
             del self._links[next(iter(self._links))]
         token = self.new_token()
-        self._links[token] = Link(picture, fault, now)
+        self._links[token] = Link(image, fault, now)
         return f"/shrt/{token}"
 
     def expire_all(self, now: float) -> None:
@@ -86,44 +86,44 @@ def _target(path: str, token: str, link: Link, base_url: str) -> str:
     # https://docs.imgproxy.net: signature, options, then the source's address in base64, here as in the captures.
     signature = token + hashlib.sha256(token.encode()).hexdigest()[:27]
     source = urlsafe_b64encode(f"https://images.invalid/{token}?X-Amz-Expires=3600".encode()).decode().rstrip("=")
-    return f"{base_url}/imgproxy/{signature}/format:{link.picture.format}/{source}"
+    return f"{base_url}/imgproxy/{signature}/format:{link.image.format}/{source}"
 
 
 def _origin(link: Link) -> Response:
     fault = link.fault
-    link.met += 1
-    if fault is None or (fault.number("link_times", 0) or link.met) < link.met:
-        return _whole(link.picture)
-    return IMAGE_FAULTS[fault.name](link.picture, fault)
+    link.fetches += 1
+    if fault is None or (fault.number("link_times", 0) or link.fetches) < link.fetches:
+        return _whole(link.image)
+    return IMAGE_FAULTS[fault.name](link.image, fault)
 
 
-def spoiled_bytes(picture: DrawnImage, fault: Fault | None) -> bytes:
+def spoiled_bytes(image: DrawnImage, fault: Fault | None) -> bytes:
     """Return the image's bytes for a base64 response, which faults of the link alone do not change."""
     if fault is None:
-        return draw(picture)
-    answer = IMAGE_FAULTS[fault.name](picture, fault)
-    return answer.body if answer.status == 200 and answer.delivery == "plain" else draw(picture)
+        return draw(image)
+    answer = IMAGE_FAULTS[fault.name](image, fault)
+    return answer.body if answer.status == 200 and answer.delivery == "plain" else draw(image)
 
 
-def _whole(picture: DrawnImage) -> Response:
-    return Response(200, draw(picture), picture.content_type, {"Cache-Control": "max-age=3600"})
+def _whole(image: DrawnImage) -> Response:
+    return Response(200, draw(image), image.content_type, {"Cache-Control": "max-age=3600"})
 
 
-def _cut(picture: DrawnImage, kind: str) -> Response:
-    forced = DrawnImage(kind, picture.width, picture.height, picture.digest)
+def _cut(image: DrawnImage, kind: str) -> Response:
+    forced = DrawnImage(kind, image.width, image.height, image.digest)
     data = draw(forced)
     return Response(200, data[: len(data) * 3 // 4], forced.content_type)
 
 
 def _delivered(delivery: str) -> Callable[[DrawnImage, Fault], Response]:
-    def made(picture: DrawnImage, fault: Fault) -> Response:
-        return Response(200, draw(picture), picture.content_type, delivery=delivery, options=fault.options)
+    def made(image: DrawnImage, fault: Fault) -> Response:
+        return Response(200, draw(image), image.content_type, delivery=delivery, options=fault.options)
 
     return made
 
 
 def _status(status: int, text: bytes) -> Callable[[DrawnImage, Fault], Response]:
-    return lambda _picture, _fault: Response(status, text, together_responses.TEXT)
+    return lambda _image, _fault: Response(status, text, together_responses.TEXT)
 
 
 IMAGE_FAULTS: Final[Mapping[str, Callable[[DrawnImage, Fault], Response]]] = {
@@ -131,18 +131,18 @@ IMAGE_FAULTS: Final[Mapping[str, Callable[[DrawnImage, Fault], Response]]] = {
     "image_403": _status(403, b"Forbidden"),
     "image_500": _status(500, b"Internal error"),
     "image_empty": _status(200, b""),
-    "image_expired": lambda _picture, _fault: _EXPIRED,
-    "image_html": lambda _picture, _fault: Response(200, _HTML, together_responses.HTML),
-    "image_svg": lambda _picture, _fault: Response(200, _SVG, "image/svg+xml"),
-    "image_wrong_type": lambda picture, _fault: Response(200, draw(picture), together_responses.HTML),
-    "image_html_as_png": lambda _picture, _fault: Response(200, _HTML, "image/png"),
-    "image_truncated_png": lambda picture, _fault: _cut(picture, "png"),
-    "image_truncated_jpeg": lambda picture, _fault: _cut(picture, "jpeg"),
+    "image_expired": lambda _image, _fault: _EXPIRED,
+    "image_html": lambda _image, _fault: Response(200, _HTML, together_responses.HTML),
+    "image_svg": lambda _image, _fault: Response(200, _SVG, "image/svg+xml"),
+    "image_wrong_type": lambda image, _fault: Response(200, draw(image), together_responses.HTML),
+    "image_html_as_png": lambda _image, _fault: Response(200, _HTML, "image/png"),
+    "image_truncated_png": lambda image, _fault: _cut(image, "png"),
+    "image_truncated_jpeg": lambda image, _fault: _cut(image, "jpeg"),
     "image_short": _delivered("truncated"),
     "image_huge": _delivered("endless"),
     "image_slow": _delivered("trickle"),
     "image_hang": _delivered("hang"),
     "image_reset": _delivered("reset_mid_answer"),
-    "image_redirect_loop": lambda picture, _fault: _whole(picture),
-    "image_redirect_private": lambda picture, _fault: _whole(picture),
+    "image_redirect_loop": lambda image, _fault: _whole(image),
+    "image_redirect_private": lambda image, _fault: _whole(image),
 }

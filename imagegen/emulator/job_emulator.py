@@ -253,8 +253,8 @@ class JobEmulator(ListeningEmulator):
         if not running.links:
             seed = self.seed_of(running)
             for index in range(count):
-                picture = self._image(call, digest_of(call.prompt, seed, index))
-                running.links.append(running.base_url + self._links.mint(picture, None, self.link_made_at(running)))
+                image = self._image(call, digest_of(call.prompt, seed, index))
+                running.links.append(running.base_url + self._links.mint(image, None, self.link_made_at(running)))
         running.job.collected = True
         return running.links
 

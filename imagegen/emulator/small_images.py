@@ -34,26 +34,24 @@ def digest_of(prompt: str, seed: int, index: int) -> str:
     return hashlib.md5(f"{seed}:{index}:{prompt}".encode(), usedforsecurity=False).hexdigest()
 
 
-def draw(picture: DrawnImage) -> bytes:
-    if picture.format == "png":
-        return _png(picture)
-    variant = int(picture.digest[0], 16)
-    return _drawn_by_pillow(picture.format, picture.width, picture.height, variant).replace(
-        _MARK, picture.digest.encode()
-    )
+def draw(image: DrawnImage) -> bytes:
+    if image.format == "png":
+        return _png(image)
+    variant = int(image.digest[0], 16)
+    return _drawn_by_pillow(image.format, image.width, image.height, variant).replace(_MARK, image.digest.encode())
 
 
-def _png(picture: DrawnImage) -> bytes:
+def _png(image: DrawnImage) -> bytes:
     """Return sixteen bands of colour; the pixels are cached by size, so only the palette is made for each."""
-    colours = hashlib.shake_128(picture.digest.encode()).digest(48)
-    header = struct.pack(">IIBBBBB", picture.width, picture.height, 4, 3, 0, 0, 0)
+    colours = hashlib.shake_128(image.digest.encode()).digest(48)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 4, 3, 0, 0, 0)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", header),
             _chunk(b"PLTE", colours),
-            _chunk(b"tEXt", b"Comment\0" + picture.digest.encode()),
-            _bands(picture.width, picture.height),
+            _chunk(b"tEXt", b"Comment\0" + image.digest.encode()),
+            _bands(image.width, image.height),
             _chunk(b"IEND", b""),
         )
     )

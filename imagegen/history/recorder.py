@@ -106,11 +106,11 @@ class HistoryRecorder:
 
     async def step(self) -> None:
         """Sample the queue, and write the minutes that are due."""
-        self._look()
+        self._sample_queue()
         if self._at >= self._not_before and any(minute.is_busy for minute in self._unwritten):
             await self._write()
 
-    def _look(self) -> None:
+    def _sample_queue(self) -> None:
         """Sample the queue, and begin the next minute if this one is over."""
         self._take(self._sample())
         if (now := self._now()) != self._at:

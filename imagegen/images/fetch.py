@@ -179,8 +179,8 @@ class ImageFetcher:
             if status in _REDIRECTS and (location := response.headers.get("Location", "").strip()):
                 return _absolute(location, url)
             if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, SETTLING_S):
-                asked_s = _seconds(response.headers.get("Retry-After", ""))
-                raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
+                requested_s = _seconds(response.headers.get("Retry-After", ""))
+                raise DownloadFailed(f"{host} answered {status}", retry_after_s=requested_s)
             raise _rejected(f"The image's link is dead: {host} answered {status}")
 
         return await self._client.get(url, read)

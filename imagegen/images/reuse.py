@@ -44,15 +44,15 @@ class ImageReuse:
         async def is_stored(source_id: str, image: StoredImage, _index: int) -> bool:
             return await self._store.contains(source_id, image)
 
-        wanted, most = family.request.n, 0
+        count, most = family.request.n, 0
         for task in finished:
             if _is_sibling(task, family):
-                fitting = await self._fitting(task.id, reusable_images(family, task), wanted, is_stored)
+                fitting = await self._fitting(task.id, reusable_images(family, task), count, is_stored)
                 most = max(most, len(fitting))
         return most
 
     async def _store_again(
-        self, task_id: str, source_id: str, images: Iterable[tuple[int | None, StoredImage]], wanted: int
+        self, task_id: str, source_id: str, images: Iterable[tuple[int | None, StoredImage]], count: int
     ) -> tuple[StoredImage, ...]:
         """Store those of the images that are still there, as many as are requested."""
         expires_at_s = self._clock() + self._life_s
@@ -60,13 +60,13 @@ class ImageReuse:
         async def store(source_id: str, image: StoredImage, index: int) -> bool:
             return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
 
-        return await self._fitting(source_id, images, wanted, store)
+        return await self._fitting(source_id, images, count, store)
 
     async def _fitting(
-        self, source_id: str, images: Iterable[tuple[int | None, StoredImage]], wanted: int, take: _Take
+        self, source_id: str, images: Iterable[tuple[int | None, StoredImage]], count: int, take: _Take
     ) -> tuple[StoredImage, ...]:
         """Return those of the images that can be taken, as many as are requested, each at its place."""
-        free, taken = set(range(wanted)), []
+        free, taken = set(range(count)), []
         for place, image in images:
             if not free:
                 break

@@ -257,8 +257,8 @@ def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> LargeAnsw
     entries = answer.data or answer.images
     if not entries:
         return None
-    beside = {name: getattr(answer, name) for name in _Answer.__struct_fields__}
-    fields = {name: msgspec.json.decode(raw) for name, raw in beside.items() if 0 < len(raw) <= _HEAD_BYTES}
+    other_fields = {name: getattr(answer, name) for name in _Answer.__struct_fields__}
+    fields = {name: msgspec.json.decode(raw) for name, raw in other_fields.items() if 0 < len(raw) <= _HEAD_BYTES}
     return LargeAnswer([read(entry) for entry in entries], fields)
 
 

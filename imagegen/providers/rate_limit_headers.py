@@ -28,11 +28,11 @@ def retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: fl
 
     Together documents only `x-ratelimit-reset`: https://docs.together.ai/docs/rate-limits
     """
-    asked_s = _number(headers.get("retry-after"))
-    if asked_s is None:
-        asked_s = _until_s(headers, now_s)
-    if asked_s is not None or code != "upstream_rate_limited":
-        return asked_s
+    requested_s = _number(headers.get("retry-after"))
+    if requested_s is None:
+        requested_s = _until_s(headers, now_s)
+    if requested_s is not None or code != "upstream_rate_limited":
+        return requested_s
     if (reset_s := _reset_s(headers, now_s)) is not None:
         return reset_s
     if match := _WAIT.search(message):

@@ -193,7 +193,7 @@ class ChangeRelay:
             return
         try:
             if not any(map(self._passed, waiting)):
-                await self._ask_delivered()
+                await self._read_delivered()
         except QueueUnavailable:
             return
         if any(map(self._passed, waiting)):
@@ -207,7 +207,7 @@ class ChangeRelay:
         cached = [live[task.id] for task in tasks if task.id in live and task.sequence == task.epoch]
         unstarted = [task for task in cached if task.entry_id != IN_LINE]
         if any(not self._passed(task) for task in unstarted):
-            await self._ask_delivered()
+            await self._read_delivered()
         suspects = [task for task in unstarted if task.id in missing or self._passed(task)]
         missing.clear()
         await self.on_unstarted([task for task in suspects if task.id not in self._dispatcher.claimed])
@@ -217,7 +217,7 @@ class ChangeRelay:
         delivered = not task.entry_id or entry_order(task.entry_id) <= self._dispatcher.delivered
         return delivered or self._dispatcher.nothing_waits
 
-    async def _ask_delivered(self) -> None:
+    async def _read_delivered(self) -> None:
         delivered = entry_order(await self._last_delivered())
         self._dispatcher.delivered = max(self._dispatcher.delivered, delivered)
 

@@ -198,14 +198,14 @@ class EmbeddedRedis:
 
         A server that outlives its owner is about to end, so it is not used at once.
         """
-        began_at = heard_at = time.monotonic()
+        began_at = replied_at = time.monotonic()
         while (lock := self._home.try_lock()) is None:
             reply = await _ping(self._home.socket)
             if reply == _PONG and (not self._home.is_owner_gone() or time.monotonic() - began_at > _ENDING_S):
                 return None
             if reply:
-                heard_at = time.monotonic()
-            if time.monotonic() - heard_at > _SILENT_S:
+                replied_at = time.monotonic()
+            if time.monotonic() - replied_at > _SILENT_S:
                 raise SettingsError(
                     f"DATA_DIR: another process holds {self._home.folder}, but its Redis does not answer. "
                     "End that process, or set another DATA_DIR, or set REDIS_URL"
@@ -241,11 +241,11 @@ class EmbeddedRedis:
                 os.truncate(home.log, 0)
             log_start = home.log.stat().st_size if home.log.exists() else 0
             child = self._child = _spawn(self._binary, home, lock)
-        heard_at = time.monotonic()
+        replied_at = time.monotonic()
         while (reply := await _ping(home.socket)) != _PONG:
             if reply:
-                heard_at = time.monotonic()
-            silent = time.monotonic() - heard_at > _SILENT_S
+                replied_at = time.monotonic()
+            silent = time.monotonic() - replied_at > _SILENT_S
             if silent:
                 child.kill()
                 child.wait()

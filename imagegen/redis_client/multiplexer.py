@@ -155,7 +155,7 @@ class Multiplexer:
         self._unsent.append(exchange)
         self._schedule()
         if self._timer is None or deadline < self._timer.when():
-            self._look_at(deadline)
+            self._check_at(deadline)
 
     def execute_batch(self, batch: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
         """Return a future of the replies."""
@@ -294,12 +294,12 @@ class Multiplexer:
         if self._unsent:
             self._schedule()
 
-    def _look_at(self, deadline: float) -> None:
+    def _check_at(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_clock)
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._fail_late)
 
-    def _look_at_clock(self) -> None:
+    def _fail_late(self) -> None:
         """Fail late batches. Their replies may still come, so the connection can't be used any more."""
         now = asyncio.get_running_loop().time()
         late = [exchange for exchange in (*self._sent, *self._unsent) if exchange.deadline <= now]
@@ -311,7 +311,7 @@ class Multiplexer:
             self._events.on_silent()
         self._timer = None
         if deadlines := [exchange.deadline for exchange in (*self._sent, *self._unsent)]:
-            self._look_at(min(deadlines))
+            self._check_at(min(deadlines))
         self._fail(late)
 
     def _fail(self, exchanges: Sequence[InFlight] | deque[InFlight], error: Exception | None = None) -> None:

@@ -117,8 +117,8 @@ class RetryPolicy:
         if counts and context.attempts >= self.max_attempts:
             return failed
         backoff_s = self.backoff_s(context.attempts if counts else 1, random)
-        asked_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
-        delay_s = asked_s if limited and asked_s is not None else max(backoff_s, asked_s or 0.0)
+        requested_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
+        delay_s = requested_s if limited and requested_s is not None else max(backoff_s, requested_s or 0.0)
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
         return retry if delay_s < context.left_s else Failed(failed.error, keeps_images=True)
 

@@ -280,10 +280,10 @@ class ClaimImageSaver:
         """Return when the links are tried again: the longer they fail the later, but before the first one dies."""
         now = self.clock()
         age_s = now - min(received.received_at for received, _ in failures)
-        asked_s = max((error.retry_after_s or 0.0 for _, error in failures), default=0.0)
+        requested_s = max((error.retry_after_s or 0.0 for _, error in failures), default=0.0)
         delay_s = min(max(age_s / 2, MIN_RETRY_S), MAX_RETRY_S) * (0.75 + 0.5 * self.jitter())
         left_s = min(self._link_end(received) for received, _ in failures) - now
-        delay_s = min(max(delay_s, min(asked_s, MAX_RETRY_S)), max(left_s - 1.0, 0.5))
+        delay_s = min(max(delay_s, min(requested_s, MAX_RETRY_S)), max(left_s - 1.0, 0.5))
         log = logger.bind(taskId=self.claim.task.id)
         log.info("Paid images can't be fetched now, {:.1f} s until the next try: {}", delay_s, failures[0][1])
         return Retry(delay_s, WaitReason.RETRYING, counts_as_attempt=False)

@@ -33,16 +33,16 @@ def lay_out(width: int, height: int, prompt: str) -> Card:
     """Return the card of an image of this size: bottom left, no larger than its words need."""
     unit = min(width, height)
     margin, padding = max(2, round(unit * 0.04)), max(3, round(unit * 0.036))
-    room_x = min(width - 2 * (margin + padding), max(unit * 1.4, 220))
+    max_text_width = min(width - 2 * (margin + padding), max(unit * 1.4, 220))
     share = min(0.8, max(0.42, 0.42 + (200 - height) / 350))
     mark_size = max(7, round(unit * 0.025))
-    room_y = height * share - 2 * padding - mark_size * 1.5
+    max_text_height = height * share - 2 * padding - mark_size * 1.5
     smallest = max(9, round(unit * 0.026))
     largest = max(smallest + 2, round(min(unit * 0.074, height * 0.3)))
     step = max(1, (largest - smallest) // 8)
     sizes = range(largest, smallest - 1, -step)
-    lines = fit(readable(prompt[:_MAX_PROMPT_CHARS]) or "…", sizes, room_x, max(room_y, smallest))
-    mark = next((m for m in _MARKS if text_width(m, mark_size) <= room_x), _MARKS[-1])
+    lines = fit(readable(prompt[:_MAX_PROMPT_CHARS]) or "…", sizes, max_text_width, max(max_text_height, smallest))
+    mark = next((m for m in _MARKS if text_width(m, mark_size) <= max_text_width), _MARKS[-1])
     needs_x = max(lines.width, text_width(mark, mark_size))
     needs_y = len(lines.rows) * lines.leading + mark_size * 1.5
     top = height - margin - 2 * padding - round(needs_y)

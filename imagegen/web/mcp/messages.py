@@ -82,17 +82,17 @@ def parse_message(raw: bytes) -> RpcMessage:
     except InvalidRequest as error:
         raise RpcError(INVALID_REQUEST, "; ".join(detail.message for detail in error.details)) from error
     request_id = body.get("id")
-    known_id = request_id if _is_short(request_id) else None
-    if "id" in body and known_id is None:
+    short_id = request_id if _is_short(request_id) else None
+    if "id" in body and short_id is None:
         raise RpcError(INVALID_REQUEST, f"id must be a whole number, or a string of at most {MAX_ID_CHARS} characters")
     if body.get("jsonrpc") != "2.0":
-        raise RpcError(INVALID_REQUEST, 'jsonrpc must be "2.0"', request_id=known_id)
+        raise RpcError(INVALID_REQUEST, 'jsonrpc must be "2.0"', request_id=short_id)
     method, params = body.get("method"), body.get("params", {})
     if not isinstance(method, str):
-        raise RpcError(INVALID_REQUEST, "method must be a string: send one request", request_id=known_id)
+        raise RpcError(INVALID_REQUEST, "method must be a string: send one request", request_id=short_id)
     if not isinstance(params, dict):
-        raise RpcError(INVALID_REQUEST, "params must be an object", request_id=known_id)
-    return RpcMessage(method, params, known_id)
+        raise RpcError(INVALID_REQUEST, "params must be an object", request_id=short_id)
+    return RpcMessage(method, params, short_id)
 
 
 def result_body(request_id: RequestId | None, result: dict[str, Any]) -> bytes:

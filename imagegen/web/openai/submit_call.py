@@ -58,7 +58,7 @@ class ClientCall:
         calls, client = self._services.calls, self._options.client
         self._call = call = calls.begin(client, self._request_id, self._mark, self._fixed)
         if self._fixed is None:
-            await self._look_elsewhere(call)
+            await self._join_lost_call(call)
         variant = self._fixed if call.variant is None else call.variant
         if call.is_repeat and variant is not None:
             task = await self._joined_task(variant)
@@ -129,7 +129,7 @@ class ClientCall:
             raise over_limit(submission, submission.cost.estimated if submission.cost else None)
         return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)
 
-    async def _look_elsewhere(self, call: TrackedCall) -> None:
+    async def _join_lost_call(self, call: TrackedCall) -> None:
         """Make a repeat join the call that it repeats, if it was served elsewhere or before a restart."""
         has_peers = self._services.queue.has_peers
         if call.is_repeat and call.variant is not None:
