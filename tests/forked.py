@@ -4,7 +4,8 @@
     process = ForkedProcess(["-m", "imagegen.emulator", "--port", "0"], cwd=folder, env=environ, stdout=pipe)
 
 Each is a real process: it can be killed, frozen, and has its own folder, environment and streams. Tests of the start of
-Python itself, of imports, and of the memory of a process use `subprocess` instead.
+Python itself, of imports, and of the memory of a process use `subprocess` instead, and so do tests of what the sandbox
+draws: here it draws quickly.
 """
 
 from __future__ import annotations
@@ -304,6 +305,8 @@ def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("imagegen.redis_client.server_binary").find_binary()  # asked once for its version
+    importlib.import_module("quick_drawing").install()
+    importlib.import_module("support").cache_library_paths()
     gc.collect()
     gc.freeze()
     first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]

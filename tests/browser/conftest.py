@@ -17,10 +17,9 @@ import pytest
 import pytest_asyncio
 from emulator_fixtures import EmulatedUpstream
 from orphans import find_browser
-from quick_drawing import QuickDrawing
+from quick_drawing import draw_quickly
 from support import eventually
 
-from imagegen.providers.drawing import render
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
@@ -191,8 +190,7 @@ class Tabs:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_drawings() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(render, "Drawing", QuickDrawing)
+    with draw_quickly():
         yield
 
 

@@ -13,7 +13,7 @@ from support import slowness
 
 @pytest.fixture(scope="module")
 def service(start_for_module) -> Service:
-    return start_for_module(SANDBOX_DELAY="0.2")
+    return start_for_module(SANDBOX_DELAY="0.2", is_forked=False)
 
 
 def drawn(service: Service, **fields: object) -> Image.Image:

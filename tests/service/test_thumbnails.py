@@ -99,7 +99,7 @@ def test_an_unknown_task_is_404_and_an_image_that_is_gone_410(service: Service) 
 
 
 def test_pillow_is_loaded_at_the_first_thumbnail(start_service, upstream: EmulatorProcess) -> None:
-    service = start_service(upstream.url)
+    service = start_service(upstream.url, is_forked=False)
     (entry,) = service.made(prompt="lazy")["data"]
     assert service.get(entry["url"]).status == 200
     assert not uses_pillow(service)

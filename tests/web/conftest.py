@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from edge_server import EdgeServer
 from emulator_fixtures import EmulatedUpstream
+from quick_drawing import draw_quickly
 from support import ADMIN_TOKEN, Clock, eventually
 
 from imagegen.app import QUEUE, create_app
@@ -21,6 +22,12 @@ from imagegen.settings import Settings
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_drawings() -> Iterator[None]:
+    with draw_quickly():
+        yield
 
 
 @pytest.fixture

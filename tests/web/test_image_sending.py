@@ -142,7 +142,7 @@ async def test_a_platform_without_sendfile_sends_the_file_in_pieces(
 async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
-    served = await serve(opens[source], stall_s=0.2)
+    served = await serve(opens[source], stall_s=1.0)
     _, writer = await served.stalled()
     await eventually(lambda: served.opened)
     await eventually(lambda: served.closed)
