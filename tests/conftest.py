@@ -13,6 +13,7 @@ from pathlib import Path
 import orphans
 import parallel
 import pytest
+from support import cache_library_paths
 from tiers import order_of, tier_of
 
 from imagegen.queue import change_relay
@@ -24,6 +25,7 @@ from imagegen.supervisor import Supervisor
 TESTS = Path(__file__).parent
 
 orphans.end_started_programs()
+cache_library_paths()
 
 _numbers = itertools.count()
 
@@ -72,6 +74,14 @@ def no_io(request: pytest.FixtureRequest) -> None:
         monkeypatch.setattr("socket.socket.connect", refuse)
         monkeypatch.setattr("socket.socket.bind", refuse)
         monkeypatch.setattr("subprocess.Popen", refuse)
+
+
+@pytest.fixture(scope="module")
+def no_garbage_collections() -> Iterator[None]:
+    """Collect no garbage in the tests of a file that parses all code: most of its time would go into collections."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import inspect
 import os
+import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import cache
 from typing import Any, TypeVar
 
 from imagegen.tasks.family import RequestFamily
@@ -68,6 +70,11 @@ def over_rows(names: str | tuple[str, ...], rows: Iterable[object]) -> Callable[
         return test_rows
 
     return decorate
+
+
+def cache_library_paths() -> None:
+    """Read the paths of Python's libraries once in this process. Loguru reads them for each sink, in 7 ms."""
+    sysconfig.get_path = cache(sysconfig.get_path)
 
 
 ADMIN_TOKEN = "the-admin-token-of-tests"

@@ -10,6 +10,8 @@ import pytest
 from bench import code_figures, trace
 from bench.report import Options
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collections")
+
 MAX_FUNCTION_LINES = 45
 MAX_PRIVATE_NAMES = 15
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("no_garbage_collections")
+
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports only from layers below its own
