@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 # More than processors, since many tests wait for time to pass.
-TEST_PROCESSES ?= 6
+TEST_PROCESSES ?= 8
 
 LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock' -c constraints.txt

@@ -1,7 +1,8 @@
 """Run of the tests in several processes that are forked after the collection: `pytest --forks 4`.
 
 Modules are imported and tests are collected once for all processes, which pytest-xdist does in each. A process runs
-whole files, in the order of the collection, and takes the next file when it has finished one.
+whole files, in the order of the collection, and takes the next file when it has finished one. Most processes begin with
+files that start programs and wait for them, `COMPUTING` of them with the others, so that no processor waits meanwhile.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from typing import Any
 import forked
 import orphans
 import pytest
+from tiers import waits
 
 File = list[pytest.Item]
+
+COMPUTING = 2
+"""Processes that run files without programs first."""
 
 END_S = 20.0
 """For the fixtures of interrupted workers."""
@@ -35,7 +40,9 @@ def run(session: pytest.Session, processes: int) -> None:
     """Run the collected tests in forked processes. Returns in each of them and, when all have ended, in this one."""
     files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]
     count = min(processes, len(files))
-    queue = _queue(len(files))
+    tests = session.config.rootpath / "tests"
+    waiting = [number for number, (item, *_) in enumerate(files) if waits(item.path.relative_to(tests).as_posix())]
+    queues = [_queue(waiting), _queue(sorted(set(range(len(files))).difference(waiting)))]
     parents, forking = [], None
     if any(not item.get_closest_marker("unit") for item in session.items):
         parents, forking = forked.start_parents(count)
@@ -54,7 +61,8 @@ def run(session: pytest.Session, processes: int) -> None:
         if forking:
             forked.use_parent(parents[number])
             forking.returncode = 0  # the first process waits for its end
-        _work(session, files, queue, sending, number)
+        first, second = reversed(queues) if number < COMPUTING else queues
+        _work(session, files, itertools.chain(_taken(first), _taken(second)), sending, number)
         return
     for channel in parents:
         channel.close()
@@ -62,21 +70,24 @@ def run(session: pytest.Session, processes: int) -> None:
         _collect_results(session, {worker.results: worker for worker in workers})
     finally:
         _end([worker for worker in workers if not worker.ended])
-        os.close(queue)
+        for queue in queues:
+            os.close(queue)
         if forking:
             forking.wait()
 
 
-def _queue(count: int) -> int:
-    """Return the end of a pipe from which the numbers below `count` are read, each by one process."""
+def _queue(numbers: Sequence[int]) -> int:
+    """Return the end of a pipe from which the numbers are read, each by one process."""
     reading, writing = os.pipe()
-    os.write(writing, b"".join(map(_NUMBER.pack, range(count))))
+    os.write(writing, b"".join(map(_NUMBER.pack, numbers)))
     os.close(writing)
     return reading
 
 
-def _work(session: pytest.Session, files: Sequence[File], queue: int, results: Connection, number: int) -> None:
-    """Run files of the queue until it is empty. The end of the session follows in this process, as in any."""
+def _work(
+    session: pytest.Session, files: Sequence[File], taken: Iterator[int], results: Connection, number: int
+) -> None:
+    """Run the files whose numbers are taken. The end of the session follows in this process, as in any."""
     os.setpgid(0, 0)  # the terminal interrupts the first process, and that one its workers
     manager = session.config.pluginmanager
     session.config.workerinput = {"workerid": str(number)}  # with it, plugins leave reports and caches to the first
@@ -87,7 +98,7 @@ def _work(session: pytest.Session, files: Sequence[File], queue: int, results: C
     if session.config.option.capture == "fd":
         _capture_apart(manager.getplugin("capturemanager"))
     manager.register(_Sender(session.config, results))
-    for index in _taken(queue):
+    for index in taken:
         # With the session as the next node, the last test ends the fixtures of its file, but not those of the session.
         for item, next_node in itertools.pairwise([*files[index], session]):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=next_node)
@@ -106,7 +117,7 @@ def _capture_apart(capture: Any) -> None:
 
 
 def _taken(queue: int) -> Iterator[int]:
-    """Take numbers of files from the queue, which all processes read."""
+    """Take numbers of files from a queue, which all processes read, until it is empty."""
     while number := os.read(queue, _NUMBER.size):
         yield _NUMBER.unpack(number)[0]
 

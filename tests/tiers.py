@@ -102,15 +102,35 @@ SLOW = (
 """Files that take longest, longest first. They start first, so that no process ends long after the others."""
 
 
+WAITING = (
+    "browser",
+    "faults",
+    "queue",
+    "service",
+    "test_bench.py",
+    "test_interrupted_runs.py",
+    "web/test_generators.py",
+)
+"""Files that wait for programs, or for time to pass, more than they compute."""
+
+
 def order_of(path: str) -> int:
     """Return the place of a test file in the order in which the files start."""
     return SLOW.index(path) if path in SLOW else len(SLOW)
 
 
+def waits(path: str) -> bool:
+    """Return whether a test file waits more than it computes."""
+    return not _names(path).isdisjoint(WAITING)
+
+
 def tier_of(path: str) -> str:
     """Return the tier of a test file, given its path below `tests/`."""
-    names = {path, *(parent.as_posix() for parent in PurePosixPath(path).parents)}
-    return next((tier for tier, paths in TIERS.items() if names.intersection(paths)), "integration")
+    return next((tier for tier, paths in TIERS.items() if not _names(path).isdisjoint(paths)), "integration")
+
+
+def _names(path: str) -> set[str]:
+    return {path, *(parent.as_posix() for parent in PurePosixPath(path).parents)}
 
 
 if __name__ == "__main__":

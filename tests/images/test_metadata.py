@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 import zlib
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,13 +199,18 @@ def spooled(spool: Spool, data: bytes) -> VerifiedImage:
     return spool.sink(must_hold=True).finish([data])
 
 
+@cache
+def square(kind: str, side: int) -> bytes:
+    return picture(kind, size=(side, side), quality=95)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("where", ["in a file", "in memory"])
 @pytest.mark.parametrize("side", [64, 1024])
 def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side: int, tmp_path: Path) -> None:
     memory = ByteBudget()
     spool = Spool(Store(tmp_path if where == "in a file" else None), memory)  # type: ignore[arg-type]
-    data = picture(kind, size=(side, side), quality=95)
+    data = square(kind, side)
     image = sniff(data) if len(data) <= SMALL_BYTES else spooled(spool, data)
     described = spool.embed(image, TEXT, TITLE)
     stored = described.data or described.source.read_bytes()  # type: ignore[union-attr]
