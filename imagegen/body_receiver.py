@@ -26,7 +26,7 @@ _TLS_RECORD_BYTES = 32 * 1024
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
-    """Receives a body of known length, without a transfer or content coding.
+    """Receiver of a body of declared length, without a transfer or content coding.
 
     It takes the place of aiohttp's protocol at the connection from the first `fill` that needs more than has come,
     until the body ends. After an error or a cancelled `fill`, the connection has to be closed.

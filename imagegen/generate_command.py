@@ -59,7 +59,7 @@ _USAGE_STATUSES = frozenset({400, 413, 415, 422})
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """What the command is to do. images: files, links or uploads. url: None for the service in this process."""
+    """Options of the command. images: files, links or uploads. url: None for the service in this process."""
 
     prompt: str
     fields: SubmitFields

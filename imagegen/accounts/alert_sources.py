@@ -1,4 +1,4 @@
-"""What makes an alert: a refused provider key, a store or Redis that can't be used, a dead loop."""
+"""Sources of alerts: a refused provider key, a store or Redis that can't be used, a dead loop."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ Steps = Generator[HttpRequest | Pause, HttpResponse | None, _T]
 
 
 class RepeatPolicy(Struct, frozen=True):
-    """How often a request is sent, and the pauses between.
+    """Policy of repeats: how often a request is sent, and the pauses between.
 
     max_attempts: with the first one. base_s: the first pause; it doubles up to `longest_s`, with jitter.
     max_retry_after_s: a service that requires a longer pause is not waited for.

@@ -36,7 +36,7 @@ class TaskImage(Struct, frozen=True, rename="camel"):
 
 
 class TaskFault(Struct, frozen=True):
-    """Why a task failed. retryable: the same request may succeed later."""
+    """Cause of a failed task. retryable: the same request may succeed later."""
 
     code: str
     retryable: bool = False

@@ -15,7 +15,7 @@ class WebhookField(TypedDict):
 
 
 class SubmitFields(TypedDict, total=False):
-    """All are optional. An image is an https address, a `data:` URI or the `upload_id` of an upload."""
+    """Optional fields of a submit. An image is an https address, a `data:` URI or the `upload_id` of an upload."""
 
     model: str
     width: int

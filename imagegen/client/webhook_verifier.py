@@ -42,7 +42,7 @@ class WebhookEvent(Struct, frozen=True):
 
 
 class WebhookVerifier:
-    """Verifies the webhooks of a secret.
+    """Verifier of webhooks that are signed with a secret.
 
     Args:
         secret: `whsec_` and base64; several while one replaces another.

@@ -32,7 +32,7 @@ def new_ids(rng: random.Random) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """What all generations share. `image` is one of IMAGE_MODES."""
+    """Settings that all generations share. `image` is one of IMAGE_MODES."""
 
     rng: random.Random
     links: ShortLinks

@@ -47,7 +47,7 @@ _MAX_SIDE: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """How an emulator behaves without a switch.
+    """Behaviour of an emulator without a switch.
 
     port: 0 takes a free one; key: the only key accepted, else any; job_s: seconds that a job runs; kept_s: seconds
     that a job is known after its end; image: `png`, `jpeg`, `webp`, or `tiny` for a PNG of 8 x 8; fault: of each call,

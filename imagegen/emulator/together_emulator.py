@@ -46,7 +46,7 @@ _MAX_EDIT_BYTES: Final = 32 * 20 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an emulator behaves without a script or a fault in the prompt.
+    """Behaviour of an emulator without a script or a fault in the prompt.
 
     port: 0 takes a free one; key: the only key accepted, else any; image: one of generation.IMAGE_MODES;
     fault: what every call gets, or a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable;

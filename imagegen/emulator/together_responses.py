@@ -23,7 +23,7 @@ Entry = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What goes to the client. `delivery` names how: `plain`, or one of the ways in delivery.py with its `options`.
+    """Response to the client. `delivery`: `plain`, or one of the ways in delivery.py with its `options`.
 
     job: the job that it accepts.
     """

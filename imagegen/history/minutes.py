@@ -16,7 +16,7 @@ Buckets = dict[int, int]
 
 
 class Minute(Struct, gc=False, omit_defaults=True):
-    """What happened in one minute on one instance, or on several.
+    """Counts of one minute on one instance, or on several.
 
     Fields may be added, never changed: instances of several versions write them.
 

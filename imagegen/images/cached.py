@@ -37,7 +37,7 @@ def cache_health() -> StoreHealth:
 
 
 class BlobStore(Protocol):
-    """Where the bytes are kept: Redis, a bucket. All methods raise QueueUnavailable or StoreUnavailable.
+    """Store of bytes away from this machine: Redis, a bucket. All methods raise QueueUnavailable or StoreUnavailable.
 
     The images that it is given have a `sha256` and a size.
     """

@@ -28,7 +28,7 @@ SLOW_CHECK_S = 10.0
 
 
 class DiskWatch:
-    """Probes a folder at the start, and again after a failure until it succeeds; keeps `health` up to date.
+    """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
     folder_id: the id of the folder, empty until it could be written.
     """

@@ -22,7 +22,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 class ExpiryIndex:
-    """All methods block, and may be called from several threads. Failing writes are ignored."""
+    """Index in one file. All methods block, and may be called from several threads. Failing writes are ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

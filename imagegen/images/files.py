@@ -50,7 +50,7 @@ _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 
 
 class Signature(NamedTuple):
-    """What changes when a file's content is changed, as far as the file system shows it."""
+    """Attributes of a file that change with its content, as far as the file system shows them."""
 
     inode: int
     size_bytes: int

@@ -15,7 +15,7 @@ READ_LOG_INTERVAL_S = 60.0
 
 
 class StoreHealth:
-    """Whether images can be saved.
+    """State of a store: whether images can be saved, and why not.
 
     Args:
         name: of the store, for the log.

@@ -14,9 +14,9 @@ MAX_KNOWN = 10_000
 
 
 class UploadRights:
-    """Which keys sent an image. All methods raise QueueUnavailable; a right costs one command to give and to read.
+    """Rights of keys to the images that they sent. All methods raise QueueUnavailable.
 
-    clock: Unix time.
+    A right costs one command to give and to read. clock: Unix time.
     """
 
     def __init__(self, connection: Connection, keys: Keys, clock: Callable[[], float]) -> None:

@@ -32,7 +32,7 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class FluxFamily(Struct, frozen=True):
-    """How the models of a family are called.
+    """Form of the calls of a family of models.
 
     size: `pixels` as width and height, `ratio`, or `none` if the result has the size of the input image.
     image: the field of the input image; None if they take none. adjustable: whether they take steps and guidance.

@@ -53,7 +53,7 @@ _STYLED = re.compile(r"^wanx-(?:v1|background)", re.IGNORECASE)
 
 
 class Shape(Struct, frozen=True):
-    """How a model is called. path: below the base. images: how it takes input images, None if it takes none.
+    """Form of the calls of a model. path: below the base. images: how it takes input images, None if it takes none.
 
     A call to MESSAGES_AT_ONCE is answered with its images; each other one begins a job.
     """

@@ -39,7 +39,7 @@ _VOCABULARY = Vocabulary(
 
 
 class FalFamily(Struct, frozen=True):
-    """How the models of a family are called.
+    """Form of the calls of a family of models.
 
     size: `pixels` as an object, or `ratio`. resolution: whether the ratio goes with one. images: the field of input
     images; `image_url` for one image alone. edit_path: the end of the id of the model that takes input images.

@@ -46,7 +46,7 @@ _MAX_COUNT = 2**53
 
 @dataclass(slots=True)
 class _Candidates:
-    """What the candidates of a response hold."""
+    """Content of a response's candidates."""
 
     images: list[GivenImage] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)

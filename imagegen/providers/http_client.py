@@ -67,7 +67,7 @@ _NEVER_SENT = (
 
 
 class Account(Struct, frozen=True):
-    """What goes with each request to a provider.
+    """Credentials and headers of each request to a provider.
 
     authorization: the header's value; secret: the part of it that no text may show; headers: further ones.
     """

@@ -34,7 +34,7 @@ _GPT_ONLY = frozenset({"quality", "background", "moderation", "style", "input_fi
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a service differs from the others.
+    """Differences of a service from the others.
 
     steps_name, format_name: its words for `steps` and `output_format`.
     negative_name: its word for `negative_prompt`; None if it follows the prompt after a `|`.

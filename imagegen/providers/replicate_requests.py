@@ -32,7 +32,7 @@ _DIFFUSION = frozenset({"steps", "guidance_scale", "negative_prompt"})
 
 
 class ReplicateFamily(Struct, frozen=True):
-    """How the models of a family are called.
+    """Form of the calls of a family of models.
 
     size: `pixels` as width and height, or `ratio`. ratios: that it takes. resolution: the field that goes with a ratio:
     `resolution` in our words, or `megapixels` for smaller images. count: the field for the number of images; None:
@@ -107,7 +107,7 @@ def edits_of(model: str) -> Edits:
 
 
 class Target(Struct, frozen=True):
-    """Where a call goes. path: below the base. model, version: by which a list of predictions names it; empty if it
+    """Target of a call. path: below the base. model, version: by which a list of predictions names it; empty if it
     does not."""
 
     path: str

@@ -28,7 +28,7 @@ _MAX_1K_PIXELS = 1_400_000
 
 
 class Vocabulary(Struct, frozen=True):
-    """How a provider spells the fields of a request.
+    """A provider's words for the fields of a request.
 
     words: its word for a field, where it differs from ours.
     unknown: fields that it has no place for; they are left out, with a warning.

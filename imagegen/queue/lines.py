@@ -23,7 +23,7 @@ WINDOW_PER_SLOT = 2
 
 
 class MovedTasks(Struct, frozen=True, gc=False):
-    """What a script did to a line.
+    """Result of a script for a line.
 
     taken: elements that left it. moved: ids of the tasks that are in the stream now, with their entries; the others
     were over. is_empty: whether it was found empty.

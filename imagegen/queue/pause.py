@@ -31,7 +31,7 @@ MAX_SINCE_S = 253_402_300_800
 
 
 class PauseState(Struct, frozen=True, gc=False):
-    """Whether claiming is paused, and since when (Unix time). A newer state has a higher version."""
+    """State: whether claiming is paused, and since when (Unix time). A newer state has a higher version."""
 
     version: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     paused: bool = False

@@ -58,7 +58,7 @@ class Admission(NamedTuple):
 
 
 class Allowance(NamedTuple):
-    """What the limits would admit of a generation now.
+    """Allowance for a generation at this moment.
 
     calls: further generations in the window, None without a limit. retry_after_s: seconds until the next one, 0 if now.
     """

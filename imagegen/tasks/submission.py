@@ -58,7 +58,7 @@ def _unknown_cost(_request: GenerationRequest, _most: int | None = None) -> Cost
 
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
-    """How a request becomes a task id. secret: see fingerprint.
+    """Rules by which a request becomes a task id. secret: see fingerprint.
 
     provider: of the default model. provider_of: returns that of a model, as its canonical form has it; None if all
     models have the same one.

@@ -30,7 +30,7 @@ IN_LINE = "line"
 
 
 class State(StrEnum):
-    """Where a task is.
+    """State of a task.
 
     PENDING: `submit` and `retry` put it here; a start takes it out.
     PROCESSING: an attempt runs; `start` puts it here; every outcome takes it out.
@@ -50,7 +50,7 @@ class State(StrEnum):
 
 
 class WaitReason(StrEnum):
-    """Why an unfinished task waits."""
+    """Reason why an unfinished task waits."""
 
     QUEUED = "queued"
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
@@ -61,7 +61,7 @@ class WaitReason(StrEnum):
 
 
 class TaskError(Struct, frozen=True, gc=False):
-    """Why a task failed: a code of docs/api.md, a text for people, and whether a new submit may help."""
+    """Cause of a failed task: a code of docs/api.md, a text for people, and whether a new submit may help."""
 
     code: str
     detail: str

@@ -46,7 +46,7 @@ _BACKPRESSURE_STATUSES = (429, 503)
 
 
 class DeliveryStatus(StrEnum):
-    """How far the delivery to one webhook is; `delivered` and `failed` are final."""
+    """Status of the delivery to one webhook; `delivered` and `failed` are final."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -78,7 +78,7 @@ def _check_event_count(value: object) -> object:
 
 
 class WebhookFields(BaseModel):
-    """What a client sends as `webhook`."""
+    """Fields that a client sends as `webhook`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

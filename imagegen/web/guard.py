@@ -73,7 +73,7 @@ CLIENT = web.RequestKey("client", Client)
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    """What the guard depends on.
+    """Rules of the guard.
 
     Args:
         is_admin: returns whether a secret is the admin token.

@@ -35,7 +35,7 @@ async def _no_models() -> tuple[Mapping[str, object], ...]:
 
 
 class Readiness:
-    """Whether this instance should get traffic.
+    """Readiness of this instance for traffic.
 
     causes: set by the app; returns why it should not, in words without secrets, nothing if it should.
     is_paused: returns whether claiming is paused; submits are accepted then.
@@ -51,7 +51,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class OpenAIOptions:
-    """How `/v1` answers: the settings that begin with V1.
+    """Options of `/v1`: the settings that begin with V1.
 
     reuse: `always` if equal calls are one task. max_wait_s: how long a client that never repeats is held.
     keepalive: it is sent spaces meanwhile. response_format: form of the images if the client names none.

@@ -11,7 +11,7 @@ from imagegen.web.handler_services import Services
 
 
 class PricePreview(Struct, frozen=True):
-    """What a submit would find, and what its client would pay.
+    """Result of a submit at this moment, and its price.
 
     task: of the same request, in any state; None without one.
     is_hit: it is completed and its images are there. is_joined: it is unfinished.

@@ -54,7 +54,7 @@ class AttemptLimits:
 
 
 class SeedSupport:
-    """Whether models take a seed: by the provider, by the model table, and as learned from refusals, which cost nothing
+    """Support of seeds by models: by the provider, by the model table, and as learned from refusals, which cost nothing
     but a request.
 
     Args:

@@ -82,7 +82,7 @@ class Try(Generic[Item]):
 
 
 class Destinations(Generic[Item]):
-    """What waits for each destination, and what may start now. Times are of one clock, in seconds."""
+    """Queue of items by destination, and the choice of the next one. Times are of one clock, in seconds."""
 
     def __init__(self) -> None:
         self._all: dict[str, Destination[Item]] = {}

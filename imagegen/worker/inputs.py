@@ -27,7 +27,7 @@ UNAVAILABLE_RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class InputOpener:
-    """What the input images of all attempts need. spool: holds what `fetcher` returns."""
+    """Parts that the input images of all attempts need. spool: holds what `fetcher` returns."""
 
     uploads: Uploads
     fetcher: ImageFetcher

@@ -1,4 +1,4 @@
-"""What follows for a task from a failed call: another try now or later, or its end."""
+"""Decision on a task after a failed call: another try now or later, or its end."""
 
 from __future__ import annotations
 

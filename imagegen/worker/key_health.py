@@ -31,7 +31,7 @@ _FORBIDDEN = 403
 
 @dataclass(eq=False, slots=True)
 class Trouble:
-    """Why calls with a key rest. Times are of one monotonic clock.
+    """Trouble that keeps calls from a key. Times are of one monotonic clock.
 
     state: `cooling` or `out`. error: the refusal. failures: refused probes. began_at: of the last probe.
     until: of the next probe; alone_until: of the next probe if no other key takes the call.

@@ -1,4 +1,4 @@
-"""What the channels of other instances serve, and the keys of their jobs, by the greetings of the instances."""
+"""Models that the channels of other instances serve, and the keys of their jobs, by the greetings of the instances."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ MAX_ANNOUNCED = 1_000
 
 
 class Served(Struct, frozen=True, omit_defaults=True):
-    """What one instance serves. paid, drawn: patterns of models of its paid channels, and of those of the sandbox.
+    """Models and keys of one instance.
 
+    paid, drawn: patterns of models of its paid channels, and of those of the sandbox.
     fallbacks: models that it calls if no channel serves a requested one. keys: accounts of its keys.
     """
 

@@ -21,14 +21,14 @@ from imagegen.worker.circuit_breaker import CircuitBreaker
 
 
 class Blocked(NamedTuple):
-    """Why no call may be made now, and the Unix time at which one may be, at the earliest."""
+    """Reason why no call may be made now, and the Unix time at which one may be, at the earliest."""
 
     reason: WaitReason
     retry_at: float
 
 
 class Choice(Struct, frozen=True):
-    """Which channels and keys a call may use. only: name of the only channel, empty for all.
+    """Channels and keys that a call may use. only: name of the only channel, empty for all.
 
     channels, keys: names of channels and accounts of keys that this call has tried already.
     """

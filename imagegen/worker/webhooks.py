@@ -51,7 +51,7 @@ PayloadFactory = Callable[[Task, Webhook], Mapping[str, Any]]
 
 
 class Outbox(Protocol):
-    """Where deliveries come from, and what came of each try goes to; see imagegen.queue.outbox."""
+    """Source of deliveries, and receiver of the results of their tries; see imagegen.queue.outbox."""
 
     async def next(self) -> tuple[Task, Delivery]: ...
 

@@ -1,4 +1,4 @@
-"""What the verbs share: connection, keys and lifetimes, and the way of a batch to its script."""
+"""Context that the verbs share: connection, keys and lifetimes, and the way of a batch to its script."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Extension(Struct, frozen=True, gc=False):
 
 
 class ExtensionReply(Struct, frozen=True, gc=False):
-    """Whether the amount is reserved; else existing is the other checkpoint, empty if a budget is used up."""
+    """Reply: whether the amount is reserved; else existing is the other checkpoint, empty if a budget is used up."""
 
     reserved: bool
     existing: bytes = b""

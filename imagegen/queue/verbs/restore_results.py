@@ -16,7 +16,7 @@ _SCRIPT = load_script(__package__, "billed", "restore_results")
 
 
 class RestoredResult(IntEnum):
-    """What Redis had before: the result itself, nothing, the task before its end, or a second result of it."""
+    """State of Redis before a write: the result itself, nothing, the task before its end, or a second result of it."""
 
     PRESENT = 0
     MISSING = 1

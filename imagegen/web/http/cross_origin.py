@@ -1,4 +1,4 @@
-"""Which web pages may use the service: CORS, refusal of cross-site requests, and of foreign names on loopback.
+"""Rules for requests of web pages: CORS, refusal of cross-site requests, and of foreign names on loopback.
 
 A browser sends `Origin` or `Sec-Fetch-Site` with each request that a page of another site could misuse; programs send
 neither, and are not checked. https://fetch.spec.whatwg.org/, https://www.w3.org/TR/fetch-metadata/

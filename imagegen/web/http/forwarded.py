@@ -69,7 +69,7 @@ def base_url(request: web.Request, public_url: str | None, hops: TrustedHops) ->
 
 
 class LinkBase(NamedTuple):
-    """What links of this service begin with for the client of a request. hops: see `client_address`."""
+    """Base of this service's links for the client of a request. hops: see `client_address`."""
 
     public_url: str | None
     hops: TrustedHops

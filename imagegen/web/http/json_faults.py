@@ -11,7 +11,7 @@ from imagegen.errors import InvalidJson
 
 
 class Reason(NamedTuple):
-    """Why a body is refused, in Chinese and in English."""
+    """Reason why a body is refused, in Chinese and in English."""
 
     zh: str
     en: str

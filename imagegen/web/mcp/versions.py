@@ -54,7 +54,7 @@ _BASE64 = re.compile(r"=\?base64\?(.*)\?=")
 
 
 class Protocol(Struct, frozen=True):
-    """What a request speaks. capabilities: of its client, empty before 2026-07-28."""
+    """Protocol version of a request. capabilities: of its client, empty before 2026-07-28."""
 
     version: str
     capabilities: Mapping[str, Any] = {}

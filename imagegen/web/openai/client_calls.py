@@ -32,7 +32,7 @@ PLAIN_STEPS = 4
 
 
 class Marking(Enum):
-    """How far the headers of a POST mark it as a repeat.
+    """Degree to which the headers of a POST mark it as a repeat.
 
     REPEAT: it is one. UNSURE: of a client that may repeat without a mark. NEW: of any other client.
     """
@@ -43,14 +43,14 @@ class Marking(Enum):
 
 
 class Mark(NamedTuple):
-    """What the headers of a POST show. number: of the repeat, 0 for the first POST of a call."""
+    """Mark in the headers of a POST. number: of the repeat, 0 for the first POST of a call."""
 
     marking: Marking
     number: int = 0
 
 
 class Ending(Enum):
-    """How a call ended. LOST: without its answer delivered, so that the next equal call is its repeat."""
+    """End of a call. LOST: without its answer delivered, so that the next equal call is its repeat."""
 
     DELIVERED = "delivered"
     FAILED = "failed"
