@@ -31,7 +31,7 @@ def run_command(command: Callable[[Settings], Coroutine[None, None, int]]) -> in
     except QueueUnavailable:
         return fail("Redis does not answer: start it, or check REDIS_URL and the network", FAILED)
     except ApiError as error:
-        wrong = [f"{_option(each)}: {each.message}" for each in error.details]
+        wrong = [f"{_option(detail)}: {detail.message}" for detail in error.details]
         return fail("\n".join(wrong) or error.message("en"), USAGE if wrong else FAILED)
 
 

@@ -180,18 +180,18 @@ async def probe_public_url(settings: Settings) -> Probed:
 
 def check_clocks(clocks: Sequence[ClockReading]) -> Iterator[Finding]:
     """Yield a finding if this machine's clock differs from others: webhooks, signed links and S3 depend on it."""
-    wrong = [each for each in clocks if abs(each.ahead_s) > CLOCK_TOLERANCE_S]
+    wrong = [clock for clock in clocks if abs(clock.ahead_s) > CLOCK_TOLERANCE_S]
     if not wrong:
         return
     compared = " and ".join(
-        f"{abs(each.ahead_s):.0f} s {'behind' if each.ahead_s > 0 else 'ahead of'} that of {each.source}"
-        for each in wrong
+        f"{abs(clock.ahead_s):.0f} s {'behind' if clock.ahead_s > 0 else 'ahead of'} that of {clock.source}"
+        for clock in wrong
     )
-    agree = [each.source for each in clocks if each not in wrong]
+    agree = [clock.source for clock in clocks if clock not in wrong]
     text = f"the clock of this machine is {compared}"
     if agree:
         text += f", and agrees with that of {' and '.join(agree)}, so the other one is wrong"
-    worst_s = max(abs(each.ahead_s) for each in wrong)
+    worst_s = max(abs(clock.ahead_s) for clock in wrong)
     effect = "webhooks and S3 are refused, and links expire too early or too late"
     remedy = "set it by NTP (timedatectl set-ntp true), or restart a virtual machine that was asleep"
     yield Finding(f"clock: {text}: {effect}; {remedy}", fatal=worst_s >= MAX_CLOCK_ERROR_S)

@@ -177,9 +177,11 @@ class GenerateRun:
         working.cancel()
         leaving, again = asyncio.create_task(self._leave()), asyncio.create_task(stop.wait())
         await asyncio.wait((leaving, again), return_when=asyncio.FIRST_COMPLETED)
-        started = [each for each in (working, leaving, again, self._submitting) if each is not None]
-        for each in started:
-            each.cancel()
+        started = [
+            started_task for started_task in (working, leaving, again, self._submitting) if started_task is not None
+        ]
+        for started_task in started:
+            started_task.cancel()
         await asyncio.gather(*started, return_exceptions=True)
         return INTERRUPTED
 

@@ -29,7 +29,7 @@ async def _run(settings: Settings, chosen: argparse.Namespace) -> int:
                 names = [name for name in NewKeyFields.model_fields if getattr(chosen, name) is not None]
                 fields = {name: getattr(chosen, name) for name in names}
                 if "models" in fields:
-                    fields["models"] = [each.strip() for each in chosen.models.split(",") if each.strip()]
+                    fields["models"] = [model.strip() for model in chosen.models.split(",") if model.strip()]
                 key, secret = await store.create(parse_fields(NewKeyFields, fields).to_key(time.time()))
                 _print_made(key, secret)
             case "rotate":

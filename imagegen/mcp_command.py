@@ -62,8 +62,8 @@ async def _serve(url: str | None, key: str | None) -> int:
         bridge = Bridge(session, f"{address}{PATH}", secret)
         reading, stopping = asyncio.create_task(bridge.run()), asyncio.create_task(stop.wait())
         await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
-        for each in (reading, stopping):
-            each.cancel()
+        for task in (reading, stopping):
+            task.cancel()
         await asyncio.gather(reading, stopping, return_exceptions=True)
     return 0
 

@@ -72,8 +72,8 @@ class ApiKey(Struct, frozen=True, omit_defaults=True, gc=False):
     def with_secret(self, sha256: str, now: float, grace_s: float) -> ApiKey:
         """Return the key with a further secret; the others end after `grace_s` seconds at the latest."""
         ends_at = now + grace_s
-        old = (SecretHash(each.sha256, min(ends_at, each.ends_at or ends_at)) for each in self.secrets)
-        live = [each for each in old if each.ends_at is not None and each.ends_at > now]
+        old = (SecretHash(secret.sha256, min(ends_at, secret.ends_at or ends_at)) for secret in self.secrets)
+        live = [secret for secret in old if secret.ends_at is not None and secret.ends_at > now]
         return replace(self, secrets=(SecretHash(sha256), *live[: MAX_SECRETS - 1]))
 
 
@@ -120,6 +120,6 @@ def decode_key(record: bytes) -> ApiKey:
         key = _DECODER.decode(record)
     except msgspec.MsgspecError as error:
         raise ValueError("no record of an API key") from error
-    if not all(_SHA256.fullmatch(each.sha256) for each in key.secrets):
+    if not all(_SHA256.fullmatch(secret.sha256) for secret in key.secrets):
         raise ValueError("no SHA-256")
     return key

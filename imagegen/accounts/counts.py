@@ -82,6 +82,6 @@ def add_usage(total: Usage, addition: Usage) -> None:
 def total_of(counts: Iterable[Counts]) -> Counts:
     """Return the sum of rows."""
     total = Counts()
-    for each in counts:
-        total.add(each)
+    for row in counts:
+        total.add(row)
     return total

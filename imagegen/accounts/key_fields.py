@@ -167,9 +167,9 @@ def parse_fields(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:
-        unknown = {str(each["loc"][0]) for each in error.errors() if each["type"] == "extra_forbidden"}
+        unknown = {str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "extra_forbidden"}
         details = [
-            FieldError(each.field, unknown_field(each.field, names)) if each.field in unknown else each
-            for each in field_errors(error)
+            FieldError(detail.field, unknown_field(detail.field, names)) if detail.field in unknown else detail
+            for detail in field_errors(error)
         ]
         raise InvalidRequest(details=details[:MAX_FIELD_ERRORS]) from error

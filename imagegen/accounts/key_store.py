@@ -141,7 +141,7 @@ def _has_ended(ends_at: float | None, now: float) -> bool:
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:
-    times = [each for each in (first, second) if each is not None]
+    times = [time_s for time_s in (first, second) if time_s is not None]
     return min(times, default=None)
 
 

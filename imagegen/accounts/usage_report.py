@@ -79,7 +79,7 @@ class UsageQuery(Struct, frozen=True):
             errors.append(FieldError("from", f"must be at most {MAX_DAYS - 1} days before `to`"))
         if errors:
             raise InvalidRequest(details=errors)
-        return cls(first, last, next(each for each in GROUPINGS if each == by), key)
+        return cls(first, last, next(grouping for grouping in GROUPINGS if grouping == by), key)
 
     @property
     def days(self) -> range:

@@ -62,7 +62,7 @@ class ResponseError(ClientError):
         self.request_id = request_id
         self.resets_at = resets_at
         self.attempts = 1
-        fields = "; ".join(f"{each.field}: {each.message}" for each in details)
+        fields = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
         super().__init__(f"{message} ({fields})" if fields else message)
 
 

@@ -53,7 +53,7 @@ class WebhookVerifier:
         secrets = [secret] if isinstance(secret, str) else list(secret)
         if not secrets:
             raise ValueError("a secret is needed")
-        self._keys = [_key_of(each) for each in secrets]
+        self._keys = [_key_of(text) for text in secrets]
         self._clock = clock
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> WebhookEvent:
@@ -82,7 +82,7 @@ class WebhookVerifier:
                 signature = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError):
                 continue
-            if version == "v1" and any(hmac.compare_digest(signature, each) for each in expected):
+            if version == "v1" and any(hmac.compare_digest(signature, valid) for valid in expected):
                 return True
         return False
 

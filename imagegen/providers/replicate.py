@@ -150,7 +150,7 @@ class ReplicateProvider(JobApiProvider):
         for _ in range(MAX_PAGES):
             page = parse_page(answer, secret=self._secret, now_s=time.time())
             fitting = [listed for listed in page.listed if search.matches(listed)]
-            matches |= {each.call.id: replace(each, created_at=each.created_at - offset_s) for each in fitting}
+            matches |= {listed.call.id: replace(listed, created_at=listed.created_at - offset_s) for listed in fitting}
             if not page.next_url:
                 return [listed for name, listed in matches.items() if name not in taken]
             answer = await self._list_page(page.next_url)

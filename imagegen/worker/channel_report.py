@@ -48,9 +48,9 @@ class ChannelReport:
         rests = {route: self._key_rest(channel, route) for route in self._routes.of_channel(channel)}
         rest = self._breaker_rest(channel)
         if all(rests.values()):
-            resting = [each for each in rests.values() if each]
-            cooling = [each for each in resting if each[0] == "cooling"]
-            first = min(cooling or resting, key=lambda each: each[1])
+            resting = [key_rest for key_rest in rests.values() if key_rest]
+            cooling = [key_rest for key_rest in resting if key_rest[0] == "cooling"]
+            first = min(cooling or resting, key=lambda key_rest: key_rest[1])
             rest = ("resting" if cooling else "out", *first[1:])
         return ChannelStatus(
             channel.name,

@@ -83,14 +83,14 @@ def build(operations: Sequence[Operation], webhooks: Sequence[Operation], server
 def _samples(part: Any) -> Iterator[tuple[Json, Any]]:
     """Yield each example with its schema."""
     if isinstance(part, list):
-        for each in part:
-            yield from _samples(each)
+        for child in part:
+            yield from _samples(child)
     elif isinstance(part, dict):
         examples = part.get("examples")
         if isinstance(examples, dict) and "schema" in part:
             yield from ((part["schema"], example["value"]) for example in examples.values())
-        for each in part.values():
-            yield from _samples(each)
+        for child in part.values():
+            yield from _samples(child)
 
 
 def _by_path(operations: Iterable[Operation], builder: Builder) -> Json:

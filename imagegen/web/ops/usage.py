@@ -88,7 +88,7 @@ def prefers_csv(accept: str) -> bool:
     exact = set()
     for part in accept.lower().split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((quality_of(each) for each in parameters if each.startswith("q=")), 1.0)
+        quality = next((quality_of(parameter) for parameter in parameters if parameter.startswith("q=")), 1.0)
         for kind in ranges.get(media, (media,)):
             if kind == media:
                 exact.add(kind)
