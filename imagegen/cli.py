@@ -19,9 +19,14 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return _run(given) if given else _serve()
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
-    parser.given = sys.argv[1:] if arguments is None else arguments
-    chosen = parser.parse_args(parser.given)
+    parser.given = arguments
+    chosen = parser.parse_args(arguments)
     if chosen.command == "doctor":
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
     if chosen.command == "generate":
@@ -38,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from imagegen import usage_command  # noqa: PLC0415 - as below
 
         return usage_command.run(chosen)
+    return _serve()
+
+
+def _serve() -> int:
     from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
