@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import aiohttp
+import forked
 import pytest
 
 from imagegen.emulator.__main__ import main
@@ -39,8 +42,8 @@ async def test_the_program_prints_readiness_and_exits_on_sigterm(session: aiohtt
 
 async def test_a_taken_port_is_one_line_and_exit_code_2(upstream: EmulatedUpstream) -> None:
     port = upstream.host.split(":")[1]
-    command = [sys.executable, "-m", "imagegen.emulator", "--port", port]
-    ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=False)
+    command = ["-m", "imagegen.emulator", "--port", port]
+    ended = await asyncio.to_thread(forked.run, command, cwd=Path.cwd(), env=os.environ)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("the emulator can't start: ")
     assert ended.stderr.count("\n") == 1

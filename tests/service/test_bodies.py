@@ -148,7 +148,8 @@ def check(service: Service, route: str, body: bytes) -> None:
         service.forget_peak()
         before, began_s = service.memory("VmRSS"), loop_s(service)
         answer = service.request("POST", route, body, headers={"Prefer": "respond-async"})
-        costs_s.append((loop_s(service) - began_s) / slowness())
+        cost_s = loop_s(service) - began_s
+        costs_s.append(cost_s if cost_s <= MAX_LOOP_S else cost_s / slowness())
         grown = service.memory("VmHWM") - before
         assert answer.status in (200, 202, 400, 404, 415), answer.body[:300]
         assert len(answer.body) <= MAX_ANSWER_BYTES or route.endswith("batch")

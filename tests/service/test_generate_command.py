@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from tempfile import TemporaryFile
 import forked
 import pytest
 from emulator_fixtures import EmulatorProcess
-from forked import ForkedProcess
+from forked import ForkedProcess, PipedProcess
 from service.conftest import StartService
 from service.running import KEY, RUN, Service, calls_about, environment, eventually
 from support import slowness
@@ -214,17 +213,16 @@ def test_no_command_takes_the_tasks_of_a_running_service_with_another_provider(
 
 def test_with_a_bar_on_the_terminal_stdout_has_the_paths_alone(service: Service, tmp_path: Path) -> None:
     terminal, inner = pty.openpty()
-    environ = environment(tmp_path, {"TERM": "xterm", "PYTHONPATH": str(RUN.parent)})
-    command = [sys.executable, str(RUN), "generate", "bar [slow:0.5]", "--url", service.url]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=inner)
-    os.close(inner)
+    environ = environment(tmp_path, {"TERM": "xterm"})
+    command = [str(RUN), "generate", "bar [slow:0.5]", "--url", service.url]
     shown = b""
-    with suppress(OSError):  # the end of a terminal is an error on Linux
-        while piece := os.read(terminal, 4096):
-            shown += piece
-    os.close(terminal)
-    stdout, _ = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (0, b"bar-slow-0-5-0.png\n")
+    with PipedProcess(command, cwd=tmp_path, env=environ, stderr=inner) as process:
+        os.close(inner)
+        with suppress(OSError):  # the end of a terminal is an error on Linux
+            while piece := os.read(terminal, 4096):
+                shown += piece
+        os.close(terminal)
+        assert (process.wait(60), process.stdout.read()) == (0, "bar-slow-0-5-0.png\n")
     assert b"%" in shown
     assert b"completed, cost $0.00" in shown
     assert b"bar-slow" not in shown

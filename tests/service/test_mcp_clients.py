@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import jsonschema
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
@@ -42,8 +43,8 @@ def slow(start_for_module, tmp_path_factory):
 
 
 def command(*arguments: str, env: Mapping[str, str] | None = None, folder: Path = RUN.parent) -> StdioServerParameters:
-    words = ["-m", "imagegen", "mcp", *arguments]
-    return StdioServerParameters(command=sys.executable, args=words, env=dict(env) if env else None, cwd=folder)
+    program, *words = forked.command("-m", "imagegen", "mcp", *arguments)
+    return StdioServerParameters(command=program, args=words, env=dict(env) if env else None, cwd=folder)
 
 
 def client_of(service: Any, mode: str, transport: str) -> Client:
@@ -142,7 +143,10 @@ async def test_the_commands_of_the_readme_start_as_a_client_starts_them(service,
         settings = {name: real.get(value, value) for name, value in entry.get("env", {}).items()}
         words = [real.get(word, word) for word in entry["args"][1:]]
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | settings
-        async with Client(stdio_client(command(*words, env=env, folder=tmp_path))) as client:
+        started = StdioServerParameters(
+            command=sys.executable, args=["-m", "imagegen", "mcp", *words], env=env, cwd=tmp_path
+        )
+        async with Client(stdio_client(started)) as client:
             found = await client.call_tool("generate_image", {"prompt": "as documented", "width": 64, "height": 64})
             assert found.structured_content["status"] == "completed"
 
@@ -150,7 +154,7 @@ async def test_the_commands_of_the_readme_start_as_a_client_starts_them(service,
 def test_the_command_ends_with_its_client_and_writes_messages_only(tmp_path: Path) -> None:
     env = environment(tmp_path, {"PROVIDER": "sandbox"})
     lines = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n\nno message\n{"jsonrpc":"2.0","method":"notifications/x"}\n'
-    words = [sys.executable, "-m", "imagegen", "mcp"]
+    words = forked.command("-m", "imagegen", "mcp")
     ended = subprocess.run(words, input=lines, capture_output=True, env=env, cwd=RUN.parent, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
     pong, invalid = sorted(ended.stdout.splitlines(), key=lambda line: b"error" in line)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import forked
 import orjson
 import pytest
 from aiohttp import web
@@ -23,9 +23,7 @@ async def run(
 ) -> tuple[int, list[bytes], str]:
     """Return the exit code of the command after these lines, its messages, and its text on stderr."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *WORDS,
-        *arguments,
+        *forked.command(*WORDS, *arguments),
         cwd=RUN.parent,
         env=env,
         stdin=asyncio.subprocess.PIPE,
@@ -133,7 +131,7 @@ async def test_messages_may_come_from_a_file(foreign: str, tmp_path: Path) -> No
     lines.write_bytes(orjson.dumps(modern("headers")) + b"\n")
     with lines.open("rb") as file:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *WORDS, "--url", foreign, cwd=RUN.parent, stdin=file, stdout=asyncio.subprocess.PIPE
+            *forked.command(*WORDS, "--url", foreign), cwd=RUN.parent, stdin=file, stdout=asyncio.subprocess.PIPE
         )
         output, _ = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, len(output.splitlines())) == (0, 1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from emulator_fixtures import EmulatorProcess
+from forked import PipedProcess
 from service.running import Service, at_once, calls_about, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +42,8 @@ def test_a_kill_while_the_image_host_is_down_costs_nothing(start_service, upstre
 @contextmanager
 def image_host(form: str) -> Iterator[str]:
     """Run an upstream with large images."""
-    command = [sys.executable, "-m", "bench.imagehost", str(IMAGE_BYTES), form, "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    command = ["-m", "bench.imagehost", str(IMAGE_BYTES), form, "1"]
+    with PipedProcess(command, cwd=ROOT, env=os.environ, stderr=2) as process:
         try:
             yield process.stdout.readline().split()[-1]
         finally:
