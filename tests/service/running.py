@@ -42,6 +42,8 @@ FAST = {
 }
 """Settings of every service in these tests; a test may override them."""
 
+FINAL = frozenset({"completed", "failed", "cancelled"})
+
 _LISTENS = re.compile(r"listens on (http://\S+)")
 _FAULTS = ("Traceback", "never retrieved", "never awaited", "Unforeseen", "unforeseen", "ERROR", "CRITICAL", KEY)
 
@@ -85,7 +87,7 @@ def eventually(look: Callable[[], _Found], within_s: float = 30.0) -> _Found:
     while not (match := look()):
         assert time.monotonic() < deadline, f"it did not come true within {within_s:g} s"
         time.sleep(pause_s)
-        pause_s = min(1.2 * pause_s, 0.05)  # a request costs the service and this process more than a pause
+        pause_s = min(1.2 * pause_s, 0.1)  # a request costs the service and this process more than a pause
     return match
 
 
@@ -281,7 +283,14 @@ class Service:
         return eventually(lambda: seen if (seen := self.task(task_id))["status"] in states else {}, within_s)
 
     def finished(self, task_id: str, within_s: float = 40.0) -> dict[str, Any]:
-        return self.until(task_id, "completed", "failed", "cancelled", within_s=within_s)
+        """Return the task once it is final, by long polls."""
+        wait_s = max(1, min(20, int(within_s)))
+
+        def look() -> dict[str, Any]:
+            task = self.task(f"{task_id}?wait={wait_s}")
+            return task if task["status"] in FINAL else {}
+
+        return eventually(look, within_s)
 
     def completed(self, task_id: str, within_s: float = 40.0) -> dict[str, Any]:
         task = self.finished(task_id, within_s)
