@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,11 +30,16 @@ STALL_S = 0.5
 EDITS = "black-forest-labs/FLUX.1-kontext-dev"
 
 
+@cache
+def noise() -> bytes:
+    return os.urandom(21 * MIB)
+
+
 def png_of(size_bytes: int) -> bytes:
-    """Return a whole PNG of exactly this size."""
+    """Return a whole PNG of exactly this size, with pixels of its own."""
     stream = zlib.compress(os.urandom(3 * 64 * 64 + 64))
     missing = size_bytes - len(png_file(64, 64, stream, before=png_chunk(b"teST", b"")))
-    return png_file(64, 64, stream, before=png_chunk(b"teST", os.urandom(missing)))
+    return png_file(64, 64, stream, before=png_chunk(b"teST", noise()[:missing]))
 
 
 def upload(service: Service, data: bytes) -> dict[str, Any]:
@@ -43,7 +49,8 @@ def upload(service: Service, data: bytes) -> dict[str, Any]:
 
 
 def in_json(data: bytes, prompt: str = "in autumn") -> bytes:
-    return json.dumps({"prompt": prompt, "width": 64, "height": 64, "imageUrl": data_uri(data)}).encode()
+    fields = json.dumps({"prompt": prompt, "width": 64, "height": 64})
+    return f'{fields[:-1]},"imageUrl":"{data_uri(data)}"}}'.encode()  # json.dumps takes 0.1 s for 27 MB
 
 
 def spooled(service: Service) -> list[Path]:
