@@ -131,7 +131,7 @@ def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore, 
 
 
 def create_links(settings: Settings, queue: QueueInstance, supervisor: Supervisor, is_on: Callable[[], bool]) -> Links:
-    """Return the signed links, with a key that follows from a secret of the settings, else one that Redis shares."""
+    """Return the signed links, with a key that follows from a secret of the settings, else a key that Redis shares."""
     secret = settings.task_id_secret or settings.admin_token
     life_s = settings.task_deadline_s + settings.result_ttl_s
     key = derive_key(secret) if secret else None

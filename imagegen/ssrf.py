@@ -141,7 +141,7 @@ class _GuardedConnector(ProxyConnector):
     """Connector that refuses addresses that are not public, also literal ones, by a ClientConnectorError.
 
     Through a proxy, which resolves names itself, a name is refused if it can be resolved here to an address that is
-    not public; one that only the proxy can resolve is left to the proxy's own rules.
+    not public; a name that only the proxy can resolve is left to the proxy's own rules.
     """
 
     def __init__(self, allowed: frozenset[str], proxies: Proxies, inner: AbstractResolver | None, limit: int) -> None:

@@ -50,7 +50,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, JobOptions]:
     add("--port", type=int, default=8790, help="0 takes a free one (default %(default)s)")
     add("--key", help="the only key that is accepted (default: any)")
     add("--job", type=float, default=defaults.job_s, metavar="S", help="seconds that a job runs")
-    add("--kept", type=float, default=defaults.kept_s, metavar="S", help="seconds that a job is known after its end")
+    add(
+        "--kept",
+        type=float,
+        default=defaults.kept_s,
+        metavar="S",
+        help="seconds that a job can be polled after its end",
+    )
     add("--link-ttl", type=float, default=defaults.link_ttl_s, metavar="S", help="seconds that image links live")
     add("--image", choices=("png", "jpeg", "webp", "tiny"), default=defaults.image)
     add("--fault", help="the switch of each call: 'job end=failed'")

@@ -50,8 +50,8 @@ class JobOptions:
     """Behaviour of an emulator without a switch.
 
     port: 0 takes a free one; key: the only key accepted, else any; job_s: seconds that a job runs; kept_s: seconds
-    that a job is known after its end; image: `png`, `jpeg`, `webp`, or `tiny` for a PNG of 8 x 8; fault: of each call,
-    or of a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable; price_usd: of one image.
+    that a job can be polled after its end; image: `png`, `jpeg`, `webp`, or `tiny` for a PNG of 8 x 8; fault: of each
+    call, or of a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable; price_usd: of one image.
     """
 
     host: str = "127.0.0.1"
@@ -102,7 +102,7 @@ class JobCall:
 
 @dataclass(slots=True)
 class RunningJob:
-    """A job with what its polls need. begun_at, cancelled_at: monotonic time. kept_s: known after its end."""
+    """A job with what its polls need. begun_at, cancelled_at: monotonic time. kept_s: see JobOptions."""
 
     job: Job
     call: JobCall
@@ -222,7 +222,7 @@ class JobEmulator(ListeningEmulator):
         return running
 
     def find(self, job_id: str, key: str) -> RunningJob | None:
-        """Return the job, as a poll finds it: of the same key, and known."""
+        """Return the job, as a poll finds it: of the same key, and not forgotten."""
         running = self.running.get(job_id)
         return running if running and running.key == key and running.is_known else None
 

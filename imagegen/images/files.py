@@ -201,7 +201,7 @@ def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> b
 
 
 def write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
-    """Write pieces to an open file: small ones with one system call if possible, large ones each by itself."""
+    """Write pieces to an open file: small ones with one system call if possible, large ones one by one."""
     if len(pieces) > 1 and sum(map(len, pieces)) <= _WRITE_BYTES * len(pieces):
         pieces = [_writev(file, pieces) if hasattr(os, "writev") and len(pieces) <= _MAX_IOV else b"".join(pieces)]
     for piece in pieces:
@@ -280,7 +280,7 @@ def _find_syncfs() -> Callable[[int], int] | None:
 
 _syncfs = _find_syncfs()
 CAN_FLUSH = _syncfs is not None
-"""Whether `flush` makes written files durable; if it can't, each file is synced as it is written."""
+"""Whether `flush` makes written files durable; if it can't, each file is synced while it is written."""
 
 
 def flush(folder: str) -> None:

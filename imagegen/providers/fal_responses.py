@@ -34,7 +34,7 @@ _ABOUT_THE_POLL = frozenset({401, 402, 403, 407, 408, 425, 429})
 """Refusals of a request for a result that are not the result."""
 
 QUEUED_PROGRESS, RUNNING_PROGRESS = 0.2, 0.3
-"""Progress of a job that is the next one of the queue, and of one that runs; fal names no share of its work."""
+"""Progress of the next job of the queue, and of a running job; fal names no share of its work."""
 
 _GONE = frozenset({404, 410})
 _FLAGGED = "The content was withheld by the provider's content checker"

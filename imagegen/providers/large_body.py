@@ -59,7 +59,7 @@ class LargeBody(bytearray):
 
 
 def load_json(body: bytes | bytearray) -> object:
-    """Parse a body, leniently where it is not JSON to the letter. Raises orjson.JSONDecodeError.
+    """Parse a body, leniently if it is not strictly JSON. Raises orjson.JSONDecodeError.
 
     It may be in UTF-16 or UTF-32, behind a byte order mark, or broken in a few places of its encoding, have numbers
     that JSON has not (they become None) and control characters, and be followed by anything.

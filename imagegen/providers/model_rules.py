@@ -189,7 +189,7 @@ class Pricing:
         return price
 
     def estimate(self, request: GenerationRequest, _most: int | None = None) -> Cost:
-        """Return the cost of all images of a request, regardless of its own limit."""
+        """Return the cost of all images of a request, regardless of its limit."""
         each = self.image_price(request, request.model)
         return Cost(None if each is None else each * request.n)
 

@@ -53,7 +53,7 @@ def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
 
 
 def _values(text: str) -> Iterator[object]:
-    """Yield the JSON values of a text, whatever stands between them."""
+    """Yield the JSON values of a text, with any text between them."""
     at = 0
     for _ in range(_MAX_VALUES):
         start = _JSON_START.search(text, at)

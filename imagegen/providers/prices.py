@@ -133,7 +133,7 @@ def _by_quality_size(prices: Mapping[str, Mapping[str, Dollars]] | None, request
 
 
 def _by_resolution(prices: Mapping[str, Dollars] | None, request: GenerationRequest) -> Dollars | None:
-    """Return the price of the request's resolution, or of the next higher one that has a price."""
+    """Return the price of the request's resolution, or of the next higher resolution with a price."""
     area = request.width * request.height
     fitting = [
         (RESOLUTIONS[name], cost)

@@ -102,7 +102,7 @@ def error_of(answer: RawResponse, *, secret: str = "", now_s: float | None = Non
 
 
 def job_state(fields: Mapping[str, object], secret: str = "") -> JobState:
-    """Return the state of a prediction. The data of one that ended an hour ago are removed."""
+    """Return the state of a prediction. The data of a prediction are removed an hour after its end."""
     status = fields.get("status")
     if status == "succeeded":
         output = fields.get("output")

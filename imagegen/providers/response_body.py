@@ -63,7 +63,7 @@ class ResponseBody:
         self._missing = 0
 
     async def read(self) -> bytes | bytearray:
-        """Return the whole body, decompressed, and an event stream as the JSON that it stands for.
+        """Return the whole body, decompressed, and an event stream as the JSON of its answer.
 
         Raises: UpstreamError if it is over the limit, or compressed in a way that was not requested; as the connection.
         """
@@ -98,13 +98,13 @@ class ResponseBody:
         return None if fields is None else body
 
     def release(self) -> None:
-        """Free the memory of a body that nobody needs."""
+        """Free the memory of a body that is not needed."""
         with suppress(BufferError):  # it is still referred to
             self._body.clear()
         self._body.release()
 
     def _length(self) -> int:
-        """Return the declared length; 0 if it is not known."""
+        """Return the declared length; 0 without one."""
         return 0 if "Transfer-Encoding" in self._headers else int(self._headers.get("Content-Length", 0))
 
     async def _receive(self, length: int) -> LargeBody:

@@ -1,6 +1,6 @@
 """Answers that came as an event stream though they were not requested so, as one JSON object. No I/O.
 
-Relays stream what the request did not ask them to, and `extra` may hold `"stream": true`. The images are paid for.
+Relays stream responses without such a request, and `extra` may hold `"stream": true`. The images are paid for.
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 

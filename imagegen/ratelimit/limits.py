@@ -28,8 +28,8 @@ from imagegen.ratelimit.stores import LimitState, LocalRateLimitStore, Window
 class Limits:
     """Limits of a client in `window_s` seconds: requests, generations among them, and units; 0 sets no limit.
 
-    units: of 512 x 512 pixels, see `GenerationRequest.units`. units_per_generation: those of a client with a limit of
-    generations of its own; 0: the same as for all others.
+    units: of 512 x 512 pixels, see `GenerationRequest.units`. units_per_generation: those of a client with a separate
+    limit of generations; 0: the same as for all others.
     """
 
     general: int

@@ -56,7 +56,7 @@ class LocalRateLimitStore(RateLimitStore, Protocol):
 
 
 class MemoryRateLimitStore:
-    """Exact moving windows in this process; past `max_windows` the one that was not used for longest is forgotten."""
+    """Exact moving windows in this process; past `max_windows` the longest unused one is forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, max_windows: int = MAX_WINDOWS) -> None:
         self._clock = clock

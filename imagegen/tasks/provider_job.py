@@ -62,7 +62,7 @@ class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class SentCall(Struct, frozen=True, gc=False, omit_defaults=True):
-    """A call without a known result, as a checkpoint carries it from before the call on.
+    """A call without a result yet, as a checkpoint carries it from before the call on.
 
     indexes: places of its images in the task. seed, model: that were sent. sent_at: Unix time just before it.
     price: what the cost of the task has in `calling` meanwhile.

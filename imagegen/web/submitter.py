@@ -137,7 +137,7 @@ class SubmitOptions(Struct, frozen=True):
 
     @classmethod
     def without_headers(cls, request: web.Request) -> SubmitOptions:
-        """Return the options of an agent: it has no headers of its own for a submit, and may repeat it blindly."""
+        """Return the options of an agent: it has no separate headers for a submit, and may repeat it blindly."""
         client = client_of(request)
         return cls(request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True)
 

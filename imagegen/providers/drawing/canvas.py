@@ -110,7 +110,7 @@ class Canvas:
             self._fill(colour, box, _radial(fading, box, centre, radius))
 
     def shade_under(self, mask: Image.Image, blur: float, drop: float, strength: float) -> None:
-        """Draw the soft shadow that a sheet with this mask throws on what is below it."""
+        """Draw the soft shadow that a sheet with this mask throws below."""
         small = mask.reduce(4) if self.unit >= 256 else mask
         part = small.width / mask.width
         soft = small.filter(ImageFilter.GaussianBlur(blur * part)).resize(mask.size, Image.Resampling.BILINEAR)

@@ -82,7 +82,7 @@ class CrossOriginPolicy:
 
     @property
     def is_known_host(self) -> Callable[[str], bool]:
-        """Return the quick check of a Host header; `check_host` decides about one that fails it."""
+        """Return the quick check of a Host header; `check_host` decides about a host that fails it."""
         return is_local_host if self.loopback_only else valid_host
 
     def check_host(self, request: web.Request, host: str) -> None:

@@ -196,7 +196,7 @@ def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
 def error_to_response(request: web.Request, error: Exception, tidy: Callable[[str], str]) -> web.StreamResponse:
     """Return the response for an error of a handler; raise it again if a response was already started.
 
-    tidy: maps the path of a request without a route to the one that would be looked up.
+    tidy: maps the path of a request without a route to the path that would be looked up.
     """
     if request.writer.output_size > 0:
         if not isinstance(error, ConnectionError):

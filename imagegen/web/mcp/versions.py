@@ -30,7 +30,7 @@ LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 SUPPORTED = (MODERN, *LEGACY)
 
 WITHOUT_HEADER = "2025-03-26"
-"""Version of a request without a header: the last one that did not define it."""
+"""Version of a request without a header: the last version that did not define it."""
 
 _WITHOUT_LINKS = frozenset({"2025-03-26", "2024-11-05"})
 """Versions in which a result has no `resource_link`."""

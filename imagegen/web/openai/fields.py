@@ -180,7 +180,7 @@ def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool | None
 
 
 def _max_micro_usd(body: Mapping[str, Any], errors: list[FieldError]) -> int | None:
-    """Return the limit of the cost. An empty list is no limit that was left out, as it is for other fields."""
+    """Return the limit of the cost. An empty list is an error here, unlike in other fields."""
     try:
         return parse_max_cost(body)
     except InvalidRequest as error:

@@ -118,7 +118,7 @@ class ClientCall:
             call.skip()
 
     async def _submit_new(self, submission: Submission) -> SubmitResult:
-        """Submit a new image; one that may cost too much only if its task exists, so that lost calls are found.
+        """Submit a new image; if it may cost too much, only if its task exists, so that lost calls are found.
 
         Raises MaxCostExceeded, MaxCostPriceUnknown, and what `ClientQueue.submit` raises.
         """
@@ -177,7 +177,7 @@ class ClientCall:
             return (await submit(services, submission, fresh=first_id is None and options.fresh)).task
 
     def _submission(self, variant: int) -> Submission:
-        """Return the submission of a variant. One that is another image for each call uses no images of others."""
+        """Return the submission of a variant. If each call is another image, it uses no images of others."""
         request = self._request if variant == self._request.variant else replace(self._request, variant=variant)
         options = self._options
         submission = self._services.identity.submission(request, options.scope, client=options.key_name)

@@ -148,7 +148,7 @@ READ_TIMEOUT = Parameter(
 RETRY_COUNT = Parameter(
     "x-stainless-retry-count",
     "header",
-    "Number of the repeat that the SDKs of OpenAI and Together send; above 0, the call joins the one that it repeats.",
+    "Number of the repeat that the SDKs of OpenAI and Together send; above 0, the call joins the call that it repeats.",
     _TEXT,
     example="0",
 )
