@@ -97,6 +97,14 @@ class Checkpoint(
         begun = (*self.begun_jobs, job.handle.id)[-MAX_BEGUN_JOBS:]
         return replace(self, job=job, sent=None, begun_jobs=begun)
 
+    def without_owner(self) -> Self:
+        """Return the checkpoint as it is after the death of its owner, until another instance takes the task over.
+
+        Its attempt is over then. The owner's progress was in its memory: shown as running, the task would fall behind
+        what the owner showed last.
+        """
+        return self if self.phase != "calling" else replace(self, phase="waiting", reason=WaitReason.RETRYING)
+
     def encode(self, entry_id: str) -> bytes:
         """Return the stored form.
 
@@ -139,6 +147,17 @@ def is_readable_checkpoint(value: bytes) -> bool:
     except UnreadableRecord:
         return False
     return True
+
+
+def owner_of(value: bytes | None) -> str | None:
+    """Return the instance whose attempt runs according to a stored checkpoint, None if none does."""
+    if value is None:
+        return None
+    try:
+        _, run = decode_checkpoint(value)
+    except UnreadableRecord:
+        return None
+    return run.owner if run.phase == "calling" else None
 
 
 def is_released(value: bytes, entry_id: str) -> bool:

@@ -149,7 +149,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier, clock=clock)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
-    idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
+    idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys, notifier.may_live)
     mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s, clock=clock)
     client_queue = ClientQueue(verbs, mover, outbox, idempotency, listing, families=families)
     parts = QueueInstance(

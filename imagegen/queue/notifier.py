@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -31,6 +32,9 @@ _BROADCAST = ("hello", "lost", "pause")
 
 _GREETINGS = ("hello", "here")
 """Kinds that describe their sender."""
+
+GREETING_S = 1.0
+"""Seconds after a subscription within which the peers usually have answered."""
 
 SILENT_S = 5.0
 """Seconds after a greeting within which a peer that lives answers."""
@@ -75,6 +79,8 @@ class Notifier:
         self.silent = self.subscribed = self.is_informed = False
         self._hellos = 0
         self._subscribed_at = 0.0
+        self._others = math.inf
+        self._met_all = asyncio.Event()
         self.handlers: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
@@ -88,7 +94,28 @@ class Notifier:
     def add_peer(self, name: str) -> None:
         """Record that another instance is there."""
         self.peers[name] = time.monotonic()
+        self._count_peers()
         self._update_alone_since()
+
+    def may_live(self, instance: str) -> bool:
+        """Return whether an instance of this name may be there: this one, a peer, or any while peers are unknown."""
+        return not self._knows_peers or instance == self.instance or instance in self.peers
+
+    async def get_to_know(self, instance: str) -> None:
+        """Wait until it is known whether an instance is a peer, at most `GREETING_S`."""
+        if instance == self.instance or instance in self.peers or self._knows_peers or self.silent:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._met_all.wait(), GREETING_S)
+
+    @property
+    def _knows_peers(self) -> bool:
+        has_waited = time.monotonic() >= self._subscribed_at + SILENT_S
+        return self.subscribed and not self.silent and (self._met_all.is_set() or has_waited)
+
+    def _count_peers(self) -> None:
+        if len(self.peers) >= self._others:
+            self._met_all.set()
 
     def no_peers_since(self, unix_s: float) -> bool:
         """Return whether there was no peer at any time since then."""
@@ -199,6 +226,8 @@ class Notifier:
 
     def _on_subscribed(self) -> None:
         self._subscribed_at = time.monotonic()
+        self._met_all.clear()
+        self._others = math.inf
         self._doubt_peers()  # a peer may have come and gone unnoticed
         self.publish("hello")
         for callback in self.on_join:
@@ -270,7 +299,12 @@ class Notifier:
             self.silent, self.is_informed = False, self.subscribed
             self._doubt_peers()
             logger.info("The instances can use their channel again")
-        if receivers <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
+        if self._connection.servers.clustered:  # then the count is that of one node
+            return
+        if kind == "hello" and self.subscribed:
+            self._others = receivers - 1
+            self._count_peers()
+        if receivers <= 1 and kind not in _BROADCAST:
             self._forget_all()
 
 

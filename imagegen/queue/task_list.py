@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,11 +32,15 @@ class TaskPage:
 
 
 class TaskList:
-    """Tasks by the time of their submit, newest first."""
+    """Tasks by the time of their submit, newest first.
 
-    def __init__(self, connection: Connection, keys: Keys) -> None:
+    may_live: whether an instance of this name may be there; the attempt of another has ended with it.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, may_live: Callable[[str], bool]) -> None:
         self._connection = connection
         self._keys = keys
+        self._may_live = may_live
 
     async def page(self, state: State | None, before: Cursor | None, limit: int) -> TaskPage:
         """Return at most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
@@ -82,10 +86,20 @@ class TaskList:
             unfinished = [task_id for task_id, (_, stored) in heads.items() if not stored.is_final]
             if not state.is_final and unfinished:
                 runs = await self._values(map(self._keys.checkpoint, unfinished))
-                running = {task_id for task_id, run in zip(unfinished, runs, strict=True) if _calls(run)}
+                running = {task_id for task_id, run in zip(unfinished, runs, strict=True) if self._calls(run)}
                 heads |= {i: (heads[i][0], State.PROCESSING if i in running else State.PENDING) for i in unfinished}
             heads = {task_id: head for task_id, head in heads.items() if head[1] is state}
         return [(epoch, task_id) for task_id, (epoch, _) in heads.items()]
+
+    def _calls(self, stored: bytes | None) -> bool:
+        """Return whether an attempt runs, according to its checkpoint."""
+        if stored is None:
+            return False
+        try:
+            _, run = decode_checkpoint(stored)
+        except UnreadableRecord:
+            return False
+        return run.phase == "calling" and self._may_live(run.owner)
 
     async def _values(self, names: Iterable[str]) -> list[bytes | None]:
         async with self._connection.deadline():
@@ -109,16 +123,6 @@ def _readable(record: bytes) -> Task | None:
         return decode_record(record)[1]
     except (NewerRecord, UnreadableRecord):
         return None
-
-
-def _calls(run: bytes | None) -> bool:
-    """Return whether an attempt runs, according to its checkpoint."""
-    if run is None:
-        return False
-    try:
-        return decode_checkpoint(run)[1].phase == "calling"
-    except UnreadableRecord:
-        return False
 
 
 def _text(name: bytes | str) -> str:

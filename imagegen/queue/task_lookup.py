@@ -9,7 +9,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from imagegen.errors import InternalError, QueueUnavailable
-from imagegen.queue.checkpoint import decode_checkpoint, with_checkpoint
+from imagegen.queue.checkpoint import decode_checkpoint, owner_of, with_checkpoint
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record, with_delivery_log
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.interrupted import Interrupted
@@ -117,7 +117,10 @@ class TaskLookup:
 
     async def read(self, task_id: str) -> Task | None:
         """Return a task as Redis has it, regardless of the cache."""
-        task = self.decode(task_id, await self._verbs.read(task_id))
+        rows = await self._verbs.read(task_id)
+        if owner := owner_of(rows[1]):
+            await self.notifier.get_to_know(owner)
+        task = self.decode(task_id, rows)
         if task is None and (cached := self.task_cache.live.get(task_id)) is not None:
             self.missing.add(task_id)
             return cached
@@ -141,7 +144,11 @@ class TaskLookup:
             if task.state.is_final or run is None:
                 return task
             entry_id, checkpoint = decode_checkpoint(run)
-            return with_checkpoint(task, checkpoint) if entry_id == head.entry_id else task
+            if entry_id != head.entry_id:
+                return task
+            if not self.notifier.may_live(checkpoint.owner):
+                checkpoint = checkpoint.without_owner()
+            return with_checkpoint(task, checkpoint)
         except NewerRecord as error:
             raise newer_version_error(task_id) from error
         except UnreadableRecord as error:

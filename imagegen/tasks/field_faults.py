@@ -27,6 +27,8 @@ _OUR_NAMES = {
     "valid dictionary": "object",
     "valid string": "string",
     "valid boolean": "boolean",
+    "valid integer": "whole number",
+    "valid number": "number",
 }
 """What pydantic calls the types of JSON."""
 

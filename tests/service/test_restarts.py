@@ -36,6 +36,25 @@ def test_a_task_killed_during_its_call_completes_after_a_restart(start_service, 
     assert service.get(f"/api/images/{done['taskId']}/0").status == 200
 
 
+def test_no_answer_about_a_task_falls_behind_those_of_an_instance_that_was_killed(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, LEASE_SECONDS="30")
+    prompt = "shown before the kill {{fault:hang times=1}}"
+    task_id = service.accepted(prompt=prompt)
+    eventually(lambda: in_flight(upstream, prompt))
+    before = service.until(task_id, "processing")
+    assert before["progress"] == 10
+    service.kill()
+    service.start()
+    after = service.task(task_id)
+    assert after["sequence"] > before["sequence"]
+    assert (after["status"], after["reason"], after["attempts"]) == ("pending", "retrying", 1)
+    listed = {state: service.get_as_admin(f"/api/images?status={state}").json for state in ("pending", "processing")}
+    assert [task["taskId"] for task in listed["pending"]["tasks"]] == [task_id]
+    assert listed["processing"]["tasks"] == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_task_is_finished_before_the_exit(
     start_service, upstream: EmulatorProcess, number: signal.Signals

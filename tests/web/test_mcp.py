@@ -333,6 +333,16 @@ async def test_a_token_that_is_too_long_to_be_repeated_gets_no_progress(service)
         assert (response.status, response.content_type) == (200, content_type)
 
 
+async def test_faults_of_a_task_id_and_of_other_arguments_are_named_as_they_are(service) -> None:
+    refused = await result(service, call("get_image_task", taskId=7, task="x", **{"il y a": 1, "深": 2}))
+    assert refused["structuredContent"]["error"]["details"] == [
+        "taskId: must be a string: the taskId of an earlier result",
+        "task: is no argument of this tool",
+        "il y a: is no argument of this tool",
+        "\\u6df1: is no argument of this tool",
+    ]
+
+
 async def test_wrong_arguments_are_no_fault_of_the_service(service) -> None:
     for params in WRONG_ARGUMENTS:
         response = await service.post("/mcp", json=message("tools/call", **params))

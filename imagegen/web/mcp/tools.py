@@ -160,13 +160,14 @@ def _detail(arguments: Mapping[str, Any]) -> str:
 def _task_id(arguments: Mapping[str, Any], *other_names: str) -> tuple[str, Mapping[str, Any]]:
     """Return the id of a task, and the arguments. Raises InvalidRequest."""
     errors = [
-        FieldError(ascii(name)[1:_MAX_ID_CHARS], "is no argument of this tool")
+        FieldError(ascii(name)[1:-1][:_MAX_ID_CHARS], "is no argument of this tool")
         for name in arguments
         if name not in ("taskId", *other_names)
     ]
     task_id = arguments.get("taskId")
     if not isinstance(task_id, str):
-        errors.insert(0, FieldError("taskId", "is required: the taskId of an earlier result"))
+        rule = "is required" if task_id is None else "must be a string"
+        errors.insert(0, FieldError("taskId", f"{rule}: the taskId of an earlier result"))
     if errors:
         raise InvalidRequest(details=errors[:10])
     return str(task_id), arguments
