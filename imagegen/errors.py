@@ -202,6 +202,12 @@ class TaskNotFound(ApiError):
     zh, en = "任务不存在或已过期", "The task does not exist or has expired"
 
 
+class ImageNotFound(TaskNotFound):
+    """The task exists, and has no image of this index, or not yet."""
+
+    zh, en = "任务没有此序号的图像，或尚未生成", "The task has no image of this index, or not yet"
+
+
 class MethodNotAllowed(ApiError):
     status, code = 405, "method_not_allowed"
     zh, en = "不支持的请求方法，此接口支持：{allowed}", "This route does not take this method, only {allowed}"

@@ -66,6 +66,15 @@ async def test_an_index_is_a_plain_ascii_number(service: Client, index: str) -> 
     assert (await service.get(f"/api/images/{done['taskId']}/{quote(index)}")).status == 404
 
 
+async def test_an_image_that_a_task_does_not_have_is_not_called_an_unknown_task(service: Client) -> None:
+    done = await (await service.post("/api/images/generate?wait=10", json=BODY)).json()
+    english = {"Accept-Language": "en"}
+    own = await service.get(f"/api/images/{done['taskId']}/9", headers=english)
+    unknown = await service.get(f"/api/images/{'0' * 32}/0", headers=english)
+    assert (own.status, unknown.status) == (404, 404)
+    assert ("index" in (await own.json())["message"], "task" in (await unknown.json())["message"]) == (True, True)
+
+
 @pytest.mark.parametrize("query", ["wait=05", "wait=%D9%A5", "wait=+5", "wait=5.0"])
 async def test_a_wait_is_a_plain_ascii_number(service: Client, query: str) -> None:
     assert (await service.get(f"/api/images/{'0' * 32}?{query}")).status == 400

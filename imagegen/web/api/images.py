@@ -6,7 +6,7 @@ import re
 
 from aiohttp import hdrs, web
 
-from imagegen.errors import FieldError, ImageExpired, InvalidRequest, TaskNotFound
+from imagegen.errors import FieldError, ImageExpired, ImageNotFound, InvalidRequest, TaskNotFound
 from imagegen.images.thumbnails import SIZES, ThumbnailSpec
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
@@ -27,7 +27,8 @@ _SIZES = {str(size): size for size in SIZES}
 async def get_image(request: web.Request) -> web.StreamResponse:
     """Send one image's bytes, or those of its thumbnail.
 
-    Raises: TaskNotFound, ImageExpired, StoreUnavailable; InvalidRequest, UnsupportedImage for a thumbnail.
+    Raises: TaskNotFound, ImageNotFound, ImageExpired, StoreUnavailable. For a thumbnail also InvalidRequest,
+    UnsupportedImage.
     """
     size = _thumbnail_size(request)
     services = request.app[SERVICES]
@@ -36,8 +37,10 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     if task is not None and image is None and services.queue.may_be_outdated(task.id):
         task = await find_fresh_task(request)  # a link of another instance comes at once
         image = _image(task, request.match_info["index"])
-    if task is None or image is None:
+    if task is None:
         raise TaskNotFound
+    if image is None:
+        raise ImageNotFound
     if image.url:
         raise web.HTTPFound(image.url)
     version = _version(request)
