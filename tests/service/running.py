@@ -149,10 +149,8 @@ class Service:
             else:
                 self.process = subprocess.Popen([sys.executable, str(self.program)], **streams)
         self.url = eventually(self._address, START_S)
-        eventually(lambda: self.answers("/healthz"), START_S)
+        eventually(lambda: self.answers("/readyz" if ready else "/healthz"), START_S)
         self.first_answer_s = time.monotonic() - began
-        if ready:
-            eventually(lambda: self.get("/readyz").status == 200, START_S)
         return self
 
     @property

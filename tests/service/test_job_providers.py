@@ -22,7 +22,6 @@ class Provider:
 
     name: str
     upstream: EmulatorProcess
-    settings: dict[str, str]
     service: Service
 
     def jobs(self, text: str) -> list[dict[str, Any]]:
@@ -53,9 +52,9 @@ def provider(
 ) -> Iterator[Provider]:
     """Run each provider's service on a queue of its own: the services of a module end together."""
     with EmulatorProcess(request.param, module="imagegen.emulator.job_command") as upstream:
-        settings = settings_of(request.param, upstream.url)
+        settings = settings_of(request.param, upstream.url) | {"DRAIN_SECONDS": "0.1"}
         service = start_for_module(home=tmp_path_factory.mktemp(request.param), **settings)
-        yield Provider(request.param, upstream, settings, service)
+        yield Provider(request.param, upstream, service)
 
 
 def test_an_image_of_the_default_model_is_made_by_one_job(provider: Provider) -> None:
@@ -109,10 +108,8 @@ def test_a_job_that_is_unknown_at_first_is_not_submitted_again(provider: Provide
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_restart_resumes_the_job_and_never_submits_it_again(
-    provider: Provider, start_service: Start, number: signal.Signals
-) -> None:
-    service = start_service(**provider.settings, DRAIN_SECONDS="0.1")
+def test_a_restart_resumes_the_job_and_never_submits_it_again(provider: Provider, number: signal.Signals) -> None:
+    service = provider.service
     text = f"resumed after {number.name}"
     task_id = service.accepted(prompt=f"{text} {{{{fault:job job_s=1.5}}}}", moderation="low", quality="high")
     eventually(lambda: any(job["polls"] for job in provider.jobs(text)))
