@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from imagegen.queue import codec
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "imagegen"]:
+    del sys.modules[name]  # this process is forked from one that has imported them
+
+from imagegen.queue import codec  # noqa: E402
 
 NEWER = codec.INPUTS_VERSION + 1
 codec.version_of = lambda _task: NEWER

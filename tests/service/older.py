@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from imagegen.queue import codec as records
-from imagegen.queue.codec import FIRST_VERSION
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "imagegen"]:
+    del sys.modules[name]  # this process is forked from one that has imported them
+
+from imagegen.queue import codec as records  # noqa: E402
+from imagegen.queue.codec import FIRST_VERSION  # noqa: E402
 
 records.VERSION = FIRST_VERSION
 
