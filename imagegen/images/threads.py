@@ -58,12 +58,12 @@ class WorkThreads:
         call = _Call(loop, partial(function, *args, **kwargs), sleeps=sleeps)
         self._put += 1
         self._calls.put(call)
-        if self._max_extra and not is_idle:
-            self._check_later(loop)
         if sleeps:
             if call.sleep(loop, self._patience_s):
                 return cast(T, call.result())
             self._no_sleep_until = loop.time() + RESTING_S
+        if self._max_extra:  # also if it seemed idle: the thread may just have taken a call that hangs
+            self._check_later(loop)
         return cast(T, await cast("asyncio.Future[Any]", call.future))
 
     def _check_later(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from support import eventually
@@ -48,6 +50,37 @@ async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> Non
     hang.set()
     await asyncio.gather(*stuck)
     assert await waiting
+
+
+class PausingQueue(SimpleQueue[Any]):
+    """Queue whose thread waits for `go_on` between taking a call and anything else."""
+
+    def __init__(self) -> None:
+        self.go_on, self.taken = threading.Event(), threading.Event()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+        call = super().get(block, timeout)
+        self.taken.set()
+        self.go_on.wait(60)
+        return call
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.001])
+@pytest.mark.parametrize("resting_s", [0.0, 600.0])
+async def test_a_call_gets_another_thread_if_the_first_has_just_taken_a_call_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float, resting_s: float
+) -> None:
+    queue = PausingQueue()
+    monkeypatch.setattr("imagegen.images.threads.SimpleQueue", lambda: queue)
+    monkeypatch.setattr("imagegen.images.threads.RESTING_S", resting_s)
+    threads = WorkThreads(2, "taking", patience_s=patience_s)
+    first = asyncio.create_task(threads.run(name_of_thread))
+    await eventually(queue.taken.is_set)
+    try:
+        assert await asyncio.wait_for(threads.run(name_of_thread), 10) == "taking-extra"
+    finally:
+        queue.go_on.set()
+    assert await first == "taking"
 
 
 async def test_a_call_of_a_cancelled_caller_finishes_before_the_next() -> None:
