@@ -14,7 +14,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -176,11 +176,11 @@ class S3BlobStore:
         try:
             async with self._request():
                 reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
-                _check_origin(reply)
         except _Missing:
             return
-        body = reply["Body"]
-        try:
+        with closing(reply["Body"]) as body:
+            async with self._request():
+                _check_origin(reply)
             if not self._is_current(reply, image):
                 return
             while True:
@@ -189,8 +189,6 @@ class S3BlobStore:
                 if not piece:
                     return
                 yield piece
-        finally:
-            body.close()
 
     async def probe(self, _size_bytes: int) -> None:
         """Write a small object, read it back and delete it. Raises StoreUnavailable."""

@@ -236,6 +236,30 @@ async def test_nothing_is_saved_or_missing_where_a_page_answers_for_the_service(
         await port.contains_all(TASK, [stored(image)])
 
 
+async def test_the_connection_of_an_endless_page_is_closed(
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_image: MakeImage
+) -> None:
+    left = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"x-amz-meta-imagegen-expires-at": "1e10"})
+        if request.method == "GET" and TASK in request.path:
+            await response.prepare(request)
+            try:
+                while True:
+                    await response.write(bytes(1_000))
+                    await asyncio.sleep(0.01)
+            except (ConnectionError, asyncio.CancelledError):
+                left.set()
+        return response
+
+    port, image = await make_bytes(bucket=await served(aiohttp_server, answer)), make_image()
+    with pytest.raises(StoreUnavailable) as raised:
+        await got(port, stored(image))
+    await asyncio.wait_for(left.wait(), 10)
+    assert "no ETag" in str(raised.value.__cause__)
+
+
 async def test_a_truncated_body_is_not_an_image(
     make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_image: MakeImage
 ) -> None:
