@@ -58,7 +58,7 @@ class PausingQueue(SimpleQueue[Any]):
     def __init__(self) -> None:
         self.go_on, self.taken = threading.Event(), threading.Event()
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
         call = super().get(block, timeout)
         self.taken.set()
         self.go_on.wait(60)
