@@ -56,9 +56,7 @@ async def run(program: str, text: str, folder: Path, key: str) -> str:
     return output.decode()
 
 
-async def test_a_task_is_submitted_its_image_shown_and_its_id_carried_to_the_other_calls(
-    service: Client, open_page: OpenPage
-) -> None:
+async def test_a_submit_shows_its_image_and_fills_its_id_into_other_calls(service: Client, open_page: OpenPage) -> None:
     visit = await open_page(service, "docs")
     generate = await open_route(visit, "generate")
     assert "What to draw." in await generate.inner_text()  # the fields of the body are open
@@ -133,7 +131,7 @@ async def test_a_search_finds_a_field_by_a_word_of_its_description(service: Clie
     await page.locator("#getHealth").wait_for()
 
 
-async def test_every_route_opens_uploads_and_admin_calls_work_in_both_languages_on_a_phone(
+async def test_every_route_opens_on_a_phone_in_both_languages(
     service: Client, open_page: OpenPage, tmp_path: Path
 ) -> None:
     (tmp_path / "image.png").write_bytes(image_file("red"))

@@ -273,7 +273,7 @@ async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection,
     assert await batcher("good") == b"good"
 
 
-async def test_a_reconnect_to_another_server_is_reported_before_anything_is_sent_to_it(own_redis, tmp_path) -> None:
+async def test_a_reconnect_to_another_server_is_reported_before_any_command(own_redis, tmp_path) -> None:
     successor = EmbeddedRedis(tmp_path / "successor")
     await successor.start()
     async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:

@@ -35,7 +35,7 @@ async def test_every_invariant_holds_after_each_fault_once(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(400)
-async def test_every_invariant_holds_after_mixed_faults_in_a_cluster_with_moving_slots(tmp_path: Path) -> None:
+async def test_every_invariant_holds_in_a_cluster_with_moving_slots(tmp_path: Path) -> None:
     await run_soup_in_cluster(tmp_path, 0, 0, 10)
 
 

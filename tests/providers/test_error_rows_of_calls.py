@@ -46,7 +46,7 @@ def answering(usual: object) -> PlayedUpstream:
     return PlayedUpstream(stage, {"submit": (200, usual), "poll": (200, POLLED)})
 
 
-def of(
+def row_of(
     name: str, status: int, body: object, code: str | int, headers: dict[str, str] | None = None, **follows: Any
 ) -> Row:
     return Row(name, {"submit": (status, body, headers or {})}, code, **follows)
@@ -71,37 +71,37 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
 INVALID_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 
 GEMINI = with_odd_answers(
-    of("image", 200, candidate(DRAWN), 1),
-    of("image with text", 200, candidate({"text": "Here it is."}, DRAWN), 1),
-    of("image in a thought", 200, candidate(DRAWN | {"thought": True}), **EMPTY),
-    of("image in snake case", 200, candidate({"inline_data": {"mime_type": "image/png", "data": B64}}), 1),
-    of("400", 400, google(400, "INVALID_ARGUMENT", "Request contains an invalid argument."), "upstream_invalid_request"),
-    of("400 in a list", 400, [google(400, "INVALID_ARGUMENT", "Bad.")], "upstream_invalid_request"),
-    of("400 of a key", 400, google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", INVALID_KEY), "upstream_auth", **OUT),
-    of("400 of a key that has expired", 400, google(400, "INVALID_ARGUMENT", "API key expired. Please renew the API key."), "upstream_auth", **OUT),
-    of("400 of the region", 400, google(400, "FAILED_PRECONDITION", "User location is not supported for the API use."), "upstream_auth", **OUT),
-    of("400 of the region without billing", 400, google(400, "FAILED_PRECONDITION", "Gemini API free tier is not available in your country. Please enable billing; this requires billing to be enabled."), "upstream_billing", **OUT),
-    of("403", 403, google(403, "PERMISSION_DENIED", "Permission denied."), "upstream_auth", **OUT),
-    of("404", 404, google(404, "NOT_FOUND", "models/x is not found for API version v1beta"), "model_not_available", **NO_MODEL),
-    of("429 with RetryInfo", 429, google(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted.", RETRY_INFO), "upstream_rate_limited", **COOLS, wait_s=12.0),
-    of("429 with its text", 429, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota. Quota exceeded for metric: x, limit: 10. Please retry in 7.5s."), "upstream_rate_limited", **COOLS, wait_s=7.5),
-    of("429 of the free tier", 429, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for metric: x, limit: 0. Please retry in 12s."), "upstream_billing", **OUT),
-    of("429 without prepaid credits", 429, google(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted."), "upstream_billing", **OUT),
-    of("499", 499, google(499, "CANCELLED", "The operation was cancelled."), "upstream_error", **UNSURE),
-    of("500", 500, google(500, "INTERNAL", "An internal error has occurred."), "upstream_error", **AGAIN),
-    of("503", 503, google(503, "UNAVAILABLE", "The model is overloaded."), "upstream_overloaded", **AGAIN),
-    of("504", 504, google(504, "DEADLINE_EXCEEDED", "Deadline expired."), "upstream_error", **UNSURE),
-    of("error under a 200", 200, google(503, "UNAVAILABLE", "The model is overloaded."), "upstream_overloaded", retry=True, elsewhere=True),
-    *(of(f"prompt blocked: {reason}", 200, {"promptFeedback": {"blockReason": reason}, "usageMetadata": {"promptTokenCount": 5}}, "content_policy", detail=reason)
+    row_of("image", 200, candidate(DRAWN), 1),
+    row_of("image with text", 200, candidate({"text": "Here it is."}, DRAWN), 1),
+    row_of("image in a thought", 200, candidate(DRAWN | {"thought": True}), **EMPTY),
+    row_of("image in snake case", 200, candidate({"inline_data": {"mime_type": "image/png", "data": B64}}), 1),
+    row_of("400", 400, google(400, "INVALID_ARGUMENT", "Request contains an invalid argument."), "upstream_invalid_request"),
+    row_of("400 in a list", 400, [google(400, "INVALID_ARGUMENT", "Bad.")], "upstream_invalid_request"),
+    row_of("400 of a key", 400, google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.", INVALID_KEY), "upstream_auth", **OUT),
+    row_of("400 of a key that has expired", 400, google(400, "INVALID_ARGUMENT", "API key expired. Please renew the API key."), "upstream_auth", **OUT),
+    row_of("400 of the region", 400, google(400, "FAILED_PRECONDITION", "User location is not supported for the API use."), "upstream_auth", **OUT),
+    row_of("400 of the region without billing", 400, google(400, "FAILED_PRECONDITION", "Gemini API free tier is not available in your country. Please enable billing; this requires billing to be enabled."), "upstream_billing", **OUT),
+    row_of("403", 403, google(403, "PERMISSION_DENIED", "Permission denied."), "upstream_auth", **OUT),
+    row_of("404", 404, google(404, "NOT_FOUND", "models/x is not found for API version v1beta"), "model_not_available", **NO_MODEL),
+    row_of("429 with RetryInfo", 429, google(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted.", RETRY_INFO), "upstream_rate_limited", **COOLS, wait_s=12.0),
+    row_of("429 with its text", 429, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota. Quota exceeded for metric: x, limit: 10. Please retry in 7.5s."), "upstream_rate_limited", **COOLS, wait_s=7.5),
+    row_of("429 of the free tier", 429, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for metric: x, limit: 0. Please retry in 12s."), "upstream_billing", **OUT),
+    row_of("429 without prepaid credits", 429, google(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted."), "upstream_billing", **OUT),
+    row_of("499", 499, google(499, "CANCELLED", "The operation was cancelled."), "upstream_error", **UNSURE),
+    row_of("500", 500, google(500, "INTERNAL", "An internal error has occurred."), "upstream_error", **AGAIN),
+    row_of("503", 503, google(503, "UNAVAILABLE", "The model is overloaded."), "upstream_overloaded", **AGAIN),
+    row_of("504", 504, google(504, "DEADLINE_EXCEEDED", "Deadline expired."), "upstream_error", **UNSURE),
+    row_of("error under a 200", 200, google(503, "UNAVAILABLE", "The model is overloaded."), "upstream_overloaded", retry=True, elsewhere=True),
+    *(row_of(f"prompt blocked: {reason}", 200, {"promptFeedback": {"blockReason": reason}, "usageMetadata": {"promptTokenCount": 5}}, "content_policy", detail=reason)
       for reason in ("SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "IMAGE_SAFETY", "OTHER")),
-    *(of(f"ended: {end}", 200, candidate(end=end, drawn=0), "content_policy", detail=end)
+    *(row_of(f"ended: {end}", 200, candidate(end=end, drawn=0), "content_policy", detail=end)
       for end in ("SAFETY", "PROHIBITED_CONTENT", "RECITATION", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION")),
-    of("ended: IMAGE_SAFETY after the image was made", 200, candidate(end="IMAGE_SAFETY"), "content_policy", paid="yes"),
-    *(of(f"ended: {end}", 200, candidate(end=end, drawn=0), **EMPTY) for end in ("IMAGE_OTHER", "NO_IMAGE", "STOP", "MAX_TOKENS")),
-    of("a refusal in words", 200, candidate({"text": "I can't generate images of that kind."}), "content_policy", paid="yes"),
-    of("a question in words", 200, candidate({"text": "Which colour?"}), **EMPTY, detail="Which colour?"),
-    of("candidates of another shape", 200, {"candidates": "x"}, **EMPTY),
-    of("bytes that are no base64", 200, candidate({"inlineData": {"data": "!"}}), **EMPTY),
+    row_of("ended: IMAGE_SAFETY after the image was made", 200, candidate(end="IMAGE_SAFETY"), "content_policy", paid="yes"),
+    *(row_of(f"ended: {end}", 200, candidate(end=end, drawn=0), **EMPTY) for end in ("IMAGE_OTHER", "NO_IMAGE", "STOP", "MAX_TOKENS")),
+    row_of("a refusal in words", 200, candidate({"text": "I can't generate images of that kind."}), "content_policy", paid="yes"),
+    row_of("a question in words", 200, candidate({"text": "Which colour?"}), **EMPTY, detail="Which colour?"),
+    row_of("candidates of another shape", 200, {"candidates": "x"}, **EMPTY),
+    row_of("bytes that are no base64", 200, candidate({"inlineData": {"data": "!"}}), **EMPTY),
 )  # fmt: skip
 
 
@@ -123,19 +123,19 @@ def chat(end: str = "stop", usage: object = None, **message: object) -> dict[str
 URI = f"data:image/png;base64,{B64}"
 
 CHAT = with_odd_answers(
-    of("list of images", 200, chat(images=[{"type": "image_url", "image_url": {"url": URI}}]), 1),
-    of("data URI in Markdown", 200, chat(content=f"![image]({URI})"), 1),
-    of("link in Markdown", 200, chat(content="![image](https://a.example/1.png)"), 1),
-    of("withheld", 200, chat("content_filter"), "content_policy"),
-    of("withheld and charged", 200, chat("IMAGE_SAFETY", {"completion_tokens": 9}), "content_policy", paid="yes"),
-    of("a refusal in words", 200, chat(content="I cannot create that image."), "content_policy", paid="yes"),
-    of("other words", 200, chat(content="Which colour?"), **EMPTY, detail="Which colour?"),
-    of("no choices", 200, {"choices": []}, **EMPTY),
-    of("error in a choice", 200, {"choices": [{"error": {"code": 502, "message": "Provider failed"}}]}, "upstream_error", **AGAIN),
-    of("error under a 200", 200, {"error": {"code": 429, "message": "slow down"}}, "upstream_rate_limited", **COOLS),
-    of("402", 402, {"error": {"code": 402, "message": "Insufficient credits"}}, "upstream_billing", **OUT),
-    of("403 moderated", 403, {"error": {"code": 403, "message": "Your input was flagged by moderation", "metadata": {"reasons": ["x"]}}}, "content_policy"),
-    of("404 of a model", 404, {"error": {"code": 404, "message": "No endpoints found for x"}}, "model_not_available", **NO_MODEL),
+    row_of("list of images", 200, chat(images=[{"type": "image_url", "image_url": {"url": URI}}]), 1),
+    row_of("data URI in Markdown", 200, chat(content=f"![image]({URI})"), 1),
+    row_of("link in Markdown", 200, chat(content="![image](https://a.example/1.png)"), 1),
+    row_of("withheld", 200, chat("content_filter"), "content_policy"),
+    row_of("withheld and charged", 200, chat("IMAGE_SAFETY", {"completion_tokens": 9}), "content_policy", paid="yes"),
+    row_of("a refusal in words", 200, chat(content="I cannot create that image."), "content_policy", paid="yes"),
+    row_of("other words", 200, chat(content="Which colour?"), **EMPTY, detail="Which colour?"),
+    row_of("no choices", 200, {"choices": []}, **EMPTY),
+    row_of("error in a choice", 200, {"choices": [{"error": {"code": 502, "message": "Provider failed"}}]}, "upstream_error", **AGAIN),
+    row_of("error under a 200", 200, {"error": {"code": 429, "message": "slow down"}}, "upstream_rate_limited", **COOLS),
+    row_of("402", 402, {"error": {"code": 402, "message": "Insufficient credits"}}, "upstream_billing", **OUT),
+    row_of("403 moderated", 403, {"error": {"code": 403, "message": "Your input was flagged by moderation", "metadata": {"reasons": ["x"]}}}, "content_policy"),
+    row_of("404 of a model", 404, {"error": {"code": 404, "message": "No endpoints found for x"}}, "model_not_available", **NO_MODEL),
 )  # fmt: skip
 
 
@@ -154,24 +154,24 @@ def silicon(code: int | str, message: str) -> dict[str, object]:
 
 
 SILICONFLOW = with_odd_answers(
-    of("images", 200, {"images": [{"url": IMAGE}], "timings": {"inference": 1.2}, "seed": 1}, 1),
-    of("images in data", 200, {"data": [{"url": IMAGE}]}, 1),
-    of("no image", 200, {"images": []}, 0),
-    of("entry without a link", 200, {"images": [{"url": None}]}, 0),
-    of("400 of a model", 400, silicon(20012, "Model does not exist. Please check it carefully."), "model_not_available", **NO_MODEL),
-    of("400 with the code as text", 400, silicon("20012", "Model does not exist."), "model_not_available", **NO_MODEL),
-    of("400 of a field", 400, silicon(20015, "The parameter is invalid. Please check again."), "upstream_invalid_request"),
-    of("401", 401, '"Invalid token"', "upstream_auth", **OUT),
-    of("403 without balance", 403, silicon(30001, "Sorry, your account balance is insufficient"), "upstream_billing", **OUT),
-    of("403 without a real name", 403, silicon(30011, "The model requires real-name authentication. Please complete it first."), "upstream_auth", **OUT),
-    of("403 of a model", 403, silicon(30003, "Model disabled."), "model_not_available", **NO_MODEL),
-    of("404", 404, "404 page not found", "upstream_invalid_request"),
-    of("429 of a minute", 429, silicon(50603, "Request was rejected due to rate limiting. Details: IPM limit reached."), "upstream_rate_limited", **COOLS),
-    of("429 of a day", 429, silicon(50604, "Request was rejected due to rate limiting. Details: IPD limit reached."), "upstream_rate_limited", **COOLS),
-    of("451", 451, silicon(60300, "The prompt contains sensitive content."), "content_policy"),
-    of("500", 500, silicon(50500, "Unknown error, please contact us with the trace id."), "upstream_error", **AGAIN),
-    of("503", 503, silicon(50505, "Model service overloaded. Please try again later."), "upstream_overloaded", **AGAIN),
-    of("504", 504, "Gateway Timeout", "upstream_error", **UNSURE),
+    row_of("images", 200, {"images": [{"url": IMAGE}], "timings": {"inference": 1.2}, "seed": 1}, 1),
+    row_of("images in data", 200, {"data": [{"url": IMAGE}]}, 1),
+    row_of("no image", 200, {"images": []}, 0),
+    row_of("entry without a link", 200, {"images": [{"url": None}]}, 0),
+    row_of("400 of a model", 400, silicon(20012, "Model does not exist. Please check it carefully."), "model_not_available", **NO_MODEL),
+    row_of("400 with the code as text", 400, silicon("20012", "Model does not exist."), "model_not_available", **NO_MODEL),
+    row_of("400 of a field", 400, silicon(20015, "The parameter is invalid. Please check again."), "upstream_invalid_request"),
+    row_of("401", 401, '"Invalid token"', "upstream_auth", **OUT),
+    row_of("403 without balance", 403, silicon(30001, "Sorry, your account balance is insufficient"), "upstream_billing", **OUT),
+    row_of("403 without a real name", 403, silicon(30011, "The model requires real-name authentication. Please complete it first."), "upstream_auth", **OUT),
+    row_of("403 of a model", 403, silicon(30003, "Model disabled."), "model_not_available", **NO_MODEL),
+    row_of("404", 404, "404 page not found", "upstream_invalid_request"),
+    row_of("429 of a minute", 429, silicon(50603, "Request was rejected due to rate limiting. Details: IPM limit reached."), "upstream_rate_limited", **COOLS),
+    row_of("429 of a day", 429, silicon(50604, "Request was rejected due to rate limiting. Details: IPD limit reached."), "upstream_rate_limited", **COOLS),
+    row_of("451", 451, silicon(60300, "The prompt contains sensitive content."), "content_policy"),
+    row_of("500", 500, silicon(50500, "Unknown error, please contact us with the trace id."), "upstream_error", **AGAIN),
+    row_of("503", 503, silicon(50505, "Model service overloaded. Please try again later."), "upstream_overloaded", **AGAIN),
+    row_of("504", 504, "Gateway Timeout", "upstream_error", **UNSURE),
 )  # fmt: skip
 
 
@@ -196,18 +196,18 @@ RATE = "Rate limit reached for gpt-image-2 on images per min. Please try again i
 KONTEXT_LIMIT = "You have reached the rate limit specific to this model black-forest-labs/FLUX.1-kontext-pro. The maximum rate limit for this model is 9.0 queries per minute."
 
 OPENAI = with_odd_answers(
-    of("base64", 200, {"created": 1, "data": [{"b64_json": B64}], "usage": {"output_tokens": 9}}, 1),
-    of("moderated", 400, fault("Your request was rejected by the safety system.", "image_generation_user_error", "moderation_blocked"), "content_policy"),
-    of("policy", 400, fault("no", "invalid_request_error", "content_policy_violation"), "content_policy"),
-    of("bad field", 400, fault("Invalid value: '1x1'.", "invalid_request_error", "invalid_value", "size"), "upstream_invalid_request"),
-    of("401", 401, fault("Incorrect API key provided: sk-***.", "invalid_request_error", "invalid_api_key"), "upstream_auth", **OUT),
-    of("403 of the organization", 403, fault("Your organization must be verified to use the model.", "invalid_request_error"), "upstream_auth", **OUT),
-    of("404", 404, fault("The model 'x' does not exist", "invalid_request_error", "model_not_found"), "model_not_available", **NO_MODEL),
-    of("429 of the rate", 429, fault(RATE, "requests", "rate_limit_exceeded"), "upstream_rate_limited", **COOLS, wait_s=12.0),
-    of("429 of the quota", 429, fault(QUOTA, "insufficient_quota", "insufficient_quota"), "upstream_billing", **OUT),
-    of("400 of the hard limit", 400, fault("Billing hard limit has been reached", "invalid_request_error", "billing_hard_limit_reached"), "upstream_billing", **OUT),
-    of("500", 500, fault("The server had an error", "server_error"), "upstream_error", **AGAIN),
-    of("503", 503, fault("The engine is overloaded", "server_error"), "upstream_overloaded", **AGAIN),
+    row_of("base64", 200, {"created": 1, "data": [{"b64_json": B64}], "usage": {"output_tokens": 9}}, 1),
+    row_of("moderated", 400, fault("Your request was rejected by the safety system.", "image_generation_user_error", "moderation_blocked"), "content_policy"),
+    row_of("policy", 400, fault("no", "invalid_request_error", "content_policy_violation"), "content_policy"),
+    row_of("bad field", 400, fault("Invalid value: '1x1'.", "invalid_request_error", "invalid_value", "size"), "upstream_invalid_request"),
+    row_of("401", 401, fault("Incorrect API key provided: sk-***.", "invalid_request_error", "invalid_api_key"), "upstream_auth", **OUT),
+    row_of("403 of the organization", 403, fault("Your organization must be verified to use the model.", "invalid_request_error"), "upstream_auth", **OUT),
+    row_of("404", 404, fault("The model 'x' does not exist", "invalid_request_error", "model_not_found"), "model_not_available", **NO_MODEL),
+    row_of("429 of the rate", 429, fault(RATE, "requests", "rate_limit_exceeded"), "upstream_rate_limited", **COOLS, wait_s=12.0),
+    row_of("429 of the quota", 429, fault(QUOTA, "insufficient_quota", "insufficient_quota"), "upstream_billing", **OUT),
+    row_of("400 of the hard limit", 400, fault("Billing hard limit has been reached", "invalid_request_error", "billing_hard_limit_reached"), "upstream_billing", **OUT),
+    row_of("500", 500, fault("The server had an error", "server_error"), "upstream_error", **AGAIN),
+    row_of("503", 503, fault("The engine is overloaded", "server_error"), "upstream_overloaded", **AGAIN),
 )  # fmt: skip
 
 
@@ -219,18 +219,18 @@ async def test_each_answer_of_openai_has_its_code_its_cost_and_its_next_call(ses
 
 
 TOGETHER = with_odd_answers(
-    of("link", 200, {"id": "o", "object": "list", "model": "m", "data": [{"index": 0, "url": IMAGE, "timings": {}}]}, 1),
-    of("400 of a field", 400, fault("height must be a multiple of 16", "invalid_request_error"), "upstream_invalid_request"),
-    of("400 of a model", 400, fault("Unable to access non-serverless model X. Please visit https://api.together.ai/models/X", "invalid_request_error", "model_not_available"), "model_not_available", **NO_MODEL),
-    of("401", 401, fault("Invalid API key provided.", "invalid_request_error", "invalid_api_key"), "upstream_auth", **OUT),
-    of("402", 402, fault("Credit limit exceeded, please add credits", "credit_limit"), "upstream_billing", **OUT),
-    of("404", 404, fault("Unable to access model X.", "invalid_request_error", "model_not_available"), "model_not_available", **NO_MODEL),
-    of("422", 422, fault("image may contain NSFW content"), "content_policy"),
-    of("429 of a model", 429, fault(KONTEXT_LIMIT, "model_rate_limit"), "upstream_rate_limited", **COOLS),
-    of("429 with the type of a 402", 429, fault("You have been rate limited. Your rate limit is 60 queries per minute.", "credit_limit"), "upstream_rate_limited", **COOLS, wait_s=1.0),
-    of("429 with the reset", 429, fault("slow down", "dynamic_request_limited"), "upstream_rate_limited", {"x-ratelimit-reset": "4"}, **COOLS, wait_s=4.0),
-    of("500", 500, fault("Internal server error", "server_error"), "upstream_error", **AGAIN),
-    of("503", 503, fault("overloaded"), "upstream_overloaded", **AGAIN),
+    row_of("link", 200, {"id": "o", "object": "list", "model": "m", "data": [{"index": 0, "url": IMAGE, "timings": {}}]}, 1),
+    row_of("400 of a field", 400, fault("height must be a multiple of 16", "invalid_request_error"), "upstream_invalid_request"),
+    row_of("400 of a model", 400, fault("Unable to access non-serverless model X. Please visit https://api.together.ai/models/X", "invalid_request_error", "model_not_available"), "model_not_available", **NO_MODEL),
+    row_of("401", 401, fault("Invalid API key provided.", "invalid_request_error", "invalid_api_key"), "upstream_auth", **OUT),
+    row_of("402", 402, fault("Credit limit exceeded, please add credits", "credit_limit"), "upstream_billing", **OUT),
+    row_of("404", 404, fault("Unable to access model X.", "invalid_request_error", "model_not_available"), "model_not_available", **NO_MODEL),
+    row_of("422", 422, fault("image may contain NSFW content"), "content_policy"),
+    row_of("429 of a model", 429, fault(KONTEXT_LIMIT, "model_rate_limit"), "upstream_rate_limited", **COOLS),
+    row_of("429 with the type of a 402", 429, fault("You have been rate limited. Your rate limit is 60 queries per minute.", "credit_limit"), "upstream_rate_limited", **COOLS, wait_s=1.0),
+    row_of("429 with the reset", 429, fault("slow down", "dynamic_request_limited"), "upstream_rate_limited", {"x-ratelimit-reset": "4"}, **COOLS, wait_s=4.0),
+    row_of("500", 500, fault("Internal server error", "server_error"), "upstream_error", **AGAIN),
+    row_of("503", 503, fault("overloaded"), "upstream_overloaded", **AGAIN),
 )  # fmt: skip
 
 
@@ -254,18 +254,18 @@ def polled(body: object, status: int = 200) -> dict[str, Any]:
 
 RELAY = with_odd_answers(
     Row("accepted in a list", {}, 1),
-    of("accepted in an object", 200, {"data": {"status": "submitted", "task_id": "task_1"}}, 1),
-    of("accepted with a 202", 202, SUB2API | {"poll_url": "{BASE}/v1/images/tasks/imgtask_1"}, 1),
-    of("address abroad", 202, SUB2API | {"poll_url": FOREIGN}, 1, {"Location": FOREIGN}),
-    of("no id", 202, {"status": "processing"}, **EMPTY),
-    of("images at once", 200, {"created": 1, "data": [{"url": IMAGE}]}, 1),
-    of("envelope of a 401", 200, {"code": 401, "message": "invalid token", "data": None}, "upstream_auth", **OUT),
-    of("envelope of a 402", 200, {"code": "402", "message": "no credits left", "data": []}, "upstream_billing", **OUT),
-    of("envelope of a 429", 200, {"code": 429, "message": "slow down"}, "upstream_rate_limited", **COOLS),
-    of("envelope of a 500", 200, {"code": 500, "message": "It failed", "data": None}, "upstream_error", **AGAIN),
-    of("402", 402, {"error": {"code": 402, "message": "Insufficient balance", "type": "insufficient_quota"}}, "upstream_billing", **OUT),
-    of("403 of a quota", 403, fault("用户额度不足, 剩余额度: 0", "new_api_error", "insufficient_user_quota"), "upstream_billing", **OUT),
-    of("503 without a channel", 503, fault("No available channel for model x", "new_api_error"), "upstream_overloaded", **AGAIN),
+    row_of("accepted in an object", 200, {"data": {"status": "submitted", "task_id": "task_1"}}, 1),
+    row_of("accepted with a 202", 202, SUB2API | {"poll_url": "{BASE}/v1/images/tasks/imgtask_1"}, 1),
+    row_of("address abroad", 202, SUB2API | {"poll_url": FOREIGN}, 1, {"Location": FOREIGN}),
+    row_of("no id", 202, {"status": "processing"}, **EMPTY),
+    row_of("images at once", 200, {"created": 1, "data": [{"url": IMAGE}]}, 1),
+    row_of("envelope of a 401", 200, {"code": 401, "message": "invalid token", "data": None}, "upstream_auth", **OUT),
+    row_of("envelope of a 402", 200, {"code": "402", "message": "no credits left", "data": []}, "upstream_billing", **OUT),
+    row_of("envelope of a 429", 200, {"code": 429, "message": "slow down"}, "upstream_rate_limited", **COOLS),
+    row_of("envelope of a 500", 200, {"code": 500, "message": "It failed", "data": None}, "upstream_error", **AGAIN),
+    row_of("402", 402, {"error": {"code": 402, "message": "Insufficient balance", "type": "insufficient_quota"}}, "upstream_billing", **OUT),
+    row_of("403 of a quota", 403, fault("用户额度不足, 剩余额度: 0", "new_api_error", "insufficient_user_quota"), "upstream_billing", **OUT),
+    row_of("503 without a channel", 503, fault("No available channel for model x", "new_api_error"), "upstream_overloaded", **AGAIN),
     Row("job: failed", polled({"code": 200, "data": {"status": "failed", "error": {"code": 500, "message": "It failed", "type": "server_error"}}}), "upstream_error", retry=True),
     Row("job: failed for its content", polled({"code": 200, "data": {"status": "failed", "error": "content policy violation"}}), "content_policy"),
     Row("job: failed with a status", polled(SUB2API | {"status": "failed", "http_status": 400, "error": {"message": "bad prompt", "code": "invalid_request"}}), "upstream_invalid_request"),

@@ -226,19 +226,19 @@ async def test_reused_images_are_not_priced_but_saved(one) -> None:
         images = max((task.images for task in finished), key=len)[: family.request.n]
         return ReusedImages(tuple(replace(image, reused=True) for image in images))
 
-    def of(n: int):
+    def priced_images(n: int):
         return replace(family_submission("a", n), cost=Cost(n * 100))
 
-    await one.client_queue.submit(of(2), reuse)
+    await one.client_queue.submit(priced_images(2), reuse)
     (claim,) = await one.parts.leases.hold(await one.verbs.read_entries("i", 10, 0.01))
     await one.worker_queue.start(claim)
     images = [IMAGE, replace(IMAGE, index=1)]
     claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(200).paid(200))
     task = replace(claim.task, cost=claim.cost.ended())
     await one.worker_queue.finish(claim, transitions.completed(task, images, [], now=time.time(), ttl_s=60))
-    whole = (await one.client_queue.submit(of(1), reuse)).task
+    whole = (await one.client_queue.submit(priced_images(1), reuse)).task
     assert (whole.cost.estimated, whole.cost.saved, whole.cost.charged) == (0, 100, 0)
-    part = (await one.client_queue.submit(of(5), reuse)).task
+    part = (await one.client_queue.submit(priced_images(5), reuse)).task
     assert (part.cost.estimated, part.cost.saved, part.cost.reserved) == (300, 200, 300)
     assert await used(one) == 500
 

@@ -345,14 +345,17 @@ async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instanc
     assert commands.counted == 2 + 2 * len(claims)
 
 
-def of(client: str, *names):
+def submissions_of(client: str, *names):
     return [replace(submission(f"{client}{name}"), client=client) for name in names]
 
 
 async def put_for(instance, client: str, *names, together: bool = True):
     if together:
-        return [each.task for each in await asyncio.gather(*map(instance.client_queue.submit, of(client, *names)))]
-    return [(await instance.client_queue.submit(each)).task for each in of(client, *names)]
+        return [
+            each.task
+            for each in await asyncio.gather(*map(instance.client_queue.submit, submissions_of(client, *names)))
+        ]
+    return [(await instance.client_queue.submit(each)).task for each in submissions_of(client, *names)]
 
 
 async def run_one_by_one(instance, count: int) -> None:

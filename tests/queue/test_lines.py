@@ -24,12 +24,12 @@ from imagegen.tasks.webhook import Webhook
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
-def of(client: str, name: object):
+def submission_of(client: str, name: object):
     return replace(submission(f"{client}{name}"), client=client)
 
 
 async def put(instance, client: str, count: int, first: int = 0):
-    submissions = [of(client, number) for number in range(first, first + count)]
+    submissions = [submission_of(client, number) for number in range(first, first + count)]
     return [each.task for each in await asyncio.gather(*map(instance.client_queue.submit, submissions))]
 
 
@@ -205,7 +205,7 @@ async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once
     one = make_instance(slots=1)
     tasks = await put(one, "a", 4)
     await one.client_queue.cancel(tasks[2].id)
-    again = await one.client_queue.submit(of("a", 2))
+    again = await one.client_queue.submit(submission_of("a", 2))
     assert again.cached is CacheResult.MISS
     assert again.task.sequence > tasks[2].sequence
     assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[3].id, tasks[2].id]
@@ -214,7 +214,7 @@ async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once
 async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make_instance) -> None:
     one, two = make_instance(slots=1), make_instance(slots=1, start=False)
     tasks = await put(one, "a", 4)
-    joined = await two.client_queue.submit(of("a", 3))
+    joined = await two.client_queue.submit(submission_of("a", 3))
     assert joined.cached is CacheResult.COALESCED
     assert joined.task.epoch == tasks[3].epoch
     cancelled = await two.client_queue.cancel(tasks[3].id)
@@ -226,7 +226,7 @@ async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make
 async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
-    hooked = replace(of("a", 2), webhooks=(Webhook("https://example.com/hook", "https://example.com"),))
+    hooked = replace(submission_of("a", 2), webhooks=(Webhook("https://example.com/hook", "https://example.com"),))
     await one.client_queue.add_webhooks(hooked, await one.client_queue.submit(hooked))
     assert await run_all(one) == [task.id for task in tasks]
     assert await one.connection.commands.zcard(one.keys.outbox) == 1
@@ -263,7 +263,7 @@ async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance) -
     await one.crash()
     await one.connection.commands.delete(one.keys.line("a"))
     two = make_instance(slots=1)
-    again = await two.client_queue.submit(of("a", 2))
+    again = await two.client_queue.submit(submission_of("a", 2))
     assert again.cached is CacheResult.MISS
     started: list[str] = []
     await run(two, started, 3)
@@ -315,10 +315,10 @@ async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(
     one = make_instance(slots=1, max_queue=6, start=False)
     await one.verbs.create_group()
     for number in range(6):
-        await one.client_queue.submit(of("a", number))
+        await one.client_queue.submit(submission_of("a", number))
     assert (await one.parts.monitor.waiting()).depth == 6
     with pytest.raises(QueueFull):
-        await one.client_queue.submit(of("b", 0))
+        await one.client_queue.submit(submission_of("b", 0))
 
 
 async def test_keys_of_another_type_are_moved_aside(make_instance) -> None:
@@ -347,7 +347,9 @@ class Disorder:
     async def submit(self) -> None:
         instance, client = self.random.choice(self.instances), self.random.choice("ab")
         names = self.random.sample(range(25), 6)
-        for answer in await asyncio.gather(*(instance.client_queue.submit(of(client, name)) for name in names)):
+        for answer in await asyncio.gather(
+            *(instance.client_queue.submit(submission_of(client, name)) for name in names)
+        ):
             self.accepted.add(answer.task.id)
 
     async def cancel(self) -> None:

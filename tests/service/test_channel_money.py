@@ -90,7 +90,7 @@ def test_a_job_of_a_key_that_left_the_pool_counts_as_lost_and_is_made_once_more(
         assert log.count("belongs to a key that is not in CHANNELS_FILE any more") == 1
 
 
-def test_a_job_of_a_key_that_left_the_pool_is_collected_by_another_key_of_the_account(
+def test_another_key_of_the_account_collects_the_job_of_a_removed_key(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
     with emulator("dashscope") as upstream:
@@ -100,7 +100,7 @@ def test_a_job_of_a_key_that_left_the_pool_is_collected_by_another_key_of_the_ac
         assert "belongs to a key" not in log
 
 
-def test_a_retired_key_in_a_channel_of_its_own_collects_its_jobs_and_gets_no_calls(
+def test_a_retired_key_in_its_own_channel_only_collects_its_jobs(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
     with emulator("fal") as upstream:
@@ -202,7 +202,7 @@ def test_a_channel_beyond_the_limit_gets_no_call_when_the_cheap_one_fails(
         assert [(task["channel"], task["attempts"]) for task in (free, limited)] == [("dear", 1), ("cheap", 2)]
 
 
-def test_a_task_stays_at_its_channel_when_the_budget_has_no_room_for_a_dearer_one(
+def test_a_task_stays_at_its_channel_if_the_budget_is_below_a_dearer_one(
     start_service: Start, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     with serving(dear := Upstream()):

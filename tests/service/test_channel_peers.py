@@ -55,7 +55,7 @@ def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
         assert len(upstream.calls) == 10
 
 
-def test_many_tasks_of_another_instance_are_handed_to_it_and_none_goes_around_in_circles(
+def test_many_tasks_of_another_instance_are_handed_to_it_once(
     start_service: Start, shared_redis: str, tmp_path: Path
 ) -> None:
     with serving(upstream := Upstream(delay_s=0.05)):
@@ -99,7 +99,7 @@ def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(
         assert one.made(prompt="its own", model="mine")["channel"] == "mine"
 
 
-def test_equal_bytes_are_refused_after_the_last_instance_that_serves_their_model_has_left(
+def test_equal_bytes_are_refused_once_no_instance_serves_their_model(
     start_service: Start, shared_redis: str, tmp_path: Path
 ) -> None:
     with serving(upstream := Upstream()):

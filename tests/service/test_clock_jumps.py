@@ -67,7 +67,7 @@ def test_a_start_with_a_clock_that_is_ahead_removes_no_image(
     check_stored(service, upstream, task, "before")
 
 
-def test_a_repeat_of_a_failed_call_gets_the_same_failure_when_the_clock_is_ahead(
+def test_a_repeat_of_a_failed_call_fails_alike_when_the_clock_is_ahead(
     start_service, upstream: EmulatorProcess, clock: Path
 ) -> None:
     clock.write_text(f"{DAYS_S}")

@@ -71,7 +71,7 @@ def test_what_goes_wrong_has_its_code(provider: Provider, switch: str, code: str
     assert len(calls_about(provider.upstream, text)) == calls
 
 
-def test_a_text_in_place_of_an_image_is_requested_once_more_and_charged_by_its_tokens(provider: Provider) -> None:
+def test_a_text_in_place_of_an_image_is_requested_again_and_charged(provider: Provider) -> None:
     if provider.name == "siliconflow":
         pytest.skip("it answers with images alone")
     task = provider.service.made(prompt='at first a text {{fault:job text="Which one?" times=1}}')

@@ -50,7 +50,7 @@ def test_a_job_of_another_task_is_never_taken_for_a_lost_call(
         assert (len(jobs), task["possiblyBilledTwice"]) == (2, 1)
 
 
-def test_a_job_whose_task_has_not_read_its_response_yet_is_not_taken_for_a_lost_call(
+def test_a_job_with_an_unread_response_is_not_taken_for_a_lost_call(
     start_service: Start, shared_redis: str, tmp_path: Path
 ) -> None:
     with EmulatorProcess("replicate", module="imagegen.emulator.job_command") as upstream:

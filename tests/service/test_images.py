@@ -291,7 +291,7 @@ def test_a_deleted_data_folder_makes_the_service_not_ready(start_service, upstre
     assert service.log.count("Images can't be saved") == 1
 
 
-def test_an_image_is_served_by_another_instance_as_soon_as_its_task_is_completed(
+def test_another_instance_serves_an_image_once_its_task_is_completed(
     start_service, upstream: EmulatorProcess, redis_url: str
 ) -> None:
     first, second = (start_service(upstream.url, REDIS_URL=redis_url) for _ in range(2))

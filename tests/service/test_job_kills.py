@@ -137,7 +137,7 @@ def test_a_kill_at_any_moment_loses_no_task_and_no_cent(tmp_path: Path) -> None:
         assert instances.figures["kills"] == QUICK
 
 
-def test_an_idle_instance_collects_a_job_that_ended_meanwhile_soon_after_the_lease(tmp_path: Path) -> None:
+def test_an_idle_instance_collects_an_ended_job_soon_after_the_lease(tmp_path: Path) -> None:
     with pair("fal", tmp_path / "fal", 2) as instances:
         for service in instances.services:
             instances.kill_file(service).write_text("polled 1")

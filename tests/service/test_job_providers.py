@@ -122,9 +122,7 @@ def test_a_restart_resumes_the_job_and_never_submits_it_again(provider: Provider
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_job_is_collected_during_a_pause_of_claiming_though_its_instance_ended(
-    start_service: Start, number: signal.Signals
-) -> None:
+def test_a_paused_service_collects_the_job_of_an_ended_instance(start_service: Start, number: signal.Signals) -> None:
     with EmulatorProcess("bfl", module="imagegen.emulator.job_command") as upstream:
         service = start_service(**settings_of("bfl", upstream.url), DRAIN_SECONDS="0.1")
         task_id = service.accepted(prompt="begun before the pause {{fault:job job_s=1.5}}")
@@ -142,7 +140,7 @@ def test_a_job_is_collected_during_a_pause_of_claiming_though_its_instance_ended
         service.completed(waiting)
 
 
-def test_a_job_with_a_lost_response_is_found_in_the_list_or_recorded_as_paid_twice(provider: Provider) -> None:
+def test_a_job_with_a_lost_response_is_found_or_recorded_as_paid_twice(provider: Provider) -> None:
     task = provider.service.made(prompt="lost answer {{fault:job answer=lost times=1}}")
     more = {"fal": 1, "bfl": 1, "replicate": 0, "dashscope": 0}[provider.name]
     assert (len(provider.jobs("lost answer")), task.get("possiblyBilledTwice", 0)) == (1 + more, more)
