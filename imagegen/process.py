@@ -95,9 +95,15 @@ async def drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> No
 
 
 def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
+    """Return the event that a signal to stop sets; no other usual signal may end the process within a paid call."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(number, logger.info, "{} has no meaning for imagegen", number.name)
     return stop
 
 
@@ -118,3 +124,5 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
         return 2
+    finally:
+        start_checks.flush_standard_streams()

@@ -311,14 +311,14 @@ def redis_server(folder: Path, port: int, *arguments: str) -> Iterator[None]:
     command = [find_binary().path, "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        eventually(lambda: _listens(port))
+        eventually(lambda: listens(port))
         yield
     finally:
         server.terminate()
         server.wait(10)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), 1):
             return True

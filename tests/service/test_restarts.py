@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from emulator_fixtures import EmulatorProcess
-from service.running import Service, at_once, calls_about, eventually
+from ports import free_port
+from service.running import RUN, START_S, Service, at_once, calls_about, environment, eventually, listens
 
 
 def in_flight(upstream: EmulatorProcess, text: str) -> bool:
@@ -55,18 +59,18 @@ def test_no_answer_about_a_task_falls_behind_those_of_an_instance_that_was_kille
     assert listed["processing"]["tasks"] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_running_task_is_finished_before_the_exit(
     start_service, upstream: EmulatorProcess, number: signal.Signals
 ) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="1")
-    prompt = f"at the end {number} {{{{fault:ok delay_s=0.7}}}}"
+    prompt = f"at the end {number.name} {{{{fault:ok delay_s=0.7}}}}"
     running = service.accepted(prompt=prompt)
-    waiting = service.accepted(prompt=f"behind it {number}")
+    waiting = service.accepted(prompt=f"behind it {number.name}")
     eventually(lambda: in_flight(upstream, prompt))
     service.signal(number)
     eventually(lambda: service.get("/readyz").status == 503)
-    refused = service.submit(prompt=f"too late {number}")
+    refused = service.submit(prompt=f"too late {number.name}")
     assert refused.error == (503, "draining")
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.headers["Connection"].lower() == "close"
@@ -77,7 +81,7 @@ def test_a_running_task_is_finished_before_the_exit(
     service.start()
     assert service.task(running)["status"] == "completed"
     assert service.completed(waiting)["attempts"] == 1
-    assert len(calls_about(upstream, prompt)) == len(calls_about(upstream, f"behind it {number}")) == 1
+    assert len(calls_about(upstream, prompt)) == len(calls_about(upstream, f"behind it {number.name}")) == 1
     assert service.get(f"/api/images/{running}/0").status == 200
 
 
@@ -102,6 +106,28 @@ def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_serv
     task = service.completed(task_id, within_s=20)
     assert task["possiblyBilledTwice"] == 1
     assert len(calls_about(upstream, prompt)) == 2
+
+
+def test_a_signal_without_a_meaning_changes_nothing(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+        service.signal(number)
+    eventually(lambda: "SIGUSR2 has no meaning" in service.log)
+    assert service.made(prompt="after the signals")["attempts"] == 1
+
+
+def test_a_full_disk_of_the_log_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    port = free_port()
+    with Path("/dev/full").open("w") as full:
+        environ = environment(tmp_path, {"PORT": str(port)})
+        process = subprocess.Popen([sys.executable, str(RUN)], cwd=tmp_path, env=environ, stdout=full, stderr=full)
+    try:
+        eventually(lambda: listens(port), START_S)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_second_signal_ends_the_service_at_once(start_service, upstream: EmulatorProcess) -> None:
