@@ -18,7 +18,7 @@ from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.formats import plain_base64
 from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkClient, LinkResponse
-from imagegen.images.sniff import NotAnImage, sniff
+from imagegen.images.sniff import QUICK_STEPS, NotAnImage, TooManySteps, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
 from imagegen.images.store import PIECE_BYTES, VerifiedImage, in_check_thread, in_file_thread
 from imagegen.ssrf import blocked_cause, check_host
@@ -105,7 +105,7 @@ class ImageFetcher:
                 return await self._decode(image.text)
             self._check_size(len(image.data))
             if len(image.data) <= SMALL_BYTES:
-                return sniff(image.data)
+                return await _checked(image.data)
             return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
             detail = _printable(f"{self._subject} can't be used: {error}")
@@ -204,7 +204,9 @@ class ImageFetcher:
         if length is not None and response.content.is_eof():
             data = response.content.read_nowait()
             plain = _plain_of(data[:2], encoding, self._check_size)
-            return sniff(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
+            if plain is None:
+                return await _checked(data)
+            return await self._write_decoded(self._spool.sink(), plain([data]))
         pieces: list[bytes] = []
         pending = total = 0
         plain, flush_bytes = None, _FLUSH_BYTES
@@ -221,7 +223,7 @@ class ImageFetcher:
                     await in_check_thread(sink.write, plain(pieces) if plain else pieces)
                     pieces, pending = [], 0
             if plain is None and total <= SMALL_BYTES:
-                return sniff(b"".join(pieces))
+                return await _checked(b"".join(pieces))
             return await in_check_thread(sink.finish, plain(pieces) if plain else pieces)
         finally:
             if not sink.closed:
@@ -260,7 +262,7 @@ class ImageFetcher:
     async def _decode_plain(self, text: memoryview) -> VerifiedImage:
         self._check_size(len(text) // 4 * 3)
         if len(text) <= SMALL_BYTES:
-            return sniff(b"".join(_decoded(text)))
+            return await _checked(b"".join(_decoded(text)))
         return await self._write_decoded(self._spool.sink(must_hold=True), _decoded(text))
 
     @staticmethod
@@ -299,6 +301,14 @@ async def _filled(receiver: BodyReceiver, buffer: memoryview, broken: list[Excep
     except (aiohttp.ClientError, OSError) as error:
         broken.append(error)
     return buffer[: left - receiver.left]
+
+
+async def _checked(data: bytes) -> VerifiedImage:
+    """Check a small image: at once, but in a thread if it has very many parts. Raises NotAnImage."""
+    try:
+        return sniff(data, QUICK_STEPS)
+    except TooManySteps:
+        return await in_check_thread(sniff, data)
 
 
 def _may_pass(error: NotAnImage) -> bool:

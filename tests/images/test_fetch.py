@@ -9,6 +9,7 @@ import io
 import os
 import socket
 import struct
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
 from imagegen.images import fetch, spool
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
+from imagegen.images.sniff import sniff
 from imagegen.images.spool import Spool
 from imagegen.ssrf import guarded_connector
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
@@ -468,6 +470,19 @@ async def test_a_whole_image_is_read_with_any_framing(
     async with open_session(frozenset({upstream.host})) as session:
         image = await make_fetcher(session, frozenset({upstream.host})).fetch(upstream.link("/x"))
     assert image.size_bytes == len(data)
+
+
+async def test_a_small_image_of_many_parts_does_not_block_the_loop(fetcher: ImageFetcher) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16), "teal").save(file, "JPEG")
+    jpeg = file.getvalue()
+    data = jpeg[:2] + b"\xff\xfe\0\2" * 60_000 + b"\xff" * 10_000 + jpeg[2:]
+    began_s = time.thread_time()
+    sniff(data)
+    alone_s = time.thread_time() - began_s
+    began_s = time.thread_time()
+    assert (await fetcher.fetch(ImageBytes(data))).size_bytes == len(data)
+    assert time.thread_time() - began_s < alone_s / 3
 
 
 async def test_a_declared_length_that_cuts_an_image_is_not_believed(fetcher: ImageFetcher, upstream: Upstream) -> None:
