@@ -20,6 +20,10 @@ _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno
 """Errors of a disk or a machine that may be over while the service runs."""
 
 
+MIN_STORE_BYTES = 10_000_000
+"""Fewer bytes are five images of a usual size."""
+
+
 def open_standard_streams() -> None:
     """Open what the parent has closed of descriptors 0, 1 and 2, so that no socket or file becomes one of them."""
     for number in range(3):
@@ -101,6 +105,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "ADMIN_TOKEN is not set, and Render keeps no disk: each deploy makes another token; set it to keep one"
     if settings.embed_metadata and settings.image_store == "upstream":
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
+    if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
+        yield "IMAGE_STORE_MAX_BYTES keeps not even some images, so that they are gone as soon as others are made"
 
 
 def _unused(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -77,3 +77,10 @@ def test_a_token_that_the_next_deploy_on_render_replaces_is_warned_of() -> None:
     assert line.startswith("ADMIN_TOKEN is not set")
     assert list(warnings(Settings(on_render=True, admin_token="a-token-of-some-length"))) == []
     assert list(warnings(Settings())) == []
+
+
+def test_a_store_that_holds_next_to_nothing_is_warned_of() -> None:
+    (line,) = warnings(Settings(image_store_max_bytes=5))
+    assert line.startswith("IMAGE_STORE_MAX_BYTES ")
+    assert list(warnings(Settings(image_store_max_bytes=5, image_store="upstream"))) == []
+    assert list(warnings(Settings(image_store_max_bytes=10_000_000))) == []

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 4_096
+MAX_HEAD_BYTES, MAX_HEADERS = 2**16, 1_024
+"""Of each header's value, and of their number: a large cookie does not make a delivered webhook a failed one."""
+
 _TOO_MANY = 429
 
 DueDelivery = tuple[Task, Delivery]
@@ -93,6 +96,8 @@ async def webhook_session(
         trust_env=False,
         auto_decompress=False,
         read_bufsize=MAX_ANSWER_BYTES,
+        max_field_size=MAX_HEAD_BYTES,
+        max_headers=MAX_HEADERS,
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
     ) as session:
         yield session

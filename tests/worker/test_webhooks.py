@@ -436,6 +436,13 @@ async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
     assert time.monotonic() - began < 10
 
 
+async def test_a_response_with_large_and_many_headers_counts(receiver: Receiver) -> None:
+    receiver.script = [
+        web.Response(headers={"Set-Cookie": "a=" + "x" * 30_000} | {f"X-{number}": "x" for number in range(500)})
+    ]
+    assert (await send(receiver.url, timeout_s=20)).status == 200
+
+
 async def test_a_late_response_counts_as_missing() -> None:
     async with receiving(Receiver(hold_s=30)) as silent:
         assert (await send(silent.url)).status is None
