@@ -20,11 +20,14 @@ from orphans import find_browser
 from quick_drawing import draw_quickly
 from support import eventually
 
+from tests.ports import free_port
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
 BROWSER = find_browser()
-FLAGS = ("--no-sandbox", "--disable-gpu")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--process-per-site", "--renderer-process-limit=1")
+"""With one process for all pages, since each new one compiles the scripts of its page again."""
+
 TIMEOUT_MS = 20_000
 DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 """Options of a page. Without animations, each frame of which is drawn by the processor."""
@@ -89,7 +92,7 @@ class Visit:
 
         if await self.page.evaluate("typeof axe") == "undefined":
             await self.page.evaluate(Axe().axe_script)
-        found = await self.page.evaluate("axe.run({ resultTypes: ['violations'] })")
+        found = await self.page.evaluate("axe.run({ resultTypes: ['violations'], selectors: false })")
         return [
             f"{fault['id']}: {node['html']} {node['failureSummary']}"
             for fault in found["violations"]
@@ -174,8 +177,11 @@ class Tabs:
         return tab
 
     async def give_back(self, tab: Tab) -> None:
-        """End the visit of a tab and delete what it has stored."""
+        """End the visit of a tab, with the other pages that it has opened, and delete what it has stored."""
         context = tab.page.context
+        for page in context.pages:
+            if page is not tab.page:
+                await page.close()
         if not tab.is_reused:
             await context.close()
             return
@@ -246,11 +252,25 @@ def open_studio(open_page: OpenPage) -> OpenStudio:
     return visit
 
 
+@pytest.fixture(scope="session")
+def first_port() -> int:
+    """Return the port of each test's first service: the browser reads the scripts of one origin once.
+
+    It keeps images too, so a test that waits for an image to be drawn has a prompt that no other test has.
+    """
+    return free_port()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
+async def start_service(redis_url: str, prefix: str, tmp_path: Path, first_port: int) -> AsyncIterator[StartService]:
     """Start services as `start_service` of the web tests does, on the event loop of the browser."""
+    ports = iter([first_port])
     async with open_services(redis_url, prefix, tmp_path) as start:
-        yield start
+
+        async def start_at(*, port: int | None = None, **overrides: Any) -> Client:
+            return await start(port=port or next(ports, None), **overrides)
+
+        yield start_at
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -81,7 +81,7 @@ async def test_the_gallery_of_this_browser_scrolls_over_five_hundred_tasks_and_f
     service: Client, open_studio: OpenStudio
 ) -> None:
     visit = await open_studio(service)
-    await visit.make("a lighthouse")
+    await visit.make("a lighthouse that is copied")
     await visit.state("completed")
     await visit.page.evaluate(COPY_RECORD, 499)
     await visit.open("#/gallery")
