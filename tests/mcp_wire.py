@@ -18,6 +18,7 @@ LEGACY = "2025-11-25"
 TASKS = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
 
 SCHEMAS = {tool["name"]: tool["outputSchema"] for tool in listing()}
+_VALIDATORS = {name: jsonschema.Draft202012Validator(schema) for name, schema in SCHEMAS.items()}
 
 _ids = itertools.count(1)
 _NAMED = {"tools/call": "name", "tasks/get": "taskId", "tasks/cancel": "taskId", "tasks/update": "taskId"}
@@ -75,7 +76,7 @@ async def result(service, body: dict[str, Any], headers: dict[str, str] | None =
     status, answer = await send(service, body, headers)
     assert status == 200, answer
     if structured := answer["result"].get("structuredContent"):
-        jsonschema.validate(structured, SCHEMAS[body["params"]["name"]])
+        _VALIDATORS[body["params"]["name"]].validate(structured)
     return answer["result"]
 
 

@@ -148,8 +148,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """Open a session whose connections all requests share."""
+    """Open a session whose connections all requests share. It reads no settings of a proxy for each request."""
     with requests.Session() as session:
+        session.trust_env = False
         yield session
 
 
