@@ -73,6 +73,7 @@ class Recovery:
         self._running = False
         self._publish = self._claims_restored = False
         self._ended_at = -math.inf
+        self._recovered_on = ""
         self._restored_at: dict[str, float] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
@@ -175,9 +176,9 @@ class Recovery:
                     self._take_in(task, answer)
 
     async def _recover(self) -> None:
-        began, self._claims_restored = time.monotonic(), False
+        began, self._claims_restored, self._recovered_on = time.monotonic(), False, self._server
         if self._publish:
-            self._notifier.publish("lost")
+            self._notifier.publish("lost", server=self._server)
         await self._verbs.create_group()
         if await self._verbs.restore_budgets():
             logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
@@ -187,7 +188,7 @@ class Recovery:
         self._notifier.publish("restored")
         finished = await self._restore_results()
         if (running or finished) and not self._publish:
-            self._notifier.publish("lost")
+            self._notifier.publish("lost", server=self._server)
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
@@ -273,11 +274,18 @@ class Recovery:
             claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, cached.deliveries))
         return claim
 
-    def on_loss_elsewhere(self, _message: Message) -> None:
-        """Begin a recovery, unless a running or just ended one covers the same loss."""
-        if self._noticed.is_set() or not self._connection.recovered.is_set():
+    @property
+    def _server(self) -> str:
+        """The run id of the server that answered last, empty if it is unknown."""
+        server = self._connection.server
+        return server.run_id if server else ""
+
+    def on_loss_elsewhere(self, message: Message) -> None:
+        """Begin a recovery, unless a running or just ended one of the same server covers the same loss."""
+        is_other = message.get("server", self._recovered_on) != self._recovered_on  # 0.5.1 and before name none
+        if not is_other and (self._noticed.is_set() or not self._connection.recovered.is_set()):
             return
-        if time.monotonic() - self._ended_at > MAX_SETTLE_S:
+        if is_other or time.monotonic() - self._ended_at > MAX_SETTLE_S:
             self.notice("a peer noticed a loss")
         else:
             self._notifier.publish("restored")

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
@@ -157,10 +158,11 @@ class Connection:
         if self.servers.sentinel_service is not None and server.role == "slave":
             raise RedisConnectionError("The sentinel named a replica as the master")
         if server.cluster:
-            await self.servers.learn_nodes(connection)
+            server = replace(server, shard=await self.servers.learn_nodes(connection))
         if server.time is not None:
             self.clock.learn(server.time)
-        previous, self.server = self.server, server
+        previous = self.server
+        self.server = server if previous is None else server.after(previous)
         if previous is not None and server.run_id != previous.run_id and self._may_reconnect():
             self._reconnect()
         if previous is not None and server.replaces(previous):

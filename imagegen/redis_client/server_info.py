@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SAFE_POLICY = "noeviction"
 
@@ -28,6 +28,7 @@ class ServerInfo:
         offset: bytes of the replication stream so far; it never falls while the data set is the same.
         version: of Redis, which other programs report as the one that they equal.
         program: name and own version, such as `valkey 9.1.2`.
+        shard: ids of the cluster nodes that have had our keys, by failovers among them; INFO does not have them.
     """
 
     run_id: str = ""
@@ -39,6 +40,7 @@ class ServerInfo:
     role: str = ""
     eviction_policy: str = ""
     time: float | None = None
+    shard: frozenset[str] = frozenset()
 
     @property
     def evicts(self) -> bool:
@@ -65,15 +67,26 @@ class ServerInfo:
     def replaces(self, previous: ServerInfo) -> bool:
         """Return whether this is another server than the previous one, or the same with less data.
 
-        A cluster's node without shared history took over the slot with all its keys; its data is the same.
+        A cluster's node of another shard took over the slot with all its keys; its data is the same.
         """
-        if self.cluster and not self.replication_ids & previous.replication_ids:
+        if not self.is_of_shard(previous):
             return False
         if self.run_id != previous.run_id:
             return True
         if self.offset is None or previous.offset is None:
             return False
         return self.offset < previous.offset or not self.replication_ids & previous.replication_ids
+
+    def is_of_shard(self, previous: ServerInfo) -> bool:
+        """Return whether this server is no cluster, or took over from the previous one by a failover.
+
+        After forced failovers in a row, two nodes of a shard may have no replication id in common.
+        """
+        return not self.cluster or bool(self.shard & previous.shard or self.replication_ids & previous.replication_ids)
+
+    def after(self, previous: ServerInfo) -> ServerInfo:
+        """Return this server, with the nodes of its shard that the previous one reported."""
+        return replace(self, shard=self.shard | previous.shard) if self.is_of_shard(previous) else self
 
 
 def _program(fields: Mapping[str, str]) -> str:

@@ -109,9 +109,12 @@ class Servers:
         """Query the other nodes of a cluster before the next connect: this one reports that the cluster is down."""
         self._doubted = True
 
-    async def learn_nodes(self, connection: Any) -> None:
-        """Remember the other nodes of a cluster, which replace its node when it is gone."""
-        await self._owner(connection)
+    async def learn_nodes(self, connection: Any) -> frozenset[str]:
+        """Remember the other nodes of a cluster, which replace its node when it is gone.
+
+        Return the ids of those that have our slot, the owner and its replicas, as the connection's node reports them.
+        """
+        return frozenset(name for _, name in await self._holders(connection))
 
     async def unknown_service(self) -> str | None:
         """Return a text if a sentinel answers and watches no service of our name; else None."""
@@ -195,26 +198,32 @@ class Servers:
             async with asyncio.timeout(NODE_TIMEOUT_S):
                 connection = await self._open(node)
                 try:
-                    return await self._owner(connection, node)
+                    holders = await self._holders(connection, node)
+                    return holders[0][0] if holders else None
                 finally:
                     await connection.disconnect(nowait=True)
         except (RedisError, OSError, TimeoutError):
             return None
 
-    async def _owner(self, connection: Any, node: Address | None = None) -> Address | None:
-        """Return the owner of our slot that the connection's node reports; its own address has no host."""
+    async def _holders(self, connection: Any, node: Address | None = None) -> list[tuple[Address, str]]:
+        """Return the owner of our slot and its replicas, with their ids, as the connection's node reports them.
+
+        Its own address has no host.
+        """
         try:
             await connection.send_command("CLUSTER", "SLOTS")
             ranges = await connection.read_response()
         except ResponseError:
-            return None
-        owner = None
+            return []
+        holders: list[tuple[Address, str]] = []
         for first, last, *nodes in ranges:
-            addresses = [(_text(host) or (node or self.address)[0], int(port)) for host, port, *_ in nodes]
-            self._remember(addresses)
-            if first <= self._slot <= last and addresses:
-                owner = addresses[0]
-        return owner
+            named = [
+                ((_text(host) or (node or self.address)[0], int(port)), _text(name)) for host, port, name, *_ in nodes
+            ]
+            self._remember(address for address, _ in named)
+            if first <= self._slot <= last:
+                holders = named
+        return holders
 
 
 def _pool(url: str) -> ConnectionPool:

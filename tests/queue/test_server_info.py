@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from imagegen.redis_client.server_info import ServerInfo
@@ -63,3 +65,16 @@ def test_a_slot_migration_loses_nothing_but_a_promotion_may() -> None:
     cluster = "cluster_enabled:1\r\nrun_id:r2\r\nmaster_repl_offset:5\r\nmaster_replid:"
     assert not ServerInfo.parse(f"{cluster}{OTHER}").replaces(info())
     assert ServerInfo.parse(f"{cluster}{OTHER}\r\nmaster_replid2:{ID}").replaces(info())
+
+
+def test_a_forced_failover_in_a_shard_may_lose_writes_though_the_nodes_share_no_replication_id() -> None:
+    def node(run_id: str, replid: str, *shard: str) -> ServerInfo:
+        text = f"cluster_enabled:1\r\nrun_id:{run_id}\r\nmaster_repl_offset:5\r\nmaster_replid:{replid}"
+        return replace(ServerInfo.parse(text), shard=frozenset(shard))
+
+    first = node("r1", ID, "a", "b")
+    second = node("r2", OTHER, "b")
+    assert second.replaces(first)
+    third = node("r1", "c" * 40, "a")
+    assert third.replaces(second.after(first))
+    assert not node("r3", "d" * 40, "c").replaces(third)
