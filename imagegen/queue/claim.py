@@ -91,6 +91,8 @@ def take_over_state(
     Return whether a call was cut off that may have been paid. That is also assumed if the checkpoint is unreadable, or
     gone although the task was begun, or the entry was idle for longer than a checkpoint lives.
     """
+    if existing is None:
+        count_begun_calls(claim)
     checkpoint, claim.stored_bytes, claim.contested = claim.checkpoint, existing, True
     cut_off = existing is None and (begun or idle_s >= checkpoint_ttl_s(lease_s))
     if existing is not None:
@@ -119,6 +121,15 @@ def take_over_state(
         images=shown_images(claim.task, claim.checkpoint),
     )
     return cut_off
+
+
+def count_begun_calls(claim: Claim) -> None:
+    """Count the calls before a release as lost, since Redis has lost the checkpoint with their images."""
+    lost = claim.task.begun_calls
+    if lost:
+        ambiguous_calls = claim.checkpoint.ambiguous_calls + lost
+        claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=ambiguous_calls)
+        claim.task = replace(claim.task, begun_calls=0, possibly_billed_twice=claim.checkpoint.billed_again)
 
 
 def resume_from_existing(claim: Claim, existing: bytes) -> StartResult:

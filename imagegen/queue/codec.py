@@ -95,6 +95,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     images: of the epoch before, shown until the new ones are stored.
     queued: time of the submit by the server's clock if an earlier entry carried the task; else the entry's id has it.
     reused: images that the task has before its first call.
+    begun: calls that were made before a release, see `Task.begun_calls`.
     """
 
     id: str
@@ -110,6 +111,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     scope: str | None = None
     by: str = ""
     sandbox: bool | None = None
+    begun: int = 0
     cost: Cost | None = None  # the last one: scripts find the client before it
 
 
@@ -275,6 +277,7 @@ def encode_entry(task: Task) -> bytes:
             task.scope,
             task.submitter,
             task.sandbox,
+            task.begun_calls,
             task.cost,
         )
     )
@@ -310,6 +313,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             cost=entry.cost,
             sandbox=entry.sandbox,
             submitter=entry.by,
+            begun_calls=entry.begun,
         )
     except NewerRecord:
         raise

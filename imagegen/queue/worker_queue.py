@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_readable_checkpoint, is_released, shown_images
-from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
+from imagegen.queue.claim import Claim, StartResult, count_begun_calls, resume_from_existing, take_over_state
 from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
@@ -99,6 +99,18 @@ class WorkerQueue:
         if existing and is_released(existing, claim.entry_id):
             resume_from_existing(claim, existing)
 
+    async def _inherit_released(self, claim: Claim) -> bool:
+        """Copy what an earlier owner released, or count its calls as lost if that is gone. Return False for neither."""
+        (existing,) = await self._connection.retry_until_available(self._verbs.read_checkpoints, [claim.task.id])
+        if existing is None:
+            self._meter.ambiguous += 1
+            count_begun_calls(claim)
+            return True
+        if not is_released(existing, claim.entry_id):
+            return False
+        resume_from_existing(claim, existing)
+        return True
+
     async def take_found_job(self, claim: Claim, job: JobHandle, within_s: float = TAKE_JOB_S) -> bool | None:
         """Let a claim's task own a job that it found at the provider. Return False if another task has it.
 
@@ -109,6 +121,8 @@ class WorkerQueue:
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""
         await self._connection.recovered.wait()
+        if claim.task.begun_calls and claim.stored_bytes is None and await self._inherit_released(claim):
+            return StartResult.INHERITED
         checkpoint = replace(
             claim.checkpoint,
             owner=self._dispatcher.instance,

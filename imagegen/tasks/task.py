@@ -93,6 +93,7 @@ class Task(Struct, frozen=True, gc=False):
     sandbox: whether the sandbox is to draw it; stored while it is unfinished, None for a task of an earlier version.
     channel: name of the channel of its last call, empty before one.
     jobs: ids of its provider jobs, set at its end.
+    begun_calls: paid calls before a release that count as lost if Redis has lost the checkpoint; set until the start.
     counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """
 
@@ -128,6 +129,7 @@ class Task(Struct, frozen=True, gc=False):
     channel: str = ""
     submitter: str = ""
     jobs: tuple[str, ...] = ()
+    begun_calls: int = 0
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

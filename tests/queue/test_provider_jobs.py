@@ -103,6 +103,33 @@ async def test_a_released_claim_keeps_its_job(make_instance) -> None:
     assert (run.job, run.ambiguous_calls, run.attempts) == (JOB, 0, 0)
 
 
+@pytest.mark.parametrize("has_job", [False, True])
+async def test_a_released_task_whose_checkpoint_redis_evicts_counts_its_call_as_lost(make_instance, has_job) -> None:
+    one = make_instance()
+    claim = await started(one)
+    if has_job:
+        assert await record_job(one, claim)
+    await one.worker_queue.release([claim])
+    await one.connection.commands.delete(one.keys.checkpoint(claim.task.id), one.keys.record(claim.task.id))
+    again = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    assert await one.worker_queue.start(again) is StartResult.INHERITED
+    assert await one.worker_queue.start(again) is StartResult.STARTED
+    assert (await stored(one, again)).ambiguous_calls == 1
+    assert again.task.possibly_billed_twice == 1
+    assert one.connection.meter.ambiguous >= 1
+
+
+async def test_a_released_task_counts_its_call_also_if_its_next_owner_dies_before_the_start(make_instance) -> None:
+    one, other = make_instance(), make_instance(start=False)
+    claim = await started(one)
+    await one.worker_queue.release([claim])
+    await one.connection.commands.delete(one.keys.checkpoint(claim.task.id))
+    unstarted = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    (taken,) = await other.parts.takeover.take({unstarted.entry_id: 0.0}, min_idle_s=0.0)
+    assert await other.worker_queue.start(taken) is StartResult.STARTED
+    assert (await stored(other, taken)).ambiguous_calls == 1
+
+
 async def test_a_job_that_redis_evicted_is_written_back_with_the_next_renewal(make_instance) -> None:
     owner, other = make_instance(lease_s=0.6), make_instance(start=False)
     claim = await started(owner)

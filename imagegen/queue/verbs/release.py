@@ -33,9 +33,12 @@ class ReleaseItem(Struct, frozen=True, gc=False):
 
 
 def release_item(claim: Claim) -> ReleaseItem:
-    """Encode a claim. A call that was cut off may have been paid, but does not count as an attempt."""
+    """Encode a claim. A call that was cut off may have been paid, but does not count as an attempt.
+
+    The entry has the count of calls too, since Redis may evict the checkpoint and keep the stream.
+    """
     checkpoint, task = claim.checkpoint, claim.task
-    stored = b""
+    stored, begun_calls = b"", task.begun_calls
     if claim.stored_bytes is not None:
         if checkpoint.phase == "calling":
             ambiguous_calls = checkpoint.ambiguous_calls + checkpoint.calling
@@ -43,7 +46,10 @@ def release_item(claim: Claim) -> ReleaseItem:
             attempts = checkpoint.attempts - 1
             checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=attempts, cost=cost)
         stored = replace(checkpoint, phase="released").encode("").strip()
-    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored, version_of(task))
+        begun_calls = checkpoint.billed_again + (checkpoint.is_paid or checkpoint.has_new_images)
+        task = replace(task, cost=claim.cost if checkpoint.cost is None else checkpoint.cost)
+    entry = encode_entry(replace(task, begun_calls=begun_calls) if begun_calls else task)
+    return ReleaseItem(task.id, claim.entry_id, task.epoch, entry, stored, version_of(task))
 
 
 async def release(context: VerbContext, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:
