@@ -25,6 +25,7 @@ class ClaimDispatcher:
     A claim leaves its slot before its result is written, so that the next one starts meanwhile.
 
     Attributes:
+        task_cache: states of the tasks of this instance.
         held: claims by entry id. claimed: the same by task id.
         skipped_entry_ids: entries that a newer version wrote and this one can't run.
         delivered: order of the last entry that was delivered to any instance.
@@ -35,7 +36,7 @@ class ClaimDispatcher:
     """
 
     def __init__(self, task_cache: TaskCache, estimates: EtaEstimator, instance: str, slots: int) -> None:
-        self._task_cache = task_cache
+        self.task_cache = task_cache
         self.estimates = estimates
         self.instance = instance
         self.held: dict[str, Claim] = {}
@@ -54,7 +55,7 @@ class ClaimDispatcher:
     @property
     def open_tasks(self) -> int:
         """Number of unfinished tasks that were submitted or run here."""
-        return len(self._task_cache.live)
+        return len(self.task_cache.live)
 
     async def claim(self) -> Claim | None:
         """Wait for a task to run and a free slot. Return None after `quiet`."""
@@ -145,13 +146,18 @@ class ClaimDispatcher:
                 unreadable.append((entry_id, str(error)))
             else:
                 self.held[entry_id] = self.claimed[claim.task.id] = claim
-                if claim.task is not self._task_cache.live.get(claim.task.id):
-                    self._task_cache.put(claim.task)
+                if claim.task is not self.task_cache.live.get(claim.task.id):
+                    self.task_cache.put(claim.task)
                 claims.append(claim)
         if claims:
             self.estimates.line.taken([claim.entry_id for claim in claims])
             self.non_empty.set()
         return claims, unreadable
+
+    def ended(self, task: Task) -> Task | None:
+        """Return the result of a task that has an entry although this instance knows its end."""
+        result = self.task_cache.finished(task.id)
+        return result if result is not None and result.epoch == task.epoch else None
 
     def _first_checkpoint(self, task: Task) -> Checkpoint:
         images = reused_images(task)
@@ -170,7 +176,7 @@ class ClaimDispatcher:
 
         Raises NewerRecord or UnreadableRecord.
         """
-        cached = self._task_cache.live.get(peek_task_id(fields))
+        cached = self.task_cache.live.get(peek_task_id(fields))
         if cached is not None and cached.entry_id == entry_id and cached.state is State.PENDING:
             return cached
         return decode_entry(fields, entry_id)
@@ -187,8 +193,8 @@ class ClaimDispatcher:
     def drop(self, claim: Claim) -> None:
         """Forget a lost claim, and the cached state of its task."""
         self.forget(claim)
-        if self._task_cache.live.get(claim.task.id) is claim.task:
-            self._task_cache.forget(claim.task.id)
+        if self.task_cache.live.get(claim.task.id) is claim.task:
+            self.task_cache.forget(claim.task.id)
 
     def mark_finished_elsewhere(self, task: Task) -> None:
         """Stop the claim of a task that was finished elsewhere, for example by a cancel."""

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from loguru import logger
+
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.lost_claims import LostClaims
@@ -15,6 +17,7 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
+from imagegen.tasks.task import Task
 
 
 class Leases:
@@ -45,6 +48,9 @@ class Leases:
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
+        if over := [(claim, result) for claim in claims if (result := self.dispatcher.ended(claim.task))]:
+            claims = [claim for claim in claims if claim not in {claim for claim, _ in over}]
+            await self._end_again(over)
         for entry_id, error in unreadable:
             self._verbs.unreadable.report_entry(entry_id, error)
             await self._connection.retry_until_available(
@@ -53,6 +59,18 @@ class Leases:
         if claims:
             self._publish_busy()
         return claims
+
+    async def _end_again(self, over: Sequence[tuple[Claim, Task]]) -> None:
+        """Write back the results of tasks that ended here, and delete their entries: Redis has an older state."""
+        entry_ids = [claim.entry_id for claim, _ in over]
+        for claim, _ in over:
+            self.dispatcher.forget(claim)
+        logger.warning("Redis would have run {} finished tasks once more; their results are kept", len(over))
+        now = self._connection.clock()
+        retry = self._connection.retry_until_available
+        await retry(self._verbs.restore_results, [result for _, result in over], now)
+        await retry(self._verbs.delete_entries, entry_ids)
+        self.on_loss()
 
     def _publish_busy(self) -> None:
         """Publish once a lease that this instance has claims, so that peers check a lease later."""

@@ -36,6 +36,7 @@ class LostClaims:
     def keep(self, task: Task, count: int) -> None:
         """Keep a count that was recorded, and let peers read it."""
         self._verbs.meter.ambiguous += 1
+        self._dispatcher.task_cache.raise_billed(task.id, task.epoch, count)
         self._counts[task.id, task.epoch] = (count, time.monotonic())
         while len(self._counts) > MAX_KEPT:
             del self._counts[next(iter(self._counts))]

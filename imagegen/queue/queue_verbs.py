@@ -116,6 +116,9 @@ class QueueVerbs:
     async def read_entries(self, consumer: str, count: int, block_s: float) -> list[Entry]:
         return await consume.read_entries(self._context, consumer, count, block_s)
 
+    async def delete_entries(self, entry_ids: Sequence[str]) -> None:
+        await consume.delete_entries(self._context, entry_ids)
+
     async def last_delivered(self) -> str:
         return await group.last_delivered(self._context)
 

@@ -37,6 +37,9 @@ SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 
 PEERS_LATER_S = 5.0
 
+SAME_LOSS_S = 0.5
+"""Instances notice a loss within this time of each other; what is noticed later may be another one."""
+
 RECENT_S = 600.0
 """Results of this age are always checked; older ones while some of the newer ones were missing."""
 
@@ -71,8 +74,8 @@ class Recovery:
         self._meter = connection.meter
         self._noticed = asyncio.Event()
         self._running = False
-        self._publish = self._claims_restored = False
-        self._ended_at = -math.inf
+        self._publish = self._all_restored = False
+        self._began_at = self._ended_at = self._noticed_at = -math.inf
         self._recovered_on = ""
         self._restored_at: dict[str, float] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
@@ -86,6 +89,8 @@ class Recovery:
         if not self._running:
             return
         logger.debug("Redis may have lost writes: {}", cause)
+        if not self._noticed.is_set():
+            self._noticed_at = time.monotonic()
         self._publish |= publish
         self._connection.recovered.clear()
         self._noticed.set()
@@ -176,19 +181,20 @@ class Recovery:
                     self._take_in(task, answer)
 
     async def _recover(self) -> None:
-        began, self._claims_restored, self._recovered_on = time.monotonic(), False, self._server
+        began, self._all_restored, self._recovered_on = time.monotonic(), False, self._server
+        self._began_at = began
         if self._publish:
-            self._notifier.publish("lost", server=self._server)
+            self._publish_loss()
         await self._verbs.create_group()
         if await self._verbs.restore_budgets():
             logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
         running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         await self._leases.lost_claims.abandon(lost)
-        self._claims_restored = True
-        self._notifier.publish("restored")
         finished = await self._restore_results()
+        self._all_restored = True
+        self._notifier.publish("restored")
         if (running or finished) and not self._publish:
-            self._notifier.publish("lost", server=self._server)
+            self._publish_loss()
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
@@ -280,19 +286,33 @@ class Recovery:
         server = self._connection.server
         return server.run_id if server else ""
 
+    def _publish_loss(self) -> None:
+        """Publish the loss, with the server and the seconds since it was noticed."""
+        self._notifier.publish("lost", server=self._server, age_s=time.monotonic() - self._noticed_at)
+
     def on_loss_elsewhere(self, message: Message) -> None:
-        """Begin a recovery, unless a running or just ended one of the same server covers the same loss."""
-        is_other = message.get("server", self._recovered_on) != self._recovered_on  # 0.5.1 and before name none
-        if not is_other and (self._noticed.is_set() or not self._connection.recovered.is_set()):
-            return
-        if is_other or time.monotonic() - self._ended_at > MAX_SETTLE_S:
-            self.notice("a peer noticed a loss")
+        """Begin a recovery, unless a running or just ended one covers the same loss."""
+        if self._covers(message):
+            if self._connection.recovered.is_set():
+                self._notifier.publish("restored")
         else:
-            self._notifier.publish("restored")
+            self.notice("a peer noticed a loss")
+
+    def _covers(self, message: Message) -> bool:
+        """Return whether the last recovery began after the loss, or one is about to begin."""
+        if self._noticed.is_set():
+            return True
+        if message.get("server", self._recovered_on) != self._recovered_on:
+            return False
+        age_s = message.get("age_s")
+        if isinstance(age_s, int | float):
+            return time.monotonic() - age_s < self._began_at + SAME_LOSS_S
+        running = not self._connection.recovered.is_set()  # a peer of 0.5.1 or before
+        return running or time.monotonic() - self._ended_at <= MAX_SETTLE_S
 
     def on_peer_joined(self) -> None:
         """Publish again what a new peer may wait for."""
-        if self._claims_restored and self.unsettled:
+        if self._all_restored and self.unsettled:
             self._notifier.publish("restored")
 
     def on_restored_elsewhere(self, message: Message) -> None:

@@ -93,6 +93,13 @@ class TaskCache:
             self._keep(_with_added_webhooks(finished, task))
         self._others.pop(task.id, None)
 
+    def raise_billed(self, task_id: str, epoch: int, count: int) -> None:
+        """Raise the count of calls that may have been paid twice in a finished task."""
+        done = self.finished(task_id)
+        if done is not None and done.epoch == epoch and done.possibly_billed_twice < count:
+            self._keep(replace(done, possibly_billed_twice=count))
+        self._others.pop(task_id, None)
+
     def move_to_end(self, task_id: str) -> None:
         """Move an unfinished task behind the others, so that these are checked first."""
         if (task := self.live.pop(task_id, None)) is not None:

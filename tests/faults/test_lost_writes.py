@@ -417,3 +417,46 @@ async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(make_in
     assert start is StartResult.STARTED
     final = transitions.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
     assert (await after.worker_queue.finish(again, final)).possibly_billed_twice == 1
+
+
+async def test_a_finished_task_that_an_older_stream_would_run_again_is_not_paid_again(
+    make_instance, own_redis, calls
+) -> None:
+    one, other = make_instance(url=own_redis.url, slots=1), make_instance(url=own_redis.url, start=False)
+    calls.run_on(one, loops=1)
+    ids = await submit_all([one], ["runs", "waits"])
+    await eventually(lambda: calls.paid.total() == 1)
+    redis = one.connection.commands
+    older = await redis.dump(one.keys.stream)
+    calls.go_on.set()
+    await eventually(lambda: calls.ended == set(ids))
+    await redis.delete(*map(one.keys.record, ids))
+    await redis.restore(one.keys.stream, 0, older, replace=True)
+    await eventually(lambda: at_rest(one))
+    await eventually(lambda: all_final([other], ids))
+    assert calls.paid == Counter(ids)
+
+
+async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(make_instance, own_redis, calls) -> None:
+    one, other = make_instance(url=own_redis.url), make_instance(url=own_redis.url)
+    await eventually(lambda: one.notifier.peers and other.notifier.peers)
+    calls.go_on.set()
+    calls.run_on(one)
+    (task_id,) = await submit_all([one], ["a"])
+    await eventually(lambda: task_id in calls.ended)
+    redis = one.connection.commands
+    for number in (1, 2):
+        await redis.delete(one.keys.record(task_id))
+        other.parts.recovery.notice("a test", publish=True)
+        await eventually(lambda number=number: one.connection.meter.written_back["finished"] == number, within_s=10)
+        await other.connection.recovered.wait()
+
+
+async def test_an_instance_shows_a_later_count_of_a_task_whose_result_it_has(make_instance, own_redis, calls) -> None:
+    one = make_instance(url=own_redis.url)
+    calls.go_on.set()
+    calls.run_on(one)
+    (task_id,) = await submit_all([one], ["a"])
+    await eventually(lambda: task_id in calls.ended)
+    one.parts.leases.lost_claims.keep(await one.client_queue.get(task_id), 2)
+    assert (await one.client_queue.get(task_id)).possibly_billed_twice == 2

@@ -58,6 +58,13 @@ async def claim_expired(
     return [(entry_id.decode(), fields) for entry_id, fields in rows if fields]
 
 
+async def delete_entries(context: VerbContext, entry_ids: Sequence[str]) -> None:
+    """Delete entries and their claims. Raises QueueUnavailable, RedisError."""
+    names = (context.keys.stream, GROUP, *entry_ids)
+    await context.multiplexer.execute_batch(CommandBatch([("XACK", *names), ("XDEL", names[0], *entry_ids)]))
+    context.count("finish", 2)
+
+
 def entry_of(row: Any) -> Entry:
     """Return an entry of a raw reply: its id, and a flat list of its fields."""
     entry_id, flat = row
