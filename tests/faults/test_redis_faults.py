@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 
 import pytest
+from loguru import logger
+from redis.exceptions import AuthenticationError
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
+from imagegen.redis_client import redis_errors
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -158,8 +162,6 @@ async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(mak
 
 
 async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
-    from loguru import logger
-
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
     try:
@@ -178,6 +180,36 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
         logger.remove(sink)
     assert [line for line in lines if "Redis" in line] == [lines[0], lines[-1]]
     assert len(lines) == 2
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """Lines of the log from INFO on."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}", level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+async def test_many_short_outages_are_a_few_lines_and_a_longer_one_has_their_count(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = redis_errors.Health()
+    for _ in range(100):
+        health.failed(OSError("one connection too many"))
+        health.succeeded()
+    assert len(lines) == 2 * redis_errors.MAX_OUTAGES
+    monkeypatch.setattr(redis_errors, "LONG_S", 0.0)
+    health.failed(OSError("a long one"))
+    assert "(97 shorter outages before are not in the log)" in lines[-1]
+
+
+async def test_an_outage_that_becomes_a_refusal_says_what_to_do(lines: list[str]) -> None:
+    health = redis_errors.Health()
+    health.failed(OSError("Connection closed by server"))
+    for _ in range(5):
+        health.failed(AuthenticationError("invalid username-password pair"))
+    assert [redis_errors.LOGIN_REMEDY in line for line in lines] == [False, True]
 
 
 async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> None:
