@@ -67,7 +67,7 @@ def test_a_slot_migration_loses_nothing_but_a_promotion_may() -> None:
     assert ServerInfo.parse(f"{cluster}{OTHER}\r\nmaster_replid2:{ID}").replaces(info())
 
 
-def test_a_forced_failover_in_a_shard_may_lose_writes_though_the_nodes_share_no_replication_id() -> None:
+def test_a_failover_in_a_shard_may_lose_writes_without_a_common_replication_id() -> None:
     def node(run_id: str, replid: str, *shard: str) -> ServerInfo:
         text = f"cluster_enabled:1\r\nrun_id:{run_id}\r\nmaster_repl_offset:5\r\nmaster_replid:{replid}"
         return replace(ServerInfo.parse(text), shard=frozenset(shard))
