@@ -189,7 +189,7 @@ class Health:
         if begins := self.down_since is None:
             self.down_since, self._is_logged, self._remedy = now, False, None
             self._back.clear()
-        is_new = not self._is_logged if to_do is None else to_do != self._remedy
+        is_new = not self._is_logged or (to_do is not None and self._remedy is None)
         if is_new:
             self._log(error, to_do, now)
         if begins:
