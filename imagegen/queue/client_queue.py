@@ -156,6 +156,11 @@ class ClientQueue:
         self._submits[submitted.cached] += 1
         return submitted
 
+    def cancelled_refresh(self, task_id: str) -> Task | None:
+        """Return a cached task that still has its images from before a fresh generation, which was cancelled."""
+        task = self._task_cache.finished(task_id) if task_id in self._task_cache.finished_tasks else None
+        return task if task is not None and task.stale_images else None
+
     async def replace(
         self, submission: Submission, finished: Task, reuse: ReuseImages | None = None, *, keep: bool
     ) -> SubmitResult:
@@ -316,7 +321,9 @@ class ClientQueue:
         wanted = len(reused.images) + missing
         cost = task.cost and task.cost.for_part(missing, wanted).held_by(task.cost.slots, task.cost.day)
         if missing:
-            task = replace(task, images=reused.images, cost=cost)
+            task = replace(task, cost=cost)
+            if reused.images:
+                task = replace(task, images=reused.images, stale_images=False)
             return task, await self._verbs.submit(task, replaced_epoch, limits=limits)
         now, ttl_s = self.clock(), self.result_ttl_s
         task = replace(task, deliveries=(), cost=cost and cost.ended())

@@ -22,10 +22,12 @@ from multidict import istr
 from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.task_lookup import check_digest
 from imagegen.ratelimit.limits import OWN_LIMITS, RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
 from imagegen.tasks.clients import owner_name, submitter_name
+from imagegen.tasks.family import ReuseImages
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.submission import Submission, TaskIdentity
 from imagegen.tasks.task import State, Task
@@ -259,7 +261,7 @@ async def _submit_once(services: Services, submission: Submission, *, fresh: boo
 async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
     began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
-    submitted = await services.queue.submit(submission, reuse)
+    submitted = await _resubmit_refresh(services, submission, reuse) or await services.queue.submit(submission, reuse)
     while submitted.cached is CacheResult.HIT:
         task = submitted.task
         whole = await services.store.contains_all(task.id, task.images)
@@ -267,6 +269,20 @@ async def _submit_paid(services: Services, submission: Submission, *, fresh: boo
             break
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
     return submitted
+
+
+async def _resubmit_refresh(
+    services: Services, submission: Submission, reuse: ReuseImages | None
+) -> SubmitResult | None:
+    """Queue a task again whose fresh generation was cancelled, without losing the images from before it.
+
+    Return None if there is no such task, or its images are gone.
+    """
+    cancelled = services.queue.cancelled_refresh(submission.task_id)
+    if cancelled is None or not await services.store.contains_all(cancelled.id, cancelled.images):
+        return None
+    check_digest(cancelled, submission.digest)
+    return await services.queue.replace(submission, cancelled, reuse, keep=True)
 
 
 async def _final_answer(services: Services, submission: Submission) -> Task | None:

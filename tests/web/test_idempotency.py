@@ -287,6 +287,30 @@ async def test_the_old_images_stay_if_the_fresh_generation_fails(start_paid, ups
     assert upstream.ledger.total == 2
 
 
+@pytest.mark.parametrize("way", ["submit", "fresh", "retry"])
+async def test_the_old_images_stay_if_fresh_generations_are_cancelled_again_and_again(
+    start_paid, upstream, way: str
+) -> None:
+    service = await start_paid()
+    old = await generated(service)
+    path = f"/api/images/{old['taskId']}"
+    again = {
+        "submit": lambda: post(service),
+        "fresh": lambda: post(service, Cache_Control="no-cache"),
+        "retry": lambda: service.post(path + "/retry"),
+    }
+    upstream.set_fault("hang")
+    for submit in (again["fresh"], again[way], again[way]):
+        await submit()
+        shown = await (await service.delete(path)).json()
+        assert shown["status"] == "cancelled"
+        assert [(image["sha256"], image["stale"]) for image in shown["data"]] == [(old["data"][0]["sha256"], True)]
+        assert (await service.session.get(old["data"][0]["url"])).status == 200
+    upstream.set_fault(None)
+    new = await generated(service)
+    assert (new["status"], "stale" in new["data"][0]) == ("completed", False)
+
+
 async def test_old_images_are_stored_as_long_as_their_task(start_paid, upstream, monkeypatch) -> None:
     service = await start_paid()
     old = await generated(service)
