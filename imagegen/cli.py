@@ -58,7 +58,7 @@ def _generate(chosen: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "httpx":
             raise
-        print("imagegen generate needs httpx: pip install httpx", file=sys.stderr)
+        print(f"imagegen generate needs httpx: {sys.executable} -m pip install httpx", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -47,6 +47,13 @@ def test_help_imports_nothing_but_the_parser_so_that_it_starts_at_once(
     assert not imported & {"aiohttp", "asyncio", "httpx", "loguru", "msgspec", "orjson", "redis", "rich"}
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it_for_this_python(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['httpx'] = None; from imagegen.cli import main; sys.exit(main(sys.argv[1:]))"
+    ended = run(tmp_path, "generate", "a fox", start=[sys.executable, "-c", without])
+    assert ended.returncode == 1
+    assert ended.stderr == f"imagegen generate needs httpx: {sys.executable} -m pip install httpx\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
