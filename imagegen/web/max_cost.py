@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -25,6 +26,9 @@ MaxCost = Annotated[
 
 _MAX_COST: TypeAdapter[float] = TypeAdapter(MaxCost)
 
+_FLOAT_ERROR = 1e-3
+"""Micro-dollars by which a product of binary fractions may miss a whole number, as 0.000708 x 1,000,000 does."""
+
 
 def parse_max_cost(body: Mapping[str, Any]) -> int | None:
     """Return the limit in micro-dollars, None without one. Raises InvalidRequest."""
@@ -34,7 +38,7 @@ def parse_max_cost(body: Mapping[str, Any]) -> int | None:
     if not sent or body[sent[0]] in (None, ""):
         return None
     try:
-        return round(_MAX_COST.validate_python(body[sent[0]]) * MICRO_USD)
+        return floor(_MAX_COST.validate_python(body[sent[0]]) * MICRO_USD + _FLOAT_ERROR)
     except ValidationError as error:
         details = [FieldError(sent[0], fault.message) for fault in field_errors(error)]
         raise InvalidRequest(details=details) from error
