@@ -17,6 +17,7 @@ _MAX_LINE_BYTES = 2**15
 
 _STATUS_LINE = re.compile(rb"HTTP/[0-9](?:\.[0-9])?[ \t]+([0-9]{3})(?![0-9])([^\r\n]*)")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEAD_END_BYTES = 4
 _LINE_END = re.compile(rb"\r?\n(?![ \t])")
 _FIELD = re.compile(rb"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:(.*)", re.DOTALL)
 _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]+")
@@ -24,6 +25,7 @@ _REGULAR = re.compile(
     rb"HTTP/1\.[01] [2-9][0-9]{2} [\t\x20-\x7e\x80-\xff]{0,200}\r\n"
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}:[\t\x20-\x7e\x80-\xff]{0,8000}\r\n)*"
 )
+_WHOLE_REGULAR = re.compile(_REGULAR.pattern + rb"\r\n")
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _RESPONSE_START = b"HTTP/1."
@@ -44,16 +46,23 @@ class HeadFilter(asyncio.Protocol):
         self._protocol = protocol
         self._transport = transport
         self._start = bytearray()
+        self._searched = 0
         transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
+        if not self._start and _is_usual(data):
+            self._transport.set_protocol(self._protocol)
+            self._protocol.data_received(data)
+            return
         self._start += data
-        while (end := _HEAD_END.search(self._start)) is not None:
+        while (end := _HEAD_END.search(self._start, self._searched)) is not None:
             head = bytes(self._start[: end.start()]) + b"\r\n"
             del self._start[: end.end()]
+            self._searched = 0
             if not _is_informational(head):
                 self._pass_on(head if _is_regular(head, self._start) else _repaired(head, self._start))
                 return
+        self._searched = max(len(self._start) - _HEAD_END_BYTES, 0)
         if len(self._start) > MAX_HEAD_BYTES:
             self._pass_on(b"")
 
@@ -77,6 +86,16 @@ class HeadFilter(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
+
+
+def _is_usual(data: bytes) -> bool:
+    """Return whether data begin with a regular head, and nothing in them follows the body."""
+    head = _WHOLE_REGULAR.match(data)
+    framing = _FRAMING.findall(data, 0, head.end()) if head else ()
+    if head is None or len(framing) != 1 or framing[0][0][:1] not in b"cC":
+        return False
+    length = framing[0][1]
+    return _LENGTH.fullmatch(length) is not None and len(data) - head.end() <= int(length)
 
 
 def _is_informational(head: bytes) -> bool:

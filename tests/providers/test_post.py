@@ -354,6 +354,18 @@ async def test_a_response_with_an_odd_head_is_read(session, raw_server, read_req
     assert (answer.status, answer.body.strip()[: len(ANSWER)]) == (200, ANSWER)
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+async def test_a_head_that_comes_byte_by_byte_is_read(session, raw_server, read_request, watcher, end):
+    async def serve(reader, writer):
+        await read_request(reader)
+        for byte in end.join([b"HTTP/1.1 103 Early Hints", b"", b"HTTP/1.1 200 OK", b"Content-Length: 2", b"", b"ok"]):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    assert (await send(session, await raw_server(serve), watcher)).body == b"ok"
+
+
 async def test_informational_responses_that_come_one_by_one_are_passed_over(session, raw_server, read_request, watcher):
     async def serve(reader, writer):
         await read_request(reader)
