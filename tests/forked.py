@@ -357,10 +357,10 @@ def run_to_exit(program: Callable[[], object]) -> NoReturn:
 
 def _fill_caches() -> None:
     """Compile the patterns of all routes, and what else a service computes at its start, a fifth of its CPU time."""
-    app, settings, log = map(importlib.import_module, ("imagegen.app", "imagegen.settings", "imagegen.log"))
+    app, settings, loguru = map(importlib.import_module, ("imagegen.app", "imagegen.settings", "loguru"))
     with TemporaryDirectory() as folder:
         app.create_app(settings.Settings.load({"DATA_DIR": folder}, None))
-    log.configure("INFO", "text")
+    loguru.logger.remove(loguru.logger.add(sys.stderr))  # it reads the library paths of a sink; the log stays as it is
 
 
 def main() -> None:
