@@ -25,9 +25,7 @@ from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
 BROWSER = find_browser()
-FLAGS = ("--no-sandbox", "--disable-gpu", "--process-per-site", "--renderer-process-limit=1")
-"""With one process for all pages, since each new one compiles the scripts of its page again."""
-
+FLAGS = ("--no-sandbox", "--disable-gpu")
 TIMEOUT_MS = 20_000
 DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 """Options of a page. Without animations, each frame of which is drawn by the processor."""
