@@ -22,6 +22,7 @@ from bench.http import GENERATE
 from bench.imagehost import Host, Serving
 from bench.report import Options, Table, command
 from bench.servers import RedisServer
+from imagegen import log
 from imagegen.app import create_app
 from imagegen.queue.instance import QueueConfig, open_queue
 from imagegen.redis_client.connection import Connection
@@ -112,6 +113,7 @@ def show_route(title: str, route: Sequence[CodeType], options: Options) -> None:
 async def running(settings: dict[str, str]) -> AsyncIterator[tuple[web.Application, int]]:
     """Run the service in this process; yields it and its port."""
     limits = {"RATE_LIMIT_MAX": "0", "IMAGE_RATE_LIMIT_MAX": "0", "LOG_LEVEL": "WARNING", "WORKER_CONCURRENCY": "1"}
+    log.configure("WARNING", "text")  # the access log is not part of a route
     app = create_app(Settings.load(limits | settings, None))
     runner = ImagegenRunner(app)
     await runner.setup()
