@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,8 +16,8 @@ import orjson
 from imagegen.providers.large_body import load_object
 
 _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry)(?::|[\r\n]))")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_MAX_EVENTS = 20_000
+_LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n|\Z)")
+_MAX_LINES = 80_000
 _LAST = b"[DONE]"
 _LISTS = ("data", "images", "candidates", "choices")
 _OF_IMAGES = ("b64_json", "url")
@@ -35,7 +36,10 @@ def is_event_stream(start: bytes | bytearray) -> bool:
 
 
 def read_answer(body: bytes | bytearray) -> StreamedAnswer | None:
-    """Return the answer of an event stream in the form of one that is not streamed; None if it has no JSON object."""
+    """Return the answer of an event stream in the form of one that is not streamed.
+
+    None if it has no JSON object, or one that is nested too deeply.
+    """
     texts = list(_texts(bytes(body)))
     events = [event for text in texts if (event := load_object(text)) is not None]
     if not events:
@@ -53,13 +57,17 @@ def read_answer(body: bytes | bytearray) -> StreamedAnswer | None:
             answer.setdefault("error", fault)
         if any(answer.get(name) for name in ("data", "images")):
             answer.pop("error", None)
-    return StreamedAnswer(orjson.dumps(answer), bool(images) or texts[-1] == _LAST)
+    try:
+        return StreamedAnswer(orjson.dumps(answer), bool(images) or texts[-1] == _LAST)
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _texts(body: bytes) -> Iterator[bytes]:
     """Yield the data of each event; the last one need not end with an empty line."""
     lines: list[bytes] = []
-    for _, line in zip(range(_MAX_EVENTS * 4), _LINE_END.split(body.removeprefix(b"\xef\xbb\xbf")), strict=False):
+    for match in islice(_LINE.finditer(body.removeprefix(b"\xef\xbb\xbf")), _MAX_LINES):
+        line = match[1]
         name, _, value = line.partition(b":")
         if not line and lines:
             yield b"\n".join(lines).strip()
@@ -87,26 +95,30 @@ def _list(event: Mapping[str, Any], name: str) -> list[Any]:
 
 def _messages(choices: Sequence[Any]) -> list[dict[str, Any]]:
     """Join the pieces of each choice's message: https://platform.openai.com/docs/api-reference/chat-streaming"""
-    messages: dict[Any, dict[str, Any]] = {}
+    messages: dict[object, dict[str, Any]] = {}
+    texts: dict[object, list[str]] = {}
     for choice in choices:
         if not isinstance(choice, dict):
             continue
-        whole = messages.setdefault(choice.get("index", 0), {"message": {"content": "", "images": []}})
+        index = choice["index"] if isinstance(choice.get("index"), int) else 0
+        whole = messages.setdefault(index, {"message": {"images": []}})
         whole.update({name: value for name, value in choice.items() if value and name not in ("delta", "message")})
         for piece in (choice.get("delta"), choice.get("message")):
             if isinstance(piece, dict):
-                _append(whole["message"], piece)
+                _append(whole["message"], texts.setdefault(index, []), piece)
+    for index, whole in messages.items():
+        whole["message"]["content"] = "".join(texts.get(index, ()))
     return list(messages.values())
 
 
-def _append(message: dict[str, Any], piece: Mapping[str, Any]) -> None:
+def _append(message: dict[str, Any], texts: list[str], piece: Mapping[str, Any]) -> None:
     content = piece.get("content")
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        message["images"] += [part for part in content if isinstance(part, dict) and "text" not in part]
-        content = "".join(text for text in texts if isinstance(text, str))
+        parts = [part for part in content if isinstance(part, dict)]
+        texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        message["images"] += [part for part in parts if "text" not in part]
     if isinstance(content, str):
-        message["content"] += content
+        texts.append(content)
     message["images"] += _list(piece, "images")
     if isinstance(piece.get("refusal"), str):
         message["refusal"] = message.get("refusal", "") + piece["refusal"]

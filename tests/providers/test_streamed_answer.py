@@ -1,6 +1,8 @@
 """Tests of answers that come as an event stream though JSON was requested."""
 
 import json
+import time
+import tracemalloc
 
 import pybase64
 import pytest
@@ -102,6 +104,40 @@ async def test_a_streamed_chat_is_one_message(answered, chunks):
     reply = parse_chat(answer)
     assert reply.images == (ImageLink(LINK),)
     assert reply.details.usage == {"output_tokens": 7}
+
+
+async def test_a_large_image_in_many_pieces_of_a_chat_takes_little_time(answered):
+    image = LARGE.rstrip("=") + "A" * 2_400_000
+    pieces = [image[at : at + 100] for at in range(0, len(image), 100)]
+    texts = ["![a](data:image/png;base64,", *pieces, ")"]
+    stream = "".join(chunk(content=text) for text in texts) + DONE
+    began_s = time.process_time()
+    answer = await answered(stream)
+    assert time.process_time() - began_s < 3
+    assert [bytes(found.text).decode() for found in parse_chat(answer).images] == [image]
+
+
+async def test_a_stream_of_short_lines_takes_little_memory(answered):
+    tracemalloc.start()
+    try:
+        await answered(event(ANSWER) + "ab\n" * 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 24 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"choices":[{"index":[1],"delta":{"content":"Here"}}]}',
+        '{"choices":[{"index":{},"delta":[]}]}',
+        '{"a":' + "[" * 400 + "]" * 400 + "}",
+    ],
+)
+async def test_an_odd_event_is_a_response_without_an_image(answered, data):
+    answer = await answered(event(data))
+    with pytest.raises(UpstreamError):
+        parse_chat(answer)
 
 
 async def test_all_parts_of_a_streamed_generation_count(answered):
