@@ -18,6 +18,9 @@ _MAX_VALUES = 1_000
 _MAX_NODES = 20_000
 _MAX_DEPTH = 8
 _MAX_IMAGES = 16
+_MAX_NAME_CHARS = 200
+"""Of the last names that lead to a text."""
+
 _START_CHARS = 64
 
 _IMAGE_START = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
@@ -45,7 +48,7 @@ def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
     """Return the images of a response, as bytes, links or base64, each once. Empty if it has none."""
     if _IMAGE_START.match(body):
         return [ImageBytes(bytes(body))]
-    if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<"):
+    if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<") or body.count(b",") > _MAX_NODES:
         return []
     nodes = (node for value in _values(body.decode(errors="replace")) for node in _nodes(value, ""))
     images = (text for _, (name, text) in zip(range(_MAX_NODES), nodes, strict=False) if _is_image(name, text))
@@ -72,7 +75,7 @@ def _nodes(value: object, name: str, depth: int = 0) -> Iterator[tuple[str, str]
         return
     if isinstance(value, _Members):
         for key, member in value:
-            yield from _nodes(member, f"{name}.{key}".lower(), depth + 1)
+            yield from _nodes(member, f"{name}.{key}"[-_MAX_NAME_CHARS:].lower(), depth + 1)
     elif isinstance(value, list):
         for entry in value:
             yield from _nodes(entry, name, depth + 1)
@@ -85,10 +88,8 @@ def _nodes(value: object, name: str, depth: int = 0) -> Iterator[tuple[str, str]
 
 
 def _is_image(name: str, text: str) -> bool:
-    if _OTHER_NAME.search(name):
+    if not _BASE64.match(text) and not (
+        _LINK.fullmatch(text) and (_IMAGE_FILE.match(text) or _LINK_NAME.fullmatch(name.rpartition(".")[2]))
+    ):
         return False
-    if _BASE64.match(text):
-        return True
-    return _LINK.fullmatch(text) is not None and (
-        _IMAGE_FILE.match(text) is not None or _LINK_NAME.fullmatch(name.rpartition(".")[2]) is not None
-    )
+    return _OTHER_NAME.search(name) is None
