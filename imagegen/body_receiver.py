@@ -151,6 +151,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._protocol.resume_writing()
 
     def _fail(self, error: Exception) -> None:
+        self._protocol.force_close()  # the rest of the body would be taken for the next response
         if self._end is not None and not self._end.done():
             self._end.set_exception(error)
 

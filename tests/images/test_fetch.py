@@ -858,6 +858,26 @@ async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher
     assert len(peers) == 1
 
 
+async def test_a_connection_on_which_a_body_did_not_end_is_not_used_again(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        while await reader.read(4_096):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(LARGE) + 9, LARGE))
+
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, open_session(frozenset({host})) as session:
+        fetcher = make_fetcher(session, frozenset({host}), timeout_s=0.9, store=Folder(tmp_path))
+        for _ in range(2):
+            image = await fetcher.fetch(ImageLink(f"http://{host}/x"))
+            assert image.path is not None
+            assert contents(image.path) == LARGE
+        assert len(connections) == 2
+        for writer in connections:
+            writer.close()
+
+
 async def test_a_closed_idle_connection_is_replaced_immediately(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
