@@ -39,7 +39,7 @@ def open_standard_streams() -> None:
 
 def flush_standard_streams() -> None:
     """Flush standard output and error; drop what can't be written, which Python would make the exit code 120."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if the parent closed its descriptor
         try:
             stream.flush()
         except OSError:

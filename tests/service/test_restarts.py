@@ -118,6 +118,13 @@ def test_a_signal_without_a_meaning_changes_nothing(start_service, upstream: Emu
     assert service.made(prompt="after the signals")["attempts"] == 1
 
 
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_do_not_change_the_exit_code(tmp_path: Path, closed: str) -> None:
+    environ = environment(tmp_path, {"PORT": "none"})
+    command = ["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, str(RUN)]
+    assert subprocess.run(command, cwd=tmp_path, env=environ, check=False).returncode == 2
+
+
 def test_a_full_disk_of_the_log_does_not_change_the_exit_code(tmp_path: Path) -> None:
     port = free_port()
     with Path("/dev/full").open("w") as full:
