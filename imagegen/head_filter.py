@@ -29,6 +29,7 @@ _WHOLE_REGULAR = re.compile(_REGULAR.pattern + rb"\r\n")
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _RESPONSE_START = b"HTTP/1."
+_HTTP = b"HTTP/"
 
 
 class HeadFilter(asyncio.Protocol):
@@ -63,7 +64,7 @@ class HeadFilter(asyncio.Protocol):
                 self._pass_on(head if _is_regular(head, self._start) else _repaired(head, self._start))
                 return
         self._searched = max(len(self._start) - _HEAD_END_BYTES, 0)
-        if len(self._start) > MAX_HEAD_BYTES:
+        if len(self._start) > MAX_HEAD_BYTES or not _may_be_http(self._start):
             self._pass_on(b"")
 
     def _pass_on(self, head: bytes) -> None:
@@ -96,6 +97,12 @@ def _is_usual(data: bytes) -> bool:
         return False
     length = framing[0][1]
     return _LENGTH.fullmatch(length) is not None and len(data) - head.end() <= int(length)
+
+
+def _may_be_http(start: bytearray) -> bool:
+    """Return whether a head may begin so. What is not HTTP may never have the end of a head."""
+    first = start[: 2 * len(_HTTP)].lstrip(b"\r\n")[: len(_HTTP)]
+    return _HTTP.startswith(first)
 
 
 def _is_informational(head: bytes) -> bool:

@@ -33,6 +33,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15
 _MAX_LAYERS = 2
+_MAX_MEMBERS = 10_000
 _UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
 """Content codings that no request here accepts."""
 
@@ -89,8 +90,8 @@ class ResponseBody:
         came = self._body
         if self._missing:  # the error refers to the block, so that it can't be cut
             came = LargeBody(memoryview(came)[: len(came) - self._missing])
-            await _reserve(came)
             self.release()
+            await _reserve(came)
         body = await self._plain(came, is_cut=True)
         if not 200 <= self._status < 300:
             return body
@@ -181,7 +182,8 @@ async def _decompressed(status: int, body: bytes | bytearray, form: int) -> byte
 
 
 def _pieces(body: bytes | bytearray, form: int) -> Iterator[bytes]:
-    decompressor, view = zlib.decompressobj(wbits=form), memoryview(body)
+    """Yield a compressed body, which may have several gzip members, without what follows it. Raises zlib.error."""
+    decompressor, view, members = zlib.decompressobj(wbits=form), memoryview(body), 1
     for at in range(0, len(body), _COMPRESSED_STEP_BYTES):
         rest: bytes | memoryview = view[at : at + _COMPRESSED_STEP_BYTES]
         is_full = True
@@ -189,9 +191,11 @@ def _pieces(body: bytes | bytearray, form: int) -> Iterator[bytes]:
             piece = decompressor.decompress(rest, _PLAIN_STEP_BYTES)
             rest, is_full = decompressor.unconsumed_tail, len(piece) == _PLAIN_STEP_BYTES
             yield piece
-            if decompressor.unused_data[:2] == _GZIP_MAGIC:  # the next member of a gzip file
-                rest, is_full = decompressor.unused_data, True
-                decompressor = zlib.decompressobj(wbits=form)
+            if len(surplus := decompressor.unused_data) >= len(_GZIP_MAGIC):
+                if not surplus.startswith(_GZIP_MAGIC) or members >= _MAX_MEMBERS:
+                    return
+                decompressor, rest, is_full = zlib.decompressobj(wbits=form), surplus, True
+                members += 1
 
 
 async def _counted(body: bytes) -> bytes | bytearray:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import time
 import zlib
 
 import aiohttp
@@ -197,6 +198,17 @@ async def test_a_broken_response_has_its_cause(session, raw_server, read_request
     assert watcher.sent_count == 1
 
 
+@pytest.mark.parametrize("start", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\r\n\r\n{", b"HTTPS"])
+async def test_a_response_that_is_not_http_is_not_waited_for(session, raw_server, read_request, watcher, start):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(start)
+        await reader.read()
+
+    with pytest.raises(HttpProcessingError):
+        await send(session, await raw_server(serve), watcher, timeout_s=20.0)
+
+
 async def test_a_connection_of_a_timed_out_call_is_dropped(session, raw_server, read_request, watcher):
     async def serve(reader, _writer):
         await read_request(reader)
@@ -225,7 +237,8 @@ async def test_a_large_body_that_breaks_off_takes_no_memory(
     budget = ByteBudget()
     monkeypatch.setattr(response_body, "_bodies", budget)
     with pytest.raises(aiohttp.ClientPayloadError) as caught:
-        await send(session, await raw_server(serve), watcher)
+        async with asyncio.timeout(9):  # it does not wait for the memory that it holds itself
+            await send(session, await raw_server(serve), watcher)
     assert budget.held == 0, caught
 
 
@@ -300,6 +313,19 @@ async def test_a_compressed_response_is_read(session, raw_server, read_request, 
     response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
     serving, _ = connections(raw_server, read_request, response % (coding.encode(), len(body), body))
     assert (await send(session, await serving, watcher)).body == ANSWER
+
+
+@pytest.mark.parametrize(
+    "body", [ZIPPED + b"surplus " * 2**20, gzip.compress(b"") * 100_000, gzip.compress(b"surplus") * 100_000]
+)
+async def test_bytes_and_empty_members_behind_a_compressed_response_cost_no_time(
+    session, raw_server, read_request, watcher, body
+):
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    serving, _ = connections(raw_server, read_request, response)
+    began_s = time.process_time()
+    await send(session, await serving, watcher, timeout_s=60.0)
+    assert time.process_time() - began_s < 3
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br"])
