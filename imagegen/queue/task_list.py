@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from dataclasses import dataclass
 from typing import cast
 
-from imagegen.queue.checkpoint import decode_checkpoint
+from imagegen.queue.checkpoint import owner_of
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_head, decode_record
 from imagegen.queue.end_marks import writer_of
 from imagegen.redis_client.connection import Connection
@@ -93,13 +93,8 @@ class TaskList:
 
     def _calls(self, stored: bytes | None) -> bool:
         """Return whether an attempt runs, according to its checkpoint."""
-        if stored is None:
-            return False
-        try:
-            _, run = decode_checkpoint(stored)
-        except UnreadableRecord:
-            return False
-        return run.phase == "calling" and self._may_live(run.owner)
+        owner = owner_of(stored)
+        return owner is not None and self._may_live(owner)
 
     async def _values(self, names: Iterable[str]) -> list[bytes | None]:
         async with self._connection.deadline():
