@@ -18,6 +18,9 @@ from imagegen.tasks.image import ImageBase64
 LARGE_BYTES = 256 * 1024
 """A smaller body is read as a whole: its images are small as well."""
 
+MAX_VALUES = 2**17
+"""Values of one JSON text. Large responses have few of them, and each takes up to 200 bytes of memory."""
+
 _HEAD_BYTES = 4_096
 _ABSENT = Raw()
 _MAX_TEXTS = 4_096
@@ -56,6 +59,16 @@ class LargeBody(bytearray):
         else:
             budget.try_take(missing_bytes, force=True)
         self.budget, self.reserved_bytes = budget, size_bytes
+
+
+def has_many_values(body: bytes | bytearray, limit: int = MAX_VALUES) -> bool:
+    """Return whether a text may have more than `limit` JSON values: it has as many commas, which base64 has not."""
+    at = 0
+    for _ in range(limit):
+        at = body.find(b",", at) + 1
+        if not at:
+            return False
+    return True
 
 
 def load_json(body: bytes | bytearray) -> object:

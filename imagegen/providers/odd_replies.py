@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from imagegen.providers.large_body import has_many_values
 from imagegen.tasks.image import ImageBytes
 
 MAX_BODY_BYTES = 2**24
@@ -48,7 +49,7 @@ def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
     """Return the images of a response, as bytes, links or base64, each once. Empty if it has none."""
     if _IMAGE_START.match(body):
         return [ImageBytes(bytes(body))]
-    if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<") or body.count(b",") > _MAX_NODES:
+    if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<") or has_many_values(body, _MAX_NODES):
         return []
     nodes = (node for value in _values(body.decode(errors="replace")) for node in _nodes(value, ""))
     images = (text for _, (name, text) in zip(range(_MAX_NODES), nodes, strict=False) if _is_image(name, text))

@@ -13,7 +13,7 @@ from aiohttp.client_proto import ResponseHandler
 from imagegen.body_receiver import BodyReceiver
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
-from imagegen.providers.large_body import LARGE_BYTES, LargeBody, load_object
+from imagegen.providers.large_body import LARGE_BYTES, MAX_VALUES, LargeBody, has_many_values, load_object
 from imagegen.providers.streamed_answer import is_event_stream, read_answer
 
 MAX_BODY_BYTES = 48 * 2**20
@@ -66,7 +66,7 @@ class ResponseBody:
     async def read(self) -> bytes | bytearray:
         """Return the whole body, decompressed, and an event stream as the JSON of its answer.
 
-        Raises: UpstreamError if it is over the limit, or compressed in a way that was not requested; as the connection.
+        Raises: UpstreamError if it is over a limit, or compressed in a way that was not requested; as the connection.
         """
         content, length = self._content, self._length()
         if length > MAX_BODY_BYTES:
@@ -100,9 +100,7 @@ class ResponseBody:
 
     def release(self) -> None:
         """Free the memory of a body that is not needed."""
-        with suppress(BufferError):  # it is still referred to
-            self._body.clear()
-        self._body.release()
+        _free(self._body)
 
     def _length(self) -> int:
         """Return the declared length; 0 without one."""
@@ -137,6 +135,18 @@ class ResponseBody:
         return body if len(body) > LARGE_BYTES else bytes(body)
 
     async def _plain(self, body: bytes | bytearray, *, is_cut: bool = False) -> bytes | bytearray:
+        """Return a body to parse. Raises as `read` does. An error with very many values is its status alone."""
+        plain = await self._decoded(body, is_cut=is_cut)
+        if len(plain) <= LARGE_BYTES or not has_many_values(plain):
+            return plain
+        if isinstance(plain, LargeBody):
+            _free(plain)
+        if not 200 <= self._status < 300:
+            return b""
+        detail = f"HTTP {self._status}, more than {MAX_VALUES} values"
+        raise UpstreamError("upstream_bad_response", detail, status=self._status, lasting=True)
+
+    async def _decoded(self, body: bytes | bytearray, *, is_cut: bool) -> bytes | bytearray:
         for _ in range(_MAX_LAYERS):
             if body[:1] in _JSON_STARTS or (form := self._compression(body)) is None:
                 break
@@ -223,10 +233,14 @@ def _released_after_failure(body: LargeBody) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(BufferError):  # it is still referred to
-            body.clear()
-        body.release()
+        _free(body)
         raise
+
+
+def _free(body: LargeBody) -> None:
+    with suppress(BufferError):  # it is still referred to
+        body.clear()
+    body.release()
 
 
 async def read_body(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from imagegen.providers.large_body import load_object
+from imagegen.providers.large_body import has_many_values, load_object
 
 _START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry)(?::|[\r\n]))")
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n|\Z)")
-_MAX_LINES = 80_000
+_MAX_LINES, _MAX_VALUES = 80_000, 2**19
 _LAST = b"[DONE]"
 _LISTS = ("data", "images", "candidates", "choices")
 _OF_IMAGES = ("b64_json", "url")
@@ -38,29 +38,36 @@ def is_event_stream(start: bytes | bytearray) -> bool:
 def read_answer(body: bytes | bytearray) -> StreamedAnswer | None:
     """Return the answer of an event stream in the form of one that is not streamed.
 
-    None if it has no JSON object, or one that is nested too deeply.
+    None if it has no JSON object, very many values, or an object that is nested too deeply.
     """
+    if has_many_values(body, _MAX_VALUES):
+        return None
     texts = list(_texts(bytes(body)))
     events = [event for text in texts if (event := load_object(text)) is not None]
     if not events:
         return None
     images = [event for event in events if _is_final_image(event)]
-    answer: dict[str, Any] = {"data": images} if images else dict(events[-1])
+    answer: dict[str, Any] = {"data": images} if images else _merged(events)
     for name in ("usage", "usageMetadata", "model"):
         if values := [event[name] for event in events if event.get(name)]:
             answer[name] = values[-1]
-    if not images:
-        for name in _LISTS:
-            if entries := [entry for event in events for entry in _list(event, name)]:
-                answer[name] = _messages(entries) if name == "choices" else entries
-        if fault := next((event["error"] for event in events if event.get("error")), None):
-            answer.setdefault("error", fault)
-        if any(answer.get(name) for name in ("data", "images")):
-            answer.pop("error", None)
     try:
         return StreamedAnswer(orjson.dumps(answer), bool(images) or texts[-1] == _LAST)
     except orjson.JSONEncodeError:
         return None
+
+
+def _merged(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the last event with the lists of all; with the first error if it has no images."""
+    answer = dict(events[-1])
+    for name in _LISTS:
+        if entries := [entry for event in events for entry in _list(event, name)]:
+            answer[name] = _messages(entries) if name == "choices" else entries
+    if fault := next((event["error"] for event in events if event.get("error")), None):
+        answer.setdefault("error", fault)
+    if any(answer.get(name) for name in ("data", "images")):
+        answer.pop("error", None)
+    return answer
 
 
 def _texts(body: bytes) -> Iterator[bytes]:

@@ -260,6 +260,23 @@ async def test_a_body_over_the_limit_is_an_upstream_error(
     assert budget.held == 0, caught
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"data":[' + b"{}," * 400_000 + b"{}]}", b"data: [" + b"1," * 600_000 + b"1]\n\n", b'["' + b"," * 400_000],
+)
+async def test_a_response_of_very_many_values_is_a_lasting_failure(session, raw_server, read_request, watcher, body):
+    response = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    serving, _ = connections(
+        raw_server, read_request, b"HTTP/1.1 200 OK\r\n" + response, b"HTTP/1.1 429 Wait\r\n" + response
+    )
+    url = await serving
+    with pytest.raises(UpstreamError, match="more than 131072 values") as caught:
+        await send(session, url, watcher)
+    assert caught.value.lasting
+    refusal = await send(session, url, watcher)
+    assert (refusal.status, refusal.body) == (429, b"")
+
+
 ANSWER = b'{"data":[{"url":"https://h/1.png"}]}'
 BR = bytes.fromhex("0b1180")
 
