@@ -56,6 +56,7 @@ async def serve(settings: Settings) -> int:
         is_exposed = exposed.done()
         for end in ends:
             end.cancel()
+        _ignore_hang_ups()
         await drain(app, settings.drain_s, stop)
         if is_exposed:
             start_checks.check_exposure(settings, has_keys=False)
@@ -105,6 +106,14 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         loop.add_signal_handler(number, logger.info, "{} has no meaning for imagegen", number.name)
     return stop
+
+
+def _ignore_hang_ups() -> None:
+    """Let SIGHUP be no second signal: a terminal that closes may send it twice, and systemd after SIGTERM.
+
+    https://www.freedesktop.org/software/systemd/man/latest/systemd.kill.html#SendSIGHUP=
+    """
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def main() -> int:

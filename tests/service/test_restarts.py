@@ -150,6 +150,21 @@ def test_a_second_signal_ends_the_service_at_once(start_service, upstream: Emula
     assert service.wait(15) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_hang_up_does_not_hasten_the_end(start_service, upstream: EmulatorProcess, number: signal.Signals) -> None:
+    service: Service = start_service(upstream.url)
+    prompt = f"closed terminal after {number.name} {{{{fault:ok delay_s=1.5}}}}"
+    running = service.accepted(prompt=prompt)
+    eventually(lambda: in_flight(upstream, prompt))
+    service.signal(number)
+    eventually(lambda: service.get("/readyz").status == 503)
+    service.signal(signal.SIGHUP)
+    assert service.wait(60) == 0
+    service.start()
+    assert service.task(running)["status"] == "completed"
+    assert len(calls_about(upstream, prompt)) == 1
+
+
 def test_two_instances_on_one_folder_are_one_service(start_service, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url)
     second: Service = start_service(upstream.url)
