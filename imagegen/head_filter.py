@@ -100,7 +100,7 @@ def _is_usual(data: bytes) -> bool:
 
 
 def _may_be_http(start: bytearray) -> bool:
-    """Return whether a head may begin so. What is not HTTP may never have the end of a head."""
+    """Return whether data may be the start of a head. Other data may never have the end of one."""
     first = start[: 2 * len(_HTTP)].lstrip(b"\r\n")[: len(_HTTP)]
     return _HTTP.startswith(first)
 

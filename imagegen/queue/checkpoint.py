@@ -150,7 +150,7 @@ def is_readable_checkpoint(value: bytes) -> bool:
 
 
 def owner_of(value: bytes | None) -> str | None:
-    """Return the instance whose attempt runs according to a stored checkpoint, None if none does."""
+    """Return the instance that runs an attempt according to a stored checkpoint, None if there is no such attempt."""
     if value is None:
         return None
     try:

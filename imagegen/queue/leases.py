@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from loguru import logger
 
@@ -48,9 +48,9 @@ class Leases:
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
-        if over := [(claim, result) for claim in claims if (result := self.dispatcher.ended(claim.task))]:
-            claims = [claim for claim in claims if claim not in {claim for claim, _ in over}]
-            await self._end_again(over)
+        if ended := {claim: result for claim in claims if (result := self.dispatcher.ended(claim.task))}:
+            claims = [claim for claim in claims if claim not in ended]
+            await self._end_again(ended)
         for entry_id, error in unreadable:
             self._verbs.unreadable.report_entry(entry_id, error)
             await self._connection.retry_until_available(
@@ -60,16 +60,15 @@ class Leases:
             self._publish_busy()
         return claims
 
-    async def _end_again(self, over: Sequence[tuple[Claim, Task]]) -> None:
+    async def _end_again(self, ended: Mapping[Claim, Task]) -> None:
         """Write back the results of tasks that ended here, and delete their entries: Redis has an older state."""
-        entry_ids = [claim.entry_id for claim, _ in over]
-        for claim, _ in over:
+        for claim in ended:
             self.dispatcher.forget(claim)
-        logger.warning("Redis would have run {} finished tasks once more; their results are kept", len(over))
+        logger.warning("Redis would have run {} finished tasks once more; their results are kept", len(ended))
         now = self._connection.clock()
         retry = self._connection.retry_until_available
-        await retry(self._verbs.restore_results, [result for _, result in over], now)
-        await retry(self._verbs.delete_entries, entry_ids)
+        await retry(self._verbs.restore_results, list(ended.values()), now)
+        await retry(self._verbs.delete_entries, [claim.entry_id for claim in ended])
         self.on_loss()
 
     def _publish_busy(self) -> None:

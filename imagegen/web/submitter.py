@@ -274,7 +274,7 @@ async def _submit_paid(services: Services, submission: Submission, *, fresh: boo
 async def _resubmit_refresh(
     services: Services, submission: Submission, reuse: ReuseImages | None
 ) -> SubmitResult | None:
-    """Queue a task again whose fresh generation was cancelled, without losing the images from before it.
+    """Queue a task again after its fresh generation was cancelled, without losing the images from before it.
 
     Return None if there is no such task, or its images are gone.
     """
