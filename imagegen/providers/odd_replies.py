@@ -52,7 +52,7 @@ def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
     if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<") or has_many_values(body, _MAX_NODES):
         return []
     nodes = (node for value in _values(body.decode(errors="replace")) for node in _nodes(value, ""))
-    images = (text for _, (name, text) in zip(range(_MAX_NODES), nodes, strict=False) if _is_image(name, text))
+    images = (_storable(text) for name, text in islice(nodes, _MAX_NODES) if _is_image(name, text))
     return list(dict.fromkeys(islice(images, _MAX_IMAGES)))
 
 
@@ -86,6 +86,11 @@ def _nodes(value: object, name: str, depth: int = 0) -> Iterator[tuple[str, str]
                 yield from _nodes(inner, name, depth + 1)
         else:
             yield name, value
+
+
+def _storable(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which escapes of JSON may be."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _is_image(name: str, text: str) -> bool:

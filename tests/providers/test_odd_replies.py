@@ -70,6 +70,10 @@ def test_links_to_other_things_are_no_images(body):
     assert images_of(f"<html><a href='{LINK}'>{json.dumps(body)}".encode()) == ()
 
 
+def test_a_link_with_half_a_character_can_be_stored():
+    assert images_of(rb'{"output":"https://h.example/\ud83d.png"}') == (ImageLink("https://h.example/?.png"),)
+
+
 def test_a_tree_of_any_size_is_searched_for_a_bounded_time():
     began_s = time.process_time()
     deep = b'{"a":' * 5_000 + b"1" + b"}" * 5_000
