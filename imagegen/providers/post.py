@@ -34,6 +34,8 @@ _READ_BYTES = 2**18
 _LAST_WORD_S = 1.0
 """How long a response may still come after its connection took no more of the request."""
 
+_END_CHECK_S = 1.0
+
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -189,7 +191,11 @@ class _Sending:
         """Read the body of the response. Raises UpstreamError; as the connection."""
         body = ResponseBody(message.code, message.headers, content, protocol if self.done else None)
         self._response = message, body
-        response = RawResponse(message.code, message.headers, await body.read())
+        watch = _EndWatch(protocol, content)
+        try:
+            response = RawResponse(message.code, message.headers, await body.read())
+        finally:
+            watch.cancel()
         self._response = None
         return response
 
@@ -218,6 +224,27 @@ class _Sending:
     def _finish(self) -> None:
         self.done = True
         self._on_sent()
+
+
+class _EndWatch:
+    """Watch that fails a body if its connection has ended and the body has not.
+
+    aiohttp's parser drops a body with a broken chunk without an error, so that its reader would wait for ever.
+    """
+
+    def __init__(self, protocol: ResponseHandler, content: aiohttp.StreamReader) -> None:
+        self._protocol = protocol
+        self._content = content
+        self._timer = asyncio.get_running_loop().call_later(_END_CHECK_S, self._check)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        if self._protocol.transport is not None:
+            self._timer = asyncio.get_running_loop().call_later(_END_CHECK_S, self._check)
+        elif not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(aiohttp.ClientPayloadError("the connection has ended within the body"))
 
 
 def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:

@@ -306,6 +306,21 @@ async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
     assert (answer.status, answer.body) == (int(status[:3]), ANSWER)
 
 
+@pytest.mark.parametrize("body", [ANSWER, ANSWER[:-1]])
+async def test_a_broken_chunk_is_the_end_of_a_body(session, raw_server, read_request, watcher, body):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%bno chunk" % (len(body), body))
+
+    url = await raw_server(serve)
+    async with asyncio.timeout(10):
+        if body == ANSWER:
+            assert (await send(session, url, watcher, timeout_s=20.0)).body == ANSWER
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await send(session, url, watcher, timeout_s=20.0)
+
+
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "br", "zstd", "identity", "aws-chunked"])
 async def test_a_wrong_content_coding_costs_no_response(session, raw_server, read_request, watcher, coding):
     response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
