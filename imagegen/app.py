@@ -351,10 +351,12 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
 def _readiness(app: web.Application) -> Readiness:
     async def causes() -> list[str]:
         images, embedded = app[STORE].health, app[EMBEDDED]
+        reachable, has_met_peers = await app[CONNECTION].is_reachable(), app[QUEUE].notifier.has_met_peers
         failing = {
             "a loop of the service died": not app[SUPERVISOR].alive,
             "the service is about to stop": readiness.draining,
-            "Redis does not answer": not await app[CONNECTION].is_reachable(),
+            "Redis does not answer": not reachable,
+            "the other instances have not answered yet": not has_met_peers and reachable,
             "the data folder of the embedded Redis is gone": embedded is not None and not embedded.intact,
             f"images can't be saved: {images.cause}": not images.writable,
         }

@@ -154,7 +154,8 @@ def other_instances(queue: QueueInstance) -> OtherInstances:
     """Return the other instances, as the channel of the instances shows them."""
     notifier = queue.notifier
     channels = PeerChannels(
-        lambda: {peer: notifier.greetings.get(peer) for peer in notifier.peers}, lambda: notifier.silent
+        lambda: {peer: notifier.greetings.get(peer) for peer in notifier.peers},
+        lambda: notifier.silent or not notifier.has_met_peers,
     )
     return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.ping_peers)
 

@@ -167,6 +167,6 @@ def test_each_explained_log_line_exists_in_the_code() -> None:
 def test_the_causes_of_readyz_are_explained() -> None:
     source, text = read("imagegen/app.py"), read("docs/operations.md")
     causes = re.findall(r'"([A-Za-z][^"]*)": (?:not |readiness|embedded)', source)
-    assert len(causes) == 5
+    assert len(causes) == 6
     for cause in causes:
         assert f"`{cause.partition('{')[0]}" in text, cause

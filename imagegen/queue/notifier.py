@@ -39,6 +39,9 @@ GREETING_S = 1.0
 SILENT_S = 5.0
 """Seconds after a greeting within which a peer that lives answers."""
 
+FIRST_GREETING_S = 2.0
+"""Seconds from its start for which an instance waits for the answers to its first greeting."""
+
 _OF_ANY_PROCESS = ("keys",)
 """Kinds that also processes publish which are no instances, and never peers."""
 
@@ -81,6 +84,7 @@ class Notifier:
         self._subscribed_at = 0.0
         self._others = math.inf
         self._met_all = asyncio.Event()
+        self._listening_since, self._was_greeted = math.inf, False
         self.handlers: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
@@ -90,6 +94,15 @@ class Notifier:
     def alone(self) -> bool:
         """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
+
+    @property
+    def has_met_peers(self) -> bool:
+        """Whether all instances have answered the first greeting, or won't: without the channel, or in time.
+
+        It stays true when a later subscription makes the peers uncertain again.
+        """
+        is_late = time.monotonic() > self._listening_since + FIRST_GREETING_S
+        return self._was_greeted or self.silent or (is_late and self._connection.health.down_since is None)
 
     def add_peer(self, name: str) -> None:
         """Record that another instance is there."""
@@ -116,6 +129,7 @@ class Notifier:
     def _count_peers(self) -> None:
         if len(self.peers) >= self._others:
             self._met_all.set()
+            self._was_greeted = True
 
     def no_peers_since(self, unix_s: float) -> bool:
         """Return whether there was no peer at any time since then."""
@@ -177,6 +191,7 @@ class Notifier:
     async def listen_forever(self) -> None:
         """Receive messages over one subscription, which is renewed after a loss."""
         losses = Backoff(0.1, 5.0)
+        self._listening_since = time.monotonic()
         while True:
             try:
                 async with self._connection.subscriptions.subscribed(self._channel) as subscription:

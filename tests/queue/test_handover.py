@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from support import eventually, submission
 
+from imagegen.chosen_parts import other_instances
 from imagegen.queue import handover, notifier
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 
@@ -26,6 +27,46 @@ async def pair(make_instance):
 async def claimed(instance, name: str = "a"):
     await instance.client_queue.submit(submission(name))
     return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+
+
+def may_serve(instance) -> bool:
+    """Return whether an instance leaves a model that it does not serve itself for others."""
+    return other_instances(instance.parts).channels.may_serve("a-model", sandbox=False)
+
+
+async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(make_instance) -> None:
+    one = make_instance()
+    await eventually(lambda: one.notifier.has_met_peers)
+    assert not may_serve(one)
+    late = make_instance(start=False)
+    assert may_serve(late)
+    late.start()
+    await eventually(lambda: late.notifier.has_met_peers)
+    assert set(late.notifier.greetings) == {one.notifier.instance}
+
+
+async def test_a_new_subscription_makes_no_instance_wait_for_its_peers_again(pair, monkeypatch) -> None:
+    one, _ = pair
+    await eventually(lambda: one.notifier.has_met_peers)
+    monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
+    joined = asyncio.Event()
+    one.notifier.on_join.append(lambda: joined.set() if one.notifier.has_met_peers else None)
+    one.connection.subscriptions.hang_up()
+    await asyncio.wait_for(joined.wait(), 5)
+
+
+async def test_an_instance_waits_for_a_silent_subscriber_no_longer_than_for_a_first_greeting(
+    make_instance, monkeypatch
+) -> None:
+    monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
+    new = make_instance(start=False)
+    async with new.connection.subscriptions.subscribed(new.keys.notifications):
+        new.start()
+        await eventually(lambda: new.notifier.subscribed)
+        await new.notifier.flush()
+        assert not new.notifier.has_met_peers
+        monkeypatch.setattr(notifier, "FIRST_GREETING_S", 0.0)
+        assert new.notifier.has_met_peers
 
 
 async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair) -> None:

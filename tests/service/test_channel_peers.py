@@ -71,6 +71,25 @@ def test_many_tasks_of_another_instance_are_handed_to_it_once(
         assert moves <= 8 * COUNT
 
 
+def test_an_instance_that_just_started_takes_tasks_for_models_of_the_others(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    with serving(upstream := Upstream()):
+        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
+        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
+        one.signal(signal.SIGTERM)
+        one.wait()
+        other.signal(signal.SIGSTOP)  # so that it answers no greeting
+        try:
+            one.start(ready=False)
+            task_id = one.accepted(prompt="for another", model="theirs")
+        finally:
+            other.signal(signal.SIGCONT)
+        assert other.completed(task_id)["channel"] == "theirs"
+        eventually(lambda: one.answers("/readyz"))
+        assert one.submit(prompt="a", model="none").error == (400, "invalid_request")
+
+
 def test_a_model_that_no_instance_serves_is_refused_although_there_are_others(
     start_service: Start, shared_redis: str, tmp_path: Path
 ) -> None:

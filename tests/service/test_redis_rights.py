@@ -22,6 +22,7 @@ USERS = {
     "reader": ("~*", "&*", "+@read", "+@connection"),
     "elsewhere": ("~other:*", "&*", "+@all"),
     "no-channels": ("~*", "resetchannels", "+@all"),
+    "no-publish": ("~*", "&*", "+@all", "-publish"),
     "least": ("~{imagegen}:*", "&{imagegen}:*", "+@all", "-@dangerous", "+info"),
     "upstash": ("~*", "&*", "+@all", "-config", "-script", "-client", "-pubsub"),
 }
@@ -109,6 +110,14 @@ def test_missing_channel_rights_are_logged_and_waiters_still_wake(
     for service in (one, two):
         assert service.log.count("not use the channel") == 1
         service.end()
+
+
+def test_an_instance_is_ready_also_where_it_can_never_meet_another_one(
+    start_service: StartService, redis: Redis, tmp_path: Path
+) -> None:
+    start_service(REDIS_URL=url_of(redis, "no-publish:word@"), REDIS_PREFIX="unpublished").end()
+    with server(tmp_path / "redis", "--rename-command", "SUBSCRIBE", "", program=debian()) as without_channels:
+        start_service(REDIS_URL=url_of(without_channels)).end()
 
 
 def test_keys_of_clients_reach_instances_that_have_no_channel(start_service: StartService, redis: Redis) -> None:
