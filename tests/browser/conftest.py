@@ -20,7 +20,6 @@ from orphans import find_browser
 from quick_drawing import draw_quickly
 from support import eventually
 
-from tests.ports import free_port
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
@@ -250,25 +249,11 @@ def open_studio(open_page: OpenPage) -> OpenStudio:
     return visit
 
 
-@pytest.fixture(scope="session")
-def first_port() -> int:
-    """Return the port of each test's first service: the browser reads the scripts of one origin once.
-
-    It keeps images too, so a test that waits for an image to be drawn has a prompt that no other test has.
-    """
-    return free_port()
-
-
 @pytest_asyncio.fixture(loop_scope="session")
-async def start_service(redis_url: str, prefix: str, tmp_path: Path, first_port: int) -> AsyncIterator[StartService]:
+async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
     """Start services as `start_service` of the web tests does, on the event loop of the browser."""
-    ports = iter([first_port])
     async with open_services(redis_url, prefix, tmp_path) as start:
-
-        async def start_at(*, port: int | None = None, **overrides: Any) -> Client:
-            return await start(port=port or next(ports, None), **overrides)
-
-        yield start_at
+        yield start
 
 
 @pytest_asyncio.fixture(loop_scope="session")
