@@ -201,8 +201,8 @@ class ImageFetcher:
         self._check_size(length or 0)
         if length is not None and length > SMALL_BYTES:
             return await self._receive(response.receiver(length), encoding, broken)
-        if length is not None and response.content.is_eof():
-            data = response.content.read_nowait()
+        if length is not None:
+            data = await _small_body(response.content, broken)
             plain = _plain_of(data[:2], encoding, self._check_size)
             if plain is None:
                 return await _checked(data)
@@ -282,6 +282,13 @@ class ImageFetcher:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise _rejected(f"{self._subject} is over {self._max_bytes} bytes")
+
+
+async def _small_body(content: aiohttp.StreamReader, broken: list[Exception]) -> bytes:
+    """Return a body; append the error that ends it too early to `broken`."""
+    if content.is_eof():
+        return content.read_nowait()
+    return b"".join([piece async for piece in _until_broken(content, broken)])
 
 
 async def _until_broken(content: aiohttp.StreamReader, broken: list[Exception]) -> AsyncIterator[bytes]:
