@@ -19,7 +19,10 @@ export function useText() {
 // Renders the component again after each change of a store's state. store: {state, subscribe(listener)}.
 export function useChanges(store) {
   const [, setState] = useState(store.state);
-  useEffect(() => store.subscribe(() => setState(store.state)), [store]);
+  useEffect(() => {
+    setState(store.state); // it may have changed between the first rendering and this effect, which comes after the paint
+    return store.subscribe(() => setState(store.state));
+  }, [store]);
 }
 
 // Returns the time in milliseconds, which changes each second while `isActive`.
