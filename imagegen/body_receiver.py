@@ -1,4 +1,4 @@
-"""Rest of a large response body, received from the connection straight into its place in memory.
+"""Bodies of responses as far as they come: in pieces, or the rest of a large one straight into its place in memory.
 
 aiohttp reads 256 KiB at most at once, and copies each byte twice. An image of 2.1 MB, of which a link comes, takes 12
 fewer system calls and 1 ms less this way. aiohttp's own classes are used as in `imagegen.providers.post`.
@@ -11,6 +11,7 @@ import select
 import socket
 import sys
 from contextlib import suppress
+from typing import cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -23,6 +24,29 @@ _PATIENCE_S = 1.0
 
 _TLS_RECORD_BYTES = 32 * 1024
 """At most as much has been taken from the system that is not a whole record yet."""
+
+
+async def next_piece(content: aiohttp.StreamReader) -> bytes:
+    """Return the next bytes of a body as they come, none at its end.
+
+    Raises: aiohttp.ClientError, OSError if the body has ended too early, after all that came before.
+    """
+    if (error := content.exception()) is None:
+        return await content.readany()
+    if piece := _buffered(content, -1):
+        return piece
+    raise error
+
+
+def _buffered(content: aiohttp.StreamReader, size_bytes: int) -> bytes:
+    """Return bytes that have come, also of a body that has ended too early, of which aiohttp returns none."""
+    if (error := content.exception()) is None:
+        return content.read_nowait(size_bytes)
+    content.set_exception(cast("BaseException", None))
+    try:
+        return content.read_nowait(size_bytes)
+    finally:
+        content.set_exception(error)
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
@@ -69,7 +93,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def _take_buffered(self, buffer: memoryview) -> int:
         """Take what aiohttp has got; return how many bytes that is."""
         received = 0
-        while received < len(buffer) and (data := self._content.read_nowait(len(buffer) - received)):
+        while received < len(buffer) and (data := _buffered(self._content, len(buffer) - received)):
             buffer[received : received + len(data)] = data
             received += len(data)
         return received

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports only from layers below its own
     {"backoff", "client", "did_you_mean", "errors", "formats", "metrics", "resolver"},
-    {"body_receiver", "byte_budget", "head_filter", "proxies", "redis_client", "setting_parsers"},
+    {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "setting_parsers"},
     {"channels_file"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
@@ -104,7 +104,7 @@ def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
         "mcp_command",
         "ssrf",
         "body_receiver",
-        "head_filter",
+        "response_filter",
         "proxies",
         "providers",
         "images",

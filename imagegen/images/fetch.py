@@ -13,7 +13,7 @@ import pybase64
 from yarl import URL
 
 from imagegen import __version__
-from imagegen.body_receiver import BodyReceiver
+from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.formats import plain_base64
 from imagegen.images.image_links import Origin, parse_link
@@ -294,7 +294,7 @@ async def _small_body(content: aiohttp.StreamReader, broken: list[Exception]) ->
 async def _until_broken(content: aiohttp.StreamReader, broken: list[Exception]) -> AsyncIterator[bytes]:
     """Yield a body as it comes; append the error that ends it too early to `broken`."""
     try:
-        async for piece in content.iter_any():
+        while piece := await next_piece(content):
             yield piece
     except (aiohttp.ClientError, OSError) as error:
         broken.append(error)

@@ -19,7 +19,7 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver
-from imagegen.head_filter import MAX_HEADERS, HeadFilter
+from imagegen.response_filter import MAX_HEADERS, ResponseFilter
 
 T = TypeVar("T")
 
@@ -120,10 +120,10 @@ class LinkClient:
             max_field_size=_MAX_HEAD_BYTES,
             max_headers=MAX_HEADERS,
         )
-        HeadFilter(protocol, transport)
+        response = ResponseFilter(protocol, transport)
         transport.write(_head(request, url))
         protocol.start_timeout()
-        message, content = await protocol.read()
+        message, content = await response.read()
         return LinkResponse(message.code, message.headers, content, protocol, self._stall_s)
 
     def _request(self, url: URL) -> aiohttp.ClientRequest:

@@ -21,9 +21,9 @@ from aiohttp.http import RawResponseMessage, StreamWriter
 from msgspec import Struct
 from yarl import URL
 
-from imagegen.head_filter import MAX_HEADERS, HeadFilter
 from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.response_body import ResponseBody
+from imagegen.response_filter import MAX_HEADERS, ResponseFilter
 
 _CONNECT_S = 10.0
 MAX_RESPONSE_HEAD_BYTES = 2**16
@@ -33,8 +33,6 @@ _READ_BYTES = 2**18
 
 _LAST_WORD_S = 1.0
 """How long a response may still come after its connection took no more of the request."""
-
-_END_CHECK_S = 1.0
 
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -128,8 +126,8 @@ class PaidPost:
             max_field_size=MAX_RESPONSE_HEAD_BYTES,
             max_headers=MAX_HEADERS,
         )
-        HeadFilter(protocol, transport)
-        message, content = await sending.exchange(protocol, transport, self._head)
+        response = ResponseFilter(protocol, transport)
+        message, content = await sending.exchange(protocol, transport, self._head, response)
         return await sending.read(message, content, protocol)
 
     @cached_property
@@ -158,7 +156,7 @@ class _Sending:
         self._response: tuple[RawResponseMessage, ResponseBody] | None = None
 
     async def exchange(
-        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes
+        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes, response: ResponseFilter
     ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
         """Send the request and return the head of its response, which may come before all of it was sent."""
         body = self._body
@@ -166,10 +164,10 @@ class _Sending:
         if isinstance(body, bytes):
             transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
             self._finish()
-            return await protocol.read()
+            return await response.read()
         transport.write(b"%b%d\r\n\r\n" % (head, len(body)))
         writing = asyncio.create_task(self._write(protocol, body))
-        reading = asyncio.create_task(protocol.read())
+        reading = asyncio.create_task(response.read())
         try:
             await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
             if writing.done() and not reading.done() and isinstance(writing.exception(), OSError):
@@ -191,11 +189,7 @@ class _Sending:
         """Read the body of the response. Raises UpstreamError; as the connection."""
         body = ResponseBody(message.code, message.headers, content, protocol if self.done else None)
         self._response = message, body
-        watch = _EndWatch(protocol, content)
-        try:
-            response = RawResponse(message.code, message.headers, await body.read())
-        finally:
-            watch.cancel()
+        response = RawResponse(message.code, message.headers, await body.read())
         self._response = None
         return response
 
@@ -224,27 +218,6 @@ class _Sending:
     def _finish(self) -> None:
         self.done = True
         self._on_sent()
-
-
-class _EndWatch:
-    """Watch that fails a body if its connection has ended and the body has not.
-
-    aiohttp's parser drops a body with a broken chunk without an error, so that its reader would wait for ever.
-    """
-
-    def __init__(self, protocol: ResponseHandler, content: aiohttp.StreamReader) -> None:
-        self._protocol = protocol
-        self._content = content
-        self._timer = asyncio.get_running_loop().call_later(_END_CHECK_S, self._check)
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        if self._protocol.transport is not None:
-            self._timer = asyncio.get_running_loop().call_later(_END_CHECK_S, self._check)
-        elif not self._content.is_eof() and self._content.exception() is None:
-            self._content.set_exception(aiohttp.ClientPayloadError("the connection has ended within the body"))
 
 
 def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:

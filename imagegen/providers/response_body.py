@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from imagegen.body_receiver import BodyReceiver
+from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers.large_body import LARGE_BYTES, MAX_VALUES, LargeBody, has_many_values, load_object
@@ -118,7 +118,7 @@ class ResponseBody:
             finally:
                 self._missing = receiver.left
             return body
-        async for piece in self._content.iter_any():
+        while piece := await next_piece(self._content):
             at = length - self._missing
             body[at : at + len(piece)] = piece
             self._missing -= len(piece)
@@ -127,7 +127,7 @@ class ResponseBody:
     async def _receive_pieces(self) -> bytes | bytearray:
         """Receive a small body, or one of unknown length."""
         body = self._body
-        async for piece in self._content.iter_any():
+        while piece := await next_piece(self._content):
             body += piece
             if len(body) > MAX_BODY_BYTES:
                 raise _too_large(self._status)

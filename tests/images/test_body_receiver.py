@@ -16,7 +16,7 @@ import pytest
 from support import eventually
 from yarl import URL
 
-from imagegen.body_receiver import BodyReceiver
+from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.images.link_client import LinkClient, LinkResponse
 
 BODY = os.urandom(3_000_000)
@@ -181,6 +181,29 @@ async def test_a_body_counts_as_ended_where_its_connection_was_closed_before() -
 
         with pytest.raises(aiohttp.ClientPayloadError):
             await client.get(url, read)
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_what_came_of_a_body_is_read_also_after_its_connection_has_ended(in_pieces: bool) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:90_000])
+        writer.close()
+
+    came = bytearray(len(BODY))
+
+    async def read(response: LinkResponse) -> None:
+        await eventually(lambda: not response.protocol.connected)
+        if not in_pieces:
+            await response.receiver(len(BODY)).fill(memoryview(came))
+        at = 0
+        while piece := await next_piece(response.content):
+            came[at : at + len(piece)] = piece
+            at += len(piece)
+
+    async with client_of(Host(send)) as (client, url):
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await client.get(url, read)
+    assert came[:90_000] == BODY[:90_000]
 
 
 @pytest.mark.parametrize("with_tls", [False, True])

@@ -14,6 +14,7 @@ from yarl import URL
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
+from imagegen.providers.input_bodies import StreamedBody
 from imagegen.providers.post import NotSent, PaidPost
 
 ZIPPED = gzip.compress(b"pictur")
@@ -289,12 +290,14 @@ BR = bytes.fromhex("0b1180")
         (b"Content-Length: 900000", ANSWER),
         (b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n" % (len(ANSWER), ANSWER)),
         (b"Transfer-Encoding: chunked", b"%x\r\n%b" % (len(ANSWER) + 9, ANSWER)),
+        (b"Transfer-Encoding: chunked", b"%x\r\n%bno chunk" % (len(ANSWER), ANSWER)),
         (b"Content-Encoding: gzip\r\nContent-Length: 900", gzip.compress(ANSWER)),
     ],
 )
+@pytest.mark.parametrize("request_body", [b"{}", StreamedBody([b"{", b"}"])], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("stays_open", [False, True])
 async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
-    session, raw_server, read_request, watcher, status, head, framed, stays_open
+    session, raw_server, read_request, watcher, status, head, framed, request_body, stays_open
 ):
     async def serve(reader, writer):
         await read_request(reader)
@@ -302,23 +305,26 @@ async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
         if stays_open:
             await reader.read()
 
-    answer = await send(session, await raw_server(serve), watcher, timeout_s=0.3 if stays_open else 5.0)
+    url = await raw_server(serve)
+    answer = await send(session, url, watcher, request_body, timeout_s=0.3 if stays_open else 5.0)
     assert (answer.status, answer.body) == (int(status[:3]), ANSWER)
 
 
-@pytest.mark.parametrize("body", [ANSWER, ANSWER[:-1]])
-async def test_a_broken_chunk_is_the_end_of_a_body(session, raw_server, read_request, watcher, body):
+@pytest.mark.parametrize("request_body", [b"{}", StreamedBody([b"{", b"}"])], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("length", [len(ANSWER), len(ANSWER) - 1], ids=["whole", "cut"])
+async def test_a_broken_chunk_is_the_end_of_a_body(session, raw_server, read_request, watcher, length, request_body):
     async def serve(reader, writer):
         await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%bno chunk" % (len(body), body))
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + b"%x\r\n%bno chunk" % (length, ANSWER[:length]))
 
     url = await raw_server(serve)
     async with asyncio.timeout(10):
-        if body == ANSWER:
-            assert (await send(session, url, watcher, timeout_s=20.0)).body == ANSWER
+        if length == len(ANSWER):
+            assert (await send(session, url, watcher, request_body, timeout_s=20.0)).body == ANSWER
         else:
             with pytest.raises(aiohttp.ClientPayloadError):
-                await send(session, url, watcher, timeout_s=20.0)
+                await send(session, url, watcher, request_body, timeout_s=20.0)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "br", "zstd", "identity", "aws-chunked"])

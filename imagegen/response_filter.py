@@ -1,4 +1,4 @@
-"""Filter before aiohttp's parser for the heads of responses that it refuses, though their bodies are whole.
+"""Filter before aiohttp's parser for responses with heads that it refuses, and for bodies with ends that it drops.
 
 What answers a paid call, or the link of a paid image, is read even if a proxy writes a head that is no HTTP to the
 letter: https://www.rfc-editor.org/rfc/rfc9112.html#name-field-syntax
@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 
+import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
 
 MAX_HEAD_BYTES = 2**18
 MAX_HEADERS = 4_096
@@ -32,11 +34,12 @@ _RESPONSE_START = b"HTTP/1."
 _HTTP = b"HTTP/"
 
 
-class HeadFilter(asyncio.Protocol):
-    """Protocol of a connection in place of aiohttp's, from before a request until the head of its final response.
+class ResponseFilter(asyncio.Protocol):
+    """Protocol of a connection in place of aiohttp's, from before a request until the next one.
 
     It leaves out informational responses, and repairs an irregular head. The head is passed on alone, so that what
-    follows the body in the same packet costs the connection, not the response.
+    follows the body in the same packet costs the connection, not the response. Bytes of the body are passed on as they
+    come.
 
     Args:
         protocol: aiohttp's, of a connection that has no unread bytes, with the parameters of its response set.
@@ -45,14 +48,21 @@ class HeadFilter(asyncio.Protocol):
 
     def __init__(self, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
         self._protocol = protocol
-        self._transport = transport
+        self._has_passed_head = False
         self._start = bytearray()
         self._searched = 0
+        self._body: aiohttp.StreamReader | None = None
         transport.set_protocol(self)
 
+    async def read(self) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """Return the head and the body of the response. Raises as the connection; HttpProcessingError."""
+        message, self._body = await self._protocol.read()
+        self._end_body()
+        return message, self._body
+
     def data_received(self, data: bytes) -> None:
-        if not self._start and _is_usual(data):
-            self._transport.set_protocol(self._protocol)
+        if self._has_passed_head or (not self._start and _is_usual(data)):
+            self._has_passed_head = True
             self._protocol.data_received(data)
             return
         self._start += data
@@ -68,11 +78,12 @@ class HeadFilter(asyncio.Protocol):
             self._pass_on(b"")
 
     def _pass_on(self, head: bytes) -> None:
-        self._transport.set_protocol(self._protocol)
+        self._has_passed_head = True
+        rest, self._start = bytes(self._start), bytearray()
         if head:
             self._protocol.data_received(head + b"\r\n")
-        if self._start:
-            self._protocol.data_received(bytes(self._start))
+        if rest:
+            self._protocol.data_received(rest)
 
     def eof_received(self) -> None:
         if self._start:
@@ -81,6 +92,13 @@ class HeadFilter(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._protocol.connection_lost(error)
+        self._end_body()
+
+    def _end_body(self) -> None:
+        """Fail a body that has not ended with its connection: aiohttp's parser drops one with a broken chunk."""
+        body = self._body
+        if body is not None and not self._protocol.connected and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the connection has ended within the body"))
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()
