@@ -124,12 +124,14 @@ def take_over_state(
 
 
 def count_begun_calls(claim: Claim) -> None:
-    """Count the calls before a release as lost, since Redis has lost the checkpoint with their images."""
+    """Count the calls before a release as lost, since Redis has lost the checkpoint with their images.
+
+    The task keeps their number: an entry that is written before the next checkpoint must have it again.
+    """
     lost = claim.task.begun_calls
-    if lost:
-        ambiguous_calls = claim.checkpoint.ambiguous_calls + lost
-        claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=ambiguous_calls)
-        claim.task = replace(claim.task, begun_calls=0, possibly_billed_twice=claim.checkpoint.billed_again)
+    if lost > claim.checkpoint.ambiguous_calls:
+        claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=lost)
+        claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.billed_again)
 
 
 def resume_from_existing(claim: Claim, existing: bytes) -> StartResult:

@@ -93,7 +93,7 @@ class Task(Struct, frozen=True, gc=False):
     sandbox: whether the sandbox is to draw it; stored while it is unfinished, None for a task of an earlier version.
     channel: name of the channel of its last call, empty before one.
     jobs: ids of its provider jobs, set at its end.
-    begun_calls: paid calls before a release that count as lost if Redis has lost the checkpoint; set until the start.
+    begun_calls: paid calls before a release that count as lost if Redis has lost the checkpoint.
     counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """
 

@@ -130,6 +130,26 @@ async def test_a_released_task_counts_its_call_also_if_its_next_owner_dies_befor
     assert (await stored(other, taken)).ambiguous_calls == 1
 
 
+@pytest.mark.parametrize("is_taken_over", [False, True])
+async def test_a_task_that_is_released_again_before_its_start_still_counts_its_lost_call(
+    make_instance, is_taken_over
+) -> None:
+    one, other = make_instance(), make_instance(start=False)
+    claim = await started(one)
+    await one.worker_queue.release([claim])
+    await one.connection.commands.delete(one.keys.checkpoint(claim.task.id))
+    unstarted, holder = await asyncio.wait_for(one.worker_queue.claim(), 20), one
+    if is_taken_over:
+        (unstarted,), holder = await other.parts.takeover.take({unstarted.entry_id: 0.0}, min_idle_s=0.0), other
+    else:
+        assert await one.worker_queue.start(unstarted) is StartResult.INHERITED
+    await holder.worker_queue.release([unstarted])
+    again = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    assert await one.worker_queue.start(again) is StartResult.INHERITED
+    assert await one.worker_queue.start(again) is StartResult.STARTED
+    assert (await stored(one, again)).ambiguous_calls == 1
+
+
 async def test_a_job_that_redis_evicted_is_written_back_with_the_next_renewal(make_instance) -> None:
     owner, other = make_instance(lease_s=0.6), make_instance(start=False)
     claim = await started(owner)
