@@ -127,7 +127,10 @@ class Notifier:
         return self.subscribed and not self.silent and (self._met_all.is_set() or has_waited)
 
     def _count_peers(self) -> None:
-        if len(self.peers) >= self._others:
+        """Check whether all other subscribers have sent something; a peer from before may be gone."""
+        if not self._met_all.is_set() and self._others <= sum(
+            heard_at >= self._subscribed_at for heard_at in self.peers.values()
+        ):
             self._met_all.set()
             self._was_greeted = True
 

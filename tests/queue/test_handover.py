@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Sequence
 
+import orjson
 import pytest
 from support import eventually, submission
 
@@ -67,6 +68,21 @@ async def test_an_instance_waits_for_a_silent_subscriber_no_longer_than_for_a_fi
         assert not new.notifier.has_met_peers
         monkeypatch.setattr(notifier, "FIRST_GREETING_S", 0.0)
         assert new.notifier.has_met_peers
+
+
+async def test_a_peer_from_before_a_new_subscription_does_not_count_as_one_that_has_answered(make_instance) -> None:
+    one, unmet = make_instance(), make_instance(start=False)
+    await eventually(lambda: one.notifier.has_met_peers)
+    hello = orjson.dumps({"from": "a-gone-instance", "kind": "hello"})
+    joined = asyncio.Event()
+    async with unmet.connection.subscriptions.subscribed(one.keys.notifications):
+        await unmet.connection.commands.publish(one.keys.notifications, hello)
+        await eventually(lambda: "a-gone-instance" in one.notifier.peers)
+        one.notifier.on_join.append(joined.set)
+        one.connection.subscriptions.hang_up()
+        await asyncio.wait_for(joined.wait(), 5)
+        await one.notifier.flush()
+        assert one.notifier.may_live(unmet.notifier.instance)
 
 
 async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair) -> None:
