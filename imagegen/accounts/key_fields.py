@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from imagegen.accounts.api_keys import NAME, ApiKey
 from imagegen.errors import FieldError, InvalidRequest
-from imagegen.tasks.cost import MICRO_USD
+from imagegen.tasks.cost import micro_usd_limit
 from imagegen.tasks.field_faults import field_errors, unknown_field
 from imagegen.tasks.validation import MAX_FIELD_ERRORS
 
@@ -131,7 +131,7 @@ class NewKeyFields(_Fields):
         """Return the key without a secret. now: Unix seconds."""
         return ApiKey(
             self.name,
-            daily_micro_usd=None if self.daily_usd is None else round(self.daily_usd * MICRO_USD),
+            daily_micro_usd=None if self.daily_usd is None else micro_usd_limit(self.daily_usd),
             rate=self.rate,
             images_rate=self.images_rate,
             open_tasks=self.open_tasks,

@@ -125,9 +125,8 @@ class StreamConsumer:
             logger.error("The stream can't be read: {}", error)
             await asyncio.sleep(1.0)
         if (is_created := await self._connection.retry_until_available(self._verbs.create_group)) or is_group_gone:
-            if (
-                is_created or not self._connection.servers.clustered
-            ):  # a cluster's slot that moves takes the stream along
+            is_moving = not is_created and self._connection.servers.clustered  # a moving slot takes the stream along
+            if not is_moving:
                 logger.warning("The stream or its group was deleted; it is created again")
             self.on_loss()
         self._leases.check_now()

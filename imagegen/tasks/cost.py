@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from math import floor
 from typing import Self
 
 from msgspec import Struct
@@ -24,6 +26,11 @@ def day_of(now: float) -> int:
 def day_end(now: float) -> float:
     """Return the Unix time at which the UTC day of a Unix time ends, and with it its budgets."""
     return float((day_of(now) + 1) * SECONDS_A_DAY)
+
+
+def micro_usd_limit(dollars: float) -> int:
+    """Return a limit in dollars as micro-dollars, never more than its decimal form."""
+    return floor(Decimal(repr(dollars)) * MICRO_USD)
 
 
 def dollars(micro_usd: int) -> float:

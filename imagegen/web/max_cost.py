@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import floor
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -11,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.preview import over_limit
-from imagegen.tasks.cost import MICRO_USD
+from imagegen.tasks.cost import micro_usd_limit
 from imagegen.tasks.field_faults import field_errors
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.validation import Dollars
@@ -26,9 +25,6 @@ MaxCost = Annotated[
 
 _MAX_COST: TypeAdapter[float] = TypeAdapter(MaxCost)
 
-_FLOAT_ERROR = 1e-3
-"""Micro-dollars by which a product of binary fractions may miss a whole number, as 0.000708 x 1,000,000 does."""
-
 
 def parse_max_cost(body: Mapping[str, Any]) -> int | None:
     """Return the limit in micro-dollars, None without one. Raises InvalidRequest."""
@@ -38,7 +34,7 @@ def parse_max_cost(body: Mapping[str, Any]) -> int | None:
     if not sent or body[sent[0]] in (None, ""):
         return None
     try:
-        return floor(_MAX_COST.validate_python(body[sent[0]]) * MICRO_USD + _FLOAT_ERROR)
+        return micro_usd_limit(_MAX_COST.validate_python(body[sent[0]]))
     except ValidationError as error:
         details = [FieldError(sent[0], fault.message) for fault in field_errors(error)]
         raise InvalidRequest(details=details) from error

@@ -141,6 +141,14 @@ def test_a_secret_that_is_no_utf_8_is_unknown() -> None:
     assert name_of(ring, "\udcff") is None
 
 
+@pytest.mark.parametrize(
+    ("dollars", "micro_usd"), [(0.0000019, 1), (0.000708, 708), (123456789.123457, 123456789123457)]
+)
+def test_the_budget_of_a_key_is_never_rounded_up(dollars: float, micro_usd: int) -> None:
+    fields = parse_fields(NewKeyFields, {"name": "a", "dailyUsd": dollars})
+    assert fields.to_key(0.0).daily_micro_usd == micro_usd
+
+
 def test_a_whole_number_of_a_limit_may_be_written_with_a_fraction_of_zero() -> None:
     assert parse_fields(NewKeyFields, {"name": "a", "rate": 60.0, "openTasks": 3}).to_key(0.0).rate == 60
     for rate in (60.5, "60", True, 0.0):

@@ -59,8 +59,8 @@ READY = Operation(
     "getReady",
     OPERATE,
     "Check whether the service is ready",
-    "Redis answers, the loops live, images can be saved, and the service is not about to stop. `causes` names what "
-    "fails.",
+    "Redis and, after a start, the other instances answer, the loops live, images can be saved, and the service is not "
+    "about to stop. `causes` names what fails.",
     (
         ResponseDoc(200, "Ready.", ReadyView, _READY),
         ResponseDoc(503, "Not ready.", ReadyView, _NOT_READY),
