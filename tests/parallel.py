@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -145,6 +146,14 @@ class _Worker:
     running: str = ""
     ended: bool = False
 
+    def ends_before(self, deadline: float) -> bool:
+        """Read and drop the rest of the results. Return whether their pipe is closed before the monotonic time."""
+        with suppress(EOFError):
+            while self.results.poll(max(deadline - time.monotonic(), 0.0)):
+                self.results.recv()
+            return False
+        return True
+
     def wait(self) -> int:
         """Wait for the end. Return the exit code, negative for a signal."""
         self.ended = True
@@ -158,10 +167,8 @@ def _end(workers: Sequence[_Worker]) -> None:
         os.kill(worker.pid, signal.SIGINT)
     deadline = time.monotonic() + END_S
     for worker in workers:
-        while not os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if time.monotonic() > deadline:
-                os.kill(worker.pid, signal.SIGKILL)
-            time.sleep(0.05)
+        if not worker.ends_before(deadline):
+            os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
 
 

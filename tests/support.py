@@ -8,9 +8,12 @@ import inspect
 import os
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
+
+from loguru import logger
 
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
@@ -32,6 +35,17 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         assert time.monotonic() < deadline, "the condition did not hold in time"
         await asyncio.sleep(pause_s)
         pause_s = min(1.3 * pause_s, 0.02)
+
+
+@contextmanager
+def logged(level: str = "DEBUG", form: str = "{level} {message}") -> Iterator[list[str]]:
+    """Collect the records of the log from a level on, in a form of Loguru, each with its line end."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level=level, format=form, diagnose=False)
+    try:
+        yield lines
+    finally:
+        logger.remove(sink)
 
 
 async def check_rows(rows: Iterable[Row], check: Callable[[Row], Awaitable[object]]) -> None:

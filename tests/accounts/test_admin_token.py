@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loguru import logger
+from support import logged
 
 from imagegen.accounts import admin_token
 from imagegen.accounts.admin_token import FILE_NAME, load_admin_token
@@ -18,10 +18,8 @@ from imagegen.accounts.admin_token import FILE_NAME, load_admin_token
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}", level="DEBUG")
-    yield lines
-    logger.remove(sink)
+    with logged() as lines:
+        yield lines
 
 
 def token_in(folder: Path, setting: str | None = None) -> str:

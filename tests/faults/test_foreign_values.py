@@ -8,8 +8,7 @@ import re
 import time
 
 import pytest
-from loguru import logger
-from support import eventually, submission
+from support import eventually, logged, submission
 
 from imagegen.queue import unreadable
 from imagegen.queue.claim import StartResult
@@ -128,9 +127,7 @@ async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
     make_instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unreadable, "COUNTED_S", 3.0)
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}", level="ERROR")
-    try:
+    with logged("ERROR", "{message}") as lines:
         instance = make_instance()
         await runs_tasks(instance, "before")
         commands = instance.connection.commands.pipeline()
@@ -141,8 +138,6 @@ async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
         await eventually(lambda: instance.connection.meter.dead_letters == 800, within_s=20)
         await eventually(lambda: sum(map(_values_in, lines)) == 800, within_s=20)
         assert len(lines) <= 40
-    finally:
-        logger.remove(sink)
 
 
 def _values_in(line: str) -> int:

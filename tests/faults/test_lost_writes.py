@@ -393,10 +393,13 @@ async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, 
     instance.parts.change_relay.check_alone = counted
     await eventually(lambda: checks == 1)
     before = instance.connection.meter.commands["read"]  # others belong to loops that run meanwhile
-    while checks < 5:
-        await asyncio.sleep(0.01)
+
+    async def all_read_until_the_fifth_check() -> bool:
         for number in range(20):
             assert (await instance.client_queue.get(submission(number).task_id)).state is State.PENDING
+        return checks >= 5
+
+    await eventually(all_read_until_the_fifth_check)
     assert instance.connection.meter.commands["read"] - before <= 5
 
 

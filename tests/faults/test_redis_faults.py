@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from loguru import logger
 from redis.exceptions import AuthenticationError
-from support import eventually, submission
+from support import eventually, logged, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
@@ -162,9 +161,7 @@ async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(mak
 
 
 async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
-    try:
+    with logged("INFO", "{message}") as lines:
         instance = make_instance(url=proxy.url)
         waiting = asyncio.create_task(instance.worker_queue.claim())
         await instance.client_queue.submit(submission("a"))
@@ -176,8 +173,6 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
                 await instance.client_queue.submit(submission(number))
         proxy.refuse = False
         await eventually(instance.connection.is_reachable)
-    finally:
-        logger.remove(sink)
     assert [line for line in lines if "Redis" in line] == [lines[0], lines[-1]]
     assert len(lines) == 2
 
@@ -185,10 +180,8 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """Lines of the log from INFO on."""
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}", level="INFO")
-    yield lines
-    logger.remove(sink)
+    with logged("INFO", "{message}") as lines:
+        yield lines
 
 
 async def test_many_short_outages_are_a_few_lines_and_a_longer_one_has_their_count(

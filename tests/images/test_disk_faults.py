@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 from images.backings import load
-from loguru import logger
-from support import Clock, eventually
+from support import Clock, eventually, logged
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
@@ -45,10 +44,8 @@ def clock() -> Clock:
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """Collect log lines at INFO and above."""
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
-    yield lines
-    logger.remove(sink)
+    with logged("INFO") as lines:
+        yield lines
 
 
 @pytest.fixture

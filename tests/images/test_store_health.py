@@ -7,17 +7,15 @@ import errno
 from collections.abc import Iterator
 
 import pytest
-from loguru import logger
+from support import logged
 
 from imagegen.images.store_health import StoreHealth, describe
 
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    yield lines
-    logger.remove(sink)
+    with logged() as lines:
+        yield lines
 
 
 def full() -> OSError:

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from loguru import logger
+from support import logged
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
@@ -83,29 +83,25 @@ async def test_other_calls_are_delegated() -> None:
 
 
 async def test_a_rejected_key_is_one_warning_until_a_call_succeeds() -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
-    provider = Provider(error)
-    provider.name = "together"
-    now = [0.0]
-    metered = MeteredProvider(provider, Meter(), clock=lambda: now[0])
-    for fault, seconds in ((error, 0.0), (error, 90.0), (None, 91.0), (error, 92.0), (None, 93.0), (error, 100.0)):
-        provider.error, now[0] = fault, seconds
-        with suppress(UpstreamError):
-            await metered.generate(CALL, Watcher())
-    logger.remove(sink)
+    with logged() as lines:
+        error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
+        provider = Provider(error)
+        provider.name = "together"
+        now = [0.0]
+        metered = MeteredProvider(provider, Meter(), clock=lambda: now[0])
+        for fault, seconds in ((error, 0.0), (error, 90.0), (None, 91.0), (error, 92.0), (None, 93.0), (error, 100.0)):
+            provider.error, now[0] = fault, seconds
+            with suppress(UpstreamError):
+                await metered.generate(CALL, Watcher())
     refused = "WARNING The provider refuses the key of TOGETHER_API_KEY: Invalid API key\n"
     assert lines == [refused, "INFO The provider accepts the key again\n", refused, lines[1]]
 
 
 async def test_an_account_without_credit_is_one_warning() -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")
-    metered = MeteredProvider(Provider(UpstreamError("upstream_billing", "no credit", status=402)), Meter())
-    for _ in range(3):
-        with suppress(UpstreamError):
-            await metered.generate(CALL, Watcher())
-    logger.remove(sink)
+    with logged() as lines:
+        metered = MeteredProvider(Provider(UpstreamError("upstream_billing", "no credit", status=402)), Meter())
+        for _ in range(3):
+            with suppress(UpstreamError):
+                await metered.generate(CALL, Watcher())
     assert len(lines) == 1
     assert lines[0].startswith("WARNING")

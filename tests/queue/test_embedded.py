@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from support import eventually
+from support import eventually, logged
 
 from imagegen.errors import SettingsError
 from imagegen.redis_client import server_binary as module
@@ -140,10 +139,8 @@ def make_program(tmp_path: Path) -> MakeProgram:
 
 @pytest.fixture
 def log_lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    number = logger.add(lines.append)
-    yield lines
-    logger.remove(number)
+    with logged("DEBUG", "{message}") as lines:
+        yield lines
 
 
 # Which program
@@ -429,12 +426,10 @@ async def test_a_lock_without_a_server_times_out(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def logged() -> Iterator[list[str]]:
+def warnings() -> Iterator[list[str]]:
     """Return the warnings and errors that are logged during the test."""
-    lines: list[str] = []
-    handler = logger.add(lines.append, format="{message}", level="WARNING")
-    yield lines
-    logger.remove(handler)
+    with logged("WARNING", "{message}") as lines:
+        yield lines
 
 
 async def _written(folder: Path, count: int) -> Path:
@@ -464,7 +459,7 @@ async def _written(folder: Path, count: int) -> Path:
     ids=["zeros", "zeros within a transaction", "half a command of garbage", "garbage after a cut"],
 )
 async def test_a_damaged_tail_is_truncated_and_saved_separately(
-    tmp_path: Path, logged: list[str], tail: bytes, cut: int, keys: int
+    tmp_path: Path, warnings: list[str], tail: bytes, cut: int, keys: int
 ) -> None:
     path = await _written(tmp_path, 50)
     whole = path.read_bytes()
@@ -480,7 +475,7 @@ async def test_a_damaged_tail_is_truncated_and_saved_separately(
             await redis.set("new", 1)
         (backup,) = path.parent.glob("*.broken-*")
         assert backup.read_bytes() == damaged
-        assert len([line for line in logged if "could not read the end" in line and str(backup) in line]) == 1
+        assert len([line for line in warnings if "could not read the end" in line and str(backup) in line]) == 1
     finally:
         await server.stop()
 
@@ -491,7 +486,7 @@ async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
     assert whole_bytes(path) == path.stat().st_size
 
 
-async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path, logged: list[str]) -> None:
+async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path, warnings: list[str]) -> None:
     server = EmbeddedRedis(tmp_path)
     await server.start()
     try:
@@ -501,7 +496,7 @@ async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path
         assert not server.intact
         folder.mkdir()
         assert not server.intact
-        assert len([line for line in logged if "was deleted or replaced" in line]) == 1
+        assert len([line for line in warnings if "was deleted or replaced" in line]) == 1
         folder.rmdir()
         (tmp_path / "elsewhere").rename(folder)
         assert server.intact

@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 from service.running import RUN, environment
+from support import eventually
 
 WIRES = [(mode, transport) for mode in ("auto", "legacy") for transport in ("http", "stdio")]
 TOOLS = [
@@ -100,8 +101,11 @@ async def test_the_official_client_cancels_a_task_that_another_call_waits_for(sl
     async with client_of(slow, mode, transport) as client:
         waiting = asyncio.create_task(client.call_tool("generate_image", wanted))
         task_id = (await client.call_tool("quote_image", wanted)).structured_content["taskId"]
-        while (await client.call_tool("quote_image", wanted)).structured_content["joins"] is False:
-            await asyncio.sleep(0.02)
+
+        async def is_submitted() -> bool:
+            return (await client.call_tool("quote_image", wanted)).structured_content["joins"] is True
+
+        await eventually(is_submitted)
         gone = await client.call_tool("cancel_image_task", {"taskId": task_id})
         assert gone.structured_content["status"] == "cancelled"
         assert (await waiting).structured_content["status"] == "cancelled"

@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 from emulator_fixtures import EmulatedUpstream
-from loguru import logger
-from support import AS_ADMIN, eventually
+from support import AS_ADMIN, eventually, logged
 
 from imagegen.app import QUEUE
 from imagegen.queue.pause import PauseState
@@ -103,12 +102,8 @@ async def test_a_paused_service_stays_paused_over_a_restart_and_logs_it(start_se
     await post(client, "/api/admin/pause")
     task_id = await submit(client, "waits")
     await client.close()
-    lines: list[str] = []
-    sink = logger.add(lines.append, level="WARNING", format="{message}")
-    try:
+    with logged("WARNING", "{message}") as lines:
         client = await start_service()
-    finally:
-        logger.remove(sink)
     assert [line for line in lines if line.startswith("Claiming is paused on all instances since ")]
     assert await status(client, task_id) == "pending"
     await post(client, "/api/admin/resume")

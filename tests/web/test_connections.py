@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
-from loguru import logger
-from support import eventually
+from support import eventually, logged
 
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
@@ -30,10 +29,8 @@ HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    seen: list[str] = []
-    sink = logger.add(seen.append, format="{level} {message}", level="INFO", diagnose=False)
-    yield seen
-    logger.remove(sink)
+    with logged("INFO") as lines:
+        yield lines
 
 
 class Client:

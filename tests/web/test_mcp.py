@@ -15,7 +15,7 @@ import pytest
 from emulator_fixtures import EmulatedUpstream
 from mcp_wire import LEGACY, SCHEMAS, TASKS, call, events, headers_of, message, modern, pause, result, send, tokens
 from PIL import Image
-from support import ADMIN_TOKEN
+from support import ADMIN_TOKEN, eventually
 
 from imagegen.tasks.validation import GenerationParams
 from imagegen.web.mcp import task_wait
@@ -190,8 +190,12 @@ async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpst
     seen = await result(paid, poll)
     assert (seen["resultType"], seen["pollIntervalMs"] > 0) == ("complete", True)
     await pause(paid, on=False)
-    while (seen := await result(paid, poll))["status"] == "working":
-        await asyncio.sleep(0.05)
+
+    async def ended() -> bool:
+        return (await result(paid, poll))["status"] != "working"
+
+    await eventually(ended)
+    seen = await result(paid, poll)
     assert seen["status"] == "completed"
     jsonschema.validate(seen["result"]["structuredContent"], SCHEMAS["generate_image"])
     other = await result(paid, call("generate_image", prompt="other", capabilities=TASKS))

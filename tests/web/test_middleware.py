@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
-from loguru import logger
+from support import logged
 
 from imagegen import log
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
@@ -66,10 +66,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    seen: list[str] = []
-    sink = logger.add(seen.append, format="{level} {message} {extra}", level="INFO", diagnose=False)
-    yield seen
-    logger.remove(sink)
+    with logged("INFO", "{level} {message} {extra}") as lines:
+        yield lines
 
 
 @pytest.fixture

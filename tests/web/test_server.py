@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import http_parser, web, web_protocol
-from loguru import logger
+from support import logged
 
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
@@ -88,10 +88,8 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    seen: list[str] = []
-    sink = logger.add(seen.append, format="{level} {message}", level="DEBUG", diagnose=False)
-    yield seen
-    logger.remove(sink)
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from loguru import logger
 from msgspec.structs import replace
-from support import eventually
+from support import eventually, logged
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
@@ -661,10 +660,8 @@ async def test_a_count_that_is_refused_down_to_one_fails_the_task(make_harness: 
 
 async def test_a_failed_attempt_is_logged_in_plain_words(make_harness: MakeHarness) -> None:
     harness = make_harness(fault(500), pool=False)
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    await harness.attempts.run(await harness.claim())
-    logger.remove(sink)
+    with logged("DEBUG", "{message}") as lines:
+        await harness.attempts.run(await harness.claim())
     [line] = [line for line in lines if "attempt failed" in line]
     assert "upstream_error (HTTP 500); retry in" in line
     assert "Retry(" not in line

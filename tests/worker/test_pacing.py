@@ -5,8 +5,7 @@ import math
 from itertools import count, pairwise
 
 import pytest
-from loguru import logger
-from support import Clock
+from support import Clock, logged
 from worker.conftest import ScriptedProvider, only_route
 
 from imagegen.errors import UpstreamError
@@ -164,14 +163,12 @@ def test_a_gateway_timeout_does_not_reset_the_failure_count(pacing: Pacing, stat
 
 
 def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacing: Pacing) -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
-    for now in (0.0, 10.0, 20.0, 61.0):
-        clock.now = now
-        call(pacing, limited(1.0))
-        clock.now = now + 5.0
-        call(pacing)
-    logger.remove(sink)
+    with logged("INFO") as lines:
+        for now in (0.0, 10.0, 20.0, 61.0):
+            clock.now = now
+            call(pacing, limited(1.0))
+            clock.now = now + 5.0
+            call(pacing)
     assert [line.split()[0] for line in lines] == ["WARNING", "INFO"] * 2
 
 
