@@ -14,9 +14,10 @@ LEFT = {
 }
 
 
-async def other_tab(visit: StudioVisit, address: str = "") -> StudioVisit:
-    """Open another tab of the same browser."""
+async def other_tab(visit: StudioVisit, address: str = "", script: str = "") -> StudioVisit:
+    """Open another tab of the same browser. script: runs before those of the page."""
     other = StudioVisit(await visit.page.context.new_page(), visit.base, visit.problems)
+    await other.page.add_init_script(script)
     await other.open(address)
     return other
 
@@ -102,3 +103,17 @@ async def test_a_task_continues_in_the_other_tab_when_its_own_is_closed(
     await other.page.close(run_before_unload=True)
     await service.post(f"/api/images/{blocker['taskId']}/cancel")
     await visit.state("completed")
+
+
+NO_PAINT = "window.requestAnimationFrame = () => 0"
+"""Effects run a tenth of a second after a rendering then, in place of at the next paint."""
+
+
+async def test_a_change_between_the_first_rendering_and_its_paint_is_shown(
+    start_service: StartService, open_studio: OpenStudio
+) -> None:
+    visit = await open_studio(await start_service())
+    task_id = await visit.make("kept in this browser")
+    await visit.state("completed")
+    other = await other_tab(visit, f"#/task/{task_id}", NO_PAINT)
+    await other.state("completed")
