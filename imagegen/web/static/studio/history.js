@@ -2,8 +2,6 @@
 
 const NAME = "imagegen";
 const TASKS = "tasks";
-const RETRY_MS = 400;
-const RETRIES = 3;
 
 export class History {
   #opening = null;
@@ -11,26 +9,13 @@ export class History {
   // Returns the records of one owner. owner: see `ownerOf` of tasks.js.
   async open(owner) {
     try {
-      const records = await this.#read(RETRIES);
+      this.#opening ||= opened(indexedDB.open(NAME, 1));
+      const records = await done(storeOf(await this.#opening, "readonly").getAll());
       return records.filter((record) => record.owner === owner);
     } catch {
       this.#opening = null;
       return [];
     }
-  }
-
-  // Reads all records. A browser may open a database without any event after a reload, and another request at the same time
-  // with success in a millisecond (Chromium 156), so a silent request is repeated.
-  #read(retries) {
-    this.#opening ||= opened(indexedDB.open(NAME, 1));
-    let isSilent = true;
-    const reading = this.#opening.then((database) => done(storeOf(database, "readonly").getAll())).finally(() => { isSilent = false; });
-    const retrying = new Promise((resolve) => { setTimeout(resolve, RETRY_MS); }).then(() => {
-      if (!isSilent || !retries) return reading;
-      this.#opening = null;
-      return this.#read(retries - 1);
-    });
-    return Promise.race([reading, retrying]);
   }
 
   async put(record) {

@@ -41,8 +41,7 @@ export class Studio {
 
   // ---- start, addresses, key
 
-  // The page does not wait long for the kept records: browsers have opened IndexedDB without an event at all, for example
-  // after a reload (seen in Chromium). What comes later is added then.
+  // The page does not wait long for the kept records, which other tabs may block. What comes later is added then.
   async start() {
     const owner = ownerOf(this.api.key.value);
     const reading = this.history.open(owner).then((records) => this.#addKept(owner, records));
