@@ -98,12 +98,6 @@ class BodyReceiver(asyncio.BufferedProtocol):
             received += len(data)
         return received
 
-    async def rest(self) -> bytearray:
-        """Return the rest of the body. Raises as `fill` does."""
-        rest = bytearray(self.left)
-        await self.fill(memoryview(rest))
-        return rest
-
     async def _receive(self, buffer: memoryview) -> None:
         loop = asyncio.get_running_loop()
         self._loop, self._end, self._moved_at_s = loop, loop.create_future(), loop.time()

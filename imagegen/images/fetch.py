@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import aiohttp
@@ -13,11 +13,10 @@ import pybase64
 from yarl import URL
 
 from imagegen import __version__
-from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.formats import plain_base64
 from imagegen.images.image_links import Origin, parse_link
-from imagegen.images.link_client import LinkClient, LinkResponse
+from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
 from imagegen.images.sniff import QUICK_STEPS, NotAnImage, TooManySteps, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
 from imagegen.images.store import PIECE_BYTES, VerifiedImage, in_check_thread, in_file_thread
@@ -187,32 +186,31 @@ class ImageFetcher:
 
     async def _read(self, response: LinkResponse) -> VerifiedImage:
         """Return the image of a response, also if only the end of the response is missing."""
-        broken: list[Exception] = []
+        body, encoding = LinkBody(response), response.headers.get("Content-Encoding", "")
+        self._check_size(body.length or 0)
         try:
-            return await self._read_image(response, broken)
+            if body.length is None:
+                return await self._read_pieces(body, encoding)
+            if body.length > SMALL_BYTES:
+                return await self._receive(body, body.length, encoding)
+            return await self._check_small(await body.rest(), encoding)
         except NotAnImage as error:
-            if broken:
-                raise broken[0] from error
+            if body.error is not None:
+                raise body.error from error
             raise
 
-    async def _read_image(self, response: LinkResponse, broken: list[Exception]) -> VerifiedImage:
-        """Read as far as the body comes. broken: gets the error that ends it too early."""
-        length, encoding = response.content_length, response.headers.get("Content-Encoding", "")
-        self._check_size(length or 0)
-        if length is not None and length > SMALL_BYTES:
-            return await self._receive(response.receiver(length), encoding, broken)
-        if length is not None:
-            data = await _small_body(response.content, broken)
-            plain = _plain_of(data[:2], encoding, self._check_size)
-            if plain is None:
-                return await _checked(data)
-            return await self._write_decoded(self._spool.sink(), plain([data]))
+    async def _check_small(self, data: bytes, encoding: str) -> VerifiedImage:
+        plain = _plain_of(data[:2], encoding, self._check_size)
+        return await _checked(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
+
+    async def _read_pieces(self, body: LinkBody, encoding: str) -> VerifiedImage:
+        """Read a body of unknown length."""
         pieces: list[bytes] = []
         pending = total = 0
         plain, flush_bytes = None, _FLUSH_BYTES
         sink = self._spool.sink()
         try:
-            async for piece in _until_broken(response.content, broken):
+            while piece := await body.next_piece():
                 if not total and (plain := _plain_of(piece[:2], encoding, self._check_size)):
                     flush_bytes = _FLUSH_COMPRESSED_BYTES
                 pieces.append(piece)
@@ -229,22 +227,22 @@ class ImageFetcher:
             if not sink.closed:
                 await in_file_thread(sink.discard)
 
-    async def _receive(self, receiver: BodyReceiver, encoding: str, broken: list[Exception]) -> VerifiedImage:
-        """Read a large body of known length."""
-        buffer = memoryview(bytearray(min(receiver.left, _FLUSH_BYTES)))
+    async def _receive(self, body: LinkBody, length: int, encoding: str) -> VerifiedImage:
+        """Read a large body of declared length."""
+        buffer = memoryview(bytearray(min(length, _FLUSH_BYTES)))
         sink = self._spool.sink()
         try:
-            piece = await _filled(receiver, buffer, broken)
+            piece = await body.fill(buffer)
             plain = _plain_of(bytes(piece[:2]), encoding, self._check_size)
-            while (receiver.left and not broken) or plain:
+            while plain or not body.is_received:
                 if plain is None:
                     await in_check_thread(sink.write, [piece])
                 else:
                     for at in range(0, len(piece), _FLUSH_COMPRESSED_BYTES):
                         await in_check_thread(sink.write, plain([piece[at : at + _FLUSH_COMPRESSED_BYTES]]))
-                    if not receiver.left or broken:
+                    if body.is_received:
                         return await in_check_thread(sink.finish)
-                piece = await _filled(receiver, buffer, broken)
+                piece = await body.fill(buffer)
             return await in_check_thread(sink.finish, [piece])
         finally:
             if not sink.closed:
@@ -282,32 +280,6 @@ class ImageFetcher:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise _rejected(f"{self._subject} is over {self._max_bytes} bytes")
-
-
-async def _small_body(content: aiohttp.StreamReader, broken: list[Exception]) -> bytes:
-    """Return a body; append the error that ends it too early to `broken`."""
-    if content.is_eof():
-        return content.read_nowait()
-    return b"".join([piece async for piece in _until_broken(content, broken)])
-
-
-async def _until_broken(content: aiohttp.StreamReader, broken: list[Exception]) -> AsyncIterator[bytes]:
-    """Yield a body as it comes; append the error that ends it too early to `broken`."""
-    try:
-        while piece := await next_piece(content):
-            yield piece
-    except (aiohttp.ClientError, OSError) as error:
-        broken.append(error)
-
-
-async def _filled(receiver: BodyReceiver, buffer: memoryview, broken: list[Exception]) -> memoryview:
-    """Return what came for the buffer; append the error that ended the body too early to `broken`."""
-    left = receiver.left
-    try:
-        await receiver.fill(buffer)
-    except (aiohttp.ClientError, OSError) as error:
-        broken.append(error)
-    return buffer[: left - receiver.left]
 
 
 async def _checked(data: bytes) -> VerifiedImage:

@@ -18,7 +18,7 @@ from aiohttp.http import HttpProcessingError
 from msgspec import Struct
 from yarl import URL
 
-from imagegen.body_receiver import BodyReceiver
+from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
 
 T = TypeVar("T")
@@ -53,6 +53,45 @@ class LinkResponse(Struct, frozen=True, gc=False):
             return None
         length = self.headers.get("Content-Length", "")
         return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
+
+
+class LinkBody:
+    """Body of a response, read as far as it comes. error: that ended it too early; None if none did."""
+
+    def __init__(self, response: LinkResponse) -> None:
+        self.length = response.content_length
+        self.error: aiohttp.ClientError | OSError | None = None
+        self._content = response.content
+        self._receiver = response.receiver(self.length or 0)
+
+    @property
+    def is_received(self) -> bool:
+        """Whether nothing more comes of a body of declared length, which is read by `fill`."""
+        return self.error is not None or not self._receiver.left
+
+    async def next_piece(self) -> bytes:
+        """Return the next bytes as they come, none at the end."""
+        try:
+            return await next_piece(self._content)
+        except (aiohttp.ClientError, OSError) as error:
+            self.error = error
+            return b""
+
+    async def rest(self) -> bytes:
+        """Return the rest of a small body."""
+        pieces = []
+        while piece := await self.next_piece():
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def fill(self, buffer: memoryview) -> memoryview:
+        """Return the next bytes of a body of declared length, in `buffer`, which is full but for the end."""
+        left = self._receiver.left
+        try:
+            await self._receiver.fill(buffer)
+        except (aiohttp.ClientError, OSError) as error:
+            self.error = error
+        return buffer[: left - self._receiver.left]
 
 
 class LinkClient:
