@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from service.running import Service, eventually, redis_server
 from service.test_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
 
 COUNT = 40
+MODELS = ("mine", "theirs")
+
+StartPair = Callable[..., tuple[Upstream, Service, Service]]
 
 
 @pytest.fixture
@@ -28,6 +32,19 @@ def serving_only(start_service: Start, redis_url: str, folder: Path, upstream: U
     """Start an instance whose only channel serves one model."""
     file = write(folder / f"{model}.toml", channel(model, upstream.url, GOOD, models=[f"{model}={SCHNELL}"]))
     return start_service(REDIS_URL=redis_url, CHANNELS_FILE=file, DATA_DIR=str(folder / "data"))
+
+
+@pytest.fixture
+def start_pair(start_service: Start, shared_redis: str, tmp_path: Path) -> Iterator[StartPair]:
+    """Start an upstream and two instances on one Redis: `mine` and `theirs` are the only models that they serve."""
+    with ExitStack() as stack:
+
+        def start(delay_s: float = 0.0) -> tuple[Upstream, Service, Service]:
+            stack.enter_context(serving(upstream := Upstream(delay_s=delay_s)))
+            one, other = (serving_only(start_service, shared_redis, tmp_path, upstream, model) for model in MODELS)
+            return upstream, one, other
+
+        yield start
 
 
 def commands(service: Service, purpose: str) -> int:
@@ -55,78 +72,58 @@ def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
         assert len(upstream.calls) == 10
 
 
-def test_many_tasks_of_another_instance_are_handed_to_it_once(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    with serving(upstream := Upstream(delay_s=0.05)):
-        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
-        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
-        eventually(lambda: knows(one, "theirs"))
-        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(COUNT)]
-        tasks = [other.completed(task_id, 60) for task_id in ids]
-        assert {(task["channel"], task["attempts"]) for task in tasks} == {("theirs", 1)}
-        assert len(upstream.calls) == COUNT + 1
-        assert commands(one, "release") == 0
-        moves = sum(commands(service, name) for service in (one, other) for name in ("control", "takeover"))
-        assert moves <= 8 * COUNT
+def test_many_tasks_of_another_instance_are_handed_to_it_once(start_pair: StartPair) -> None:
+    upstream, one, other = start_pair(delay_s=0.05)
+    eventually(lambda: knows(one, "theirs"))
+    ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(COUNT)]
+    tasks = [other.completed(task_id, 60) for task_id in ids]
+    assert {(task["channel"], task["attempts"]) for task in tasks} == {("theirs", 1)}
+    assert len(upstream.calls) == COUNT + 1
+    assert commands(one, "release") == 0
+    moves = sum(commands(service, name) for service in (one, other) for name in ("control", "takeover"))
+    assert moves <= 8 * COUNT
 
 
-def test_an_instance_that_just_started_takes_tasks_for_models_of_the_others(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    with serving(upstream := Upstream()):
-        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
-        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
-        one.signal(signal.SIGTERM)
-        one.wait()
-        other.signal(signal.SIGSTOP)  # so that it answers no greeting
-        try:
-            one.start(ready=False)
-            task_id = one.accepted(prompt="for another", model="theirs")
-        finally:
-            other.signal(signal.SIGCONT)
-        assert other.completed(task_id)["channel"] == "theirs"
-        eventually(lambda: one.answers("/readyz"))
-        assert one.submit(prompt="a", model="none").error == (400, "invalid_request")
+def test_an_instance_that_just_started_takes_tasks_for_models_of_the_others(start_pair: StartPair) -> None:
+    _, one, other = start_pair()
+    one.signal(signal.SIGTERM)
+    one.wait()
+    other.signal(signal.SIGSTOP)  # so that it answers no greeting
+    try:
+        one.start(ready=False)
+        task_id = one.accepted(prompt="for another", model="theirs")
+    finally:
+        other.signal(signal.SIGCONT)
+    assert other.completed(task_id)["channel"] == "theirs"
+    eventually(lambda: one.answers("/readyz"))
+    assert one.submit(prompt="a", model="none").error == (400, "invalid_request")
 
 
-def test_a_model_that_no_instance_serves_is_refused_although_there_are_others(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    with serving(upstream := Upstream()):
-        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
-        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
-        eventually(lambda: knows(one, "theirs") and knows(other, "mine"))
-        for service in (one, other):
-            refused = service.submit(prompt="a", model="none")
-            assert refused.error == (400, "invalid_request")
-            assert refused.json["details"][0]["field"] == "model"
+def test_a_model_that_no_instance_serves_is_refused_although_there_are_others(start_pair: StartPair) -> None:
+    _, one, other = start_pair()
+    eventually(lambda: knows(one, "theirs") and knows(other, "mine"))
+    for service in (one, other):
+        refused = service.submit(prompt="a", model="none")
+        assert refused.error == (400, "invalid_request")
+        assert refused.json["details"][0]["field"] == "model"
 
 
-def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    with serving(upstream := Upstream(delay_s=0.3)):
-        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
-        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
-        eventually(lambda: knows(one, "theirs"))
-        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
-        other.kill()
-        other.wait()
-        other.start()
-        assert {one.completed(task_id, 90)["status"] for task_id in ids} == {"completed"}
-        assert one.made(prompt="its own", model="mine")["channel"] == "mine"
+def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(start_pair: StartPair) -> None:
+    _, one, other = start_pair(delay_s=0.3)
+    eventually(lambda: knows(one, "theirs"))
+    ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
+    other.kill()
+    other.wait()
+    other.start()
+    assert {one.completed(task_id, 90)["status"] for task_id in ids} == {"completed"}
+    assert one.made(prompt="its own", model="mine")["channel"] == "mine"
 
 
-def test_equal_bytes_are_refused_once_no_instance_serves_their_model(
-    start_service: Start, shared_redis: str, tmp_path: Path
-) -> None:
-    with serving(upstream := Upstream()):
-        one = serving_only(start_service, shared_redis, tmp_path, upstream, "mine")
-        other = serving_only(start_service, shared_redis, tmp_path, upstream, "theirs")
-        eventually(lambda: knows(one, "theirs"))
-        assert knows(one, "theirs")
-        other.signal(signal.SIGTERM)
-        other.wait()
-        eventually(lambda: one.submit(prompt="another question", model="theirs").status == 400)
-        assert one.submit(prompt="a question", model="theirs").error == (400, "invalid_request")
+def test_equal_bytes_are_refused_once_no_instance_serves_their_model(start_pair: StartPair) -> None:
+    _, one, other = start_pair()
+    eventually(lambda: knows(one, "theirs"))
+    assert knows(one, "theirs")
+    other.signal(signal.SIGTERM)
+    other.wait()
+    eventually(lambda: one.submit(prompt="another question", model="theirs").status == 400)
+    assert one.submit(prompt="a question", model="theirs").error == (400, "invalid_request")
