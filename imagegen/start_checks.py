@@ -21,7 +21,7 @@ _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno
 
 
 MIN_STORE_BYTES = 10_000_000
-"""Fewer bytes are five images of a usual size."""
+"""Bytes of about five images of a usual size."""
 
 
 def open_standard_streams() -> None:
@@ -106,7 +106,7 @@ def warnings(settings: Settings) -> Iterator[str]:
     if settings.embed_metadata and settings.image_store == "upstream":
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
     if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
-        yield "IMAGE_STORE_MAX_BYTES keeps not even some images, so that they are gone as soon as others are made"
+        yield "IMAGE_STORE_MAX_BYTES is below 10 MB, which a few images fill: each is deleted once others are saved"
 
 
 def _unused(settings: Settings) -> Iterator[tuple[str, str]]:
