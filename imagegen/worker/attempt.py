@@ -11,7 +11,7 @@ from functools import partial
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.errors import ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
+from imagegen.errors import QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import InputImage, Reply
 from imagegen.queue.claim import Claim, StartResult
@@ -29,6 +29,7 @@ from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.failover import without_tried
+from imagegen.worker.image_places import ImagePlaces
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
 from imagegen.worker.judge import Judge
@@ -101,11 +102,7 @@ class _Inherited(Exception):
 
 
 class Attempt:
-    """One attempt.
-
-    paid_in_vain: a response had fewer images than requested. wasted: places of calls that were answered, so that they
-    may be paid for, without a usable image.
-    """
+    """One attempt."""
 
     def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
         self._runner, self._claim = runner, claim
@@ -116,11 +113,7 @@ class Attempt:
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock, runner.routes.lists_jobs)
-        self._paid_in_vain = False
-        self._fault: UpstreamError | None = None
-        self._again = False
-        self._unusable: set[int] = set()
-        self._wasted = set(claim.checkpoint.short)
+        self._places = ImagePlaces(claim, self._request.n)
         ends_at = runner.rules.deadline(claim.task)
         self._waiting = PermitWaiting(runner.claims, claim, runner.pacing, runner.image_saver, ends_at, runner.clock)
         self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
@@ -131,7 +124,7 @@ class Attempt:
             self._request.n,
             ends_at,
             lambda: runner.pacing.is_quiet,
-            self._rejected,
+            self._places.rejected,
             self._describe,
             runner.clock,
         )
@@ -154,7 +147,7 @@ class Attempt:
         except AttemptEnded as ended:
             return ended.outcome
         except Stopping:
-            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
+            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._places.paid_in_vain)
             return pause if self._waiting.begun else NotStarted()
         except UpstreamResting as resting:
             return self._judge(resting.error, upstream_dead=True)
@@ -162,18 +155,10 @@ class Attempt:
             return self._runner.rules.deadline_failure(self._claim.task)
         except UpstreamError as error:
             return self._judge(error)
-        if missing := self._missing:
+        if missing := self._places.missing:
             add_warnings(self._claim, missing_images_warning(self._request.n - missing, self._request.n))
         checkpoint = self._claim.checkpoint
         return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
-
-    @property
-    def _places(self) -> set[int]:
-        return {image.index for image in self._claim.checkpoint.images}
-
-    @property
-    def _missing(self) -> int:
-        return self._request.n - len(self._claim.checkpoint.images)
 
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
@@ -185,13 +170,12 @@ class Attempt:
             [received_again(paid) for paid in self._claim.checkpoint.links],
             again=self._claim.checkpoint.missing_requested,
         )
-        if spent and self._missing and not self._claim.checkpoint.has_new_images:
+        if spent and self._places.missing and not self._claim.checkpoint.has_new_images:
             raise AttemptEnded(spent)
         if spent:
-            self._give_up(range(self._request.n))
-        checkpoint = self._claim.checkpoint
-        job, closed = checkpoint.job, self._places.union(checkpoint.short, checkpoint.given_up)
-        if job and closed.issuperset(job.indexes):
+            self._places.give_up(range(self._request.n))
+        job = self._claim.checkpoint.job
+        if job and self._places.requested.issuperset(job.indexes):
             self._change(job=None)
 
     async def _collect(self, job: AcceptedJob) -> None:
@@ -211,7 +195,7 @@ class Attempt:
             self._change(job=None)
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
-                self._answered_in_vain(share, again=again or error.lasting)
+                self._places.answered_in_vain(share.indexes, again=again or error.lasting)
             elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
@@ -225,18 +209,17 @@ class Attempt:
         """Make the calls that are still needed; request missing images once more, and never again."""
         n, seed, per_call = self._request.n, self._first_seed(), self._runner.routes.most_images(self._form.model)
         per_call = self._runner.counts.most(self._form.model, per_call)
-        checkpoint, last, barren = self._claim.checkpoint, self._fault, 0
-        if not checkpoint.missing_requested:
-            for share in plan_calls(n, self._places.union(checkpoint.short, checkpoint.given_up), per_call, seed):
+        last: UpstreamError | None = self._places.fault
+        barren = 0
+        if not self._claim.checkpoint.missing_requested:
+            for share in plan_calls(n, self._places.requested, per_call, seed):
                 last = await self._make_call(share) or last
                 barren += 1
                 if not self._claim.checkpoint.has_new_images and barren >= MAX_BARREN_CALLS:
                     if last and last.lasting:
                         raise last
                     break
-        settled = self._places.union(self._claim.checkpoint.given_up)
-        if self._claim.checkpoint.has_new_images and not self._claim.checkpoint.missing_requested:
-            settled -= self._unusable  # others could be used, so the cause need not repeat
+        settled = self._places.settled
         if len(settled) < n:
             self._change(missing_requested=True)
             sent = {image.seed for image in self._claim.checkpoint.images}
@@ -260,34 +243,26 @@ class Attempt:
 
         again: whether its images were requested before, so that they are not requested a third time.
         """
-        if again and not self._wasted.isdisjoint(share.indexes):
-            self._change(repeated=self._claim.checkpoint.repeated + 1)
+        if again:
+            self._places.count_repeat(share.indexes)
         try:
             reply = await self._call(share)
         except UpstreamError as error:
-            self._answered_in_vain(share, again=again or error.lasting)
+            self._places.answered_in_vain(share.indexes, again=again or error.lasting)
             return error
         await self._received(self._form.as_sent(share), reply, again=again)
-        return self._fault
-
-    def _answered_in_vain(self, share: PlannedCall, *, again: bool) -> None:
-        """Record a response without any usable image, which may be paid for."""
-        self._paid_in_vain = True
-        self._wasted.update(share.indexes)
-        self._leave_out(share.indexes, again=again)
+        return self._places.fault
 
     async def _received(self, share: PlannedCall, reply: Reply, *, again: bool) -> None:
         """Save the images of a reply. Its job, if any, stays in the checkpoint until nothing of it can be lost."""
-        now, places = self._runner.clock(), self._places
+        now, filled = self._runner.clock(), self._places.filled
         images = [
             ReceivedImage(index, image, share.seed, now)
             for index, image in zip(share.indexes, reply.images, strict=False)
-            if index not in places
+            if index not in filled
         ]
-        if missing := share.indexes[len(reply.images) :]:
-            if not images:
-                self._wasted.update(share.indexes)
-            self._leave_out(missing, again=again)
+        missing = share.indexes[len(reply.images) :]
+        self._places.received(share.indexes, missing, is_useless=not images, again=again)
         if reply.details:
             details = add_details(self._claim.checkpoint.details, reply.details)
             self._claim.task = replace(self._claim.task, details=details)
@@ -297,8 +272,7 @@ class Attempt:
             self._collected(reply)
             raise
         self._collected(reply)
-        if self._missing and not self._places.issuperset(share.indexes):
-            self._paid_in_vain = True
+        self._places.saved(share.indexes)
 
     def _collected(self, reply: Reply) -> None:
         """Record that nothing of a reply can be lost any more."""
@@ -309,7 +283,7 @@ class Attempt:
 
     async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
         """Save images that are paid for; again: whether they were requested before."""
-        self._fault, self._again = None, again
+        self._places.begin_saving(again=again)
         await self._saver.save(images)
 
     def _describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
@@ -317,27 +291,6 @@ class Attempt:
         request = self._request
         text = infotext(request, model=self._form.model, seed=seed, width=image.width, height=image.height)
         return text, request.prompt
-
-    def _rejected(self, image: ReceivedImage, error: ImageRejected) -> None:
-        """Request an unusable image again only if that may help."""
-        self._fault = error
-        if error.lasting:
-            self._unusable.add(image.index)
-            self._give_up([image.index])
-        else:
-            self._wasted.add(image.index)
-            self._leave_out([image.index], again=self._again)
-
-    def _leave_out(self, places: Sequence[int], *, again: bool) -> None:
-        """Record that a response had no image for these places."""
-        if again:
-            self._give_up(places)
-        else:
-            self._change(short=tuple(sorted({*self._claim.checkpoint.short, *places})))
-
-    def _give_up(self, places: Sequence[int]) -> None:
-        """Record that these images are not to be requested again."""
-        self._change(given_up=tuple(sorted({*self._claim.checkpoint.given_up, *places})))
 
     async def _call(self, share: PlannedCall) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.
@@ -406,7 +359,8 @@ class Attempt:
         try:
             return await self._inputs.open(self._runner.routes.edits(self._form.model))
         except (QueueUnavailable, StoreUnavailable) as error:
-            counts = self._paid_in_vain or not self._waiting.begun  # an attempt that has not begun is not counted yet
+            # an attempt that has not begun is not counted yet
+            counts = self._places.paid_in_vain or not self._waiting.begun
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
             raise AttemptEnded(pause) from error
         except UpstreamError as error:
@@ -447,4 +401,4 @@ class Attempt:
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        return self._judging.outcome(error, upstream_dead=upstream_dead, paid_in_vain=self._paid_in_vain)
+        return self._judging.outcome(error, upstream_dead=upstream_dead, paid_in_vain=self._places.paid_in_vain)
