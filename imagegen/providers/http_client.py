@@ -200,7 +200,7 @@ class ProviderClient:
         limits = connect_timeout(timeout_s)
         try:
             async with (
-                asyncio.timeout(timeout_s),
+                asyncio.timeout(timeout_s) as limit,
                 self._session.request(
                     method,
                     url,
@@ -210,7 +210,9 @@ class ProviderClient:
                     timeout=limits,
                 ) as response,
             ):
-                body = await read_body(response.status, response.headers, response.content)
+                ends_at = limit.when()
+                limit.reschedule(None)  # the body has the limit now
+                body = await read_body(response.status, response.headers, response.content, ends_at)
                 return RawResponse(response.status, response.headers, body)
         except _NEVER_SENT as error:
             raise _not_reached(error) from error

@@ -243,11 +243,21 @@ def _free(body: LargeBody) -> None:
     body.release()
 
 
-async def read_body(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
-    """Return the whole body of a response, see ResponseBody."""
-    body = ResponseBody(status, headers, content)
+async def read_body(
+    status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, ends_at: float | None
+) -> bytes | bytearray:
+    """Return the body of a response, see ResponseBody; what came of it until `ends_at` if that is all that matters.
+
+    ends_at: time of the event loop. Raises as `ResponseBody.read`; TimeoutError.
+    """
+    body, plain = ResponseBody(status, headers, content), None
     try:
-        return await body.read()
-    except BaseException:
-        body.release()
-        raise
+        async with asyncio.timeout_at(ends_at):
+            plain = await body.read()
+    except (aiohttp.ClientError, OSError):
+        if (plain := await body.whole_part()) is None:
+            raise
+    finally:
+        if plain is None:
+            body.release()
+    return plain

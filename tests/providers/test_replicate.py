@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -264,6 +265,26 @@ async def test_a_handle_is_enough_to_collect_the_result(quick, replicate, servic
     for handle in (observer.handles[0], bare):
         assert (await replicate.resume(handle, Recorder())).images == reply.images
     assert service.ledger.total == 1
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 900", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("stays_open", [False, True])
+async def test_a_result_without_the_end_of_its_response_is_collected(
+    quick, session, raw_server, read_request, framing: bytes, stays_open: bool
+) -> None:
+    async def serve(reader, writer) -> None:
+        await read_request(reader)
+        body = json.dumps({"id": "1", "status": "succeeded", "output": [LINK]}).encode()
+        chunk = b"%x\r\n" % len(body) if framing.endswith(b"chunked") else b""
+        writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b%b" % (framing, chunk, body))
+        if stays_open:
+            await reader.read()
+
+    url = await raw_server(serve)
+    replicate = ReplicateProvider(session, api_key="k", base_url=url, timeout_s=0.3 if stays_open else 5)
+    async with asyncio.timeout(5):
+        reply = await replicate.resume(JobHandle("replicate", "1"), Recorder())
+    assert len(reply.images) == 1
 
 
 @pytest.mark.parametrize("options", ["unknown_s=0.3", "poll_fault=503 polls=4", "poll_fault=429 polls=2"])
