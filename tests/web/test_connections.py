@@ -124,6 +124,33 @@ async def test_a_new_client_replaces_the_oldest_silent_connection(make_server) -
     assert len(server.runner.connections) == 4
 
 
+async def test_a_connection_reaches_the_http_server_with_its_first_byte(make_server) -> None:
+    server = await make_server(cap=5)
+    silent, other = await server.fill(2)
+    assert not server.runner.server.connections
+    assert b"200" in await silent.fetch()
+    assert len(server.runner.server.connections) == 1
+    assert b"200" in await silent.fetch()
+    other.writer.write(GET[:5])
+    await eventually(lambda: len(server.runner.server.connections) == 2)
+    assert b"200" in await other.fetch(GET[5:])
+
+
+async def test_a_client_that_leaves_without_a_byte_is_forgotten(make_server) -> None:
+    server = await make_server(cap=5)
+    (silent,) = await server.fill(1)
+    silent.writer.close()
+    await eventually(lambda: len(server.runner.connections) == 0)
+    assert not server.runner.server.connections
+
+
+async def test_silent_connections_are_closed_with_the_server(make_server) -> None:
+    server = await make_server(cap=5)
+    (silent,) = await server.fill(1)
+    await server.runner.cleanup()
+    assert await silent.closed()
+
+
 async def test_silent_connections_of_the_largest_client_close_first(make_server) -> None:
     server = await make_server(cap=5)
     (lone,) = await server.fill(1, source="127.0.0.2")

@@ -168,7 +168,10 @@ class Connections:
         return True
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, and close the connections that were never used."""
+        for connection in list(self._unused):
+            self.discard(connection)
+            connection.force_close()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
