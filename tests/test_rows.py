@@ -15,6 +15,30 @@ async def test_a_table_fails_with_each_row_that_fails() -> None:
         await test()
 
 
+def test_a_row_without_the_expected_error_fails_like_any_other() -> None:
+    @over_rows("text", ["x", "1", "y", "2"])
+    def test(text: str) -> None:
+        with pytest.raises(ValueError, match=text):
+            int(text)
+
+    with pytest.raises(AssertionError, match=r"2 rows fail\n1: .*DID NOT RAISE.*\n2: .*DID NOT RAISE"):
+        test()
+
+
+def test_tables_multiply_and_keep_the_marks_of_their_test() -> None:
+    seen = []
+
+    @over_rows("letter", "ab")
+    @over_rows("number", range(2))
+    @pytest.mark.xfail
+    def test(letter: str, number: int) -> None:
+        seen.append(f"{letter}{number}")
+
+    test()
+    assert seen == ["a0", "a1", "b0", "b1"]
+    assert [mark.name for mark in test.pytestmark] == ["xfail"]
+
+
 async def test_each_row_of_a_table_is_given_with_the_fixtures() -> None:
     seen = []
 
