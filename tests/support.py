@@ -22,6 +22,7 @@ from imagegen.tasks.submission import Submission
 
 Test = Callable[..., Any]
 Row = TypeVar("Row")
+ParameterSet = type(pytest.param())
 
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 20.0) -> None:
@@ -66,8 +67,12 @@ class RowFailures:
     def raise_all(self) -> None:
         """Raise an AssertionError with all failures, from the first of them, if there are any."""
         if self._failures:
-            text = "\n".join(f"{str(row):.300}: {error!r}" for row, error in self._failures)
+            text = "\n".join(f"{_name(row):.300}: {error!r}" for row, error in self._failures)
             raise AssertionError(f"{len(self._failures)} rows fail\n{text}") from self._failures[0][1]
+
+
+def _name(row: object) -> str:
+    return str(row.id if isinstance(row, ParameterSet) and row.id else row)
 
 
 async def check_rows(rows: Iterable[Row], check: Callable[[Row], Awaitable[object]]) -> None:
@@ -89,7 +94,8 @@ def over_rows(names: str | tuple[str, ...], rows: Iterable[object]) -> Callable[
 
     def decorate(test: Test) -> Test:
         def given(row: Any) -> dict[str, object]:
-            return dict(zip(parameters, (row,) if isinstance(names, str) else row, strict=True))
+            values = row.values if isinstance(row, ParameterSet) else (row,) if isinstance(names, str) else row
+            return dict(zip(parameters, values, strict=True))
 
         async def asynchronous(**fixtures: object) -> None:
             await check_rows(table, lambda row: test(**fixtures, **given(row)))

@@ -18,6 +18,7 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from packaging.requirements import Requirement
+from support import over_rows
 
 from imagegen import __version__
 from imagegen.settings import Settings, setting_names
@@ -228,7 +229,7 @@ def locked(name: str) -> dict[str, list[str]]:
     return pins
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("lock", "extra"),
     [("requirements.lock", None), ("requirements-s3.lock", "s3"), ("requirements-build.lock", "build")],
 )
@@ -302,7 +303,7 @@ def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from job.get("steps", ())
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@over_rows("path", WORKFLOWS)
 def test_a_workflow_may_only_read_the_code_unless_it_releases(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
@@ -311,7 +312,7 @@ def test_a_workflow_may_only_read_the_code_unless_it_releases(path: Path) -> Non
     assert "pull_request_target" not in workflow[True]  # YAML reads the key `on` as true
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@over_rows("path", WORKFLOWS)
 def test_actions_are_pinned_by_commit_and_keep_no_credentials(path: Path) -> None:
     for line in re.findall(r"uses: (.*)", path.read_text()):
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) or line.startswith("./.github/")
@@ -320,7 +321,7 @@ def test_actions_are_pinned_by_commit_and_keep_no_credentials(path: Path) -> Non
             assert step["with"]["persist-credentials"] is False
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@over_rows("path", WORKFLOWS)
 def test_secrets_reach_a_step_only_through_its_environment(path: Path) -> None:
     for step in steps(yaml.safe_load(path.read_text())):
         shown = {key: value for key, value in step.items() if key not in {"env", "steps"}}
@@ -368,7 +369,7 @@ def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
     assert "\n## " not in done.stdout
 
 
-@pytest.mark.parametrize("tag", [__version__, "v0.0.1", "main"])
+@over_rows("tag", [__version__, "v0.0.1", "main"])
 def test_a_tag_that_is_not_the_version_releases_nothing(tag: str) -> None:
     done = release_notes(tag)
     assert done.returncode == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import over_rows
 
 from imagegen import doctor
 from imagegen.accounts.api_keys import ApiKey
@@ -63,7 +64,7 @@ def test_the_packaged_table_needs_no_work_on_the_day_of_its_check() -> None:
     assert list(check_table(packaged, packaged.checked)) == []
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("settings", "name", "fatal"),
     [
         ({"default_model": "old"}, "DEFAULT_MODEL", True),

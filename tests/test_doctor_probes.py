@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from support import over_rows
 
 from imagegen import doctor, doctor_probes
 from imagegen.doctor_probes import ClockReading, Probed, check_clocks, check_disk, probe_provider, probe_public_url
@@ -169,7 +170,7 @@ def test_a_full_disk_is_a_fault_and_a_nearly_full_one_a_warning(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("server", "latency_s", "text"),
     [
         (None, 0.0, "may not run INFO"),

@@ -1,8 +1,8 @@
 from datetime import UTC, datetime
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from support import over_rows
 
 from imagegen.backoff import Backoff, doubled
 from imagegen.formats import parse_digits, parse_http_date, printable, rfc3339
@@ -15,17 +15,17 @@ def test_a_time_is_written_as_the_standard_library_does(unix_s: float) -> None:
     assert rfc3339(unix_s) == expected
 
 
-@pytest.mark.parametrize(("text", "number"), [("0", 0), ("007", 7), ("1" * 18, int("1" * 18))])
+@over_rows(("text", "number"), [("0", 0), ("007", 7), ("1" * 18, int("1" * 18))])
 def test_ascii_digits_are_a_number(text: str, number: int) -> None:
     assert parse_digits(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "٣", "３", "1_0", "+1", "-1", " 1", "1 ", "1.0", "²", "1" * 19])
+@over_rows("text", ["", "٣", "３", "1_0", "+1", "-1", " 1", "1 ", "1.0", "²", "1" * 19])
 def test_other_text_is_not_a_number(text: str) -> None:
     assert parse_digits(text) is None
 
 
-@pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000", ""])
+@over_rows("zone", ["GMT", "-0000", "+0000", ""])
 def test_a_date_of_a_header_is_a_unix_time(zone: str) -> None:
     assert parse_http_date(f"Wed, 21 Oct 2026 07:28:00 {zone}") == 1_792_567_680
 
@@ -41,7 +41,7 @@ NO_DATES = [
 ]
 
 
-@pytest.mark.parametrize("text", NO_DATES)
+@over_rows("text", NO_DATES)
 def test_any_other_text_is_no_date(text: str | None) -> None:
     assert parse_http_date(text) is None
 

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadStatusLine
 from aiohttp.test_utils import TestServer
 from loguru import logger
+from support import over_rows
 
 from imagegen import log
 
@@ -233,7 +234,7 @@ def test_a_failing_stream_does_not_raise(configure: Configure) -> None:
         logger.info("into the void")
 
 
-@pytest.mark.parametrize("closing", ["exec 2>&-; exec", "exec"])
+@over_rows("closing", ["exec 2>&-; exec", "exec"])
 def test_a_process_with_closed_standard_error_exits_cleanly(closing: str) -> None:
     script = (
         "import sys; from imagegen import log; from loguru import logger; log.configure('INFO', 'text');"

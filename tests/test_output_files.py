@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import over_rows
 
 from imagegen.generate_progress import dollars, printable
 from imagegen.output_files import MAX_NAME_BYTES, check_folder, extension, file_stem, write_image
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("prompt", "stem"),
     [
         ("A red fox, in the snow!", "a-red-fox-in-the-snow"),

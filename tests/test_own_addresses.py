@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from support import over_rows
 
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.ssrf import AddressBlocked
@@ -14,7 +15,7 @@ LOOPBACK = OwnAddresses([("127.0.0.1", 3000)], "https://images.example.com/base"
 EVERYWHERE = OwnAddresses([("0.0.0.0", 3000), ("::", 3000)])
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("own", "host", "port"),
     [
         *[
@@ -33,7 +34,7 @@ def test_addresses_of_this_service_are_rejected(own: OwnAddresses, host: str, po
         own.check(host, port)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("own", "host", "port"),
     [
         (LOOPBACK, "127.0.0.1", 3001),

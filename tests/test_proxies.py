@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from forward_proxy import ForwardProxy
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -56,7 +57,7 @@ class Watcher:
         """Do nothing."""
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("url", "exceptions", "goes_through"),
     [
         ("https://api.example.com/v1", (), True),
@@ -115,7 +116,7 @@ async def test_a_paid_post_and_a_lookup_use_the_proxy_with_its_login(port: int) 
     ]
 
 
-@pytest.mark.parametrize("status", [407, 502, 503, 504, 403])
+@over_rows("status", [407, 502, 503, 504, 403])
 async def test_a_refused_tunnel_means_that_nothing_was_sent(status: int) -> None:
     with ForwardProxy({}, status=status) as proxy:
         connector = ProxyConnector(Proxies(https=f"http://{proxy.address}"))

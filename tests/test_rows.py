@@ -39,6 +39,15 @@ def test_tables_multiply_and_keep_the_marks_of_their_test() -> None:
     assert [mark.name for mark in test.pytestmark] == ["xfail"]
 
 
+def test_a_row_that_fails_is_called_by_its_name() -> None:
+    @over_rows(("number", "double"), [pytest.param(1, 3, id="odd"), (2, 4)])
+    def test(number: int, double: int) -> None:
+        assert number * 2 == double
+
+    with pytest.raises(AssertionError, match=r"1 rows fail\nodd: Assertion"):
+        test()
+
+
 async def test_each_row_of_a_table_is_given_with_the_fixtures() -> None:
     seen = []
 

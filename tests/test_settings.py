@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio.connection import parse_url
+from support import over_rows
 
 from imagegen import settings as module
 from imagegen.errors import SettingsError
@@ -58,7 +59,7 @@ def test_settings_can_not_be_changed() -> None:
         load(MODEL_ALIASES="a=b").model_aliases["c"] = "d"  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("name", "text", "attribute", "value"),
     [
         ("HOST", "0.0.0.0", "hosts", ("0.0.0.0",)),
@@ -114,7 +115,7 @@ def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: 
     assert getattr(load(**{name: text}), attribute) == value
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("name", "text"),
     [
         *[("HOST", text) for text in ("http://localhost", "localhost:3000", "a b", ",", "::1,a b")],
@@ -167,7 +168,7 @@ def test_a_wrong_value_is_rejected_by_name(name: str, text: str) -> None:
     assert list(faults(**{name: text})) == [name]
 
 
-@pytest.mark.parametrize("name", ["ADMIN_TOKEN", "TASK_ID_SECRET"])
+@over_rows("name", ["ADMIN_TOKEN", "TASK_ID_SECRET"])
 def test_a_secret_of_16_characters_is_long_enough(name: str) -> None:
     assert getattr(load(**{name: " 16-letters-each. "}), name.lower()) == "16-letters-each."
     assert "at least 16 characters" in faults(**{name: "only-15-letters"})[name]
@@ -183,7 +184,7 @@ def test_all_faults_are_reported_together_with_the_allowed_values() -> None:
     }
 
 
-@pytest.mark.parametrize("name", setting_names())
+@over_rows("name", setting_names())
 def test_an_empty_value_is_not_set(name: str) -> None:
     assert load(**{name: "  "}) == Settings()
 
@@ -215,8 +216,8 @@ def test_quotes_and_invisible_characters_around_a_value_are_stripped(
     assert getattr(Settings.load({}, dotenv=file), attribute) == value
 
 
-@pytest.mark.parametrize("text", ['"/data', "/data'", '"', "\"/data'", "\u201c/data"])
-@pytest.mark.parametrize("name", ["DATA_DIR", "TOGETHER_API_KEY", "REDIS_URL"])
+@over_rows("text", ['"/data', "/data'", '"', "\"/data'", "\u201c/data"])
+@over_rows("name", ["DATA_DIR", "TOGETHER_API_KEY", "REDIS_URL"])
 def test_an_unbalanced_quote_is_a_fault_that_hides_the_value(name: str, text: str) -> None:
     found = faults(**{name: text})
     assert list(found) == [name]
@@ -236,17 +237,15 @@ def test_an_unknown_home_folder_is_a_fault(monkeypatch: pytest.MonkeyPatch, home
     assert "whole path" in faults(DATA_DIR=path)["DATA_DIR"]
 
 
-@pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])
+@over_rows("name", ["A1111_URL", "OPENAI_API_URL"])
 def test_an_upstream_address_may_have_a_user_and_a_password(name: str) -> None:
     settings = load(**{name: "http://me:p%40ss%2F@h:7860/"})
     assert getattr(settings, name.lower()) == "http://me:p%40ss%2F@h:7860"
     assert "p%40ss" not in repr(settings)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://:hunter2@h", "http://me:hunter2@x@h", "http://me:hunter2%zz@h", "http://me:hunter2/x@h"]
-)
-@pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])
+@over_rows("url", ["http://:hunter2@h", "http://me:hunter2@x@h", "http://me:hunter2%zz@h", "http://me:hunter2/x@h"])
+@over_rows("name", ["A1111_URL", "OPENAI_API_URL"])
 def test_a_bad_login_in_an_address_is_rejected_and_not_shown(name: str, url: str) -> None:
     found = faults(**{name: url})
     assert list(found) == [name]
@@ -294,7 +293,7 @@ def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> No
     assert load(FAL_KEY="k").provider == "sandbox"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("environ", "missing"),
     [
         ({"PROVIDER": "together"}, ["TOGETHER_API_KEY"]),
@@ -335,7 +334,7 @@ def test_a_missing_redis_is_rejected() -> None:
 # REDIS_URL and REDIS_TOKEN
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("url", "token", "mapped"),
     [
         ("redis://localhost:6379/0", "", "redis://localhost:6379/0"),
@@ -364,7 +363,7 @@ def test_redis_py_reads_the_token_back_as_it_was() -> None:
     assert (parsed["host"], parsed["port"]) == ("eu1-x.upstash.io", 6379)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "url",
     [
         "localhost:6379",
@@ -419,7 +418,7 @@ def test_no_secret_is_in_the_repr() -> None:
     assert "port=3000" in shown
 
 
-@pytest.mark.parametrize("name", SECRETS)
+@over_rows("name", SECRETS)
 def test_no_secret_is_in_a_message(name: str) -> None:
     assert "hunter2" not in str(faults(**{name: "hunter2\x07 hunter2", "PORT": "x"}))
 
@@ -506,7 +505,7 @@ def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
     assert blank - depends == without_default
 
 
-@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "WEBHOOK_PROXY"])
+@over_rows("name", ["HTTP_PROXY", "HTTPS_PROXY", "WEBHOOK_PROXY"])
 def test_a_proxy_is_an_address_with_or_without_scheme_and_login(name: str) -> None:
     field = name.lower()
     assert getattr(load(**{name: "http://user:p%40ss@proxy:3128/"}), field) == "http://user:p%40ss@proxy:3128"

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
+from support import over_rows
 from yarl import URL
 
 from imagegen.ssrf import AddressBlocked, PublicResolver, blocked_cause, check_host, guarded_connector, is_public
@@ -49,12 +50,12 @@ HOSTILE_HOSTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("address", PUBLIC)
+@over_rows("address", PUBLIC)
 def test_a_public_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
-@pytest.mark.parametrize("address", [*NOT_PUBLIC, "", "127.1", "0x7f000001", "2130706433", "example.com", "[::1]"])
+@over_rows("address", [*NOT_PUBLIC, "", "127.1", "0x7f000001", "2130706433", "example.com", "[::1]"])
 def test_a_special_address_or_spelling_is_not_public(address: str) -> None:
     assert not is_public(address)
 
@@ -65,20 +66,18 @@ def test_parsed_addresses_are_accepted() -> None:
     assert not is_public(IPv6Address("::ffff:127.0.0.1"))
 
 
-@pytest.mark.parametrize("host", HOSTILE_HOSTS)
+@over_rows("host", HOSTILE_HOSTS)
 def test_a_private_or_malformed_host_is_rejected_without_dns(host: str) -> None:
     with pytest.raises(AddressBlocked):
         check_host(host, 443)
 
 
-@pytest.mark.parametrize(
-    "host", [*PUBLIC, "api.together.ai", "example.com.", "1.example.org", "0x7f.example.org", "a-b.c"]
-)
+@over_rows("host", [*PUBLIC, "api.together.ai", "example.com.", "1.example.org", "0x7f.example.org", "a-b.c"])
 def test_a_public_literal_or_a_name_passes(host: str) -> None:
     check_host(host, 443)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("allowed", "host", "port", "passes"),
     [
         ("127.0.0.1:7860", "127.0.0.1", 7860, True),
@@ -127,7 +126,7 @@ async def test_a_name_with_public_addresses_resolves() -> None:
     assert [result["host"] for result in found] == ["93.184.215.14", "2606:4700::1"]
 
 
-@pytest.mark.parametrize("address", NOT_PUBLIC)
+@over_rows("address", NOT_PUBLIC)
 async def test_a_name_with_one_private_address_is_rejected(address: str) -> None:
     with pytest.raises(AddressBlocked):
         await PublicResolver(inner=Names(pics_test=[["93.184.215.14", address]])).resolve("pics.test", 443)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support import over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
@@ -14,7 +15,7 @@ PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "togeth
 BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "settings",
     [
         *[{"hosts": hosts} for hosts in (("127.0.0.1",), ("127.0.0.2",), ("::1",), ("localhost",), ("LocalHost",))],
@@ -30,7 +31,7 @@ def test_a_private_a_bounded_and_a_free_service_start_without_a_key(settings: di
     check_exposure(Settings(**PUBLIC | settings), has_keys=False)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("settings", "fault"),
     [
         ({}, "HOST: 0.0.0.0 is not loopback"),
@@ -56,7 +57,7 @@ def test_a_public_service_that_spends_money_needs_a_key(settings: dict[str, Any]
     assert ("HOST=127.0.0.1" in text) is not settings.get("on_render", False)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "fault"),
     [
         ("http://hooks.example/x", "must be an https address"),

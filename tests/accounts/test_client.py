@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from support import over_rows
 
 from imagegen.accounts.api_keys import ApiKey
 from imagegen.web.guard import Client
@@ -17,7 +17,7 @@ CLIENTS = {
 }
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("name", "shared", "own", "others"),
     [
         ("without keys", True, False, False),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support import Clock
+from support import Clock, over_rows
 
 from imagegen.accounts.api_keys import (
     MAX_SECRETS,
@@ -51,13 +51,13 @@ def test_a_record_has_no_secret_and_comes_back_without_its_slot() -> None:
     assert decode_key(stored) == replace(record, slot=0)
 
 
-@pytest.mark.parametrize("stored", [b"", b"[]", b'{"name":"a","secrets":[{"sha256":"zz"}]}', b'{"secrets":[]}'])
+@over_rows("stored", [b"", b"[]", b'{"name":"a","secrets":[{"sha256":"zz"}]}', b'{"secrets":[]}'])
 def test_a_record_that_can_not_be_read_raises_value_error(stored: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         decode_key(stored)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("patterns", "model", "allowed"),
     [
         ((), "anything", True),
@@ -141,9 +141,7 @@ def test_a_secret_that_is_no_utf_8_is_unknown() -> None:
     assert name_of(ring, "\udcff") is None
 
 
-@pytest.mark.parametrize(
-    ("dollars", "micro_usd"), [(0.0000019, 1), (0.000708, 708), (123456789.123457, 123456789123457)]
-)
+@over_rows(("dollars", "micro_usd"), [(0.0000019, 1), (0.000708, 708), (123456789.123457, 123456789123457)])
 def test_the_budget_of_a_key_is_never_rounded_up(dollars: float, micro_usd: int) -> None:
     fields = parse_fields(NewKeyFields, {"name": "a", "dailyUsd": dollars})
     assert fields.to_key(0.0).daily_micro_usd == micro_usd
@@ -156,7 +154,7 @@ def test_a_whole_number_of_a_limit_may_be_written_with_a_fraction_of_zero() -> N
             parse_fields(NewKeyFields, {"name": "a", "rate": rate})
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("fields", "field"),
     [
         ({"name": "."}, "name"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from multidict import MultiDict
-from support import eventually
+from support import eventually, over_rows
 from yarl import URL
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
@@ -40,7 +40,7 @@ def test_a_signature_opens_its_own_path_with_any_size_and_version() -> None:
     assert links().verify(IMAGE, query_of(f"{signed}&size=256".replace("v=0123", "v=9999")))
 
 
-@pytest.mark.parametrize("path", [f"/api/images/{TASK.id}/1", EVENTS, f"/api/images/{OTHER.id}/0", f"/{IMAGE}", ""])
+@over_rows("path", [f"/api/images/{TASK.id}/1", EVENTS, f"/api/images/{OTHER.id}/0", f"/{IMAGE}", ""])
 def test_a_signature_opens_no_other_path(path: str) -> None:
     assert not links().verify(path, query_of(links().sign(IMAGE, TASK)))
 
@@ -51,7 +51,7 @@ def _forged(change: Callable[[MultiDict[str]], object]) -> MultiDict[str]:
     return query
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "change",
     [
         lambda query: query.pop("sig"),

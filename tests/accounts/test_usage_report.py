@@ -7,6 +7,7 @@ import io
 import json
 
 import pytest
+from support import over_rows
 
 from imagegen.accounts.counts import Counts, RowName, Usage
 from imagegen.accounts.usage_report import COLUMNS, UsageQuery, UsageReport
@@ -35,7 +36,7 @@ def test_the_counts_have_one_name_each() -> None:
     assert [name.lower() for name in COLUMNS] == [name.replace("_", "") for name in Counts.__struct_fields__]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("by", "labels"),
     [("day", ["2025-12-31", "2026-01-01"]), ("key", [None, "ann", "bob"]), ("model", ["=1+1", "m", "n"])],
 )
@@ -68,7 +69,7 @@ def test_money_has_at_most_six_decimals_and_csv_no_exponent_and_no_formula() -> 
     assert json.loads(json.dumps(report().to_view()["rows"][1]["savedByCache"])) == 0.1
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("values", "fields"),
     [
         ({"from_": "2026-02-30"}, ["from"]),

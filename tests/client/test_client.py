@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from standardwebhooks.webhooks import Webhook
+from support import over_rows
 
 from imagegen.client import (
     AuthenticationFailed,
@@ -80,7 +81,7 @@ LOST = httpx.ReadError("lost")
 REFUSED = httpx.ConnectError("refused")
 
 
-@pytest.mark.parametrize("loss", [LOST, REFUSED, refusal(503, "draining"), httpx.Response(502, text="<html>")])
+@over_rows("loss", [LOST, REFUSED, refusal(503, "draining"), httpx.Response(502, text="<html>")])
 def test_a_repeated_submit_has_the_same_idempotency_key_and_body(loss: Reply) -> None:
     script = Script(loss, loss, httpx.Response(202, json=SUBMITTED))
     with script.client() as client:
@@ -122,7 +123,7 @@ def test_a_lost_connection_raises_whether_the_request_may_have_arrived() -> None
         assert caught.value.maybe_sent == maybe_sent
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "code", "kind"),
     [
         (400, "invalid_request", RequestRefused),
@@ -246,7 +247,7 @@ def test_the_key_goes_to_the_service_alone() -> None:
     assert keys == [None, "Bearer secret", None, "Bearer secret"]
 
 
-@pytest.mark.parametrize("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port"])
+@over_rows("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port"])
 def test_a_wrong_base_address_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
         ImageClient(base)
@@ -361,7 +362,7 @@ def test_a_signature_of_the_library_that_the_service_signs_with_is_valid() -> No
     assert WebhookVerifier(SECRET, clock=lambda: 1000.0).verify(BODY, headers).id == "m1"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "change",
     [
         lambda headers: headers | signed(at=899),
@@ -385,7 +386,7 @@ def test_a_webhook_with_a_wrong_signature_or_time_is_refused(
         verifier.verify(b"[]", signed(b"[]"))
 
 
-@pytest.mark.parametrize("secret", ["", [], "whsec_", "whsec_***"])
+@over_rows("secret", ["", [], "whsec_", "whsec_***"])
 def test_a_secret_that_can_verify_nothing_is_refused(secret: str | list[str]) -> None:
     with pytest.raises(ValueError, match="secret"):
         WebhookVerifier(secret)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from support import over_rows
 
 from imagegen.history.minutes import Minute, merge_into, quantile
 
@@ -19,7 +20,7 @@ def test_minutes_of_two_instances_add_up_but_not_what_both_see() -> None:
     assert minutes == {60: Minute(60, 5, 9.0, 5, submits, tasks, {"ok": 1}, {0: 3, 3: 1}, {2: 4}, 15, 1, 10, 2)}
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("buckets", "share", "value"),
     [
         ({}, 0.5, None),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support import eventually
+from support import eventually, over_rows
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver, next_piece
@@ -183,7 +183,7 @@ async def test_a_body_counts_as_ended_where_its_connection_was_closed_before() -
             await client.get(url, read)
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
+@over_rows("in_pieces", [False, True])
 async def test_what_came_of_a_body_is_read_also_after_its_connection_has_ended(in_pieces: bool) -> None:
     async def send(writer: asyncio.StreamWriter) -> None:
         writer.write(BODY[:90_000])

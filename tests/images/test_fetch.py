@@ -23,6 +23,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from PIL import Image
+from support import over_rows
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
@@ -731,7 +732,7 @@ async def test_base64_is_decoded_to_a_file_with_or_without_padding(tmp_path: Pat
     assert len(names(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "change",
     [
         lambda text: text.translate(bytes.maketrans(b"+/", b"-_")),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pytest
+from support import over_rows
 
 from imagegen.images.image_links import LINK_TTL_S, expires_at
 
 NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("query", "life_s"),
     [
         ("", LINK_TTL_S),
@@ -30,6 +30,6 @@ def test_a_signed_link_has_its_own_lifetime_and_others_ten_minutes(query: str, l
     assert expires_at(f"https://images.example.com/a.png{query}", NOW) == NOW + life_s
 
 
-@pytest.mark.parametrize("link", ["http://[::1", "/relative.png", ""])
+@over_rows("link", ["http://[::1", "/relative.png", ""])
 def test_a_malformed_link_lives_ten_minutes(link: str) -> None:
     assert expires_at(link, NOW) == NOW + LINK_TTL_S

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from image_bytes import decoded
 from PIL import Image, PngImagePlugin
+from support import over_rows
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.exif import parameters_block
@@ -64,7 +65,7 @@ def comment(data: bytes) -> str:
     return text.decode({b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}[kind])
 
 
-@pytest.mark.parametrize("text", [TEXT, CHINESE, "x" * 32_000 + "\nSteps: 1, Seed: 2, Size: 1x1"])
+@over_rows("text", [TEXT, CHINESE, "x" * 32_000 + "\nSteps: 1, Seed: 2, Size: 1x1"])
 def test_a_png_has_the_text_as_its_parameters(text: str) -> None:
     data = picture("PNG")
     changed = with_text(data, text)
@@ -72,7 +73,7 @@ def test_a_png_has_the_text_as_its_parameters(text: str) -> None:
     assert pixels(changed) == pixels(data)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("kind", "mode", "options"),
     [
         ("JPEG", "RGB", {}),
@@ -87,7 +88,7 @@ def test_a_png_has_the_text_as_its_parameters(text: str) -> None:
         ("WEBP", "RGB", {"xmp": b"<x:xmpmeta/>"}),
     ],
 )
-@pytest.mark.parametrize("text", [TEXT, CHINESE])
+@over_rows("text", [TEXT, CHINESE])
 def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: dict, text: str) -> None:
     data = picture(kind, mode, **options)
     changed = with_text(data, text)
@@ -100,7 +101,7 @@ def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: 
     }
 
 
-@pytest.mark.parametrize(("kind", "options"), [("WEBP", {"duration": 40}), ("PNG", {"default_image": False})])
+@over_rows(("kind", "options"), [("WEBP", {"duration": 40}), ("PNG", {"default_image": False})])
 def test_an_animation_keeps_all_its_frames(kind: str, options: dict) -> None:
     frames = [decoded(picture("PNG")).rotate(90 * turn) for turn in range(3)]
     file = io.BytesIO()
@@ -110,8 +111,8 @@ def test_an_animation_keeps_all_its_frames(kind: str, options: dict) -> None:
     assert pixels(changed) == pixels(file.getvalue())
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-@pytest.mark.parametrize("endian", ["<", ">"])
+@over_rows("kind", ["JPEG", "WEBP"])
+@over_rows("endian", ["<", ">"])
 def test_other_exif_of_a_file_stays(kind: str, endian: str) -> None:
     exif = Image.Exif()
     exif.endian = endian
@@ -126,7 +127,7 @@ def test_other_exif_of_a_file_stays(kind: str, endian: str) -> None:
     assert pixels(changed) == pixels(data)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@over_rows("kind", ["JPEG", "WEBP"])
 def test_a_title_of_a_file_stays(kind: str) -> None:
     exif = Image.Exif()
     exif[DESCRIPTION] = "the provider's own"
@@ -134,7 +135,7 @@ def test_a_title_of_a_file_stays(kind: str) -> None:
     assert (decoded(changed).getexif()[DESCRIPTION], comment(changed)) == ("the provider's own", TEXT)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@over_rows("kind", ["JPEG", "WEBP", "PNG"])
 def test_a_file_that_has_parameters_is_left_as_it_is(kind: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Title", "first")
@@ -146,8 +147,8 @@ def test_a_file_that_has_parameters_is_left_as_it_is(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning", "ignore:.*Tag:UserWarning")  # of the reader
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+@over_rows("kind", ["JPEG", "WEBP"])
+@over_rows("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
 def test_a_file_with_broken_exif_is_left_as_it_is_and_served(kind: str, exif: bytes) -> None:
     data = picture(kind, exif=exif if kind == "JPEG" else exif[6:] or b"junk")
     changed = with_text(data)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from image_bytes import decoded, encoded, png_file
 from PIL import Image
+from support import over_rows
 
 from imagegen.images.shrink import NoThumbnail, shrink
 
@@ -42,15 +43,15 @@ def png(width: int, height: int, pixels: bytes = b"") -> bytes:
     return png_file(width, height, zlib.compress(pixels or bytes((width + 1) * height), 1), colour_type=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [64, 128, 256, 512])
+@over_rows("kind", KINDS)
+@over_rows("size", [64, 128, 256, 512])
 def test_a_thumbnail_has_the_size_on_its_longer_side_and_the_same_picture(kind: str, size: int) -> None:
     image = thumbnail(encoded(gradient(), kind), size)
     assert image.size == (size, round(size * 0.6))
     assert is_brighter_right(image)
 
 
-@pytest.mark.parametrize("size", [(2048, 2048), (3500, 1500), (1500, 3500), (16384, 64), (511, 8000)])
+@over_rows("size", [(2048, 2048), (3500, 1500), (1500, 3500), (16384, 64), (511, 8000)])
 def test_a_large_image_keeps_its_shape_and_its_picture(size: tuple[int, int]) -> None:
     image = thumbnail(encoded(gradient(size)))
     assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.02, abs=0.05) or 1 in image.size
@@ -58,16 +59,14 @@ def test_a_large_image_keeps_its_shape_and_its_picture(size: tuple[int, int]) ->
         assert is_brighter_right(image)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(1, 1), (20, 10), (64, 64), (255, 256)])
+@over_rows("kind", KINDS)
+@over_rows("size", [(1, 1), (20, 10), (64, 64), (255, 256)])
 def test_a_small_image_is_not_enlarged(kind: str, size: tuple[int, int]) -> None:
     assert thumbnail(encoded(gradient(size), kind)).size == size
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("orientation", "turned"), [(1, False), (2, False), (3, False), (6, True), (8, True), (99, False)]
-)
+@over_rows("kind", KINDS)
+@over_rows(("orientation", "turned"), [(1, False), (2, False), (3, False), (6, True), (8, True), (99, False)])
 def test_the_exif_orientation_is_honoured(kind: str, orientation: int, turned: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -83,15 +82,15 @@ def test_the_colours_of_a_cmyk_jpeg_are_kept() -> None:
     assert image.getpixel((50, 50)) == pytest.approx((200, 30, 40), abs=12)
 
 
-@pytest.mark.parametrize("size", [(1000, 600), (2000, 1200)])
+@over_rows("size", [(1000, 600), (2000, 1200)])
 def test_sixteen_bits_are_scaled_and_not_cut(size: tuple[int, int]) -> None:
     row = struct.pack(f"<{size[0]}H", *(number * 65_535 // size[0] for number in range(size[0])))
     image = Image.frombytes("I;16", size, row * size[1])
     assert is_brighter_right(thumbnail(encoded(image)))
 
 
-@pytest.mark.parametrize("size", [(1000, 600), (2000, 1200)])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette with one transparent colour"])
+@over_rows("size", [(1000, 600), (2000, 1200)])
+@over_rows("mode", ["RGBA", "LA", "P", "palette with one transparent colour"])
 def test_transparency_is_kept(mode: str, size: tuple[int, int]) -> None:
     image = gradient(size)
     alpha = Image.linear_gradient("L").resize(size)
@@ -110,7 +109,7 @@ def test_transparency_is_kept(mode: str, size: tuple[int, int]) -> None:
     assert high > 235
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+@over_rows("kind", ["WEBP", "PNG"])
 def test_the_first_frame_of_an_animation_is_shown(kind: str) -> None:
     first = gradient()
     data = encoded(first, kind, save_all=True, append_images=[first.rotate(180), first.rotate(90)], duration=40)
@@ -135,9 +134,7 @@ def test_a_truncated_jpeg_is_shown_in_part_and_a_truncated_png_refused() -> None
         shrink(data[: len(data) // 2], 256)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"GIF89a", b"<svg/>", b"\xff\xd8\xff\xd9", b"RIFF\x04\0\0\0WEBP", png(8, 8, b"x")]
-)
+@over_rows("data", [b"", b"GIF89a", b"<svg/>", b"\xff\xd8\xff\xd9", b"RIFF\x04\0\0\0WEBP", png(8, 8, b"x")])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(NoThumbnail):
         shrink(data, 256)
@@ -173,7 +170,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
-@pytest.mark.parametrize(
+@over_rows(
     ("make", "shown", "most_mib"),
     [
         pytest.param(lambda: png(16_384, 16_384), "refused", 2, id="png bomb"),

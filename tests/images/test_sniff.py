@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from support import examples
+from support import examples, over_rows
 
 from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, ImageChecker, NotAnImage, sniff
 from imagegen.images.store import VerifiedImage
@@ -78,7 +78,7 @@ REAL = {
 FILES = {name: (kind, make()) for name, (kind, make) in REAL.items()}
 
 
-@pytest.mark.parametrize("name", FILES)
+@over_rows("name", FILES)
 def test_a_real_image_passes_with_its_type_size_and_digest(name: str) -> None:
     kind, data = FILES[name]
     image = sniff(data)
@@ -87,7 +87,7 @@ def test_a_real_image_passes_with_its_type_size_and_digest(name: str) -> None:
     assert image.sha256 == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("name", FILES)
+@over_rows("name", FILES)
 def test_an_image_cut_anywhere_is_rejected(name: str) -> None:
     _, data = FILES[name]
     cuts = {len(data) * part // 50 for part in range(50)} | set(range(40)) | set(range(len(data) - 40, len(data)))
@@ -96,7 +96,7 @@ def test_an_image_cut_anywhere_is_rejected(name: str) -> None:
             sniff(data[:cut])
 
 
-@pytest.mark.parametrize("name", FILES)
+@over_rows("name", FILES)
 def test_an_image_is_checked_the_same_in_pieces_of_any_size(name: str) -> None:
     kind, data = FILES[name]
     for piece_bytes in (1, 2, 3, 7, 1000):
@@ -107,7 +107,7 @@ def test_an_image_is_checked_the_same_in_pieces_of_any_size(name: str) -> None:
         assert checker.content_type == kind
 
 
-@pytest.mark.parametrize("name", FILES)
+@over_rows("name", FILES)
 def test_bytes_after_the_image_are_cut(name: str) -> None:
     kind, data = FILES[name]
     for junk in (b"\0", b"\r\n", b"<script>alert(1)</script>", data, b"\xff\xd9" * 5, b"PK\x03\x04"):
@@ -152,7 +152,7 @@ def sniffed(data: bytes) -> VerifiedImage | None:
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("data", "reason"),
     [
         (b"", "empty"),
@@ -192,7 +192,7 @@ def test_the_hand_made_png_is_good() -> None:
     assert sniff(png()).width == 8
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "data",
     [
         png(width=0),
@@ -229,7 +229,7 @@ def test_the_hand_made_jpeg_is_good_with_fill_bytes_too() -> None:
     assert sniff(SOI + b"\xff\xff" + frame() + SCAN + b"\xff\xff" + EOI).height == 8
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "data",
     [
         SOI + frame() + EOI,
@@ -269,7 +269,7 @@ def test_the_hand_made_webp_is_good() -> None:
     assert sniff(webp(vp8x(8, 8), (b"ICCP", b"odd"), VP8L)).height == 8
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "data",
     [
         webp(),
@@ -297,7 +297,7 @@ def test_a_chunk_longer_than_the_file_is_rejected() -> None:
         sniff(bytes(lying))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 98}), ("PNG", {"compress_level": 0})])
+@over_rows(("kind", "options"), [("JPEG", {"quality": 98}), ("PNG", {"compress_level": 0})])
 def test_an_image_of_megabytes_is_checked_in_milliseconds(kind: str, options: dict[str, int]) -> None:
     file = io.BytesIO()
     noise = random.Random(5).randbytes(3 * 1024 * 1024)
@@ -312,7 +312,7 @@ def _seconds(data: bytes) -> float:
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "header",
     [
         png(width=8_000, height=8_000),
@@ -327,7 +327,7 @@ def test_more_than_50_megapixels_are_rejected_by_the_header(header: bytes) -> No
     assert caught.value.lasting
 
 
-@pytest.mark.parametrize(("data", "lasting"), [(b"GIF89a", True), (SVG, True), (png()[:-1], False), (b"", False)])
+@over_rows(("data", "lasting"), [(b"GIF89a", True), (SVG, True), (png()[:-1], False), (b"", False)])
 def test_a_wrong_kind_differs_from_damage(data: bytes, lasting: bool) -> None:
     with pytest.raises(NotAnImage) as caught:
         sniff(data)

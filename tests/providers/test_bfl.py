@@ -7,6 +7,7 @@ import time
 import orjson
 import pytest
 from emulated_jobs import Recorder, emulated, quick_polls
+from support import over_rows
 
 from imagegen.emulator.bfl import BflEmulator
 from imagegen.errors import UpstreamError
@@ -120,7 +121,7 @@ def test_a_size_that_becomes_a_ratio_has_a_warning_and_one_fingerprint(make_call
     assert sent_request(by_size.request) == sent_request(by_ratio.request)
 
 
-@pytest.mark.parametrize("model", ["../credits", "a/b", "flux 2", "", "flux-2-pro?x=1", ".."])
+@over_rows("model", ["../credits", "a/b", "flux 2", "", "flux-2-pro?x=1", ".."])
 def test_a_model_that_can_not_be_a_part_of_the_path_is_not_called(model: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         model_path(model)
@@ -137,7 +138,7 @@ def test_an_acceptance_has_the_address_of_polls_and_the_price_in_dollars() -> No
     assert (accepted.poll_url, accepted.cost_micro_usd) == ("https://api.bfl.ai/v1/get_result?id=j1", None)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "code", "retryable", "detail"),
     [
         (400, {"error": "invalid_request", "message": "bad size"}, "upstream_invalid_request", False, "bad size"),
@@ -186,8 +187,8 @@ def test_a_gateway_that_gave_up_leaves_a_submit_ambiguous() -> None:
     assert submit_error(504, {}, b"<html>Gateway Time-out</html>").ambiguous
 
 
-@pytest.mark.parametrize("name", ["status", "state"])
-@pytest.mark.parametrize(
+@over_rows("name", ["status", "state"])
+@over_rows(
     ("word", "phase"),
     [
         ("Pending", "running"),
@@ -220,7 +221,7 @@ def test_a_job_with_a_dead_link_is_forgotten_by_the_clock_of_the_provider() -> N
     assert state(body, Date="Wed, 01 Jan 2019 00:00:00 GMT").phase == "done"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "code", "retryable", "detail"),
     [
         ({"status": "Error", "error": "GPU lost"}, "upstream_error", True, "GPU lost"),
@@ -243,7 +244,7 @@ def test_each_failed_job_has_its_code(body, code, retryable, detail) -> None:
     assert detail in error.detail
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "code"),
     [
         (429, {"error": "rate_limit_exceeded", "message": "slow"}, "upstream_rate_limited"),

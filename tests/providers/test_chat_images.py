@@ -7,6 +7,7 @@ import json
 
 import pytest
 from emulated_jobs import emulated, made
+from support import over_rows
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import UpstreamError
@@ -81,7 +82,7 @@ async def test_extra_can_not_change_the_price_or_the_prompt(chat, relay, make_ca
     assert (error.code, relay.ledger.total) == ("upstream_invalid_request", 0)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "is_chat"),
     [
         ("https://relay.example/v1/chat/completions", True),
@@ -103,7 +104,7 @@ def response(message: object, **choice: object) -> RawResponse:
     return RawResponse(200, {}, json.dumps(body).encode())
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("message", "images"),
     [
         ({"content": "", "images": [{"type": "image_url", "image_url": {"url": URI}}]}, [ImageBytes(DATA)]),
@@ -130,7 +131,7 @@ def test_images_are_found_where_relays_put_them(message: dict, images: list) -> 
     assert list(parse_chat(response(message)).images) == images
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "message",
     [
         {"images": [{"image_url": {"url": LARGE_URI}}]},
@@ -139,7 +140,7 @@ def test_images_are_found_where_relays_put_them(message: dict, images: list) -> 
         {"content": [{"image_url": {"url": LARGE_URI}}]},
     ],
 )
-@pytest.mark.parametrize("slash", ["/", "\\/"])
+@over_rows("slash", ["/", "\\/"])
 def test_a_large_image_stays_in_the_body(message: dict, slash: str) -> None:
     body = response(message).body.replace(b"/", slash.encode())
     (image,) = parse_chat(RawResponse(200, {}, LargeBody(body))).images
@@ -157,7 +158,7 @@ def refused(status: int, **error: object) -> RawResponse:
     return RawResponse(status, {}, json.dumps({"error": error}).encode())
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("answer", "code", "retryable", "charged"),
     [
         (response({"content": ""}, finish_reason="content_filter"), "content_policy", False, False),

@@ -7,6 +7,7 @@ import time
 import orjson
 import pytest
 from emulated_jobs import Recorder, emulated, made, quick_polls
+from support import over_rows
 
 from imagegen.emulator.dashscope import DashScopeEmulator
 from imagegen.errors import UpstreamError
@@ -51,7 +52,7 @@ def output(**fields: object) -> dict[str, object]:
 # --- requests ---
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "path"),
     [
         ("wanx2.1-t2i-turbo", TEXT_TO_IMAGE),
@@ -155,7 +156,7 @@ def test_an_acceptance_has_the_id_of_the_job() -> None:
     assert (accepted.id, accepted.state, accepted.expires_at) == ("t", None, NOW + 86_400)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("word", "phase"),
     [
         ("PENDING", "running"),
@@ -243,7 +244,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code", "message", "meant", "retryable"), ERRORS)
+@over_rows(("status", "code", "message", "meant", "retryable"), ERRORS)
 def test_each_refusal_has_its_code_with_its_status_and_in_a_200(status, code, message, meant, retryable) -> None:
     body = orjson.dumps({"code": code, "message": message, "request_id": "r"})
     for arrived in (status, 200):
@@ -256,7 +257,7 @@ def test_each_refusal_has_its_code_with_its_status_and_in_a_200(status, code, me
         assert caught.value.code == meant
 
 
-@pytest.mark.parametrize(("status", "code", "message", "meant", "retryable"), ERRORS)
+@over_rows(("status", "code", "message", "meant", "retryable"), ERRORS)
 def test_a_failed_job_fails_as_a_call_with_the_same_code(status, code, message, meant, retryable) -> None:
     error = read(output(task_status="FAILED", code=code, message=message)).error
     assert error is not None
@@ -283,7 +284,7 @@ def test_an_answer_that_is_neither_a_job_nor_an_error_is_a_bad_response() -> Non
         assert caught.value.code == "upstream_bad_response"
 
 
-@pytest.mark.parametrize("body", [{}, {"data": []}, {"data": [{"task_id": "t"}], "total_page": 1}, {"code": "X"}])
+@over_rows("body", [{}, {"data": []}, {"data": [{"task_id": "t"}], "total_page": 1}, {"code": "X"}])
 def test_a_list_that_can_not_be_read_whole_is_an_error(body: object) -> None:
     with pytest.raises(UpstreamError):
         parse_page(200, {}, orjson.dumps(body))

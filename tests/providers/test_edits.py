@@ -10,6 +10,7 @@ from aiohttp import web
 from emulator_fixtures import EmulatedUpstream
 from image_bytes import image_file
 from PIL import Image, ImageStat
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.a1111 import A1111Provider
@@ -70,8 +71,8 @@ async def emulator():
         yield emulator
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 100])
-@pytest.mark.parametrize("piece", [1, 2, 3, 1000])
+@over_rows("size", [0, 1, 2, 3, 4, 100])
+@over_rows("piece", [1, 2, 3, 1000])
 async def test_json_with_an_image_is_valid_and_as_long_as_announced(size, piece):
     data = bytes(range(size))
     body = json_body({"a": [as_data_uri(input_image(data, piece=piece))], "b": 'x"y'})
@@ -167,7 +168,7 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
     assert {name: value for name, value in fields.items() if "image" in name and name != "image_size"} == expected
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("base_url", "model", "expected"),
     [
         ("https://api.openai.com/v1", "gpt-image-2", Edits(mask=True, links=False)),

@@ -8,6 +8,7 @@ import time
 import orjson
 import pytest
 from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from support import over_rows
 from yarl import URL
 
 from imagegen.emulator.fal import FalEmulator
@@ -151,7 +152,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "code", "retryable", "ambiguous", "detail"), ERRORS, ids=[row[0] for row in ERRORS])
+@over_rows(("name", "code", "retryable", "ambiguous", "detail"), ERRORS)
 def test_a_refused_submit_has_its_code(name: str, code: str, retryable: bool, ambiguous: bool, detail: str) -> None:
     refusal = FalEmulator.refusals[name]
     with pytest.raises(UpstreamError) as caught:
@@ -191,7 +192,7 @@ JOB_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "status", "code", "retryable"), JOB_ERRORS)
+@over_rows(("kind", "status", "code", "retryable"), JOB_ERRORS)
 def test_a_failed_job_has_its_code_and_is_not_paid(kind: str, status: int, code: str, retryable: bool) -> None:
     body = b'{"detail":"It failed","error_type":"%b"}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Error-Type": kind}, body)
@@ -216,7 +217,7 @@ MODEL_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "status", "hint", "code", "retryable"), MODEL_ERRORS)
+@over_rows(("kind", "status", "hint", "code", "retryable"), MODEL_ERRORS)
 def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, code: str, retryable: bool) -> None:
     body = b'{"detail":[{"loc":["body","prompt"],"msg":"It failed","type":"%b","input":"?"}]}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Retryable": hint}, body)
@@ -225,9 +226,7 @@ def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, cod
     assert not was_never_sent(error)
 
 
-@pytest.mark.parametrize(
-    ("status", "body"), [(429, b"{}"), (401, b'{"detail":"no"}'), (502, b"<html>"), (503, b""), (500, b"oops")]
-)
+@over_rows(("status", "body"), [(429, b"{}"), (401, b'{"detail":"no"}'), (502, b"<html>"), (503, b""), (500, b"oops")])
 def test_a_result_that_can_not_be_fetched_now_does_not_end_its_job(status: int, body: bytes) -> None:
     with pytest.raises(UpstreamError):
         parse_result(RawResponse(status, {}, body), JobStatus("done"))
@@ -244,7 +243,7 @@ def test_progress_rises_with_each_place_in_the_queue_and_when_the_job_runs() -> 
     assert 0 < seen[0] < seen[-1] < 0.5
 
 
-@pytest.mark.parametrize("position", [None, -1, True, "3", 1.5])
+@over_rows("position", [None, -1, True, "3", 1.5])
 def test_a_place_in_the_queue_that_is_no_number_shows_no_progress(position: object) -> None:
     assert progress_of({"status": "IN_QUEUE", "queue_position": position}) is None
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from emulated_jobs import emulated, made
+from support import over_rows
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import InvalidRequest, UpstreamError
@@ -137,7 +138,7 @@ def test_requests_that_are_sent_alike_are_one_task(make_call) -> None:
     assert reduced() != reduced(aspectRatio="16:9")
 
 
-@pytest.mark.parametrize("model", ["../a", "a/b", "a:b", "", "a?b", "tuned models"])
+@over_rows("model", ["../a", "a/b", "a:b", "", "a?b", "tuned models"])
 def test_a_name_that_is_no_part_of_a_path_is_not_sent(model: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         path_of(model)
@@ -224,7 +225,7 @@ def test_a_large_image_stays_in_the_body_also_beside_a_large_signature(monkeypat
         assert json.loads(f'"{bytes(image.text).decode()}"') == large
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("answer", "code", "detail", "charged"),
     [
         (response(promptFeedback={"blockReason": "SAFETY"}), "content_policy", "SAFETY", False),

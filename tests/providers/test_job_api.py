@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from emulated_jobs import Recorder, quick_polls
 from msgspec.structs import replace
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -61,7 +62,7 @@ class Service(JobApiProvider):
         return state
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "followed"),
     [
         ("https://queue.jobs.example/v1/7", True),
@@ -91,7 +92,7 @@ def test_a_key_goes_only_to_the_domains_of_its_provider(address: str, followed: 
     assert (in_domains(BASE, address, ("jobs.example",)) is not None) is followed
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "followed"),
     [
         ("http://127.0.0.1:8000/7", True),
@@ -281,7 +282,7 @@ async def test_a_cancellation_is_confirmed_refused_or_open(session, status: int,
     assert Service(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
 
 
-@pytest.mark.parametrize("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7.5, None, True])
+@over_rows("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7.5, None, True])
 def test_an_unusable_id_is_none(value: object) -> None:
     assert job_id(value).strip() == ""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -141,7 +142,7 @@ async def test_without_an_address_all_usual_ones_are_tried(quick, make_provider,
     assert relay.ledger.jobs[0].collected
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "base", "path"),
     [
         ("https://a.example/v1", "https://a.example/v1", "images/generations"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -31,7 +32,7 @@ def links(job: JobState) -> list[str]:
     return [image.url for image in job.reply.images if isinstance(image, ImageLink)]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "status", "job_id", "guess"),
     [
         ({"code": 200, "data": [{"status": "submitted", "task_id": "task_1"}]}, 200, "task_1", "tasks"),
@@ -56,7 +57,7 @@ def test_a_response_with_a_task_id_and_no_image_is_an_accepted_job(
     assert (acceptance.id, acceptance.guess) == (job_id, guess)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "status"),
     [
         ({"created": 1, "data": [{"url": LINK}], "task_id": "t"}, 200),
@@ -88,7 +89,7 @@ def test_an_acceptance_names_its_address_and_when_to_poll() -> None:
     assert by_header.address == "/v1/images/tasks/imgtask_1"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("address", "first"),
     [
         ("/v1/images/tasks/7?x=1", "https://relay.example/v1/images/tasks/7?x=1"),
@@ -102,7 +103,7 @@ def test_a_poll_address_on_the_own_host_is_used_and_never_without_tls(address: s
     assert str(poll_addresses(BASE, SUBMIT, "7", address)[0]) == first
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "address",
     [
         "https://evil.example/v1/tasks/7",
@@ -136,7 +137,7 @@ def test_an_id_stays_one_part_of_the_path() -> None:
         assert url.raw_path.endswith("/..%2F..%2Fadmin%3Fx%23y")
 
 
-@pytest.mark.parametrize("word", ["submitted", "pending", "processing", "PENDING", "RUNNING", "IN_PROGRESS", "strange"])
+@over_rows("word", ["submitted", "pending", "processing", "PENDING", "RUNNING", "IN_PROGRESS", "strange"])
 def test_a_job_that_has_not_ended_runs(word: str) -> None:
     assert state({"code": 200, "data": {"status": word, "progress": 40}}).phase == "running"
     assert state({"code": 200, "data": {"status": word, "progress": 40}}).progress == 0.4
@@ -145,7 +146,7 @@ def test_a_job_that_has_not_ended_runs(word: str) -> None:
     assert state({"data": {"status": word, "progress": "40%"}}, **{"Retry-After": "2"}).retry_after_s == 2.0
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         {"code": 200, "data": {"status": "completed", "result": {"images": [{"url": [LINK], "expires_at": 1}]}}},
@@ -195,7 +196,7 @@ def test_the_charge_and_the_usage_of_a_job_are_kept() -> None:
     assert (job.reply.details.usage, job.reply.details.size) == ({"total_tokens": 9}, "512x512")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "code", "retryable"),
     [
         (
@@ -246,7 +247,7 @@ def test_a_failed_job_fails_as_a_call_with_the_same_error(body: object, code: st
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "status"),
     [
         ({"error": {"message": "task not found"}}, 404),
@@ -263,7 +264,7 @@ def test_a_job_that_the_relay_does_not_find_is_forgotten(body: object, status: i
     assert state(body, status).phase == "forgotten"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "status", "code"),
     [
         ({"error": {"message": "down"}}, 500, "upstream_error"),

@@ -11,6 +11,7 @@ import pybase64
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from support import over_rows
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
@@ -31,11 +32,9 @@ def decoded(image: object) -> bytes:
     return pybase64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
 
 
-@pytest.mark.parametrize("name", ["b64_json", "base64", "image", "url"])
-@pytest.mark.parametrize("place", ["data", "images"])
-@pytest.mark.parametrize(
-    "form", [TEXT, TEXT.rstrip("="), f"data:image/png;base64,{TEXT}", "\n".join([TEXT[:400], TEXT[400:]])]
-)
+@over_rows("name", ["b64_json", "base64", "image", "url"])
+@over_rows("place", ["data", "images"])
+@over_rows("form", [TEXT, TEXT.rstrip("="), f"data:image/png;base64,{TEXT}", "\n".join([TEXT[:400], TEXT[400:]])])
 def test_the_base64_of_a_large_response_is_found_without_a_copy(name: str, place: str, form: str) -> None:
     body = json.dumps({"created": 1, place: [{name: form, "index": 0}], "usage": {"a": [1]}}).encode()
     (image,) = parse_reply(200, {}, body).images
@@ -61,12 +60,11 @@ def test_a_large_text_without_escapes_is_found_without_parsing_it(monkeypatch: p
         assert [decoded(image) for image in images] == [DATA, DATA]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "rest",
     [{"tags": ["x"] * 5_000}, {"note": '"' * 3_000}, {"numbers": [1_000] * 60_000}],
-    ids=["many texts", "many escaped quotes", "much else"],
 )
-@pytest.mark.parametrize("rest_first", [True, False])
+@over_rows("rest_first", [True, False])
 def test_a_body_with_other_large_fields_is_read(rest: dict[str, object], rest_first: bool) -> None:
     image: dict[str, object] = {"data": [{"b64_json": TEXT}]}
     body = json.dumps(rest | image if rest_first else image | rest).encode()
@@ -82,7 +80,7 @@ def test_links_next_to_large_or_missing_fields_are_read() -> None:
     assert len(images) == 2
 
 
-@pytest.mark.parametrize("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
+@over_rows("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
 def test_a_body_without_an_image_list_is_parsed_normally(body: bytes) -> None:
     assert parse_large(body) is None
 

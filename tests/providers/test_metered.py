@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from support import logged
+from support import logged, over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
@@ -56,7 +56,7 @@ async def test_an_answered_call_is_counted_and_its_reply_passed_on() -> None:
     assert counted(meter) == {"ok": 1}
 
 
-@pytest.mark.parametrize("ambiguous", [True, False])
+@over_rows("ambiguous", [True, False])
 async def test_a_failed_call_is_counted_by_its_code(ambiguous) -> None:
     meter = Meter()
     provider = MeteredProvider(Provider(UpstreamError("upstream_timeout", "no", ambiguous=ambiguous)), meter)

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import pytest
+from support import over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.providers.model_rules import ModelRow
@@ -47,16 +48,14 @@ def test_a_price_without_a_source_is_never_zero() -> None:
     assert all(price.per_image != 0 for price in unverified)
 
 
-@pytest.mark.parametrize(
-    "model", ["gpt-image-2", "openai/gpt-image-2", "azure/gpt-image-2", "a/b/gpt-image-2-2026-04-21"]
-)
+@over_rows("model", ["gpt-image-2", "openai/gpt-image-2", "azure/gpt-image-2", "a/b/gpt-image-2-2026-04-21"])
 def test_a_gateways_prefix_does_not_matter(model: str) -> None:
     row = load_table("openai").find(model)
     assert row is not None
     assert row.id == "gpt-image-2"
 
 
-@pytest.mark.parametrize("model", ["gpt-image-2-all", "my-gpt-image-2", "gpt-image-2/edit", "", "/"])
+@over_rows("model", ["gpt-image-2-all", "my-gpt-image-2", "gpt-image-2/edit", "", "/"])
 def test_a_similar_name_is_another_model(model: str) -> None:
     assert load_table("openai").find(model) is None
 
@@ -130,7 +129,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         load_table("together", tmp_path / "latin.toml")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("today", "notice"),
     [
         (date(2026, 10, 31), None),

@@ -4,7 +4,7 @@ import base64
 import json
 import time
 
-import pytest
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.response_parser import parse_reply
@@ -21,7 +21,7 @@ def images_of(body: bytes) -> tuple[object, ...]:
         return ()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         {"result": {"data": [{"url": LINK}]}},
@@ -41,7 +41,7 @@ def images_of(body: bytes) -> tuple[object, ...]:
         {"data": [{"B64_JSON": f"data:image/png;base64,{B64}"}]},
     ],
 )
-@pytest.mark.parametrize("form", ["{}", "callback({});", ")]}}',\n{}", '{{"status":"queued"}}\n{}\n', "{}{{"])
+@over_rows("form", ["{}", "callback({});", ")]}}',\n{}", '{{"status":"queued"}}\n{}\n', "{}{{"])
 def test_an_image_at_an_unusual_place_is_found(body, form):
     images = images_of(form.format(json.dumps(body)).encode())
     assert images in (
@@ -51,12 +51,12 @@ def test_an_image_at_an_unusual_place_is_found(body, form):
     )
 
 
-@pytest.mark.parametrize("start", [PNG_START, b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBPVP8 "])
+@over_rows("start", [PNG_START, b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBPVP8 "])
 def test_a_response_that_is_the_image_itself_is_read(start):
     assert images_of(start + bytes(300_000)) == (ImageBytes(start + bytes(300_000)),)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         {"error": {"message": "no"}, "output": LINK},
@@ -87,7 +87,7 @@ def test_a_tree_of_any_size_is_searched_for_a_bounded_time():
     assert time.process_time() - began_s < 2
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         b'{"data":[{"url":"https://h/1"}],"data":[]}',

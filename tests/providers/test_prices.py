@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-import pytest
+from support import over_rows
 
 from imagegen.providers.model_table import load_table
 from imagegen.providers.prices import PerMegapixel, PerMillionTokens, Price, estimate, settle
@@ -23,7 +23,7 @@ def price_of(provider: str, model: str) -> Price | None:
     return row.price
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("provider", "model", "fields", "micro_usd"),
     [
         # Together: megapixels x price x max(1, steps / default steps).
@@ -127,7 +127,7 @@ def test_the_providers_own_cost_counts_first() -> None:
     assert settle(price_of("openai", "gpt-image-2"), {"cost": 0, "output_tokens": 7}) == 0
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "usage",
     [
         {},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.refusal_codes import GAVE_UP_WAITING, NEVER_REACHED, highest_count
@@ -128,19 +129,19 @@ CONTENT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BILLING)
+@over_rows("case", BILLING)
 def test_missing_credit_is_recognized_for_every_service(case: str) -> None:
     found = read(*BILLING[case])
     assert (found.code, found.retryable, found.retry_after_s) == ("upstream_billing", False, None)
 
 
-@pytest.mark.parametrize("case", AUTH)
+@over_rows("case", AUTH)
 def test_a_rejected_key_is_recognized_for_every_service(case: str) -> None:
     found = read(*AUTH[case])
     assert (found.code, found.retryable) == ("upstream_auth", False)
 
 
-@pytest.mark.parametrize("case", CONTENT)
+@over_rows("case", CONTENT)
 def test_a_policy_refusal_is_recognized_for_every_service(case: str) -> None:
     status, body = CONTENT[case]
     with pytest.raises(UpstreamError) as caught:
@@ -148,7 +149,7 @@ def test_a_policy_refusal_is_recognized_for_every_service(case: str) -> None:
     assert (caught.value.code, caught.value.retryable) == ("content_policy", False)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "code"),
     [
         (429, openai(OPENAI_RATE, "rate_limit_exceeded", "requests"), "upstream_rate_limited"),
@@ -165,8 +166,8 @@ def test_transient_and_request_errors_are_not_misclassified(status: int, body: o
     assert read(status, body).code == code
 
 
-@pytest.mark.parametrize("status", sorted(GAVE_UP_WAITING))
-@pytest.mark.parametrize("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
+@over_rows("status", sorted(GAVE_UP_WAITING))
+@over_rows("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
 def test_a_gateway_timeout_is_ambiguous(status: int, body: object) -> None:
     found = read(status, body)
     assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
@@ -177,7 +178,7 @@ def test_a_gateway_timeout_is_ambiguous(status: int, body: object) -> None:
     )
 
 
-@pytest.mark.parametrize("status", sorted(NEVER_REACHED))
+@over_rows("status", sorted(NEVER_REACHED))
 def test_a_gateway_without_origin_means_nothing_was_paid(status: int) -> None:
     found = read(status, GATEWAY_PAGE)
     assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
@@ -188,7 +189,7 @@ def test_a_gateway_without_origin_means_nothing_was_paid(status: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "ambiguous"),
     [
         (502, b"", True),
@@ -213,12 +214,12 @@ def test_only_errors_in_place_of_the_service_are_ambiguous(status: int, body: ob
     assert (found.retryable, found.ambiguous, was_never_sent(found)) == (True, ambiguous, False)
 
 
-@pytest.mark.parametrize("status", sorted({401, 402, 403, 429}))
+@over_rows("status", sorted({401, 402, 403, 429}))
 def test_a_refusal_is_never_ambiguous(status: int) -> None:
     assert not read(status, b"").ambiguous
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("param", "message", "count"),
     [
         (None, "You must provide n=1 for this model.", 1),

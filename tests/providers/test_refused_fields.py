@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 
-import pytest
 from multidict import CIMultiDict
+from support import over_rows
 
 from imagegen.providers.refused_fields import sent_fields
 from imagegen.providers.response_parser import error_from_response
@@ -57,7 +57,7 @@ def google(message: str) -> list[dict[str, object]]:
     return [{"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "names"),
     [
         (
@@ -179,7 +179,7 @@ def test_a_refused_field_is_found_in_the_shape_of_each_service(status: int, body
     assert refused(status, body) == names
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         openai("Unsupported use of 'prompt' parameter."),
@@ -207,7 +207,7 @@ def test_a_refused_value_or_a_field_that_was_not_sent_is_never_left_out(body: ob
     assert refused(400, body) == []
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body"),
     [
         (500, openai("Unsupported use of 'steps' parameter.")),
@@ -223,9 +223,7 @@ def test_only_a_definite_refusal_for_a_field_permits_another_call(status: int, b
     assert error_from_response(status, CIMultiDict(), json.dumps(body).encode()).refused == ()
 
 
-@pytest.mark.parametrize(
-    "text", ["a" * 4_000, "'a', " * 1_000, "unknown parameter " * 300, "a and " * 800, "a.b[0] " * 600]
-)
+@over_rows("text", ["a" * 4_000, "'a', " * 1_000, "unknown parameter " * 300, "a and " * 800, "a.b[0] " * 600])
 def test_a_long_text_is_read_quickly(text: str) -> None:
     started = time.process_time()
     error_from_response(400, CIMultiDict(), json.dumps(openai(text)).encode())

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from support import over_rows
 from yarl import URL
 
 from imagegen.emulator.replicate import PAGE, ReplicateEmulator
@@ -43,7 +44,7 @@ def replicate(session, service) -> ReplicateProvider:
 # --- requests ---
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "path", "version"),
     [
         (MODEL, f"models/{MODEL}/predictions", ""),
@@ -57,7 +58,7 @@ def test_each_kind_of_model_has_its_route(model: str, path: str, version: str) -
     assert (target.path, target.version) == (path, version)
 
 
-@pytest.mark.parametrize("model", ["flux", "a/b/c", "../a", "a/..", "a/b:latest", "a/b?x=1", "a/b:" + "g" * 64, "a//b"])
+@over_rows("model", ["flux", "a/b/c", "../a", "a/..", "a/b:latest", "a/b?x=1", "a/b:" + "g" * 64, "a//b"])
 def test_a_name_that_is_no_model_is_not_sent(model: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         target_of(model)
@@ -159,7 +160,7 @@ def refused(name: str, **headers: str) -> UpstreamError:
     return caught.value
 
 
-@pytest.mark.parametrize(("name", "code", "retryable", "ambiguous", "detail"), ERRORS, ids=[row[0] for row in ERRORS])
+@over_rows(("name", "code", "retryable", "ambiguous", "detail"), ERRORS)
 def test_a_refused_submit_has_its_code(name: str, code: str, retryable: bool, ambiguous: bool, detail: str) -> None:
     error = refused(name)
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, ambiguous)
@@ -196,7 +197,7 @@ JOB_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "message", "code", "retryable"), JOB_ERRORS)
+@over_rows(("status", "message", "code", "retryable"), JOB_ERRORS)
 def test_a_failed_job_has_its_code(status: str, message: str, code: str, retryable: bool) -> None:
     error = job_error(status, message)
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
@@ -204,7 +205,7 @@ def test_a_failed_job_has_its_code(status: str, message: str, code: str, retryab
     assert error.detail
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("fields", "phase", "images"),
     [
         ({"status": "starting"}, "running", None),

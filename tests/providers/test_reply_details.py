@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import orjson
-import pytest
+from support import over_rows
 
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.response_parser import parse_reply
@@ -14,8 +14,8 @@ USAGE = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281, "input_to
 LARGE = "A" * 300_000
 
 
-@pytest.mark.parametrize("text", [LARGE, LARGE.replace("AAAA", "AA\\/A", 1)], ids=["plain", "with escapes"])
-@pytest.mark.parametrize("name", ["data", "images"])
+@over_rows("text", [LARGE, LARGE.replace("AAAA", "AA\\/A", 1)])
+@over_rows("name", ["data", "images"])
 def test_a_large_answer_has_its_usage_too(name: str, text: str) -> None:
     body = b'{"usage":%b,"%b":[{"b64_json":"%b"}],"size":"2048x2048"}' % (
         orjson.dumps(USAGE),
@@ -34,7 +34,7 @@ def test_a_small_answer_has_its_revised_prompt() -> None:
     assert (len(reply.details.revised_prompt), reply.details.quality) == (1_000, "high")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "fields",
     [
         {},
@@ -72,7 +72,7 @@ def test_usage_is_bounded() -> None:
     assert len(details.usage) == 16
 
 
-@pytest.mark.parametrize("fields", [{"cost": 0.0425}, {"cost": "0.0425"}, {"usage": {"cost": 0.0425}}])
+@over_rows("fields", [{"cost": 0.0425}, {"cost": "0.0425"}, {"usage": {"cost": 0.0425}}])
 def test_the_own_figure_of_an_upstream_is_kept_in_micro_dollars(fields: dict[str, object]) -> None:
     details = parse_details(fields)
     assert details is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import over_rows
 from yarl import URL
 
 from imagegen.providers import a1111, together
@@ -27,7 +28,7 @@ XAI, OPENAI, SILICONFLOW = (
 UNKNOWN = dialect_of(URL("https://relay.example/v1"))
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("width", "height", "ratio"),
     [(512, 512, "1:1"), (1344, 768, "16:9"), (768, 1024, "3:4"), (2048, 64, "2:1"), (64, 2048, "1:2")],
 )

@@ -6,6 +6,7 @@ import json
 import orjson
 import pytest
 from multidict import CIMultiDict
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
@@ -80,7 +81,7 @@ TIER_LIMIT = error(
 CLOUDFLARE = b"<!DOCTYPE html><html><head><title>524: A timeout occurred</title></head></html>"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "code"),
     [
         (400, UNSUPPORTED, "upstream_invalid_request"),
@@ -128,7 +129,7 @@ def test_every_refusal_has_its_code(status, body, code):
     assert found.retryable == (code in {"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+@over_rows("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
 def test_json_is_read_in_each_of_its_encodings(encoding):
     body = json.dumps({"data": [{"url": LINK}]}).encode(encoding)
     assert parse_reply(200, CIMultiDict(), body).images == (ImageLink(LINK),)
@@ -157,14 +158,14 @@ NEARLY_JSON = {
 }
 
 
-@pytest.mark.parametrize("body", NEARLY_JSON.values(), ids=NEARLY_JSON)
+@over_rows("body", [pytest.param(body, id=name) for name, body in NEARLY_JSON.items()])
 def test_a_paid_image_is_found_in_what_is_nearly_json(body: bytes) -> None:
     reply = parse_reply(200, CIMultiDict(), body.replace(b"%b", LINK.encode()))
     assert reply.images == (ImageLink(LINK),)
     orjson.dumps(str(reply))  # raises for what Redis can't store
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "text",
     [
         f" {B64}\n",
@@ -189,7 +190,7 @@ def test_spaces_around_a_link_are_not_part_of_it() -> None:
     assert parse_reply(200, {}, json.dumps({"data": [{"url": f" {LINK}\n"}]}).encode()).images == (ImageLink(LINK),)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("headers", "body", "seconds"),
     [
         ({"Retry-After": "7"}, MODEL_LIMIT, 7),
@@ -233,7 +234,7 @@ def test_a_503_has_its_retry_delay():
     assert refused(400, UNSUPPORTED, {"Retry-After": "4"}).retry_after_s is None
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "body",
     [
         b"",
@@ -260,7 +261,7 @@ def test_a_200_without_a_usable_object_is_a_bad_response(body):
     assert (found.code, found.retryable, found.status) == ("upstream_bad_response", False, 200)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "code"),
     [
         (error("something broke"), "upstream_bad_response"),
@@ -330,7 +331,7 @@ def test_each_entry_is_an_image_or_skipped(name, item, image):
     assert parse_reply(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
 
 
-@pytest.mark.parametrize("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
+@over_rows("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
 def test_a_response_with_no_image_is_a_reply_without_images(body):
     assert parse_reply(200, {}, body).images == ()
 
@@ -339,7 +340,7 @@ def test_an_empty_data_list_does_not_hide_the_images_list():
     assert parse_reply(200, {}, json.dumps({"data": [], "images": [LINK]}).encode()).images == (ImageLink(LINK),)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("headers", "limits"),
     [
         ({}, UpstreamLimits()),
@@ -355,7 +356,7 @@ def test_the_rate_limit_headers_are_read(headers, limits):
     assert parse_reply(200, CIMultiDict(headers), CAPTURED).limits == limits
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "body", "detail"),
     [
         (200, b"", "HTTP 200, empty body"),
@@ -394,7 +395,7 @@ def test_no_detail_shows_our_key_or_a_masked_one():
     assert sanitize_detail("x" * 290 + key, key) == "x" * 290 + "[key]"
 
 
-@pytest.mark.parametrize("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
+@over_rows("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
 def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap):
     entries = [
         {"id": "flux", "type": "image"},
@@ -406,7 +407,7 @@ def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap):
     assert [model["id"] for model in parse_models(wrap(entries))] == ["flux", "untyped"]
 
 
-@pytest.mark.parametrize("listing", [None, 7, {}, {"data": None}, "x"])
+@over_rows("listing", [None, 7, {}, {"data": None}, "x"])
 def test_a_model_list_of_unknown_shape_is_empty(listing):
     assert parse_models(listing) == ()
 

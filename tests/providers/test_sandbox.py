@@ -11,6 +11,7 @@ import pytest
 from image_bytes import decoded
 from msgspec import structs
 from PIL import Image, ImageChops
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.drawing import render
@@ -156,8 +157,8 @@ def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
     return max(luminance(colour) for _, colour in part.getcolors(part.width * part.height))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
+@over_rows("size", SIZES)
+@over_rows("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
 def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
     card = lay_out(*size, prompt)
     line = card.bottom - card.padding - card.mark_size
@@ -174,8 +175,8 @@ def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
             assert contrast > least, index
 
 
-@pytest.mark.parametrize("size", [*SIZES, (2048, 2048), (128, 64)])
-@pytest.mark.parametrize("prompt", ["cat", "a fox in the snow", LONG, "一只狐狸在雪地里" * 200, "W" * 500])
+@over_rows("size", [*SIZES, (2048, 2048), (128, 64)])
+@over_rows("prompt", ["cat", "a fox in the snow", LONG, "一只狐狸在雪地里" * 200, "W" * 500])
 def test_the_words_are_legible_and_inside_the_image(size, prompt) -> None:
     card = lay_out(*size, prompt)
     assert card.lines.size >= max(9, min(size) // 40)
@@ -207,7 +208,7 @@ def test_every_image_is_marked() -> None:
     assert lay_out(64, 64, "cat").mark == "sandbox"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "text",
     [
         "Ein Fuchs im Schnee, für dich",

@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import over_rows
 
 from imagegen.providers.model_table import load_table
 from imagegen.providers.size_limits import SizeLimits, parse_size
@@ -19,7 +20,7 @@ LIMITS = list(dict.fromkeys(row.sizes for row in load_table("").all_rows if row.
 SIDES = st.integers(1, 8192)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("limits", "size", "nearest"),
     [
         (FLUX, (1024, 1024), (1024, 1024)),
@@ -73,7 +74,7 @@ def test_the_limits_that_a_size_exceeds_are_shown_in_words() -> None:
     assert GPT_IMAGE_2.broken_rules(3840, 3840) == "the area is at most 8294400 pixels"
 
 
-@pytest.mark.parametrize("text", ["1024", "1024x", "x768", "1024*768", "0x768", "-1x5", "١x٢", "1 024x768"])
+@over_rows("text", ["1024", "1024x", "x768", "1024*768", "0x768", "-1x5", "١x٢", "1 024x768"])
 def test_a_malformed_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size"):
         parse_size(text)

@@ -5,7 +5,7 @@ import heapq
 import random
 
 import pytest
-from support import eventually, submission
+from support import eventually, over_rows, submission
 
 from imagegen.queue.eta import EtaEstimator, SlotForecast, WaitingEntries
 from imagegen.tasks.task import State, Task
@@ -27,14 +27,14 @@ def test_positions_follow_the_order_of_entry_ids() -> None:
     assert line.position(ids[1]) == 1
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("ahead", "running", "expected"), [(0, [], 0), (0, [3, 4], 3), (1, [3, 4], 4), (2, [3, 4], 13), (5, [3, 4], 24)]
 )
 def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: float) -> None:
     assert SlotForecast(running, 2, 10.0).wait_s(ahead) == expected
 
 
-@pytest.mark.parametrize("seed", range(50))
+@over_rows("seed", range(50))
 def test_the_wait_equals_the_sum_over_single_tasks(seed: int) -> None:
     dice = random.Random(seed)
     slots, mean_s, ahead = dice.randint(1, 8), dice.randint(1, 9), dice.randint(0, 60)

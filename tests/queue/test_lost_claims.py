@@ -6,6 +6,7 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 from msgspec.structs import replace
+from support import over_rows
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ COLLECTED = replace(OURS, begun_jobs=("7",))
 TASK = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', 1.0, State.PROCESSING)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("ours", "state", "theirs", "count"),
     [
         pytest.param(OURS, State.PROCESSING, THEIRS, 1, id="they began without our checkpoint"),

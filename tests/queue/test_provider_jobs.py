@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support import eventually, submission
+from support import eventually, over_rows, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import takeover
@@ -257,7 +257,7 @@ async def test_a_retry_keeps_the_job_and_counts_no_attempt(make_instance) -> Non
     assert (run.job, run.phase, run.attempts) == (JOB, "waiting", 0)
 
 
-@pytest.mark.parametrize("phase", ["calling", "waiting", "released"])
+@over_rows("phase", ["calling", "waiting", "released"])
 def test_a_version_without_jobs_does_not_pay_for_a_job_again(phase: str) -> None:
     value = Checkpoint("i", phase, starts=1, attempts=1, job=JOB).encode("1-0")
     old = msgspec.json.decode(value.partition(b" ")[2], type=_OldCheckpoint)

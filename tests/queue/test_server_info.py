@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
+from support import over_rows
 
 from imagegen.redis_client.server_info import ServerInfo
 
@@ -19,7 +19,7 @@ def info(run_id: str = "r1", replid: str = ID, replid2: str = "0" * 40, offset: 
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("new", "differs"),
     [
         (info(), False),
@@ -38,7 +38,7 @@ def test_a_server_with_sparse_info_counts_as_the_same() -> None:
     assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").replaces(ServerInfo.parse(""))
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("text", "program"),
     [
         ("redis_version:7.0.15", "redis 7.0.15"),

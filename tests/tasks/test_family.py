@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
+from support import over_rows
 
 from imagegen.queue.families import family_key
 from imagegen.tasks.call_plan import variant_seed
@@ -23,9 +23,9 @@ ODD = replace(
 )
 
 
-@pytest.mark.parametrize("request_", [PLAIN, ODD], ids=["plain", "odd"])
-@pytest.mark.parametrize("scope", [None, "a key"])
-@pytest.mark.parametrize("secret", [None, "a secret"])
+@over_rows("request_", [PLAIN, ODD])
+@over_rows("scope", [None, "a key"])
+@over_rows("secret", [None, "a secret"])
 def test_siblings_are_the_same_request_with_every_other_n(
     request_: GenerationRequest, scope: str | None, secret: str | None
 ) -> None:
@@ -37,7 +37,7 @@ def test_siblings_are_the_same_request_with_every_other_n(
     assert list(RequestFamily(request_, "together", scope, secret).sibling_ids()) == expected
 
 
-@pytest.mark.parametrize("request_", [PLAIN, ODD], ids=["plain", "odd"])
+@over_rows("request_", [PLAIN, ODD])
 def test_the_key_of_a_family_depends_on_all_but_n(request_: GenerationRequest) -> None:
     keys = {family_key(replace(request_, n=n).to_json()) for n in (1, 4, MAX_IMAGES)}
     assert len(keys) == 1
@@ -68,7 +68,7 @@ def test_without_a_seed_every_image_fits() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("seeds", "n", "fitting"),
     [
         ((7, 8, 9, 10), 2, [0, 1]),
@@ -80,7 +80,6 @@ def test_without_a_seed_every_image_fits() -> None:
         ((8, 9), 4, []),
         ((None, None), 4, []),
     ],
-    ids=str,
 )
 def test_with_a_seed_an_image_fits_where_the_same_seed_would_be_sent(
     seeds: tuple[int | None, ...], n: int, fitting: list[int]

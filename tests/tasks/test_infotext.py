@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
+from support import over_rows
 
 from imagegen import __version__
 from imagegen.tasks.infotext import infotext
@@ -63,14 +63,12 @@ def test_parameters_that_were_not_sent_are_left_out_and_the_rest_is_still_read()
     }
 
 
-@pytest.mark.parametrize("model", ["flux:dev", "a, b", 'the "best"', "图像/模型"])
+@over_rows("model", ["flux:dev", "a, b", 'the "best"', "图像/模型"])
 def test_a_model_name_with_separators_is_quoted(model: str) -> None:
     assert read_as_a1111_does(text_of(model=model))["Model"] == model
 
 
-@pytest.mark.parametrize(
-    "prompt", ["Steps: 3, Seed: 4, Size: 1x1", "two\nlines, one: two", "狐狸在雪中 🦊", "a" * 32_000]
-)
+@over_rows("prompt", ["Steps: 3, Seed: 4, Size: 1x1", "two\nlines, one: two", "狐狸在雪中 🦊", "a" * 32_000])
 def test_any_prompt_is_read_back_whole(prompt: str) -> None:
     read = read_as_a1111_does(text_of(prompt=prompt))
     assert (read["Prompt"], read["Seed"]) == (prompt, "7")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import pytest
 from msgspec.structs import replace
+from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.retry import (
@@ -35,7 +35,7 @@ def asked(error: UpstreamError, retry_after_s: float) -> UpstreamError:
     return UpstreamError(error.code, error.detail, retryable=True, status=error.status, retry_after_s=retry_after_s)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("error", "reason", "counts"),
     [
         (LIMITED, WaitReason.UPSTREAM_RATE_LIMITED, False),
@@ -44,20 +44,19 @@ def asked(error: UpstreamError, retry_after_s: float) -> UpstreamError:
         (LOSS, WaitReason.RETRYING, True),
         (REFUSED, WaitReason.UPSTREAM_OVERLOADED, False),
     ],
-    ids=["429", "503", "500", "loss", "refused"],
 )
 def test_a_first_failure_is_tried_again(error: UpstreamError, reason: WaitReason, counts: bool) -> None:
     assert judged(error) == Retry(5.0, reason, counts)
 
 
-@pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
+@over_rows("error", [OVERLOADED, BROKEN, LOSS])
 def test_a_counted_failure_ends_the_last_attempt(error: UpstreamError) -> None:
     failed = judged(error, LAST)
     assert isinstance(failed, Failed)
     assert (failed.error.code, failed.error.retryable) == (error.code, True)
 
 
-@pytest.mark.parametrize("error", [LIMITED, REFUSED], ids=["429", "refused"])
+@over_rows("error", [LIMITED, REFUSED])
 def test_an_uncounted_failure_never_exhausts_the_attempts(error: UpstreamError) -> None:
     assert judged(error, LAST) == judged(error)
 
@@ -78,7 +77,7 @@ def test_a_failure_that_is_not_ambiguous_is_tried_again_after_a_loss() -> None:
     assert isinstance(judged(BROKEN, replace(FIRST, ambiguous=1)), Retry)
 
 
-@pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
+@over_rows("error", [OVERLOADED, BROKEN, LOSS])
 def test_nothing_counts_while_the_upstream_is_dead(error: UpstreamError) -> None:
     assert judged(error, replace(LAST, circuit_open=True)) == Retry(
         5.0, WaitReason.UPSTREAM_OVERLOADED, counts_as_attempt=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
+from support import over_rows
 
 from imagegen.queue.codec import FIRST_VERSION, INPUTS_VERSION, request_version
 from imagegen.tasks.request import GenerationRequest, Lora
@@ -30,11 +30,11 @@ INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("fields", FIRST, ids=str)
+@over_rows("fields", FIRST)
 def test_a_request_of_the_first_version_is_still_stored_as_one(fields: dict[str, object]) -> None:
     assert request_version(GenerationRequest(**FIELDS | fields).to_json()) == FIRST_VERSION
 
 
-@pytest.mark.parametrize("fields", INPUTS, ids=str)
+@over_rows("fields", INPUTS)
 def test_a_request_that_the_first_version_would_run_wrongly_is_of_a_later_one(fields: dict[str, object]) -> None:
     assert request_version(GenerationRequest(**FIELDS | fields).to_json()) == INPUTS_VERSION

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from support import over_rows
 
 from imagegen.errors import InvalidRequest
 from imagegen.ssrf import check_host
@@ -54,12 +55,12 @@ def faults(sent: object) -> dict[str, str]:
     return {fault.field: fault.message for fault in refused.value.details}
 
 
-@pytest.mark.parametrize("url", HOSTILE)
+@over_rows("url", HOSTILE)
 def test_a_malformed_address_is_refused_by_name(url: str) -> None:
     assert list(faults({"url": url})) == ["webhook.url"]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "url",
     [
         "https://hooks.example.com",
@@ -82,7 +83,7 @@ def test_private_and_plain_addresses_pass_if_allowed() -> None:
             parse_url(url, None)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("sent", "field"),
     [
         ("https://a.org", "webhook"),
@@ -120,13 +121,13 @@ def test_a_secret_is_never_shown() -> None:
     assert SECRET not in repr(replace(HOOK, secret=SECRET))
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 299])
+@over_rows("status", [200, 201, 204, 299])
 def test_any_2xx_is_delivered(status: int) -> None:
     delivery = after_attempt(Delivery(HOOK, 0), status, None, now=0, random=lambda: 0)
     assert (delivery.status, delivery.attempts, delivery.last_status) == (DeliveryStatus.DELIVERED, 1, status)
 
 
-@pytest.mark.parametrize("status", [None, 100, 301, 302, 400, 404, 429, 500, 503])
+@over_rows("status", [None, 100, 301, 302, 400, 404, 429, 500, 503])
 def test_any_other_status_is_retried_five_times(status: int | None) -> None:
     delivery, waits = Delivery(HOOK, 0), []
     for _ in RETRY_DELAYS_S:
@@ -148,7 +149,7 @@ def test_a_delay_is_spread_and_never_shorter_than_its_plan() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("status", "asked_s", "due_at"), [(429, 60, 60), (503, 7, 7), (503, 1, 5), (429, 90_000, 3_600), (500, 60, 5)]
 )
 def test_a_requested_delay_is_honoured_up_to_an_hour(status: int, asked_s: float, due_at: float) -> None:

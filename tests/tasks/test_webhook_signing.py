@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import InvalidRequest
@@ -13,7 +14,7 @@ SECRET, OWN = "whsec_operator", "whsec_own"
 HOSTS = ("hooks.example.com", "[2001:db8::1]")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("url", "hosts", "has_keys", "signs"),
     [
         ("https://anywhere.example", (), False, True),

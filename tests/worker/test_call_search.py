@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pytest
-from support import eventually
+from support import eventually, over_rows
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss, only_route
 
 from imagegen.errors import UpstreamError
@@ -194,7 +194,7 @@ async def found_by_two_keys(*found: JobHandle | Exception) -> JobHandle | None:
     return await replace(one, others=(other,)).find(Call(request, 1), 0.0)
 
 
-@pytest.mark.parametrize(("second", "taken"), [(HANDLE, HANDLE), (JobHandle("scripted", "task_2"), None)])
+@over_rows(("second", "taken"), [(HANDLE, HANDLE), (JobHandle("scripted", "task_2"), None)])
 async def test_a_job_that_several_keys_of_one_account_list_is_one_job(second, taken) -> None:
     assert await found_by_two_keys(HANDLE, second) == taken
 

@@ -7,6 +7,7 @@ import itertools
 import random
 
 import pytest
+from support import over_rows
 
 from imagegen.worker import destinations as module
 from imagegen.worker.destinations import (
@@ -87,8 +88,8 @@ def test_a_slow_receiver_takes_two_slots_and_delays_no_other() -> None:
     assert world.most <= MAX_SLOW_EACH + MAX_HEALTHY
 
 
-@pytest.mark.parametrize("took_s", [9.0, None], ids=["slow", "silent"])
-@pytest.mark.parametrize("known", [False, True])
+@over_rows("took_s", [9.0, None])
+@over_rows("known", [False, True])
 def test_slow_hosts_leave_slots_for_a_healthy_one(took_s: float | None, known: bool) -> None:
     slow = [url(f"slow{n}") for n in range(60)]
     world = Receivers(dict.fromkeys(slow, took_s) | {url("good"): 0.05})
@@ -202,7 +203,7 @@ def test_an_old_timer_takes_no_turn_from_a_new_destination() -> None:
     assert schedule.start(6.5) is not None
 
 
-@pytest.mark.parametrize("seed", range(20))
+@over_rows("seed", range(20))
 def test_every_delivery_is_attempted_eventually(seed: int) -> None:
     dice = random.Random(seed)
     names = [url(f"host{dice.randrange(30)}", n) for n in range(120)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from support import over_rows
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 from imagegen.errors import UpstreamError
@@ -203,7 +204,7 @@ async def test_the_warnings_of_a_resumed_job_are_kept(instance) -> None:
     assert outcome.warnings == ("steps was left out",)
 
 
-@pytest.mark.parametrize("recovers", [True, False])
+@over_rows("recovers", [True, False])
 def test_only_another_key_of_its_channel_makes_a_refused_job_again(recovers: bool) -> None:
     asked: list[tuple[str, Choice]] = []
     pacing: Any = SimpleNamespace(recovers=lambda model, choice: asked.append((model, choice)) or recovers)

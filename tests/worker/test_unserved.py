@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support import Clock
+from support import Clock, over_rows
 from worker.conftest import UNPRICED, MakeHarness, ScriptedProvider
 
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName
@@ -82,7 +82,7 @@ def test_a_greeting_has_the_models_that_an_instance_serves() -> None:
     assert others.with_key("account-bought") == ["one", "two"]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("greetings", "may"),
     [({}, False), ({"a": OLD_VERSION}, True), ({"a": greeting(paid("b", "b"))}, False)],
 )
