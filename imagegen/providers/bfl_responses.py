@@ -19,7 +19,7 @@ from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
-from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 from imagegen.tasks.cost import MICRO_USD
 
 MICRO_USD_PER_CREDIT = MICRO_USD // 100
@@ -94,7 +94,7 @@ def parse_job(
     if ends_at is not None and ends_at <= _their_time(headers, now_s):
         return JobState("forgotten")
     image = parse_image({"url": link}) if isinstance(link, str) else None
-    return JobState("done", reply=Reply(() if image is None else (image,)))
+    return JobState("done", reply=Reply(search_images(orjson.dumps(result)) if image is None else (image,)))
 
 
 def _job_error(fields: Mapping[str, object], word: str, secret: str) -> UpstreamError:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.gemini_responses import POLICY_ENDS, without_image
 from imagegen.providers.large_body import CutObject, base64_in_place, cut_object
+from imagegen.providers.odd_replies import MARKDOWN_LINK
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, parse_models, sanitize_detail
@@ -22,13 +23,13 @@ from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.reply_details import ReplyDetails, Usage
 
 _MAX_PARTS = 64
+_START_BYTES = 4_096
 _MAX_IMAGES = 16
 
 _BASE64 = rb"[A-Za-z0-9+/=_-]*(?:\\/[A-Za-z0-9+/=_-]*)*"
 _DATA_URI = re.compile(rb"data:image\\?/[A-Za-z0-9.+-]{1,20};base64," + _BASE64)
 """Also in JSON that escapes slashes."""
 
-_MARKDOWN_LINK = re.compile(r"!\[[^\]\n]{0,500}\]\(\s*<?(https?://[^\s)<>]{1,4000})")
 _IMAGE_LINK = re.compile(
     r"https?://[^\s)\"'<>\]]{1,2000}\.(?:png|jpe?g|webp)(?:\?[^\s)\"'<>\]]{0,2000})?", re.IGNORECASE
 )
@@ -62,6 +63,11 @@ def parse_chat(answer: RawResponse, *, secret: str = "", now_s: float | None = N
         usage = (usage or {"output_tokens": 0}) | {"cost": details.cost_micro_usd / 1_000_000}
     reason = next((end for end in ends if end.upper() in POLICY_ENDS or end == "content_filter"), "")
     raise without_image(reason, next(filter(None, ends), ""), sanitize_detail(" ".join(texts), secret), usage)
+
+
+def is_chat(answer: RawResponse) -> bool:
+    """Return whether a response is a chat completion; some relays answer calls of their images API so."""
+    return 200 <= answer.status < 300 and b'"choices"' in answer.body[:_START_BYTES]
 
 
 def parse_chat_models(listing: object) -> tuple[Mapping[str, object], ...]:
@@ -145,7 +151,7 @@ def _in_text(cut: CutObject, text: str) -> Iterator[GivenImage]:
         read = base64_in_place if view is not None else _small_image
         yield from (image for uri in embedded if (image := read(uri)) is not None)
         return
-    links = _MARKDOWN_LINK.findall(text) or _IMAGE_LINK.findall(text)
+    links = MARKDOWN_LINK.findall(text) or _IMAGE_LINK.findall(text)
     if not links and (lone := _ONLY_LINK.fullmatch(text)):
         links = [lone[1]]
     yield from (ImageLink(link) for link in dict.fromkeys(links))

@@ -17,7 +17,7 @@ from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
-from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 from imagegen.tasks.reply_details import ReplyDetails
 
 JOB_LIFE_S = 86_400.0
@@ -146,6 +146,7 @@ def _reply(fields: Mapping[str, object], secret: str) -> Reply:
     results = output.get("results")
     parts = [part for part in results[:MAX_IMAGES_READ] if isinstance(part, dict)] if isinstance(results, list) else []
     images = tuple(image for entry in _given(parts, output) if (image := parse_image(entry)) is not None)
+    images = images or search_images(orjson.dumps(output))
     failed = [part for part in parts if part.get("code") and not part.get("url")]
     if failed and not images:
         raise _error(failed[0], 500, {}, secret, None)

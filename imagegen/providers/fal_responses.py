@@ -17,7 +17,7 @@ from imagegen.providers.job_polling import JobState, Phase, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
-from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 from imagegen.tasks.image import GivenImage
 
 _TIMEOUTS = frozenset({"request_timeout", "startup_timeout", "generation_timeout"})
@@ -101,9 +101,9 @@ def parse_result(answer: RawResponse, status: JobStatus, *, secret: str = "", no
     if code in _GONE:
         return JobState("forgotten")
     if 200 <= code < 300:
-        if fields is None or not ("image" in fields or isinstance(fields.get("images"), list)):
+        if (state := _images(fields or {}, answer.body)) is None:
             raise error_of(code, answer.headers, answer.body, secret=secret, now_s=now_s)
-        return _images(fields)
+        return state
     is_own = fields is not None and ("detail" in fields or "error_type" in fields or "message" in fields)
     if status.error and not is_own:
         return _failed(status, answer, secret)
@@ -182,9 +182,11 @@ def _failed(status: JobStatus, answer: RawResponse, secret: str) -> JobState:
     return JobState("failed", error=error_of(code, answer.headers, body, secret=secret, of_job=True))
 
 
-def _images(fields: Mapping[str, object]) -> JobState:
-    """Return the state of a job that is done, and charged. An image that the content checker flags is black, so it is
-    left out."""
+def _images(fields: Mapping[str, object], body: bytes | bytearray) -> JobState | None:
+    """Return the state of a job that is done, and charged; None if its result is of another shape, and has no image.
+
+    An image that the content checker flags is black, so it is left out.
+    """
     entries, flags = fields.get("images"), fields.get("has_nsfw_concepts")
     if not isinstance(entries, list):
         entries = [fields["image"]] if fields.get("image") else []
@@ -197,6 +199,9 @@ def _images(fields: Mapping[str, object]) -> JobState:
     ]
     if flagged and not images:
         return JobState("failed", error=UpstreamError("content_policy", _FLAGGED, charged=True))
+    images = images or list(search_images(body))
+    if not images and not ("image" in fields or isinstance(fields.get("images"), list)):
+        return None
     warning = (f"{len(flagged)} of {len(entries)} images: {sanitize_detail(_FLAGGED)}",) if flagged else ()
     return JobState("done", reply=Reply(tuple(images), warnings=warning))
 

@@ -1,8 +1,8 @@
 """HTTP client of a provider: JSON or a form out, a bounded response in, and every loss as one `UpstreamError`.
 
 The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and a
-connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection while it is
-used again, the request counts as sent.
+connector with a short `keepalive_timeout`: when an upstream closes an idle connection while it is used again, the
+request counts as sent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import UpstreamError
+from imagegen.providers.chat_responses import is_chat, parse_chat
 from imagegen.providers.input_bodies import FORM_TYPE, JSON_TYPE, Body, form_body, json_body
 from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.large_body import load_json
@@ -143,7 +144,13 @@ class ProviderClient:
         answer = await self._send(path, content_type, body, observer)
         if self._jobs and (reply := await self._jobs.collect(answer, observer)):
             return reply
-        return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+        now_s = time.time()
+        try:
+            return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=now_s)
+        except UpstreamError as error:
+            if error.code != "upstream_bad_response" or not is_chat(answer):
+                raise
+        return parse_chat(answer, secret=self._secret, now_s=now_s)
 
     async def _send(
         self,

@@ -29,10 +29,11 @@ _BASE64 = re.compile(
     r"(?:data:image/[a-z+.-]{1,20};base64,|iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/=\s_-]{64}", re.IGNORECASE
 )
 _LINK = re.compile(r"https?://[^\s\"'<>]{3,4000}", re.IGNORECASE)
+MARKDOWN_LINK = re.compile(r"!\[[^\]\n]{0,500}\]\(\s*<?(https?://[^\s)<>]{1,4000})")
 _IMAGE_FILE = re.compile(r"[^?#]+\.(?:png|jpe?g|webp)(?:[?#]|$)", re.IGNORECASE)
-_LINK_NAME = re.compile(r"(?:.*_)?(?:url|uri|link|image|images|img|src|output|outputs|result|results|data|file|files)")
+_LINK_NAME = re.compile(r"(?:.*_)?(?:src|data)|.*(?:urls?|uris?|links?|images?|img|outputs?|results?|files?)")
 _OTHER_NAME = re.compile(
-    r"thumb|preview|input|init|mask|source|reference|request|param|arg|origin|prompt"
+    r"thumb|preview|input|init|mask|source|reference|request|param|(?<![a-z])arg|origin|prompt"
     r"|avatar|logo|doc|help|poll|status|cancel|webhook|callback"
 )
 _JSON_START = re.compile(r'[\[{"]')
@@ -52,7 +53,7 @@ def find_images(body: bytes | bytearray) -> list[ImageBytes | str]:
     if len(body) > MAX_BODY_BYTES or body[:_START_CHARS].lstrip().startswith(b"<") or has_many_values(body, _MAX_NODES):
         return []
     nodes = (node for value in _values(body.decode(errors="replace")) for node in _nodes(value, ""))
-    images = (_storable(text) for name, text in islice(nodes, _MAX_NODES) if _is_image(name, text))
+    images = (_storable(image) for name, text in islice(nodes, _MAX_NODES) for image in _images(name, text))
     return list(dict.fromkeys(islice(images, _MAX_IMAGES)))
 
 
@@ -93,9 +94,13 @@ def _storable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-def _is_image(name: str, text: str) -> bool:
-    if not _BASE64.match(text) and not (
-        _LINK.fullmatch(text) and (_IMAGE_FILE.match(text) or _LINK_NAME.fullmatch(name.rpartition(".")[2]))
-    ):
-        return False
-    return _OTHER_NAME.search(name) is None
+def _images(name: str, text: str) -> list[str]:
+    """Return the images of a text: itself, or the links of Markdown images in it."""
+    if _BASE64.match(text):
+        images = [text]
+    elif _LINK.fullmatch(text):
+        is_image = _IMAGE_FILE.match(text) or _LINK_NAME.fullmatch(name.rpartition(".")[2])
+        images = [text] if is_image else []
+    else:
+        images = MARKDOWN_LINK.findall(text) if "](" in text else []
+    return images if images and _OTHER_NAME.search(name) is None else []

@@ -20,7 +20,7 @@ from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
-from imagegen.providers.response_parser import error_from_response, parse_image
+from imagegen.providers.response_parser import error_from_response, parse_image, search_images
 from imagegen.tasks.image import GivenImage
 from imagegen.tasks.reply_details import ReplyDetails
 
@@ -34,7 +34,17 @@ MAX_IMAGES_READ = 100
 _STATUS_NAMES = ("status", "task_status", "state", "taskStatus")
 _ID_NAMES = ("task_id", "taskId")
 _ADDRESS_NAMES = ("poll_url", "polling_url", "status_url")
-_ERROR_NAMES = ("error", "errors", "fail_reason", "failure", "failure_reason", "error_message", "message")
+_ERROR_NAMES = (
+    "error",
+    "errors",
+    "fail_reason",
+    "failure",
+    "failure_reason",
+    "error_message",
+    "message",
+    "failMsg",
+    "msg",
+)
 _IMAGE_NAMES = (
     "result",
     "output",
@@ -127,6 +137,8 @@ def parse_job(
     if phase == "forgotten":
         return JobState("forgotten")
     images = () if phase == "running" else tuple(_images(fields, 0)[:MAX_IMAGES_READ])
+    if phase == "done":
+        images = images or search_images(body)
     if images or phase == "done":
         return JobState("done", reply=Reply(images, details=_details(job, fields)))
     return JobState("running", progress=_progress(job), retry_after_s=_retry_after_s(headers))
@@ -134,7 +146,8 @@ def parse_job(
 
 def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> JobState:
     """Return the state of a failed job; some services report a job that they do not find as a failed one."""
-    fault = next((fault for where in (job, fields) for name in _ERROR_NAMES if (fault := where.get(name))), None)
+    faults = (where.get(name) for where in (job, fields) for name in _ERROR_NAMES)
+    fault = next((fault for fault in faults if fault and str(fault).lower() not in _SUCCESS_CODES), None)
     if isinstance(fault, dict):
         message = str(fault.get("message") or "")
     else:

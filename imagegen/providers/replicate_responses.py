@@ -18,7 +18,7 @@ from imagegen.providers.job_polling import JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
-from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 
 MAX_IMAGES_READ = 100
 
@@ -109,8 +109,8 @@ def job_state(fields: Mapping[str, object], secret: str = "") -> JobState:
         if output is None and fields.get("data_removed") is True:
             return JobState("forgotten")
         entries = output if isinstance(output, list) else [output]
-        images = (parse_image(entry) for entry in entries[:MAX_IMAGES_READ])
-        return JobState("done", reply=Reply(tuple(image for image in images if image is not None)))
+        images = tuple([image for entry in entries[:MAX_IMAGES_READ] if (image := parse_image(entry)) is not None])
+        return JobState("done", reply=Reply(images or search_images(orjson.dumps({"output": output}))))
     if phase_of(_text(status)) == "failed":
         return JobState("failed", error=job_error(str(status), _text(fields.get("error")), secret))
     return JobState("running", progress=_progress(_text(fields.get("logs"))))

@@ -56,6 +56,9 @@ _STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "serve
 _RATE_LIMITED = frozenset({"minimax:1002", "minimax:1039"})
 """MiniMax refuses under a 200: https://platform.minimax.io/docs/api-reference/errorcode"""
 
+_MESSAGE_NAMES = ("msg", "error_msg", "errmsg", "error_message", "errorMessage")
+"""Of relays, besides the usual ones."""
+
 _MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
 
 _MODEL = re.compile(
@@ -113,13 +116,18 @@ def parse_reply(
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     images = _images(items or ())
     if not images and 200 <= status < 300 and not (fields and _names_error(fields)):
-        images = _images(find_images(body))
+        images = search_images(body)
         items = list(images) or items
     if items is None or (not items and fields and _names_error(fields)):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
     return Reply(images, read_limits(headers), details=parse_details(fields or {}))
+
+
+def search_images(body: bytes | bytearray) -> tuple[GivenImage, ...]:
+    """Return the images of a response, or of the result of a job, that has none at its usual place."""
+    return _images(find_images(body))
 
 
 def error_from_response(
@@ -267,6 +275,7 @@ def _error_info(fields: dict[str, object]) -> _ErrorInfo:
     base = fields.get("base_resp")  # MiniMax
     base = base if isinstance(base, dict) else {}
     texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error, base.get("status_msg"))
+    texts += tuple([inner.get(name) for name in _MESSAGE_NAMES])
     return _ErrorInfo(
         message=next((text for value in texts if (text := _sentence(value))), ""),
         kind=str(inner.get("type") or "").lower()[:100],

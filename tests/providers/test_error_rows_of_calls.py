@@ -208,6 +208,13 @@ OPENAI = with_odd_answers(
     row_of("400 of the hard limit", 400, fault("Billing hard limit has been reached", "invalid_request_error", "billing_hard_limit_reached"), "upstream_billing", **OUT),
     row_of("500", 500, fault("The server had an error", "server_error"), "upstream_error", **AGAIN),
     row_of("503", 503, fault("The engine is overloaded", "server_error"), "upstream_overloaded", **AGAIN),
+    row_of("a chat with a Markdown image", 200, chat(content=f"Here: ![cat]({IMAGE})"), 1),
+    row_of("a chat with a link to a file", 200, chat(content=f"Your image: {IMAGE} (PNG)"), 1),
+    row_of("a chat with an embedded image", 200, chat(content=URI), 1),
+    row_of("a chat that refuses", 200, chat(content="I'm sorry, I can't create that image."), "content_policy", paid="yes", detail="I can't create"),
+    row_of("a chat that was filtered", 200, chat("content_filter"), "content_policy"),
+    row_of("a relay's words", 200, {"code": 500, "msg": "system busy", "data": None}, "upstream_error", **AGAIN, detail="system busy"),
+    row_of("a relay's words about credit", 200, {"code": 500, "msg": "余额不足", "data": None}, "upstream_billing", **OUT),
 )  # fmt: skip
 
 

@@ -167,6 +167,10 @@ def test_a_job_that_has_not_ended_runs(word: str) -> None:
         {"status": "succeeded", "output": LINK},
         {"created": 1, "data": [{"url": LINK}]},
         {"status": "completed", "url": "https://relay.example/v1/tasks/7", "result": {"images": [{"url": LINK}]}},
+        {"status": "completed", "result": {"image": {"url": LINK}}},
+        {"status": "completed", "imageUrl": LINK},
+        {"code": 200, "data": {"taskId": "t", "state": "success", "resultJson": f'{{"resultUrls":["{LINK}"]}}'}},
+        {"status": "completed", "result": {"choices": [{"message": {"content": f"Done: ![cat]({LINK})"}}]}},
     ],
 )
 def test_a_completed_job_has_its_image_wherever_the_relay_puts_it(body: object) -> None:
@@ -222,6 +226,8 @@ def test_the_charge_and_the_usage_of_a_job_are_kept() -> None:
         (SUB2API | {"status": "failed", "http_status": 503, "error": {"message": "busy"}}, "upstream_overloaded", True),
         ({"data": {"status": "failed", "error": {"message": "GPU crashed"}}}, "upstream_error", True),
         ({"data": {"status": "FAILURE", "fail_reason": "余额不足"}}, "upstream_billing", False),
+        ({"msg": "success", "data": {"state": "fail", "failMsg": "It is NSFW"}}, "content_policy", False),
+        ({"msg": "success", "data": {"state": "fail", "taskId": "t"}}, "upstream_error", True),
         (
             {"task_id": "t", "task_status": "FAILED", "errors": {"message": "inappropriate content"}},
             "content_policy",
@@ -279,3 +285,9 @@ def test_a_poll_that_fails_does_not_change_the_state_of_the_job(body: object, st
     with pytest.raises(UpstreamError) as caught:
         state(body, status)
     assert caught.value.code == code
+
+
+def test_the_words_of_an_envelope_that_means_success_are_no_error() -> None:
+    error = state({"msg": "success", "code": 200, "data": {"state": "fail", "taskId": "t"}}).error
+    assert error is not None
+    assert error.detail == "the job failed"

@@ -32,6 +32,9 @@ def images_of(body: bytes) -> tuple[object, ...]:
         {"data": [{"image_url": {"url": LINK}}]},
         {"output": [LINK]},
         {"output": "https://h.example/files/1"},
+        {"output": [{"image": {"large": LINK}}]},
+        {"data": {"resultUrls": ["https://h.example/files/1"]}},
+        {"text": f"Here it is: ![a cat]({LINK}) as requested"},
         {"Images": [{"URL": LINK, "thumbnailUrl": "https://h.example/t.png"}]},
         {"request": {"image_url": "https://client.example/in.png"}, "results": [{"link": LINK}]},
         [{"data": [{"url": LINK}]}],
@@ -63,6 +66,7 @@ def test_a_response_that_is_the_image_itself_is_read(start):
         {"data": [], "request": {"image_url": LINK}, "input_images": [LINK], "preview": LINK},
         {"message": f"see {LINK}", "docs_url": "https://h.example/docs", "status_url": "https://h.example/s"},
         {"name": "https://h.example/some/page"},
+        {"prompt": f"as in ![this]({LINK})", "args": {"url": LINK}},
     ],
 )
 def test_links_to_other_things_are_no_images(body):
