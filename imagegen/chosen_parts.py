@@ -50,8 +50,9 @@ from imagegen.worker.unserved import OtherInstances
 INPUT_TIMEOUT_S = 30.0
 """For one linked input image; no one pays for it, and its client waits."""
 
-UPSTREAM_KEEPALIVE_S = 15.0
-"""Short, since a request on a connection that the upstream just closed counts as sent."""
+UPSTREAM_KEEPALIVE_S = 1.5
+"""Shorter than servers keep idle connections by default (gunicorn 2 s; Node, uvicorn, Apache 5 s): a request on one
+that the upstream closes at that moment counts as sent, and is paid again."""
 
 UNITS_PER_GENERATION = 64
 """Default of IMAGE_UNITS_PER_MINUTE for each request of IMAGE_RATE_LIMIT_MAX: 4 images of 2048 x 2048 pixels."""

@@ -274,8 +274,8 @@ def _error_info(fields: dict[str, object]) -> _ErrorInfo:
     inner = error if isinstance(error, dict) else fields
     base = fields.get("base_resp")  # MiniMax
     base = base if isinstance(base, dict) else {}
-    texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error, base.get("status_msg"))
-    texts += tuple([inner.get(name) for name in _MESSAGE_NAMES])
+    texts = [inner.get("message"), inner.get("detail"), inner.get("errors"), error, base.get("status_msg")]
+    texts += [inner.get(name) for name in _MESSAGE_NAMES]
     return _ErrorInfo(
         message=next((text for value in texts if (text := _sentence(value))), ""),
         kind=str(inner.get("type") or "").lower()[:100],
