@@ -5,8 +5,8 @@
     process = subprocess.Popen(command("-m", "imagegen", "mcp"), cwd=folder, env=environ, stdin=…, stdout=…)
 
 Each is a real process: it can be killed, frozen, and has its own folder, environment and streams. Tests of the start of
-Python itself, of imports, and of the memory of a process use `subprocess` with a new Python instead, and so do tests of
-what the sandbox draws: here it draws quickly.
+Python itself, of imports, and of the memory of a process use `subprocess` with a new Python instead. The sandbox draws
+quickly here, but in `service/drawing.py`.
 """
 
 from __future__ import annotations
@@ -285,7 +285,9 @@ class _Forks:
                 os.close(stream)
         else:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for ended_by in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(ended_by, signal.SIG_DFL)  # nohup, or a shell's `&`, lets the tests ignore them
             for number, stream in zip((1, 2, 0), streams, strict=False):
                 os.dup2(stream, number)
             os.closerange(3, _MAX_FDS)
@@ -347,8 +349,8 @@ def run_to_exit(program: Callable[[], object]) -> NoReturn:
     atexit._run_exitfuncs()
     gc.collect()  # reports what was never awaited or retrieved
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except OSError as error:
         sys.excepthook(type(error), error, error.__traceback__)
         code = 120

@@ -22,7 +22,7 @@ new_process = subprocess.Popen
 
 
 def start(command: Sequence[str], **options: Any) -> object:
-    if command[0] != sys.executable or command[1] == "-c":
+    if command[0] != sys.executable or command[1] == "-c" or "--help" in command:
         return new_process(command, **options)
     stderr = 2 if options.get("stderr") is None else options["stderr"]
     with Path(os.devnull).open("w") as nothing:

@@ -14,6 +14,8 @@ from imagegen.providers.drawing import render
 from imagegen.providers.drawing.input_thumbnails import InputThumbnails
 from imagegen.providers.drawing.render import DrawingSpec
 
+RealDrawing = render.Drawing
+
 
 class QuickDrawing:
     """Bands of colour in the requested size and format, others for each spec; it has the methods of `Drawing`."""
@@ -46,9 +48,8 @@ def install() -> None:
 @contextmanager
 def draw_quickly() -> Iterator[None]:
     """Let the sandbox of this process draw in this way meanwhile."""
-    real = render.Drawing
     install()
     try:
         yield
     finally:
-        render.Drawing = real
+        render.Drawing = RealDrawing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -39,10 +38,7 @@ TITLES = {
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a benchmark. Its processes are forked, but for one that measures their start."""
-    if "footprint" in arguments:
-        command_line = [sys.executable, "-m", "bench", *arguments]
-        return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    """Run a benchmark. The services, emulators and loads that it starts are forked."""
     command_line = [str(ROOT / "tests" / "forked_bench.py"), *arguments]
     with TemporaryFile("w+") as output:
         process = ForkedProcess(command_line, cwd=ROOT, env=os.environ, stdout=output, stderr=output)

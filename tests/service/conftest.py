@@ -24,13 +24,12 @@ def _services(folder: Path) -> Iterator[StartService]:
             allowed: tuple[str, ...] = (),
             home: Path = folder,
             program: Path = RUN,
-            is_forked: bool = True,
             **settings: str,
         ) -> Service:
             count = len(list(home.glob("instance*")))
             keyed = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream_url} if upstream_url else {}
             everything = {"DATA_DIR": str(home / "data")} | keyed | settings
-            service = Service(home / f"instance{count}", everything, allowed, program, is_forked)
+            service = Service(home / f"instance{count}", everything, allowed, program)
             stack.callback(service.end)
             return service.start(ready=ready)
 

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,6 @@ RUN = Path(__file__).resolve().parents[2] / "run.py"
 KEY = "tgp_v1_a-key-that-nobody-may-see"
 START_S = 60.0
 END_S = 40.0
-
-FORKABLE = (RUN, *map(Path(__file__).with_name, ("dying.py", "limited.py", "newer.py", "older.py", "silent_dns.py")))
-"""Programs that change nothing which the forked process has imported before, or import it again."""
 
 FAST = {
     "PORT": "0",
@@ -106,32 +102,17 @@ def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
 def run_to_its_end(folder: Path, within_s: float = 100.0, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a start that is expected to fail, until its exit."""
     folder.mkdir(parents=True, exist_ok=True)
-    environ = environment(folder, settings)
-    if "PYTHONPATH" in environ:
-        return subprocess.run(
-            [sys.executable, str(RUN)],
-            cwd=folder,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=within_s,
-            check=False,
-        )
-    return forked.run([str(RUN)], cwd=folder, env=environ, within_s=within_s)
+    return forked.run([str(RUN)], cwd=folder, env=environment(folder, settings), within_s=within_s)
 
 
 @dataclass
 class Service:
-    """One instance. `folder`: its working and data folder; `settings`: its whole environment.
-
-    is_forked: whether its process is forked from one with the modules of the service, instead of being a new Python.
-    """
+    """One instance, a forked process. `folder`: its working and data folder; `settings`: its whole environment."""
 
     folder: Path
     settings: dict[str, str]
     allowed: tuple[str, ...] = ()
     program: Path = RUN
-    is_forked: bool = True
     process: subprocess.Popen[bytes] | ForkedProcess | None = field(default=None, init=False)
     url: str = field(default="", init=False)
     first_answer_s: float = field(default=0.0, init=False)
@@ -143,11 +124,8 @@ class Service:
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             environ = environment(self.folder, self.settings)
-            streams: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": log, "stderr": log}
-            if self.is_forked and self.program in FORKABLE:
-                self.process = ForkedProcess([str(self.program)], **streams)
-            else:
-                self.process = subprocess.Popen([sys.executable, str(self.program)], **streams)
+            command = [str(self.program)]
+            self.process = ForkedProcess(command, cwd=self.folder, env=environ, stdout=log, stderr=log)
         self.url = eventually(self._address, START_S)
         eventually(lambda: self.answers("/readyz" if ready else "/healthz"), START_S)
         self.first_answer_s = time.monotonic() - began

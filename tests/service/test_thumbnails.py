@@ -41,10 +41,6 @@ def made(*services: Service) -> int:
     return sum(int(float(re.findall(r"^imagegen_thumbnails_total (\S+)", page, re.MULTILINE)[0])) for page in pages)
 
 
-def uses_pillow(service: Service) -> bool:
-    return "_imaging" in Path(f"/proc/{service.pid}/maps").read_text()
-
-
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_a_thumbnail_is_a_webp_of_the_requested_size(service: Service, kind: str, size: int) -> None:
@@ -96,15 +92,6 @@ def test_an_unknown_task_is_404_and_an_image_that_is_gone_410(service: Service) 
     for file in data.glob("*.png"):
         file.unlink()
     assert [service.get(f"{url}&size={size}").error for size in (64, 256)] == [(410, "image_expired")] * 2
-
-
-def test_pillow_is_loaded_at_the_first_thumbnail(start_service, upstream: EmulatorProcess) -> None:
-    service = start_service(upstream.url, is_forked=False)
-    (entry,) = service.made(prompt="lazy")["data"]
-    assert service.get(entry["url"]).status == 200
-    assert not uses_pillow(service)
-    assert service.get(f"{entry['url']}&size=64").status == 200
-    assert uses_pillow(service)
 
 
 def test_a_thumbnail_survives_a_restart(start_service, upstream: EmulatorProcess, tmp_path: Path) -> None:

@@ -1,0 +1,10 @@
+"""Service that draws its images itself, unlike those of other tests, which draw quickly."""
+
+from quick_drawing import RealDrawing
+
+from imagegen.process import main
+from imagegen.providers.drawing import render
+
+if __name__ == "__main__":
+    render.Drawing = RealDrawing
+    raise SystemExit(main())
