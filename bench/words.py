@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -82,6 +80,11 @@ CLAUSE = (
 BANNED = re.compile("|".join([rf"\b(?:{'|'.join(REPLACEMENTS)})\b", CLAUSE]), FLAGS)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 _CODE = re.compile(r"```.*?```|``[^`]*``|`[^`]*`|https?://\S+", re.DOTALL)
+_LITERAL_OR_COMMENT = re.compile(
+    r'''(""")(?:\\.|[^\\])*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\#[^\n]*''', re.DOTALL
+)
+"""A tenth of the time of Python's tokenizer."""
+
 _TEXT_WORDS = 3
 """A string with fewer words is a name or a value."""
 
@@ -137,11 +140,11 @@ def texts(path: Path) -> Iterator[Text]:
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
-    if "#" not in source:  # the tokenizer takes half of the time
-        return
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], re.sub(r"#\s*(noqa|type|fmt|ruff|mypy):\S*( [A-Z]+\d+,?)*|#", "", token.string)
+    """Yield the comments of Python code without the `#`, and those for tools without their codes."""
+    for match in _LITERAL_OR_COMMENT.finditer(source):
+        if match[0].startswith("#"):
+            line = source.count("\n", 0, match.start()) + 1
+            yield line, re.sub(r"#\s*(noqa|type|fmt|ruff|mypy):\S*( [A-Z]+\d+,?)*|#", "", match[0])
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:

@@ -10,6 +10,8 @@ import pytest
 
 from bench import words
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collections")
+
 
 def test_documents_are_in_plain_words() -> None:
     paths = words.files(words.DOCUMENTS)
@@ -60,6 +62,11 @@ def test_code_in_a_text_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("Run `tell`:\n\n```\nsay whose\n```\n\nSee https://example.org/room.\n")
     (tmp_path / "script.lua").write_text('local told = "stands beside"\n')
     assert words.count(sorted(tmp_path.iterdir())).banned == 0
+
+
+def test_a_comment_is_no_part_of_a_string(tmp_path: Path) -> None:
+    lines = ["a = '# it stands'", 'b = "\\"# it stands"', 'c = """', "# it stands", '"""', "d = 1  # it says '# whose'"]
+    assert list(words.comments("\n".join(lines))) == [(6, " it says ' whose'")]
 
 
 def test_lua_comments_are_counted(tmp_path: Path) -> None:
