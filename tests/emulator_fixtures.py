@@ -23,6 +23,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+from urllib.parse import quote
 
 from forked import ForkedProcess
 
@@ -112,9 +113,9 @@ class EmulatorProcess:
     ) -> None:
         self._end()
 
-    def ledger(self) -> dict[str, Any]:
-        """`{"total", "paid", "in_flight", "peak_in_flight", "calls": […]}`."""
-        return dict(json.loads(self._request("GET", "ledger")))
+    def ledger(self, text: str = "") -> dict[str, Any]:
+        """`{"total", "paid", "in_flight", "peak_in_flight", "calls": […]}`, with the calls that hold `text`."""
+        return dict(json.loads(self._request("GET", f"ledger?prompt={quote(text)}")))
 
     def script(self, *steps: object) -> None:
         self._request("POST", "script", json.dumps(steps).encode())

@@ -29,8 +29,9 @@ A call that gets a fault, `ok` too, is not judged by the rate limit and the mode
 `reset_before_read` leaves the body unread only if queued without `match`; else it is read, but not paid.
 
 `GET /_emulator/ledger` shows every call and whether it was paid: it is if the emulator read the whole request and did
-not answer 4xx; `job` in it is the job that the call began: charged (a failed one is not), polls, collected. `DELETE` on
-it or on the script clears it; `POST /_emulator/expire` kills all image links at once.
+not answer 4xx; `job` in it is the job that the call began: charged (a failed one is not), polls, collected. With
+`?prompt=TEXT` it shows the calls with the text in their prompt. `DELETE` on it or on the script clears it; `POST
+/_emulator/expire` kills all image links at once.
 """
 
 from .call_ledger import CallLedger, EmulatedCall

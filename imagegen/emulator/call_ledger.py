@@ -96,14 +96,15 @@ class CallLedger:
                 self._waiting.append(waiter)
                 await waiter
 
-    def to_json(self) -> bytes:
+    def to_json(self, text: str = "") -> bytes:
+        """Return the counts of all calls, and the calls with a prompt that holds `text`."""
         return orjson.dumps(
             {
                 "total": self.total,
                 "paid": self.paid_total,
                 "in_flight": self.in_flight,
                 "peak_in_flight": self.peak_in_flight,
-                "calls": list(self.calls),
+                "calls": self.matching(text),
             }
         )
 

@@ -11,7 +11,8 @@ A provider's own module has its routes and the shape of its responses. Switches 
 * `reset`, `hang`, `close`: the request is read, nothing is begun, and no response comes.
 
 `POST /_emulator/revoke` with a key as its body: the key is refused from then on. `GET /_emulator/ledger` shows each
-call, and the sums over all jobs: submitted, charged, cancelled, listed, cost_usd.
+call, with `?prompt=TEXT` those with the text in their prompt, and the sums over all jobs: submitted, charged,
+cancelled, listed, cost_usd.
 """
 
 from __future__ import annotations
@@ -160,8 +161,8 @@ class JobLedger(CallLedger):
             "cost_usd": round(sum(job.cost_usd for job in jobs if job.charged), 6),
         }
 
-    def to_json(self) -> bytes:
-        return orjson.dumps({**orjson.loads(super().to_json()), **self.sums()})
+    def to_json(self, text: str = "") -> bytes:
+        return orjson.dumps({**orjson.loads(super().to_json(text)), **self.sums()})
 
 
 class JobEmulator(ListeningEmulator):
@@ -326,7 +327,7 @@ class JobEmulator(ListeningEmulator):
             return await self._deliver(request, self._links.answer(path, base_url, agent, monotonic()))
         body = await request.content.read()
         if path.startswith("/_emulator/"):
-            return await self._deliver(request, self._operate(request.method, path.removeprefix("/_emulator/"), body))
+            return await self._deliver(request, self._operate(request, path.removeprefix("/_emulator/"), body))
         exchange = Exchange(request.method, path, request.query, request.headers, body, base_url)
         try:
             answer = self.answer(exchange)
@@ -343,10 +344,10 @@ class JobEmulator(ListeningEmulator):
         except ConnectionError:
             return web.Response()
 
-    def _operate(self, method: str, name: str, body: bytes) -> Response:
-        match (method, name):
+    def _operate(self, request: web.BaseRequest, name: str, body: bytes) -> Response:
+        match (request.method, name):
             case ("GET", "ledger"):
-                return Response(200, self.ledger.to_json())
+                return Response(200, self.ledger.to_json(request.query.get("prompt", "")))
             case ("DELETE", "ledger"):
                 self.ledger.clear()
             case ("DELETE", "script"):

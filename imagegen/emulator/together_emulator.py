@@ -204,7 +204,7 @@ class Emulator(ListeningEmulator):
     async def _operate(self, request: web.BaseRequest, path: str) -> Response:
         match (request.method, path.removeprefix("/_emulator/")):
             case ("GET", "ledger"):
-                return Response(200, self.ledger.to_json())
+                return Response(200, self.ledger.to_json(request.query.get("prompt", "")))
             case ("DELETE", "ledger"):
                 self.ledger.clear()
             case ("GET", "script"):

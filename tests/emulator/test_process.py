@@ -37,6 +37,8 @@ async def test_the_program_prints_readiness_and_exits_on_sigterm(session: aiohtt
                 timeout=aiohttp.ClientTimeout(total=0.2),
             )
         assert [call["outcome"] for call in upstream.ledger()["calls"]] == [200, "hang"]
+        assert len(upstream.ledger("a cat")["calls"]) == 2
+        assert upstream.ledger("a dog & a cat")["calls"] == []
     assert upstream.process.returncode == 0  # not killed after a while
 
 

@@ -280,7 +280,7 @@ class Service:
 
 def calls_about(upstream: EmulatorProcess, text: str) -> list[dict[str, Any]]:
     """Return the calls in the emulator's ledger with the text in their prompt."""
-    return [call for call in upstream.ledger()["calls"] if text in call["prompt"]]
+    return list(upstream.ledger(text)["calls"])
 
 
 @contextmanager

@@ -17,11 +17,11 @@ import pytest
 from emulator_fixtures import EmulatorProcess
 from image_bytes import png_file
 from service.conftest import StartService
-from service.running import Service, eventually
+from service.running import Service, calls_about, eventually
 
 MIB = 2**20
 BOUNDARY = "a-boundary"
-MAX_GROWTH_BYTES = 40 * MIB
+MAX_GROWTH_BYTES = 20 * MIB
 
 
 def png_of(size_bytes: int) -> bytes:
@@ -66,7 +66,7 @@ def _sliced(pieces: list[bytes]) -> Iterator[bytes]:
 
 
 def paid_inputs(upstream: EmulatorProcess, prompt: str) -> list[list[str]]:
-    calls = [call for call in upstream.ledger()["calls"] if call["prompt"] == prompt and call["paid"]]
+    calls = [call for call in calls_about(upstream, prompt) if call["prompt"] == prompt and call["paid"]]
     return [[file["sha256"] for file in call["inputs"]] for call in calls]
 
 
@@ -74,13 +74,13 @@ def edits_by(upstream: EmulatorProcess) -> dict[str, str]:
     return {"PROVIDER": "openai", "OPENAI_API_URL": f"{upstream.url}/v1", "OPENAI_API_KEY": "k"}
 
 
-def test_sixteen_images_of_10_mib_pass_through_little_memory(
+def test_sixteen_images_of_5_mib_pass_through_little_memory(
     start_service: StartService, upstream: EmulatorProcess
 ) -> None:
     service = start_service(**edits_by(upstream))
     fields = {"prompt": "sixteen", "model": "an-edit-model", "size": "64x64"}
     assert send(service, form([("image", png_of(1_000))], **fields))[0] == 200
-    images = [png_of(10 * MIB) for _ in range(16)]
+    images = [png_of(5 * MIB) for _ in range(16)]
     service.forget_peak()
     before = service.memory("VmRSS")
     status, body = send(service, form([("image[]", image) for image in images], **fields))
