@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -46,8 +47,12 @@ _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.5
 """Between two starts of a server that dies again within _STEADY_S; the pause doubles each time."""
 
+_DEATH_LOG_S = 60.0
+
 _MAX_SOCKET_BYTES = 100
 """Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _PONG = b"+PONG\r\n"
 _PR_SET_PDEATHSIG = 1
@@ -131,6 +136,8 @@ class EmbeddedRedis:
         self._child: subprocess.Popen[bytes] | None = None
         self._marks: tuple[int, ...] = ()
         self._logged_gone = False
+        self._deaths = 0
+        self._quiet_until = 0.0
 
     @property
     def url(self) -> str:
@@ -146,7 +153,8 @@ class EmbeddedRedis:
         """Start the server, or attach to it, and wait until it answers. Raises SettingsError with a remedy."""
         self._binary = find_binary(self._named)
         self._home = _DataFolder.make(self._data_dir, self._binary)
-        self._home.warn_of_other_data()
+        with _usable(self._home.folder):
+            self._home.warn_of_other_data()
         try:
             await self._ensure_running()
         except BaseException:
@@ -182,16 +190,25 @@ class EmbeddedRedis:
                 last_error = str(error)
 
     async def _ensure_running(self) -> None:
-        """Start the server unless it runs. May be called at any time."""
-        if self._lock is None:
-            self._lock = await self._lock_or_attach()
-        if self._lock is None:
-            self._marks = self._home.marks()
-            return
-        if self._child is None or self._child.poll() is not None:
-            if self._child is not None:
-                logger.warning("The embedded Redis died with code {}; it is started again", self._child.returncode)
-            await self._run(self._lock)
+        """Start the server unless it runs. May be called at any time. Raises SettingsError."""
+        with _usable(self._home.folder):
+            if self._lock is None:
+                self._lock = await self._lock_or_attach()
+            if self._lock is None:
+                self._marks = self._home.marks()
+                return
+            if self._child is None or self._child.poll() is not None:
+                if self._child is not None:
+                    self._log_death(self._child.returncode)
+                await self._run(self._lock)
+
+    def _log_death(self, code: int) -> None:
+        """Log it at most once in _DEATH_LOG_S: what ends a server, often ends the next one as well."""
+        self._deaths += 1
+        if time.monotonic() >= self._quiet_until:
+            again = f", the {self._deaths}th time since the last such line" if self._deaths > 1 else ""
+            logger.warning("The embedded Redis died with code {}{}; it is started again", code, again)
+            self._deaths, self._quiet_until = 0, time.monotonic() + _DEATH_LOG_S
 
     async def _lock_or_attach(self) -> int | None:
         """Return the lock; None as soon as the server of its holder answers.
@@ -254,7 +271,8 @@ class EmbeddedRedis:
                 raise SettingsError(_failure(self._binary, home, child.returncode, log_start))
             await asyncio.sleep(_POLL_S)
         took_ms = (time.monotonic() - began_at) * 1000
-        logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
+        if not self._deaths:
+            logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
 
     @property
     def intact(self) -> bool:
@@ -353,8 +371,11 @@ def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "Make it writable, or set another DATA_DIR, or set REDIS_URL"
-        raise SettingsError(f"DATA_DIR: {folder} can't be used ({error.strerror}). {advice}") from error
+        first = "Free some space" if error.errno in _FULL else "Make all of it readable and writable for this user"
+        advice = f"{first}, or set another DATA_DIR, or set REDIS_URL"
+        raise SettingsError(
+            f"DATA_DIR: {error.filename or folder} can't be used ({error.strerror}). {advice}"
+        ) from error
 
 
 @asynccontextmanager

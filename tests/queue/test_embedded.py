@@ -107,6 +107,14 @@ async def got(server: EmbeddedRedis) -> str | None:
         return None
 
 
+async def got_pong(server: EmbeddedRedis) -> bool:
+    try:
+        async with client(server) as redis:
+            return bool(await redis.ping())
+    except (RedisError, OSError):
+        return False
+
+
 def gone(pid: int) -> bool:
     """Return whether the process has ended or is a zombie."""
     try:
@@ -297,6 +305,19 @@ async def test_a_killed_server_returns_with_its_data_within_two_seconds(servers:
         os.kill(server.pid, signal.SIGKILL)
         await eventually(lambda: got(server), BACK_S)
         assert await got(server) == value
+
+
+async def test_a_server_that_dies_again_and_again_is_one_line_a_minute(
+    servers: Servers, tmp_path: Path, log_lines: list[str]
+) -> None:
+    server = await servers.start(tmp_path, watched=True)
+    for _ in range(4):
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        await eventually(lambda pid=server.pid: gone(pid))
+        await eventually(lambda: got_pong(server), BACK_S)
+    assert len([line for line in log_lines if "died with code -9" in line]) == 1
+    assert len([line for line in log_lines if "The embedded Redis runs" in line]) == 2
 
 
 async def test_a_cut_connection_does_not_restart_the_server(servers: Servers, tmp_path: Path) -> None:

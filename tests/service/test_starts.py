@@ -26,6 +26,7 @@ from service.running import (
     redis_server,
     run_to_its_end,
 )
+from service.test_doctor_command import full_disk
 
 FOLDERLESS, SERVERLESS, UNPRIVILEGED = map(
     Path(__file__).with_name, ("folderless.py", "serverless.py", "unprivileged.py")
@@ -143,6 +144,7 @@ def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
         ("touch .env && chmod 0 .env", ".", ".env: can't be read"),
         ("mkdir in && chmod 0 in", "in", ".env: can't be looked for"),
         ("mkdir data && chmod 555 data", ".", "DATA_DIR: "),
+        ("mkdir -p data/valkey-9 && chmod 0 data/valkey-9", ".", "DATA_DIR: "),
     ],
 )
 def test_files_without_permission_are_named(tmp_path: Path, prepare: str, folder: str, setting: str) -> None:
@@ -150,6 +152,13 @@ def test_files_without_permission_are_named(tmp_path: Path, prepare: str, folder
     ended = forked.run([str(UNPRIVILEGED)], cwd=tmp_path / folder, env=environment(tmp_path, {"DATA_DIR": "data"}))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith(setting)
+
+
+def test_a_disk_without_space_for_the_embedded_redis_is_named_with_its_remedy(tmp_path: Path) -> None:
+    with full_disk(tmp_path / "full", "size=64k") as folder:
+        output = refused(tmp_path, DATA_DIR=str(folder))
+        assert output.startswith("DATA_DIR: ")
+        assert "No space left on device). Free some space" in output
 
 
 def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
