@@ -303,11 +303,21 @@ def _mode_of(path: Path) -> int:
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     names = setting_names()
-    unknown = sorted(name for name, text in texts.items() if text and name not in names)
+    unknown = sorted(
+        name for name, text in texts.items() if text and name not in names and not _is_service_link(name, text)
+    )
     guesses = (
         (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE)) for name in unknown
     )
     return tuple((name, near) for name, near in guesses if near)
+
+
+def _is_service_link(name: str, text: str) -> bool:
+    """Return whether Kubernetes or Docker made the variable: they pass the address of each service in one.
+
+    https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
+    """
+    return name.endswith("_PORT") and text.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:

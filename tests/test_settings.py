@@ -274,6 +274,11 @@ def test_misspelled_settings_are_detected() -> None:
     assert dict(load(**environ).misspelled) == near
 
 
+def test_the_addresses_of_services_that_kubernetes_names_are_no_misspelled_settings() -> None:
+    links = {"IMAGEGEN_PORT": "tcp://10.0.0.7:3000", "IMAGEGEN_SERVICE_PORT": "3000"}
+    assert load(**links, REDIS_PORT="tcp://10.0.0.8:6379").misspelled == ()
+
+
 # Settings that depend on each other
 
 
