@@ -7,6 +7,9 @@ from typing import NamedTuple, Self
 
 from msgspec import Struct
 
+_MAX_COUNT = 2**53
+"""JSON has no larger number that all clients read exactly."""
+
 
 class RowName(NamedTuple):
     """Names of a row. key: name of the API key, empty without one."""
@@ -63,6 +66,8 @@ class Counts(Struct, gc=False):
     def decode(cls, text: str) -> Self:
         """Parse the stored form, without numbers that a newer version has added. Raises ValueError."""
         numbers = list(map(int, text.split(" ")))
+        if not all(-_MAX_COUNT <= number <= _MAX_COUNT for number in numbers):
+            raise ValueError("a number is beyond 53 bits")
         return cls(*numbers[: len(cls.__struct_fields__)])
 
 

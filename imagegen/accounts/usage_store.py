@@ -35,6 +35,7 @@ class UsageStore:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._keys = keys
+        self._days_with_unreadable: set[int] = set()
 
     async def add(self, day: int, writer: str, rows: Rows, *, below: int, mark: int) -> int:
         """Add rows to a day unless the writer's mark is `below` or higher. Return the mark before, 0 if none.
@@ -55,7 +56,12 @@ class UsageStore:
 
         async def read_day(day: int) -> DayReport:
             fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.usage(day))
-            return _parse(fields)
+            report, unreadable = _parse(fields)
+            if unreadable and day not in self._days_with_unreadable:
+                self._days_with_unreadable.add(day)
+                text = "Rows of the usage report of day {} can't be read and do not count: {}, the first of them {!r}"
+                logger.warning(text, day, len(unreadable), unreadable[0][:80])
+            return report
 
         days_read = list(days)
         async with self._connection.deadline():
@@ -86,8 +92,10 @@ class UsageStore:
         self._connection.meter.redis_commands_sent("usage", 1)
 
 
-def _parse(fields: Mapping[Any, Any]) -> DayReport:
+def _parse(fields: Mapping[Any, Any]) -> tuple[DayReport, list[bytes]]:
+    """Return the report, and the fields that can't be read."""
     rows: Rows = {}
+    unreadable: list[bytes] = []
     marks: dict[str, int] = {}
     for field, value in fields.items():
         try:
@@ -97,5 +105,5 @@ def _parse(fields: Mapping[Any, Any]) -> DayReport:
             else:
                 rows[RowName.decode(name)] = Counts.decode(text)
         except ValueError:
-            logger.warning("A row of the usage report can't be read: {}", repr(field)[:100])
-    return DayReport(rows, marks)
+            unreadable.append(field)
+    return DayReport(rows, marks), unreadable

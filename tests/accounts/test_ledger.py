@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from faults.proxy import FaultProxy
 from msgspec.structs import replace
-from support import eventually, submission
+from support import eventually, logged, submission
 
 from imagegen.accounts.counts import Counts, RowName, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
@@ -100,6 +100,19 @@ async def test_a_row_counts_submits_ends_and_money_before_and_after_it_is_writte
     assert not books.ledger.unwritten
     assert await books.rows() == expected
     assert await make_books(start=False).rows() == expected, "another instance reads the same"
+
+
+async def test_foreign_rows_of_a_report_are_left_out_and_logged_once(make_books: MakeBooks) -> None:
+    books = make_books()
+    await books.submit("a")
+    await books.ledger.write()
+    expected = await books.rows()
+    foreign = {b"\xff": b"1", b"ann n": b"abc", b"ann o": b"9" * 400, b"@x": b"y", b"e": b""}
+    await books.queue.connection.commands.hset(books.queue.keys.usage(TODAY), mapping=foreign)
+    with logged("WARNING") as lines:
+        assert await books.rows() == await books.rows() == expected
+    (line,) = lines
+    assert "can't be read and do not count: 5" in line
 
 
 async def test_money_counts_on_the_day_of_its_budget(make_books: MakeBooks) -> None:
