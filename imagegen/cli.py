@@ -28,7 +28,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser.given = arguments
     chosen = parser.parse_args(arguments)
     if chosen.command == "doctor":
-        return doctor(datetime.now(UTC).date(), models_only=chosen.models)
+        return _doctor(chosen)
     if chosen.command == "generate":
         return _generate(chosen)
     if chosen.command == "mcp":
@@ -65,6 +65,16 @@ def _generate(chosen: argparse.Namespace) -> int:
     return generate_command.run(chosen)
 
 
+def _doctor(chosen: argparse.Namespace) -> int:
+    try:
+        return doctor(datetime.now(UTC).date(), models_only=chosen.models)
+    except OSError as error:
+        if error.filename != "stdout":
+            raise
+        print(f"stdout can't be written ({error.strerror})", file=sys.stderr)
+        return FAILED
+
+
 def doctor(today: date, *, models_only: bool) -> int:
     """Print the findings; return 1 if one is fatal, or with `models_only` if there is any."""
     from imagegen import doctor as checks  # noqa: PLC0415 - as above
@@ -72,6 +82,7 @@ def doctor(today: date, *, models_only: bool) -> int:
     from imagegen.channel_parts import load_tables  # noqa: PLC0415
     from imagegen.errors import SettingsError  # noqa: PLC0415
     from imagegen.settings import Settings  # noqa: PLC0415
+    from imagegen.standard_streams import print_result  # noqa: PLC0415
 
     log.configure("ERROR", "text")
     try:
@@ -80,16 +91,16 @@ def doctor(today: date, *, models_only: bool) -> int:
             table, _ = load_tables(settings)
             findings = [checks.Finding(each.text, fatal=True) for each in checks.check_table(table, today)]
         else:
-            findings = list(checks.check_all(settings, today, lambda line: print(f"ok: {line}")))
+            findings = list(checks.check_all(settings, today, lambda line: print_result(f"ok: {line}")))
             if server := checks.embedded_server(settings):
-                print(f"embedded Redis: {server}")
+                print_result(f"embedded Redis: {server}")
     except SettingsError as error:
         findings = [checks.Finding(line, fatal=True) for line in str(error).splitlines()]
     for finding in findings:
-        print(f"{'FAULT' if finding.fatal else 'warning'}: {finding.text}")
+        print_result(f"{'FAULT' if finding.fatal else 'warning'}: {finding.text}")
     fatal = sum(finding.fatal for finding in findings)
     counts = f"{_counted(fatal, 'fault')}, {_counted(len(findings) - fatal, 'warning')}"
-    print(counts if findings else "all checks passed")
+    print_result(counts if findings else "all checks passed")
     return FAILED if fatal else 0
 
 

@@ -15,6 +15,7 @@ from imagegen.errors import ApiError, FieldError, QueueUnavailable, SettingsErro
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
+from imagegen.redis_client.redis_errors import ResponseError, shown
 from imagegen.settings import Settings
 
 FAILED, USAGE = 1, 2
@@ -28,11 +29,15 @@ def run_command(command: Callable[[Settings], Coroutine[None, None, int]]) -> in
         return asyncio.run(command(Settings.load()))
     except SettingsError as error:
         return fail(str(error), USAGE)
-    except QueueUnavailable:
-        return fail("Redis does not answer: start it, or check REDIS_URL and the network", FAILED)
+    except QueueUnavailable as error:
+        return fail(_unavailable_text(error.__cause__), FAILED)
     except ApiError as error:
         wrong = [f"{_option(detail)}: {detail.message}" for detail in error.details]
         return fail("\n".join(wrong) or error.message("en"), USAGE if wrong else FAILED)
+    except OSError as error:
+        if error.filename != "stdout":
+            raise
+        return fail(f"stdout can't be written ({error.strerror})", FAILED)
 
 
 @asynccontextmanager
@@ -64,6 +69,12 @@ def fail(text: str, code: int) -> int:
     """Print why a command failed; return its exit code."""
     note(text)
     return code
+
+
+def _unavailable_text(cause: BaseException | None) -> str:
+    if isinstance(cause, ResponseError):  # for example OOM, MISCONF, LOADING
+        return f"Redis refuses the command now ({shown(cause)})"
+    return f"Redis does not answer{f' ({shown(cause)})' if cause else ''}: start it, or check REDIS_URL and the network"
 
 
 def _option(error: FieldError) -> str:

@@ -155,11 +155,18 @@ async def _probe_redis(settings: Settings, url: str) -> Probed:
     finally:
         await connection.close()
     if not reachable:
-        remedy = "start it, or check the address and the network"
-        return Probed([Finding(f"REDIS_URL: Redis does not answer within {REDIS_TIMEOUT_S:g} s; {remedy}", fatal=True)])
+        return Probed([Finding(f"REDIS_URL: {_unreachable(connection)}", fatal=True)])
     probed = _judge_server(connection, latency_s)
     probed.findings += _exposure(settings, has_keys=bool(settings.api_keys) or ring.has_keys)
     return probed
+
+
+def _unreachable(connection: Connection) -> str:
+    cause = f" ({connection.health.cause})" if connection.health.cause else ""
+    if connection.health.refused:
+        return f"Redis refuses commands now{cause}; tasks wait until it takes them again"
+    remedy = "start it, or check the address, its scheme (redis:// or rediss://) and the network"
+    return f"Redis does not answer within {REDIS_TIMEOUT_S:g} s{cause}; {remedy}"
 
 
 async def _latency_s(connection: Connection) -> float:

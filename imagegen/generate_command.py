@@ -39,10 +39,10 @@ from imagegen.generate_progress import (
     is_joined,
     printable,
 )
-from imagegen.output_files import check_folder, extension, file_stem, open_null, print_result, write_image
+from imagegen.output_files import check_folder, extension, file_stem, write_image
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
-from imagegen.start_checks import open_standard_streams
+from imagegen.standard_streams import open_null, open_standard_streams, print_result
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes."""

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from imagegen.accounts.api_keys import ApiKey, fixed_keys
 from imagegen.accounts.key_fields import NewKeyFields, RotationFields, parse_fields
 from imagegen.accounts.key_store import KeyRing, KeyStore
-from imagegen.command_redis import connected_redis, note, run_command
+from imagegen.command_redis import FAILED, connected_redis, fail, note, run_command
 from imagegen.formats import rfc3339
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
+from imagegen.standard_streams import print_line, print_result
 from imagegen.tasks.cost import dollars
 
 
@@ -31,11 +32,11 @@ async def _run(settings: Settings, chosen: argparse.Namespace) -> int:
                 if "models" in fields:
                     fields["models"] = [model.strip() for model in chosen.models.split(",") if model.strip()]
                 key, secret = await store.create(parse_fields(NewKeyFields, fields).to_key(time.time()))
-                _print_made(key, secret)
+                return _print_made(key, secret)
             case "rotate":
                 fields = {} if chosen.grace is None else {"grace": chosen.grace}
                 key, secret = await store.rotate(chosen.name, parse_fields(RotationFields, fields).grace_s)
-                _print_made(key, secret)
+                return _print_made(key, secret)
             case "revoke":
                 await store.revoke(chosen.name)
                 note(f"{chosen.name} is refused from now on")
@@ -44,7 +45,7 @@ async def _run(settings: Settings, chosen: argparse.Namespace) -> int:
             case _:
                 await store.refresh()
                 for key in store.ring.keys:
-                    print(_line(key, fixed=key in store.ring.fixed))
+                    print_result(_line(key, fixed=key in store.ring.fixed))
     return 0
 
 
@@ -56,9 +57,14 @@ async def _store(settings: Settings) -> AsyncIterator[KeyStore]:
         yield KeyStore(connection, Keys(settings.redis_prefix), ring)
 
 
-def _print_made(key: ApiKey, secret: str) -> None:
+def _print_made(key: ApiKey, secret: str) -> int:
     note(f"The secret of {key.name}; it is shown this once:")
-    print(secret)
+    try:
+        print_line(secret)
+    except OSError as error:  # the key is in Redis, and nobody has its secret
+        lost = f"stdout can't be written ({error.strerror}), so the secret is lost"
+        return fail(f"{lost}: print another by `imagegen keys rotate {key.name} --grace 0`", FAILED)
+    return 0
 
 
 def _line(key: ApiKey, *, fixed: bool) -> str:

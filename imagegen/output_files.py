@@ -1,16 +1,12 @@
-"""Files of generated images, named by prompt and index, and their paths on stdout. No file with other bytes is
-overwritten.
-"""
+"""Files of generated images, named by prompt and index. No file with other bytes is overwritten."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import sys
 import unicodedata
 from itertools import count
 from pathlib import Path
-from typing import TextIO
 
 MAX_NAME_BYTES = 80
 """Of the part that comes from the prompt: file systems take 255 bytes in all."""
@@ -66,26 +62,6 @@ def write_image(folder: Path, stem: str, index: int, suffix: str, data: bytes) -
             raise
         return path
     raise AssertionError("unreachable")
-
-
-def print_result(text: str) -> None:
-    """Print a line on stdout. A reader that is gone, as `head`, is no error: the images are paid, so the rest is saved.
-
-    Raises OSError.
-    """
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = open_null()
-    except OSError as error:
-        error.filename = "stdout"
-        raise
-
-
-def open_null() -> TextIO:
-    """Return a stream that drops everything."""
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - for the life of the process
 
 
 def _has(path: Path, data: bytes) -> bool:

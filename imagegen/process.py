@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 from loguru import logger
 
-from imagegen import __version__, log, start_checks
+from imagegen import __version__, log, standard_streams, start_checks
 from imagegen.accounts.key_store import KeyRing
 from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.channel_parts import call_slots, load_tables
@@ -118,7 +118,7 @@ def _ignore_hang_ups() -> None:
 
 def main() -> int:
     """Run the service; return 0 after a signal, 1 if a part died, 2 if the settings can't work."""
-    start_checks.open_standard_streams()
+    standard_streams.open_standard_streams()
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
@@ -134,4 +134,4 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
         return 2
     finally:
-        start_checks.flush_standard_streams()
+        standard_streams.flush_standard_streams()

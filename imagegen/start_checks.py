@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,30 +20,6 @@ _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno
 
 MIN_STORE_BYTES = 10_000_000
 """Bytes of about five images of a usual size."""
-
-
-def open_standard_streams() -> None:
-    """Open what the parent has closed of descriptors 0, 1 and 2, so that no socket or file becomes one of them."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            os.set_inheritable(number, True)  # noqa: FBT003 - takes no keyword
-
-
-def flush_standard_streams() -> None:
-    """Flush standard output and error; drop what can't be written, which Python would make the exit code 120."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if the parent closed its descriptor
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
 
 
 def check_data_dir(path: Path) -> None:

@@ -11,6 +11,7 @@ from imagegen.accounts.usage_store import UsageStore
 from imagegen.command_redis import connected_redis, run_command
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
+from imagegen.standard_streams import print_result
 
 NO_KEY = "(no key)"
 
@@ -25,9 +26,9 @@ def run(chosen: argparse.Namespace) -> int:
             reports = await UsageStore(connection, Keys(settings.redis_prefix)).read(query.days)
         report = UsageReport.of({day: dict(each.rows) for day, each in reports.items()}, query)
         if chosen.json:
-            print(json.dumps(report.to_view(), ensure_ascii=False, indent=2))
+            print_result(json.dumps(report.to_view(), ensure_ascii=False, indent=2))
         else:
-            print(report.to_csv() if chosen.csv else _table(report), end="")
+            print_result((report.to_csv() if chosen.csv else _table(report)).removesuffix("\n"))
         return 0
 
     return run_command(command)

@@ -15,6 +15,7 @@ from imagegen.redis_client.redis_errors import (
     RIGHTS_REMEDY,
     ReadOnlyError,
     RedisError,
+    ResponseError,
     remedy,
     shown,
     unavailable,
@@ -43,6 +44,8 @@ async def check_server(connection: Connection, prefix: str) -> None:
     refused = [(command.decode(), text.decode(errors="replace")) for command, text in failed]
     if message := _refusal(connection, prefix, refused):
         raise SettingsError(message)
+    if passing := next((error for _, text in refused if unavailable(error := ResponseError(text))), None):
+        connection.health.failed(passing)
     _warn_of_eviction(connection)
 
 

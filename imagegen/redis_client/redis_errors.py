@@ -162,11 +162,13 @@ class Health:
     A refusal that an operator must fix has a line also if the outage began with another error.
 
     down_since, back_at: monotonic times when the present outage began, and when the last one ended.
+    cause: the last error in one line.
     on_down: called at the begin of an outage with whether Redis refuses commands; else it does not answer.
     """
 
     def __init__(self) -> None:
         self.down_since: float | None = None
+        self.cause = ""
         self._refused_until = -math.inf
         self.back_at = -math.inf
         self.on_down: list[Callable[[bool], None]] = []
@@ -184,6 +186,7 @@ class Health:
 
     def failed(self, error: BaseException) -> None:
         to_do, now = remedy(error), time.monotonic()
+        self.cause = shown(error)
         if to_do is not None or isinstance(error, ResponseError):
             self._refused_until = now + (PARTLY_S if to_do is None else REFUSED_S)
         if begins := self.down_since is None:

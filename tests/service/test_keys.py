@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from service.running import Service, eventually, run_to_its_end
+import pytest
+from ports import free_port
+from service.running import RUN, Service, environment, eventually, redis_server, run_to_its_end
 from service.test_command import run
 
 StartService = Callable[..., Service]
@@ -78,3 +82,44 @@ def test_a_public_service_starts_only_once_there_is_a_key(start_service: StartSe
     service = start_service(**settings)
     assert service.get("/api/models").status == 401
     assert service.request("GET", "/api/images/x", headers={"X-API-Key": secret.strip()}).status == 404
+
+
+def without_stdout(folder: Path, to: str, *arguments: str, **settings: str) -> tuple[int, str]:
+    """Run a command with stdout where a shell's redirection leads; return its exit code and its errors."""
+    command = ["sh", "-c", f'exec "$@" {to}', "sh", sys.executable, str(RUN), *arguments]
+    environ = environment(folder, settings)
+    ended = subprocess.run(command, cwd=folder, env=environ, stderr=-1, text=True, timeout=90, check=False)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("to", [">/dev/full", ">&-"])
+def test_a_secret_that_cannot_be_printed_is_an_error_with_the_way_to_another_one(tmp_path: Path, to: str) -> None:
+    settings = {"DATA_DIR": str(tmp_path / "data")}
+    code, errors = without_stdout(tmp_path, to, "keys", "create", "web", **settings)
+    assert (code, errors.count("\n")) == (1, 2)
+    assert "stdout can't be written" in errors
+    remedy = errors.partition("`imagegen keys ")[2].partition("`")[0].split()
+    assert remedy[:2] == ["rotate", "web"]
+    code, secret, _ = keys(tmp_path, *remedy, **settings)
+    assert (code, bool(SECRET.fullmatch(secret))) == (0, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["keys list", "usage --json", "doctor --models"])
+def test_a_command_that_cannot_print_its_result_fails_with_one_line(tmp_path: Path, command: str) -> None:
+    settings = {"DATA_DIR": str(tmp_path / "data"), "API_KEYS": "fixed:12345678", "PYTHONUNBUFFERED": "1"}
+    ended = without_stdout(tmp_path, ">/dev/full", *command.split(), **settings)
+    assert ended == (1, "stdout can't be written (No space left on device)\n")
+
+
+def test_a_redis_that_refuses_a_command_is_not_called_silent(tmp_path: Path) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port, "--maxmemory", "1"):
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{port}"}
+        code, _, errors = keys(tmp_path, "create", "web", **settings)
+        assert (code, errors.count("\n")) == (1, 1)
+        assert errors.startswith("Redis refuses the command now (OutOfMemoryError")
+        report = run(tmp_path, "doctor", **settings)
+        assert report.returncode == 1
+        assert "FAULT: REDIS_URL: Redis refuses commands now" in report.stdout
