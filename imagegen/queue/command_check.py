@@ -44,7 +44,8 @@ async def check_server(connection: Connection, prefix: str) -> None:
     refused = [(command.decode(), text.decode(errors="replace")) for command, text in failed]
     if message := _refusal(connection, prefix, refused):
         raise SettingsError(message)
-    if passing := next((error for _, text in refused if unavailable(error := ResponseError(text))), None):
+    replies = [ResponseError(text) for _, text in refused]
+    if passing := next(filter(unavailable, replies), None):
         connection.health.failed(passing)
     _warn_of_eviction(connection)
 
