@@ -75,7 +75,7 @@ class ForkedProcess:
         streams += [] if stdin is None else [stdin]
         request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
         self._channel = _parent().request(request, streams)
-        self.pid = int(self._channel.makefile("rb").readline())
+        self.pid = int(self._channel.makefile("rb", buffering=0).readline())  # the exit code may follow
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the process runs."""
