@@ -144,6 +144,10 @@ class Service:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def _address(self) -> str:
         assert self.process is not None
         output = self.log_path.read_bytes()[self._log_start :].decode()
@@ -165,7 +169,7 @@ class Service:
 
     def end(self) -> None:
         """End the service as an operator does, and check that its log is clean."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or not self.is_running:
             return
         self.signal(signal.SIGTERM)
         try:

@@ -42,6 +42,8 @@ def start_pair(start_service: Start, shared_redis: str, tmp_path: Path) -> Itera
         def start(delay_s: float = 0.0) -> tuple[Upstream, Service, Service]:
             stack.enter_context(serving(upstream := Upstream(delay_s=delay_s)))
             one, other = (serving_only(start_service, shared_redis, tmp_path, upstream, model) for model in MODELS)
+            for service in (one, other):  # before the upstream, of which one would await an answer
+                stack.callback(service.end)
             return upstream, one, other
 
         yield start

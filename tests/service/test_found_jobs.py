@@ -57,7 +57,7 @@ def test_a_job_with_an_unread_response_is_not_taken_for_a_lost_call(
         channel = {"name": "replicate", "provider": "replicate", "base_url": upstream.url, "keys": [KEY]}
         one = instance_for(start_service, shared_redis, tmp_path, channel, "a")
         other = instance_for(start_service, shared_redis, tmp_path, channel, "b")
-        upstream.script("reset", "job answer_s=12")
+        upstream.script("reset", "job answer_s=7")
         lost = one.accepted(prompt="equal prompts", model="a", seed=5)
         eventually(lambda: calls_about(upstream, "equal prompts"))
         made = other.completed(other.accepted(prompt="equal prompts", model="b", seed=5), 90)

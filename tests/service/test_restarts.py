@@ -15,12 +15,22 @@ from service.running import RUN, START_S, Service, at_once, calls_about, environ
 STREAMLESS = Path(__file__).with_name("streamless.py")
 
 
+@pytest.fixture(scope="module")
+def one_slot(start_for_module, upstream: EmulatorProcess) -> Service:
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="1")
+
+
+@pytest.fixture
+def service(one_slot: Service) -> Service:
+    """Return the service of this module, which a test may leave ended."""
+    return one_slot if one_slot.is_running else one_slot.start()
+
+
 def in_flight(upstream: EmulatorProcess, text: str) -> bool:
     return any(call["answered_at"] is None for call in calls_about(upstream, text))
 
 
-def test_a_task_killed_during_its_call_completes_after_a_restart(start_service, upstream: EmulatorProcess) -> None:
-    service: Service = start_service(upstream.url, LEASE_SECONDS="1")
+def test_a_task_killed_during_its_call_completes_after_a_restart(service: Service, upstream: EmulatorProcess) -> None:
     prompt = "killed {{fault:hang times=1}}"
     done = service.made(prompt="done before")
     task_id = service.accepted(prompt=prompt)
@@ -62,9 +72,8 @@ def test_no_answer_about_a_task_falls_behind_those_of_an_instance_that_was_kille
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_running_task_is_finished_before_the_exit(
-    start_service, upstream: EmulatorProcess, number: signal.Signals
+    service: Service, upstream: EmulatorProcess, number: signal.Signals
 ) -> None:
-    service: Service = start_service(upstream.url, WORKER_CONCURRENCY="1")
     prompt = f"at the end {number.name} {{{{fault:ok delay_s=0.7}}}}"
     running = service.accepted(prompt=prompt)
     waiting = service.accepted(prompt=f"behind it {number.name}")
@@ -86,8 +95,7 @@ def test_a_running_task_is_finished_before_the_exit(
     assert service.get(f"/api/images/{running}/0").status == 200
 
 
-def test_an_idle_service_ends_at_once(start_service) -> None:
-    service: Service = start_service()
+def test_an_idle_service_ends_at_once(service: Service) -> None:
     began = time.monotonic()
     service.signal(signal.SIGTERM)
     assert service.wait() == 0
@@ -109,8 +117,7 @@ def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_serv
     assert len(calls_about(upstream, prompt)) == 2
 
 
-def test_a_signal_without_a_meaning_changes_nothing(start_service, upstream: EmulatorProcess) -> None:
-    service: Service = start_service(upstream.url)
+def test_a_signal_without_a_meaning_changes_nothing(service: Service) -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
         service.signal(number)
     eventually(lambda: "SIGUSR2 has no meaning" in service.log)
@@ -137,8 +144,7 @@ def test_a_full_disk_of_the_log_does_not_change_the_exit_code(tmp_path: Path) ->
         process.wait()
 
 
-def test_a_second_signal_ends_the_service_at_once(start_service, upstream: EmulatorProcess) -> None:
-    service: Service = start_service(upstream.url)
+def test_a_second_signal_ends_the_service_at_once(service: Service, upstream: EmulatorProcess) -> None:
     prompt = "no patience {{fault:hang times=1}}"
     service.accepted(prompt=prompt)
     eventually(lambda: in_flight(upstream, prompt))
@@ -149,8 +155,7 @@ def test_a_second_signal_ends_the_service_at_once(start_service, upstream: Emula
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_hang_up_does_not_hasten_the_end(start_service, upstream: EmulatorProcess, number: signal.Signals) -> None:
-    service: Service = start_service(upstream.url)
+def test_a_hang_up_does_not_hasten_the_end(service: Service, upstream: EmulatorProcess, number: signal.Signals) -> None:
     prompt = f"closed terminal after {number.name} {{{{fault:ok delay_s=1.5}}}}"
     running = service.accepted(prompt=prompt)
     eventually(lambda: in_flight(upstream, prompt))

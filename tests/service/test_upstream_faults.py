@@ -89,6 +89,12 @@ def service(start_for_module, upstream: EmulatorProcess) -> Service:
 
 
 @pytest.fixture(scope="module")
+def usual(start_for_module, upstream: EmulatorProcess) -> Service:
+    """Start a service with the usual times and attempts, which takes what a model may refuse."""
+    return start_for_module(upstream.url, MODEL_RULES="off", REDIS_PREFIX="usual")
+
+
+@pytest.fixture(scope="module")
 def task_ids(service: Service) -> dict[str, str]:
     """Ids of concurrent tasks by fault, each with another model, so that no failure affects another."""
     bodies = [{"prompt": f"expected {{{{fault:{fault}}}}}", "model": f"m/{fault}"} for fault in EXPECTED]
@@ -202,20 +208,18 @@ def test_a_task_shows_that_it_waits_for_a_retry(service: Service) -> None:
 
 
 def test_a_parameter_that_the_model_refuses_is_left_out_once_with_a_warning(
-    start_service, upstream: EmulatorProcess
+    usual: Service, upstream: EmulatorProcess
 ) -> None:
-    service: Service = start_service(upstream.url, MODEL_RULES="off")
-    task = service.made(prompt="without steps", steps=20, model="Qwen/Qwen-Image-2.0")
+    task = usual.made(prompt="without steps", steps=20, model="Qwen/Qwen-Image-2.0")
     assert len(task["warnings"]) == 1
     assert "steps" in task["warnings"][0]
     assert task["attempts"] == 1
     assert [call["body"].get("steps") for call in calls_about(upstream, "without steps")] == [20, None]
 
 
-def test_each_parameter_that_the_model_refuses_is_left_out(start_service, upstream: EmulatorProcess) -> None:
-    service: Service = start_service(upstream.url, MODEL_RULES="off")
+def test_each_parameter_that_the_model_refuses_is_left_out(usual: Service, upstream: EmulatorProcess) -> None:
     order = {"steps": 20, "guidanceScale": 3, "model": "Qwen/Qwen-Image-2.0", "extra": {"x_style": 1}}
-    task = service.made(prompt="two refused", **order)
+    task = usual.made(prompt="two refused", **order)
     assert [warning.split()[0] for warning in task["warnings"]] == ["guidance_scale", "steps"]
     bodies = [call["body"] for call in calls_about(upstream, "two refused")]
     assert ["steps" in body for body in bodies] == [True, True, False]
@@ -254,13 +258,12 @@ def test_tasks_that_always_fail_end_and_do_not_stop_the_others(
     assert 8 * calls <= made <= 8 * calls + excused
 
 
-def test_tasks_of_a_paused_model_do_not_delay_others(start_service, upstream: EmulatorProcess) -> None:
-    service: Service = start_service(upstream.url)
-    first = service.accepted(prompt="rests {{fault:429_retry_after retry_after=60}}", model="m/rests")
-    eventually(lambda: service.task(first).get("reason") == "upstream_rate_limited")
-    resting = [service.accepted(prompt=f"behind it {i}", model="m/rests") for i in range(30)]
-    assert service.completed(service.accepted(prompt="another model", model="m/works"), within_s=30.0)
-    assert {service.task(task_id)["reason"] for task_id in resting} == {"upstream_rate_limited"}
+def test_tasks_of_a_paused_model_do_not_delay_others(usual: Service, upstream: EmulatorProcess) -> None:
+    first = usual.accepted(prompt="rests {{fault:429_retry_after retry_after=60}}", model="m/rests")
+    eventually(lambda: usual.task(first).get("reason") == "upstream_rate_limited")
+    resting = [usual.accepted(prompt=f"behind it {i}", model="m/rests") for i in range(30)]
+    assert usual.completed(usual.accepted(prompt="another model", model="m/works"), within_s=30.0)
+    assert {usual.task(task_id)["reason"] for task_id in resting} == {"upstream_rate_limited"}
     assert calls_about(upstream, "behind it") == []
 
 
@@ -281,9 +284,8 @@ def test_a_task_with_missing_images_completes_with_a_warning(service: Service, u
 
 
 @pytest.mark.parametrize("fault", ["huge_body bytes=60000000", "gzip_bomb", "long_error"])
-def test_an_oversized_response_is_not_read_to_its_end(start_service, upstream: EmulatorProcess, fault: str) -> None:
-    service: Service = start_service(upstream.url)
-    task = service.finished(service.accepted(prompt=f"too much {{{{fault:{fault}}}}}"))
+def test_an_oversized_response_is_not_read_to_its_end(usual: Service, fault: str) -> None:
+    task = usual.finished(usual.accepted(prompt=f"too much {{{{fault:{fault}}}}}", model=f"m/{fault[:8]}"))
     code = "upstream_invalid_request" if fault == "long_error" else "upstream_bad_response"
     assert task["error"] == {"code": code, "retryable": False}
-    assert service.made(prompt=f"after {fault}")["status"] == "completed"
+    assert usual.made(prompt=f"after {fault}", model=f"m/{fault[:8]}")["status"] == "completed"
