@@ -60,6 +60,16 @@ async def test_an_attempt_is_recorded_before_its_call_and_returns_images(make_ha
     assert [(run.phase, run.attempts) for run in runs] == [("calling", 1)]
 
 
+@pytest.mark.parametrize(("side", "counts"), [(1024, [10]), (1536, [5, 5]), (2048, [3, 3, 3, 1]), (4096, [1] * 10)])
+async def test_the_images_of_a_call_fit_into_a_response_that_is_read(
+    make_harness: MakeHarness, side: int, counts: list[int]
+) -> None:
+    harness = make_harness(pool=False, per_call=10)
+    claim = await harness.claim(n=10, width=side, height=side)
+    assert isinstance(await harness.attempts.run(claim), Succeeded)
+    assert [call.count for call in harness.provider.calls] == counts
+
+
 async def test_progress_rises_with_each_event(make_harness: MakeHarness) -> None:
     harness, seen = make_harness(pool=False, per_call=1), []
     claim = await harness.claim(n=2)
