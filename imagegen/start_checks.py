@@ -22,6 +22,12 @@ MIN_STORE_BYTES = 10_000_000
 """Bytes of about five images of a usual size."""
 
 
+MIN_OPENAI_TIMEOUT_S = 240.0
+"""OpenAI's images of high quality take over two minutes: https://github.com/vercel-labs/ai-cli/pull/64"""
+
+_OPENAI_HOST = "api.openai.com"
+
+
 def check_data_dir(path: Path) -> None:
     """Make the data folder and a file in it. Raises SettingsError if this can't ever work."""
     try:
@@ -81,6 +87,18 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
     if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
         yield "IMAGE_STORE_MAX_BYTES is below 10 MB, which a few images fill: each is deleted once others are saved"
+    if _calls_openai(settings) and settings.upstream_timeout_s < MIN_OPENAI_TIMEOUT_S:
+        yield (
+            f"UPSTREAM_TIMEOUT is {settings.upstream_timeout_s:g} s, and OpenAI's images of high quality take longer: "
+            "a call that it cuts off is paid for, and made once more; set 300"
+        )
+
+
+def _calls_openai(settings: Settings) -> bool:
+    addresses = [channel.base_url for channel in settings.file_channels if channel.provider == "openai"]
+    if not settings.file_channels and settings.provider == "openai":
+        addresses = [settings.openai_api_url or ""]
+    return any(urlsplit(address).hostname == _OPENAI_HOST for address in addresses)
 
 
 def _unused(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support import over_rows
 
+from imagegen.channels_file import Channel
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
 from imagegen.start_checks import check_alert_webhook, check_exposure, warnings
@@ -85,3 +87,13 @@ def test_a_store_that_holds_next_to_nothing_is_warned_of() -> None:
     assert line.startswith("IMAGE_STORE_MAX_BYTES ")
     assert list(warnings(Settings(image_store_max_bytes=5, image_store="upstream"))) == []
     assert list(warnings(Settings(image_store_max_bytes=10_000_000))) == []
+
+
+def test_a_time_limit_that_cuts_off_paid_calls_of_openai_is_warned_of() -> None:
+    openai = Settings(provider="openai", openai_api_url="https://api.openai.com/v1", openai_api_key="sk-x")
+    (line,) = warnings(openai)
+    assert line.startswith("UPSTREAM_TIMEOUT is 120 s")
+    channel = Channel("main", "openai", base_url="https://api.openai.com/v1")
+    assert len(list(warnings(Settings(file_channels=(channel,))))) == 1
+    assert list(warnings(replace(openai, upstream_timeout_s=300.0))) == []
+    assert list(warnings(replace(openai, openai_api_url="http://127.0.0.1:8000"))) == []
