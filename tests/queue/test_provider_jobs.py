@@ -14,7 +14,6 @@ from imagegen.errors import QueueUnavailable
 from imagegen.queue import takeover
 from imagegen.queue.checkpoint import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.queue.claim import StartResult
-from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs import take_found_job
 from imagegen.queue.verbs.take_found_job import SCAN_COUNT
 from imagegen.redis_client.server_info import ServerInfo
@@ -214,16 +213,16 @@ async def test_the_mark_of_a_start_never_takes_a_claim_back_after_an_outage(
     await owner.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(owner.worker_queue.claim(), 20)
     owner.connection.server = ServerInfo(eviction_policy="allkeys-lru")
-    mark_begun, outages = QueueVerbs.mark_begun, [1]
+    mark_begun, outages = owner.verbs.mark_begun, [1]
 
-    async def mark_after_outage(verbs: QueueVerbs, consumer: str, entry_id: str) -> None:
+    async def mark_after_outage(consumer: str, entry_id: str) -> None:
         if outages:
             outages.clear()
             assert await other.verbs.claim_expired("other", [entry_id], 0.0)
             raise QueueUnavailable
-        await mark_begun(verbs, consumer, entry_id)
+        await mark_begun(consumer, entry_id)
 
-    monkeypatch.setattr(QueueVerbs, "mark_begun", mark_after_outage)
+    monkeypatch.setattr(owner.verbs, "mark_begun", mark_after_outage)
     await owner.worker_queue.start(claim)
     (row,) = await owner.verbs.pending_entries()
     assert row.consumer == "other"
