@@ -144,7 +144,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[BUDGETS] = create_budgets(settings, app[GUARD].ring)
     add_routes(app, app[RATE_LIMITS], app[GUARD])
     app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _alerts, _ledger, _board])
-    app.cleanup_ctx.extend([_images, _upstream, _pool, _webhooks, _context])
+    app.cleanup_ctx.extend([_images, _upstream, _pool, _webhooks, _services])
     return app
 
 
@@ -388,7 +388,7 @@ def _telemetry(app: web.Application) -> Telemetry:
     )
 
 
-async def _context(app: web.Application) -> AsyncIterator[None]:
+async def _services(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     reuse = ImageReuse(app[STORE], reused_image_ttl_s(settings), clock=app[CONNECTION].clock)
     app[SERVICES] = Services(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from imagegen.accounts.ledger import Ledger
 from imagegen.history.history_store import HistoryStore
-from imagegen.history.recorder import STEP_S, HistoryRecorder, Sample
+from imagegen.history.recorder import HistoryRecorder, Sample
 from imagegen.queue.instance import QueueInstance
 from imagegen.queue.unfinished import UnfinishedTasks
 from imagegen.supervisor import Supervisor
@@ -16,9 +16,7 @@ from imagegen.web.ops.board import Board
 
 
 @asynccontextmanager
-async def open_board(
-    queue: QueueInstance, ledger: Ledger, supervisor: Supervisor, *, step_s: int = STEP_S
-) -> AsyncIterator[Board]:
+async def open_board(queue: QueueInstance, ledger: Ledger, supervisor: Supervisor) -> AsyncIterator[Board]:
     """Yield the board, while the history is recorded; write its rest at the end."""
 
     def sample() -> Sample:
@@ -28,7 +26,7 @@ async def open_board(
 
     instance = queue.monitor.instance
     store = HistoryStore(queue.connection, queue.keys, instance)
-    recorder = HistoryRecorder(queue.connection, store, sample, step_s=step_s)
+    recorder = HistoryRecorder(queue.connection, store, sample)
     loop = asyncio.create_task(recorder.record_forever(), name="history")
     supervisor.watch([loop])
     try:

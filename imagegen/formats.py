@@ -33,9 +33,9 @@ def parse_http_date(text: str | None) -> float | None:
         return None
 
 
-def parse_digits(text: str, max_digits: int = 18) -> int | None:
-    """Return the number that ASCII digits write, None for any other text: `int` accepts every script and `1_000`."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= max_digits else None
+def parse_digits(text: str) -> int | None:
+    """Return the number of up to 18 ASCII digits, None for any other text: `int` accepts every script and `1_000`."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def printable(text: str, max_chars: int | None = None) -> str:

@@ -48,9 +48,7 @@ class CheckedFiles:
     held_bytes: of all reservations.
     """
 
-    def __init__(self, *, max_files: int = MAX_FILES, max_data_bytes: int = MAX_DATA_BYTES) -> None:
-        self._max_files = max_files
-        self._max_data_bytes = max_data_bytes
+    def __init__(self) -> None:
         self._files: dict[str, _Checked] = {}
         self._cached: dict[str, CachedImage] = {}
         self.held_bytes = 0
@@ -71,7 +69,7 @@ class CheckedFiles:
         """Reserve space for an image; None if it is too large, or running transfers fill the cache."""
         if size_bytes > MAX_IMAGE_BYTES:
             return None
-        while self.held_bytes + size_bytes > self._max_data_bytes:
+        while self.held_bytes + size_bytes > MAX_DATA_BYTES:
             if not self._cached:
                 return None
             del self._cached[next(iter(self._cached))]
@@ -80,7 +78,7 @@ class CheckedFiles:
     def add(self, name: str, sha256: str, signature: Signature, cached: CachedImage | None = None) -> None:
         """Record a file after its content was hashed, and cache its bytes if they are given."""
         self.forget(name)
-        if len(self._files) >= self._max_files:
+        if len(self._files) >= MAX_FILES:
             self.forget(next(iter(self._files)))
         self._files[name] = _Checked(sha256, signature)
         if cached is not None:

@@ -22,7 +22,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import Account, ProviderClient
 from imagegen.providers.job_addresses import in_domains
-from imagegen.providers.job_polling import JobState, first_delay_s, poll_until_end
+from imagegen.providers.job_polling import FIRST_DELAY_S, JobState, poll_until_end
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
 from imagegen.providers.response_parser import error_from_response
@@ -72,7 +72,6 @@ class AcceptedCall(Struct, frozen=True):
     result_url: str = ""
     cancel_url: str = ""
     expires_at: float | None = None
-    retry_after_s: float | None = None
     cost_micro_usd: int | None = None
     state: JobState | None = None
 
@@ -158,8 +157,7 @@ class JobApiProvider(ABC):
         if (state := accepted.state) and (state.reply or state.error):
             reply = _ended(state)
         else:
-            delay_s = first_delay_s(accepted.retry_after_s)
-            reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), delay_s)
+            reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), FIRST_DELAY_S)
         return replace(_completed(reply, handle), images=reply.images[: call.count])
 
     async def _submit(self, form: SubmitForm, observer: CallObserver) -> RawResponse:

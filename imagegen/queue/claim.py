@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, shown_images
 from imagegen.queue.codec import UnreadableRecord
-from imagegen.tasks.cost import Cost
+from imagegen.tasks.cost import INTERRUPTED, Cost
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
@@ -109,7 +109,7 @@ def take_over_state(
         checkpoint = replace(checkpoint, starts=max(checkpoint.starts, 1), attempts=max(checkpoint.attempts, 1))
     cost = checkpoint.cost
     if cut_off:
-        cost = cost.lost("interrupted") if cost else claim.cost.assumed_sent("interrupted")
+        cost = cost.lost(INTERRUPTED) if cost else claim.cost.assumed_sent()
     claim.checkpoint = replace(
         checkpoint, phase="waiting", ambiguous_calls=checkpoint.ambiguous_calls + cut_off, cost=cost
     )

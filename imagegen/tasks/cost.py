@@ -12,6 +12,9 @@ from msgspec.structs import replace
 UNKNOWN = -1
 """Unknown price of a call in flight."""
 
+INTERRUPTED = "interrupted"
+"""Fault of a call that ended with its instance."""
+
 SECONDS_A_DAY = 86_400
 
 MICRO_USD = 1_000_000
@@ -125,12 +128,12 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
         """Take back a call that counted as lost, since it is certainly not paid. price: as it was in `calling`."""
         return self.found(price).unpaid()
 
-    def assumed_sent(self, fault: str) -> Self:
+    def assumed_sent(self) -> Self:
         """Return the cost if all planned calls may have been paid, since there is no record of them."""
         if self.estimated is None:
-            return self.paid(None, fault)
+            return self.paid(None, INTERRUPTED)
         amount = max(self.estimated - self.charged, 0)
-        return replace(self, calling=0, charged=self.charged + amount, unsure=self.unsure + amount, fault=fault)
+        return replace(self, calling=0, charged=self.charged + amount, unsure=self.unsure + amount, fault=INTERRUPTED)
 
     def ended(self) -> Self:
         """Return the cost of a finished task: a call in flight may have been paid, and nothing stays reserved."""
@@ -141,5 +144,5 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
         """Return the cost of the epoch that takes the place of this one, which ends without a result."""
         old = self.ended()
         return replace(
-            new, charged=old.charged, unsure=old.unsure, unpriced=old.unpriced, fault=old.fault or "interrupted"
+            new, charged=old.charged, unsure=old.unsure, unpriced=old.unpriced, fault=old.fault or INTERRUPTED
         )

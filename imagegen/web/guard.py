@@ -88,8 +88,8 @@ class AccessRules:
     verify_link: Callable[[web.Request, str], bool]
     count_refusal: Callable[[web.Request, str], None]
     hops: TrustedHops
-    own_tasks: bool = True
-    may_be_open: bool = True
+    own_tasks: bool
+    may_be_open: bool
 
 
 class _UnauthorizedBody(Unauthorized):

@@ -30,10 +30,6 @@ ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """Requests the provider's models, each with at least `id`. Raises UpstreamError."""
 
 
-async def _no_models() -> tuple[Mapping[str, object], ...]:
-    return ()
-
-
 class Readiness:
     """Readiness of this instance for traffic.
 
@@ -41,9 +37,7 @@ class Readiness:
     is_paused: returns whether claiming is paused; submits are accepted then.
     """
 
-    def __init__(
-        self, causes: Callable[[], Awaitable[list[str]]], is_paused: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, causes: Callable[[], Awaitable[list[str]]], is_paused: Callable[[], bool]) -> None:
         self.causes = causes
         self.is_paused = is_paused
         self.draining = False
@@ -57,10 +51,10 @@ class OpenAIOptions:
     keepalive: it is sent spaces meanwhile. response_format: form of the images if the client names none.
     """
 
-    reuse: str = "retries"
-    max_wait_s: float = 300.0
-    keepalive: bool = False
-    response_format: str | None = None
+    reuse: str
+    max_wait_s: float
+    keepalive: bool
+    response_format: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +82,16 @@ class Services:
     max_attempts: int
     models: ModelTable
     channels: Channels
-    list_models: ListModels = _no_models
-    fallbacks: tuple[str, ...] = ()
-    reuse_images: ReuseImages | None = None
-    count_reusable: CountReusable | None = None
-    private_webhooks: bool = False
-    shares_tasks: bool = False
-    signing: OperatorSecret = field(default_factory=OperatorSecret)
-    openai: OpenAIOptions = field(default_factory=OpenAIOptions)
+    list_models: ListModels
+    fallbacks: tuple[str, ...]
+    reuse_images: ReuseImages
+    count_reusable: CountReusable
+    private_webhooks: bool
+    shares_tasks: bool
+    signing: OperatorSecret
+    openai: OpenAIOptions
+    own: OwnAddresses
     calls: ClientCalls = field(default_factory=ClientCalls)
-    own: OwnAddresses = field(default_factory=OwnAddresses)
     response_cache: ResponseCache = field(default_factory=ResponseCache)
 
     def serves_here(self, model: str) -> bool:
@@ -109,4 +103,4 @@ class Services:
         return self.models.with_notices(task, self.queue.clock())
 
 
-SERVICES = web.AppKey("context", Services)
+SERVICES = web.AppKey("services", Services)

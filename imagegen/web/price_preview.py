@@ -49,8 +49,8 @@ async def preview_price(services: Services, submission: Submission, *, fresh: bo
 
 async def _reusable(services: Services, submission: Submission) -> int:
     """Return how many images of other tasks the submit would have before its first call."""
-    family, count = submission.family, services.count_reusable
-    if family is None or count is None:
+    family = submission.family
+    if family is None:
         return 0
     siblings = await services.queue.preview.siblings(family, submission.request_json, submission.scope)
-    return await count(family, siblings) if siblings else 0
+    return await services.count_reusable(family, siblings) if siblings else 0

@@ -73,17 +73,12 @@ class PermitWaiting:
         while not self.image_saver.writable:
             self._check_time()
             if not waited:
-                self._report_waiting(WaitReason.STORE_UNAVAILABLE, self.clock() + STORE_CHECK_S)
+                report = self.claims.stall if self.begun else self.claims.mark_waiting
+                report(self.claim, WaitReason.STORE_UNAVAILABLE, self.clock() + STORE_CHECK_S)
             waited = True
             await self.image_saver.wait_writable(min(STORE_CHECK_S, self.ends_at - self.clock()))
         if waited and self.begun:
             self.claims.stall(self.claim, None, None)
-
-    def _report_waiting(self, reason: WaitReason, retry_at: float) -> None:
-        if self.begun:
-            self.claims.stall(self.claim, reason, retry_at)
-        else:
-            self.claims.mark_waiting(self.claim, reason, retry_at)
 
     def _wait_s(self, model: str, choice: Choice) -> float:
         """Return the seconds to wait before the next check."""

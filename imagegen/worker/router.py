@@ -15,7 +15,6 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_routes import Route, Routes
-from imagegen.worker.circuit_breaker import BreakerConfig
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, PROBE_S, KeyHealth, Probes
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
@@ -84,7 +83,6 @@ class Router(PermitLine):
         self,
         routes: Routes,
         *,
-        breaker_config: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -95,13 +93,7 @@ class Router(PermitLine):
         self._running: dict[Permit, _RunningCall] = {}
         for channel in routes.channels.all:
             keys = routes.of_channel(channel)
-            pacing = Pacing(
-                keys[0],
-                rate_per_min=channel.rate_per_min,
-                breaker_config=breaker_config,
-                clock=clock,
-                wall=wall,
-            )
+            pacing = Pacing(keys[0], rate_per_min=channel.rate_per_min, clock=clock, wall=wall)
             self.lanes[channel.name] = Lane(channel, keys, pacing)
 
     def opens_at(self, model: str, now: float, choice: Choice = ANY) -> float:

@@ -26,7 +26,7 @@ def paper(canvas: Canvas) -> None:
         steep = 255 * canvas.unit / 3.0
         edge = heights[len(heights) * layer // (layers + 1)]
         mask = field.point(lambda v, k=steep, e=edge: v * k - e * k).convert("L")
-        canvas.shade_under(mask, canvas.unit * 0.016, canvas.unit * 0.012, 0.5)
+        canvas.shade_under(mask, canvas.unit * 0.016, canvas.unit * 0.012)
         sheet = canvas.gradient([mix(colour, WHITE, 0.07), mix(colour, (0, 0, 0), 0.07)])
         canvas.image.paste(sheet, (0, 0), mask)
 

@@ -109,12 +109,12 @@ class Canvas:
             fading = [round(255 * strength * (1 - part) ** 2) for part in _PARTS]
             self._fill(colour, box, _radial(fading, box, centre, radius))
 
-    def shade_under(self, mask: Image.Image, blur: float, drop: float, strength: float) -> None:
+    def shade_under(self, mask: Image.Image, blur: float, drop: float) -> None:
         """Draw the soft shadow that a sheet with this mask throws below."""
         small = mask.reduce(4) if self.unit >= 256 else mask
         part = small.width / mask.width
         soft = small.filter(ImageFilter.GaussianBlur(blur * part)).resize(mask.size, Image.Resampling.BILINEAR)
-        faint = soft.point([round(v * strength) for v in range(256)])
+        faint = soft.point([round(v * 0.5) for v in range(256)])
         fallen = faint.copy()
         fallen.paste(faint, (0, round(drop)))
         self.image.paste(self.palette.shade(0), (0, 0), fallen)

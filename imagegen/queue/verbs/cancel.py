@@ -128,11 +128,11 @@ def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | 
     try:
         started_entry, progress = decode_checkpoint(checkpoint)
     except UnreadableRecord:
-        return submitted and submitted.assumed_sent("interrupted") if checkpoint else submitted
+        return submitted and submitted.assumed_sent() if checkpoint else submitted
     if (entry_id and started_entry != entry_id) or progress.phase == "cancelled":
         return submitted
     if progress.cost is None and submitted is not None and (progress.calling or progress.billed_again):
-        return submitted.assumed_sent("interrupted")
+        return submitted.assumed_sent()
     return progress.cost or submitted
 
 

@@ -108,9 +108,9 @@ def error_body(error: RpcError) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "id": error.request_id, "error": fields})
 
 
-def notification(method: str, params: dict[str, Any]) -> str:
-    """Return a notification."""
-    return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params}).decode()
+def progress_notification(params: dict[str, Any]) -> str:
+    """Return a notification of progress."""
+    return orjson.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}).decode()
 
 
 def unknown_method(message: RpcMessage) -> RpcError:

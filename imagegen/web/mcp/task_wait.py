@@ -17,7 +17,7 @@ from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.json_with_images import parts_of, pieces_of
-from imagegen.web.mcp.messages import RequestId, notification
+from imagegen.web.mcp.messages import RequestId, progress_notification
 from imagegen.web.mcp.versions import accepts_events
 
 WAIT_S = 45.0
@@ -107,7 +107,7 @@ class ProgressStream:
             return
         response = await self._begun()
         with suppress(ConnectionError, TimeoutError):  # the wait ends when the connection is lost
-            await response.send(notification("notifications/progress", params), event="message")
+            await response.send(progress_notification(params), event="message")
 
     async def _begun(self) -> EventStream:
         if self._response is None:

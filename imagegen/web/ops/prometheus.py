@@ -132,7 +132,8 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
     for key, count in meter.tasks.items():
         tasks.add_metric(key, count)
     yield tasks
-    yield _histogram("wait_seconds", "From the submit to the start of the first attempt.", meter.waits)
+    wait_text = "From the submit to the start of the first attempt."
+    yield HistogramMetricFamily("imagegen_wait_seconds", wait_text, _buckets(meter.waits), meter.waits.total)
     yield _histograms("attempt_seconds", "From an attempt's start to its outcome.", "outcome", meter.attempts)
     yield _counter("takeovers", "Tasks taken over because their lease was not renewed.", meter.takeovers)
     yield _counter("dead_letters", "Entries that could not be read.", meter.dead_letters)
@@ -256,10 +257,6 @@ def _fill(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, 
     for key, value in values.items():
         family.add_metric((key,), value)
     return family
-
-
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    return HistogramMetricFamily(f"imagegen_{name}", text, _buckets(histogram), histogram.total)
 
 
 def _histograms(name: str, text: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
