@@ -128,7 +128,7 @@ class TaskCanceller:
         """Announce the end of a task, here and to the other instances."""
         self._verbs.meter.finished(final.state.value, "", final.model)
         self._dispatcher.mark_finished_elsewhere(final)
-        self._dispatcher.estimates.line.remove(task.entry_id)
+        self._dispatcher.estimates.waiting.remove(task.entry_id)
         self._task_cache.put(final)
         self.on_left(final)
         self._publish(final)

@@ -154,10 +154,10 @@ def owner_of(value: bytes | None) -> str | None:
     if value is None:
         return None
     try:
-        _, run = decode_checkpoint(value)
+        _, checkpoint = decode_checkpoint(value)
     except UnreadableRecord:
         return None
-    return run.owner if run.phase == "calling" else None
+    return checkpoint.owner if checkpoint.phase == "calling" else None
 
 
 def is_released(value: bytes, entry_id: str) -> bool:

@@ -180,7 +180,6 @@ class ClientQueue:
 
         Raises InvalidRequest if the task has too many, QueueUnavailable.
         """
-        task: Task | None = submitted.task
         if submitted.cached in (CacheResult.MISS, CacheResult.REFRESH):
             return submitted
         while True:
@@ -214,21 +213,21 @@ class ClientQueue:
         """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
         if task.state.is_final:
             return UNKNOWN_POSITION
-        line = self._estimates.line
-        doubtful = line.vague or line.read_at < self._notifier.alone_since
+        waiting = self._estimates.waiting
+        doubtful = waiting.vague or waiting.read_at < self._notifier.alone_since
         if doubtful and self.clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
             try:
                 await self.refresh_positions()
             except QueueUnavailable:
                 logger.debug("The positions of waiting tasks can't be read from Redis now")
-        position = await self._mover.position(task, len(line)) if task.entry_id == IN_LINE else None
+        position = await self._mover.position(task, len(waiting)) if task.entry_id == IN_LINE else None
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
 
     async def refresh_positions(self) -> None:
         """Read which entries wait. Raises QueueUnavailable."""
         self._positions_read_at = now = self.clock()
-        waiting = await self._verbs.list_waiting()
-        self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
+        entries = await self._verbs.list_waiting()
+        self._estimates.waiting.replace(entries.ids, now, behind=entries.behind, last=entries.last)
         await self._mover.read_all()
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
@@ -291,19 +290,19 @@ class ClientQueue:
         if submission.max_micro_usd is not None and submission.may_cost_too_much:
             reused = await self.preview.reused_within_limit(submission, reuse)
             missing = submission.wanted - len(reused.images)
-            task, answer = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
+            task, reply = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
         else:
             siblings = self._siblings(submission) if reuse else ()
-            answer = await self._verbs.submit(task, replaced_epoch, siblings, limits)
-        if answer.kind == "siblings" and reuse and submission.family:
-            reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
+            reply = await self._verbs.submit(task, replaced_epoch, siblings, limits)
+        if reply.kind == "siblings" and reuse and submission.family:
+            reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in reply.siblings])
             missing = submission.family.request.n - len(reused.images)
-            task, answer = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
-        if answer.kind == "gone" and not task.state.is_final:
-            task, answer = await self._submit_gone(task, answer, limits)
-        if answer.kind in ("new", "again"):
-            return self._on_stored(task, answer), True
-        return self._on_existing(submission, answer), False
+            task, reply = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
+        if reply.kind == "gone" and not task.state.is_final:
+            task, reply = await self._submit_gone(task, reply, limits)
+        if reply.kind in ("new", "again"):
+            return self._on_stored(task, reply), True
+        return self._on_existing(submission, reply), False
 
     def _siblings(self, submission: Submission) -> tuple[str, ...]:
         """Return the ids of the tasks to read images from; none if certainly none of them is finished."""
@@ -330,17 +329,17 @@ class ClientQueue:
         task = transitions.completed(task, reused.images, reused.warnings, now=now, ttl_s=ttl_s)
         return task, await self._verbs.complete(task, replaced_epoch)
 
-    async def _submit_gone(self, task: Task, answer: SubmitReply, limits: Limits) -> tuple[Task, SubmitReply]:
+    async def _submit_gone(self, task: Task, reply: SubmitReply, limits: Limits) -> tuple[Task, SubmitReply]:
         """Enqueue a task again that has no entry, unless its owner restores it.
 
         A call that was in flight on a lost instance may be paid twice. The new epoch takes over what the old one has
         cost.
         """
         await self.on_missing_entry()
-        head, lost = decode_record(answer.existing)
-        (run,) = await self._verbs.read_checkpoints([task.id])
-        cost = cost_at(run or b"", head.entry_id, lost.cost)
-        task = replace(task, possibly_billed_twice=calls_under_way(run))
+        head, lost = decode_record(reply.existing)
+        (checkpoint,) = await self._verbs.read_checkpoints([task.id])
+        cost = cost_at(checkpoint or b"", head.entry_id, lost.cost)
+        task = replace(task, possibly_billed_twice=calls_under_way(checkpoint))
         if cost is not None and task.cost is not None:
             carried = cost.carried_into(task.cost)
             task = replace(task, cost=carried.held_by(carried.slots, carried.day))
@@ -385,47 +384,47 @@ class ClientQueue:
             submitter=submission.submitter,
         )
 
-    def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:
+    def _on_stored(self, task: Task, reply: SubmitReply) -> SubmitResult:
         """Return the result of a submit that stored its task."""
-        epoch = answer.epoch
+        epoch = reply.epoch
         if task.state.is_final:
             task = replace(task, epoch=epoch, sequence=epoch + FINAL_OFFSET)
             self._task_cache.put(task)
             self._families.add(task)
-            if answer.kind == "again":
+            if reply.kind == "again":
                 self._notifier.publish("fresh", ids=[task.id])
             return SubmitResult(task, CacheResult.HIT)
-        task = replace(task, epoch=epoch, sequence=epoch, entry_id=answer.entry_id)
-        is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
-        skew_s = abs(task.created_at - answer.added_at) if is_in_stream else 0.0
-        if skew_s > CLOCK_TOLERANCE_S and answer.entry_id.endswith("-0"):  # else the server's clock may have gone back
-            self.clock.learn(answer.added_at)
+        task = replace(task, epoch=epoch, sequence=epoch, entry_id=reply.entry_id)
+        is_in_stream = bool(reply.entry_id) and reply.entry_id != IN_LINE
+        skew_s = abs(task.created_at - reply.added_at) if is_in_stream else 0.0
+        if skew_s > CLOCK_TOLERANCE_S and reply.entry_id.endswith("-0"):  # else the server's clock may have gone back
+            self.clock.learn(reply.added_at)
         if skew_s > MAX_SKEW_S:
-            task = replace(task, created_at=answer.added_at)
+            task = replace(task, created_at=reply.added_at)
         if self._task_cache.put(task) and is_in_stream and task.id not in self._dispatcher.claimed:
-            self._estimates.line.add(task.entry_id)
+            self._estimates.waiting.add(task.entry_id)
         if task.client and is_in_stream:
             self._lines.submitted(task)
-        if answer.kind == "again":
+        if reply.kind == "again":
             self._notifier.publish("fresh", ids=[task.id])
         return SubmitResult(task, CacheResult.REFRESH if task.stale_images else CacheResult.MISS)
 
-    def _on_existing(self, submission: Submission, answer: SubmitReply) -> SubmitResult:
-        if answer.kind == "full":
+    def _on_existing(self, submission: Submission, reply: SubmitReply) -> SubmitResult:
+        if reply.kind == "full":
             self._submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
-        if answer.kind == "budget":
+        if reply.kind == "budget":
             self._submits["OVER_BUDGET"] += 1
             if submission.cost is None or submission.cost.estimated is None:
                 raise PriceUnknown(model=submission.model)
             self._verbs.budgets.on_refused(submission.client)
             raise BudgetExceeded(resets_at=rfc3339(day_end(self.clock())))
-        if answer.kind == "newer":
+        if reply.kind == "newer":
             raise newer_version_error(submission.task_id)
-        if answer.kind not in ("known", "gone"):
-            logger.bind(taskId=submission.task_id).error("Redis has another record under this task id: {}", answer.kind)
+        if reply.kind not in ("known", "gone"):
+            logger.bind(taskId=submission.task_id).error("Redis has another record under this task id: {}", reply.kind)
             raise InternalError
-        _, task = decode_record(answer.existing)
+        _, task = decode_record(reply.existing)
         check_digest(task, submission.digest)
         self._task_cache.store_from_redis(task.id, task)
         return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)

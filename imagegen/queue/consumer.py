@@ -75,11 +75,11 @@ class StreamConsumer:
 
     async def _read(self, count: int) -> list[Entry]:
         """Read entries over the shared connection if any waits here, else by a blocked read."""
-        line = self._dispatcher.estimates.line
-        if line:
+        waiting = self._dispatcher.estimates.waiting
+        if waiting:
             entries = await self._verbs.read_waiting(self._dispatcher.instance, count)
             if len(entries) < count:
-                line.replace((), self._connection.clock())
+                waiting.replace((), self._connection.clock())
             if entries:
                 return entries
         self._blocked, self._blocked_reads = True, self._blocked_reads + 1

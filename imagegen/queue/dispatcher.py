@@ -150,7 +150,7 @@ class ClaimDispatcher:
                     self.task_cache.put(claim.task)
                 claims.append(claim)
         if claims:
-            self.estimates.line.taken([claim.entry_id for claim in claims])
+            self.estimates.waiting.taken([claim.entry_id for claim in claims])
             self.non_empty.set()
         return claims, unreadable
 
@@ -222,7 +222,7 @@ class ClaimDispatcher:
     @property
     def nothing_waits(self) -> bool:
         """Whether a slot here waits for the next entry, so no entry waits."""
-        return self.free_slots > 0 and not self.estimates.line
+        return self.free_slots > 0 and not self.estimates.waiting
 
     def ids(self) -> list[tuple[str, str]]:
         """Return task and entry id of each claim; the task id is empty if there is no checkpoint to renew."""

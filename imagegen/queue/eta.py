@@ -83,37 +83,37 @@ class WaitingEntries:
     """
 
     def __init__(self) -> None:
-        self._line: list[int] = []
+        self._listed: list[int] = []
         self._behind = 0
         self._behind_from = self._behind_to = 0
         self.read_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._line) + self._behind
+        return len(self._listed) + self._behind
 
     @property
     def vague(self) -> bool:
         """Whether the next entries are counted and not listed."""
-        return self._behind > 0 and (not self._line or self._line[0] > self._behind_from)
+        return self._behind > 0 and (not self._listed or self._listed[0] > self._behind_from)
 
     @property
     def first_at(self) -> float | None:
         """Unix time of the first entry; None if no entry waits."""
-        first = self._behind_from if self.vague else self._line[0] if self._line else None
+        first = self._behind_from if self.vague else self._listed[0] if self._listed else None
         return None if first is None else (first >> _NUMBER_BITS) / 1000
 
     def add(self, entry_id: str) -> None:
-        order, line = _cached_entry_order(entry_id), self._line
-        if not line or line[-1] < order:
-            line.append(order)
+        order, listed = _cached_entry_order(entry_id), self._listed
+        if not listed or listed[-1] < order:
+            listed.append(order)
         else:
-            insort(line, order)
+            insort(listed, order)
 
     def taken(self, entry_ids: Sequence[str]) -> None:
         """Remove entries that were claimed, mostly the first ones."""
         orders = [entry_order(entry_id) for entry_id in entry_ids]
-        if self._line[: len(orders)] == orders:
-            del self._line[: len(orders)]
+        if self._listed[: len(orders)] == orders:
+            del self._listed[: len(orders)]
         else:
             for entry_id in entry_ids:
                 self.remove(entry_id)
@@ -122,9 +122,9 @@ class WaitingEntries:
         if not entry_id or entry_id == IN_LINE:
             return
         order = entry_order(entry_id)
-        at = bisect_left(self._line, order)
-        if at < len(self._line) and self._line[at] == order:
-            del self._line[at]
+        at = bisect_left(self._listed, order)
+        if at < len(self._listed) and self._listed[at] == order:
+            del self._listed[at]
         elif self._behind and self._behind_from < order <= self._behind_to:
             self._behind -= 1
 
@@ -136,15 +136,15 @@ class WaitingEntries:
             last: the id of the last of them.
         """
         self.read_at = read_at
-        self._line = sorted(map(entry_order, entry_ids))
+        self._listed = sorted(map(entry_order, entry_ids))
         self._behind = behind
         if behind:
-            self._behind_from, self._behind_to = self._line[-1], entry_order(last)
+            self._behind_from, self._behind_to = self._listed[-1], entry_order(last)
 
     def position(self, entry_id: str) -> int:
         """Return 1 for the next entry."""
         order = _cached_entry_order(entry_id)
-        return bisect_left(self._line, order) + self._behind_before(order) + 1
+        return bisect_left(self._listed, order) + self._behind_before(order) + 1
 
     def _behind_before(self, order: int) -> int:
         """Return about how many of the counted entries come before this one."""
@@ -246,11 +246,11 @@ class EtaEstimator:
     """
 
     def __init__(self, slots: int) -> None:
-        self.line = WaitingEntries()
+        self.waiting = WaitingEntries()
         self.runs = RunTimes()
         self._slots = slots
         self._running: dict[str, tuple[WorkloadKey, float]] = {}
-        self._seen: tuple[float, int, SlotForecast | None] = (0.0, 0, None)
+        self._latest: tuple[float, int, SlotForecast | None] = (0.0, 0, None)
         self.paused = False
 
     def started(self, task: Task, now: float) -> None:
@@ -281,22 +281,22 @@ class EtaEstimator:
             if expected_s is None or self.paused:
                 return UNKNOWN_POSITION
             return QueuePosition(None, round(wait + expected_s, 1))
-        position = self.line.position(task.entry_id) if line_position is None else line_position
-        outlook = None if expected_s is None or self.paused else self._forecast(now, instances)
-        if expected_s is None or outlook is None:
+        position = self.waiting.position(task.entry_id) if line_position is None else line_position
+        forecast = None if expected_s is None or self.paused else self._forecast(now, instances)
+        if expected_s is None or forecast is None:
             return QueuePosition(position)
-        return QueuePosition(position, round(outlook.wait_s(position - 1) + expected_s, 1))
+        return QueuePosition(position, round(forecast.wait_s(position - 1) + expected_s, 1))
 
     def _forecast(self, now: float, instances: int) -> SlotForecast | None:
         """Return the forecast, None before the first run. One serves many submits: results are rounded coarsely."""
-        seen_at, seen_by, outlook = self._seen
-        if outlook is not None and 0.0 <= now - seen_at < FORECAST_MAX_AGE_S and seen_by == instances:
-            return outlook
+        seen_at, seen_by, forecast = self._latest
+        if forecast is not None and 0.0 <= now - seen_at < FORECAST_MAX_AGE_S and seen_by == instances:
+            return forecast
         mean_s = self.runs.mean
         if mean_s is None:
             return None
         expected = self.runs.expected
         running = [remaining_s(expected(kind) or mean_s, now - began) for kind, began in self._running.values()]
-        outlook = SlotForecast(running, self._slots * instances, mean_s)
-        self._seen = (now, instances, outlook)
-        return outlook
+        forecast = SlotForecast(running, self._slots * instances, mean_s)
+        self._latest = (now, instances, forecast)
+        return forecast

@@ -27,7 +27,7 @@ from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.pause import KIND, ClaimingPause
+from imagegen.queue.pause import PAUSE_MESSAGE, ClaimingPause
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
 from imagegen.queue.takeover import Takeover
@@ -192,7 +192,9 @@ def _lookup(
 ) -> TaskLookup:
     cache, life_s = outbox.task_cache, {"deadline_s": config.deadline_s, "result_ttl_s": config.result_ttl_s}
     interrupted = Interrupted(verbs, cache, notifier, **life_s, clock=verbs.clock)
-    return TaskLookup(verbs, cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted)
+    return TaskLookup(
+        verbs, cache, dispatcher, notifier, is_owned_elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
+    )
 
 
 def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: QueueConfig) -> OpenTasks:
@@ -239,7 +241,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
         "fresh": relay.on_resubmitted,
         "lost": recovery.on_loss_elsewhere,
         "restored": recovery.on_restored_elsewhere,
-        KIND: parts.pause.on_message,
+        PAUSE_MESSAGE: parts.pause.on_message,
     }
     _connect_lines(parts)
 
@@ -284,7 +286,7 @@ def _on_left(parts: QueueInstance, task: Task) -> None:
     parts.monitor.ended.append(task)
     parts.families.add(task)
     parts.open_tasks.on_finished(task)
-    parts.lines.end(task)
+    parts.lines.finished(task)
 
 
 def _on_ended(parts: QueueInstance, task: Task) -> None:

@@ -138,11 +138,11 @@ class LineMover:
 
     def on_moved(self, moved: Sequence[tuple[str, str]]) -> None:
         """Record the entries of tasks that were moved into the stream."""
-        live, line = self._task_cache.live, self._dispatcher.estimates.line
+        live, waiting = self._task_cache.live, self._dispatcher.estimates.waiting
         for task_id, entry_id in moved:
             if entry_id in self._dispatcher.held:
                 continue
-            line.add(entry_id)
+            waiting.add(entry_id)
             task = live.get(task_id)
             if task is not None and task.entry_id == IN_LINE:
                 task = replace(task, entry_id=entry_id)

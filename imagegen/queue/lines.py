@@ -79,8 +79,8 @@ class Line:
         self.places = dict(zip(task_ids, count(1)))
         self._over = [place for task_id, place in self.places.items() if task_id in over]
 
-    def end(self, task_id: str) -> None:
-        """Note that a task is over: its element stays until its turn."""
+    def finished(self, task_id: str) -> None:
+        """Record that a task is finished: its element stays until its turn."""
         place = self.places.get(task_id, 0)
         at = bisect_left(self._over, place)
         if place > self.taken and self._over[at : at + 1] != [place]:
@@ -223,8 +223,8 @@ class ClientLines:
         if moved.is_empty:
             self._forget(client)
 
-    def ended(self, task: Task, *, is_line_moved: bool) -> None:
-        """Note that a task left the stream; is_line_moved: whether its script had the line of its client."""
+    def left_stream(self, task: Task, *, is_line_moved: bool) -> None:
+        """Record that a task left the stream; is_line_moved: whether its script had the line of its client."""
         client = task.client
         self._in_stream.get(client, {}).pop(task.id, None)
         if is_line_moved:
@@ -234,10 +234,10 @@ class ClientLines:
         else:
             self.on_end_without_line()
 
-    def end(self, task: Task) -> None:
-        """Note that a task is finished; it may still have an element in its line."""
+    def finished(self, task: Task) -> None:
+        """Record that a task is finished; it may still have an element in its line."""
         if task.client and (line := self.by_client.get(task.client)) is not None:
-            line.end(task.id)
+            line.finished(task.id)
 
     # Reads and messages
 

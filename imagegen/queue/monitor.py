@@ -89,7 +89,7 @@ class QueueMonitor:
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._feed = feed
-        self._line, self._lines = dispatcher.estimates.line, verbs.lines
+        self._waiting, self._lines = dispatcher.estimates.waiting, verbs.lines
         self._depth = verbs.depth
         self.ended: deque[Task] = deque(maxlen=KEPT_ENDED)
         self._backlog = _TtlCached(BacklogSize(), self._query)
@@ -123,12 +123,12 @@ class QueueMonitor:
 
     async def _waiting_in_stream(self) -> BacklogSize:
         if self._connection.health.down_since is None:
-            if self._dispatcher.free_slots and not self._line:
+            if self._dispatcher.free_slots and not self._waiting:
                 return BacklogSize()  # a free slot here waits for the next entry, so none waits
-            if self._notifier.no_peers_since(self._line.read_at):
-                first_at = self._line.first_at
+            if self._notifier.no_peers_since(self._waiting.read_at):
+                first_at = self._waiting.first_at
                 return (
-                    BacklogSize(len(self._line), _age_s(first_at, self._connection.clock()))
+                    BacklogSize(len(self._waiting), _age_s(first_at, self._connection.clock()))
                     if first_at is not None
                     else BacklogSize()
                 )
@@ -136,9 +136,9 @@ class QueueMonitor:
 
     def known_backlog(self) -> BacklogSize:
         """Return the waiting tasks by the memory of this instance; costs no command, and is an estimate with peers."""
-        if self._dispatcher.free_slots and not self._line:
+        if self._dispatcher.free_slots and not self._waiting:
             return BacklogSize()
-        first_at, in_stream = self._line.first_at, len(self._line)
+        first_at, in_stream = self._waiting.first_at, len(self._waiting)
         if not self._notifier.alone:
             in_stream = max(in_stream, self._depth.waiting)
         age_s = 0.0 if first_at is None else _age_s(first_at, self._connection.clock())

@@ -20,7 +20,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RedisError, ResponseError, shown, wrong_type
 
-KIND = "pause"
+PAUSE_MESSAGE = "pause"
 """Kind of the message on the channel of the instances."""
 
 UNPROMPTED_READ_S = 10.0
@@ -133,7 +133,7 @@ class ClaimingPause:
         self._publish(state)
 
     def _publish(self, state: PauseState) -> None:
-        self._notifier.publish(KIND, state=msgspec.to_builtins(state))
+        self._notifier.publish(PAUSE_MESSAGE, state=msgspec.to_builtins(state))
 
     def _use(self, state: PauseState) -> None:
         if state.version <= self.state.version:

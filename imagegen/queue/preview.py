@@ -60,7 +60,7 @@ class SubmitPreview:
         if not client or not (lines.has_line(client) or lines.is_full(client)):
             return None
         estimates, instances = self._lookup.dispatcher.estimates, 1 + len(self._lookup.notifier.peers)
-        position = lines.next_position(client, len(estimates.line))
+        position = lines.next_position(client, len(estimates.waiting))
         return estimates.position_of(replace(task, entry_id=IN_LINE), self._clock(), instances, position)
 
     async def budget_left(self, limits: Limits) -> int | None:

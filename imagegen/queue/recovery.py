@@ -129,20 +129,20 @@ class Recovery:
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
             self._dispatcher.restoring = True
             try:
-                answers = await self._verbs.restore_claims(self._dispatcher.instance, batch)
+                replies = await self._verbs.restore_claims(self._dispatcher.instance, batch)
             finally:
                 self._dispatcher.restoring = False
-            for claim, answer in zip(batch, answers, strict=True):
+            for claim, reply in zip(batch, replies, strict=True):
                 if self._dispatcher.held.get(claim.entry_id) is not claim:
                     continue
-                if answer.kind == "lost":
+                if reply.kind == "lost":
                     lost.append(claim)
                     continue
                 claim.confirmed_at = time.monotonic()
-                if answer.kind == "restored":
+                if reply.kind == "restored":
                     count += 1
-                    self._dispatcher.carry(claim, answer.entry_id)
-                    claim.stored_bytes = answer.checkpoint or None
+                    self._dispatcher.carry(claim, reply.entry_id)
+                    claim.stored_bytes = reply.checkpoint or None
         self._meter.written_back["running"] += count
         return count, lost
 
@@ -172,13 +172,13 @@ class Recovery:
         if len(self._check_at) > 2 * len(self._task_cache.live):
             self._check_at = {name: at for name, at in self._check_at.items() if name in self._task_cache.live}
         for batch in in_batches(self._restorable(due)):
-            for task, answer in zip(batch, await self._verbs.check_requeue(batch), strict=True):
-                if answer.kind == "missing":
+            for task, reply in zip(batch, await self._verbs.check_requeue(batch), strict=True):
+                if reply.kind == "missing":
                     self.notice("waiting tasks have no entry", publish=True)
                 else:
-                    if answer.kind == "there" and answer.entry_id != IN_LINE:
+                    if reply.kind == "there" and reply.entry_id != IN_LINE:
                         self.on_unstarted()
-                    self._take_in(task, answer)
+                    self._take_in(task, reply)
 
     async def _recover(self) -> None:
         began, self._all_restored, self._recovered_on = time.monotonic(), False, self._server
@@ -210,13 +210,13 @@ class Recovery:
     async def _restore_results(self) -> int:
         now, count = self._clock(), 0
         for batch in in_batches(self._task_cache.results()):
-            answers = await self._verbs.restore_results(batch, now)
-            missing = sum(answer in {RestoredResult.MISSING, RestoredResult.OUTDATED} for answer in answers)
-            for task, answer in zip(batch, answers, strict=True):
-                if answer is RestoredResult.OTHER:
+            replies = await self._verbs.restore_results(batch, now)
+            missing = sum(reply in {RestoredResult.MISSING, RestoredResult.OUTDATED} for reply in replies)
+            for task, reply in zip(batch, replies, strict=True):
+                if reply is RestoredResult.OTHER:
                     self._task_cache.forget(task.id)
                     self._leases.lost_claims.keep(task, 1)
-            self._meter.vanished += answers.count(RestoredResult.MISSING)
+            self._meter.vanished += replies.count(RestoredResult.MISSING)
             self._meter.written_back["finished"] += missing
             count += missing
             if not missing and (batch[-1].finished_at or now) < now - RECENT_S:
@@ -243,10 +243,10 @@ class Recovery:
     async def _requeue(self, tasks: Sequence[Task]) -> int:
         count = 0
         for batch in in_batches(self._restorable(tasks)):
-            for task, answer in zip(batch, await self._verbs.requeue(batch), strict=True):
-                self._meter.vanished += answer.record_missing
-                self._take_in(task, answer)
-                count += answer.kind == "queued"
+            for task, reply in zip(batch, await self._verbs.requeue(batch), strict=True):
+                self._meter.vanished += reply.record_missing
+                self._take_in(task, reply)
+                count += reply.kind == "queued"
         self._meter.written_back["waiting"] += count
         return count
 
@@ -256,22 +256,22 @@ class Recovery:
         waiting = (task for task in tasks if task.request_json and task.state is State.PENDING)
         return [task for task in waiting if task.created_at > oldest]
 
-    def _take_in(self, task: Task, answer: RequeueResult) -> None:
-        if answer.kind == "over":
+    def _take_in(self, task: Task, reply: RequeueResult) -> None:
+        if reply.kind == "over":
             self._task_cache.forget(task.id)
-        elif answer.kind in ("queued", "there"):
-            self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
+        elif reply.kind in ("queued", "there"):
+            self._moved(task, reply.entry_id, fresh=reply.kind == "queued")
 
     def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
         """Record the entry that carries a waiting task now."""
         if self._task_cache.live.get(task.id) is not task or task.id in self._dispatcher.claimed:
             return
-        line = self._dispatcher.estimates.line
+        waiting = self._dispatcher.estimates.waiting
         if entry_id != task.entry_id:
-            line.remove(task.entry_id)
+            waiting.remove(task.entry_id)
             self._task_cache.put(replace(task, entry_id=entry_id))
             if fresh and entry_id != IN_LINE:
-                line.add(entry_id)
+                waiting.add(entry_id)
 
     def _with_webhooks(self, claim: Claim) -> Claim:
         """Copy webhooks that were added later into the claim: their log may be lost too."""

@@ -85,14 +85,14 @@ class TaskList:
         if state is not None:
             unfinished = [task_id for task_id, (_, stored) in heads.items() if not stored.is_final]
             if not state.is_final and unfinished:
-                runs = await self._values(map(self._keys.checkpoint, unfinished))
-                running = {task_id for task_id, run in zip(unfinished, runs, strict=True) if self._calls(run)}
+                values = await self._values(map(self._keys.checkpoint, unfinished))
+                running = {task_id for task_id, value in zip(unfinished, values, strict=True) if self._calls(value)}
                 heads |= {i: (heads[i][0], State.PROCESSING if i in running else State.PENDING) for i in unfinished}
             heads = {task_id: head for task_id, head in heads.items() if head[1] is state}
         return [(epoch, task_id) for task_id, (epoch, _) in heads.items()]
 
     def _calls(self, stored: bytes | None) -> bool:
-        """Return whether an attempt runs, according to its checkpoint."""
+        """Return whether an attempt checkpoints, according to its checkpoint."""
         owner = owner_of(stored)
         return owner is not None and self._may_live(owner)
 

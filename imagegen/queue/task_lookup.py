@@ -34,7 +34,7 @@ class TaskLookup:
         is_recovering: whether this instance or a peer is writing lost records back.
 
     Args:
-        elsewhere: whether another instance delivers the webhooks of a finished task, and so has a newer record of it.
+        is_owned_elsewhere: returns whether another instance delivers the webhooks of a task, so has a newer record.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class TaskLookup:
         dispatcher: ClaimDispatcher,
         notifier: Notifier,
         *,
-        elsewhere: Callable[[Task], bool],
+        is_owned_elsewhere: Callable[[Task], bool],
         interrupted: Interrupted,
     ) -> None:
         self._verbs = verbs
         self.task_cache = task_cache
         self.dispatcher = dispatcher
         self.notifier = notifier
-        self._has_remote_deliveries = elsewhere
+        self._is_owned_elsewhere = is_owned_elsewhere
         self.interrupted = interrupted
         self._meter = verbs.meter
         self.is_recovering: Callable[[], bool] = lambda: False
@@ -63,7 +63,7 @@ class TaskLookup:
     async def get(self, task_id: str) -> Task | None:
         """Return a task, from the cache if it is ours or finished; None if it is unknown or expired."""
         task = self.authoritative_local(task_id) or self.task_cache.finished(task_id)
-        if task and not (task.state.is_final and self._has_remote_deliveries(task)):
+        if task and not (task.state.is_final and self._is_owned_elsewhere(task)):
             return task
         if not _TASK_ID.fullmatch(task_id):
             return None
@@ -135,15 +135,15 @@ class TaskLookup:
 
     def decode(self, task_id: str, rows: TaskRows) -> Task | None:
         """Return the task of stored rows; None without a record. Raises InternalError, QueueUnavailable."""
-        record, run, log = rows
+        record, stored, log = rows
         if record is None:
             return None
         try:
             head, task = decode_record(record)
             task = with_delivery_log(task, log)
-            if task.state.is_final or run is None:
+            if task.state.is_final or stored is None:
                 return task
-            entry_id, checkpoint = decode_checkpoint(run)
+            entry_id, checkpoint = decode_checkpoint(stored)
             if entry_id != head.entry_id:
                 return task
             if not self.notifier.may_live(checkpoint.owner):

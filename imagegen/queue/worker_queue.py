@@ -281,10 +281,10 @@ class WorkerQueue:
         item = finish_item(claim.entry_id, final, claim.cost)
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
-        answer = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
-        if answer.existing:
+        reply = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
+        if reply.existing:
             mark = final.counted_in
-            _, final = decode_record(answer.existing)
+            _, final = decode_record(reply.existing)
             if final.counted_in == mark:
                 self._count_end(claim, final)
                 self._verbs.end_marks.on_ended(final)
@@ -292,14 +292,14 @@ class WorkerQueue:
                 count = await self._connection.retry_until_available(self.on_refused, claim)
                 final = replace(final, possibly_billed_twice=max(final.possibly_billed_twice, count))
         else:
-            final = as_stored(final, answer)
+            final = as_stored(final, reply)
             self._count_end(claim, final)
         if final.state.is_final:
             self._dispatcher.forget(claim)
             self._task_cache.put(final)
         else:  # a new epoch; its record has no request, so a cached state is no worse
             self._dispatcher.drop(claim)
-        if not answer.existing:
+        if not reply.existing:
             self._task_cache.on_finished_here(final)
         return final
 

@@ -52,7 +52,7 @@ def test_one_long_run_among_millions_does_not_slow_the_estimate() -> None:
 
 def test_no_estimate_exists_before_the_first_run_of_a_kind() -> None:
     estimates = EtaEstimator(slots=1)
-    estimates.line.add("5-0")
+    estimates.waiting.add("5-0")
     place = estimates.position_of(task("a", entry_id="5-0"), now=0.0)
     assert (place.position, place.eta_s) == (1, None)
 

@@ -587,5 +587,5 @@ async def test_only_the_first_entries_of_a_long_queue_are_read(make_instance) ->
     waiting = await two.verbs.list_waiting()
     assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
     await two.client_queue.refresh_positions()
-    assert len(two.parts.dispatcher.estimates.line) == 1_500
+    assert len(two.parts.dispatcher.estimates.waiting) == 1_500
     assert (await two.client_queue.position(last)).position == 1_500

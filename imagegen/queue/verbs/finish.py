@@ -79,7 +79,7 @@ def record_moves(lines: ClientLines, rows: Sequence[Any], ended: Sequence[Task])
         commands += moved.commands
     for task in ended:
         if task.client:
-            lines.ended(task, is_line_moved=task.client in clients)
+            lines.left_stream(task, is_line_moved=task.client in clients)
     return commands
 
 
