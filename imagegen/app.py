@@ -71,9 +71,9 @@ from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import TaskLinks, task_view
 from imagegen.web.guard import GUARD
 from imagegen.web.handler_services import SERVICES, OpenAIOptions, Readiness, Services
-from imagegen.web.http import middleware as edge
 from imagegen.web.http.forwarded import LinkBase, public_prefix
 from imagegen.web.http.image_sending import ImageSender
+from imagegen.web.http.middleware import RequestPipeline, install_pipeline
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.board import BOARD
@@ -137,7 +137,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[ADMIN] = AdminAuth(app[ADMIN_TOKEN].secret)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
     prefix, origins = public_prefix(settings.public_url), create_cross_origin_policy(settings)
-    edge.install(app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix, origins))
+    install_pipeline(app, RequestPipeline(app[METER], log.is_enabled("INFO"), prefix, origins))
     app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
     app[GUARD] = create_guard(settings, app[ADMIN], app[RATE_LIMITS])

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from imagegen.metrics import Meter
-from imagegen.web.http import middleware as edge
+from imagegen.web.http.middleware import RequestPipeline, install_pipeline
 from imagegen.web.http.server import ImagegenRunner
 
 
@@ -23,5 +23,5 @@ class EdgeServer(TestServer):
 
 def edge_server(app: web.Application, meter: Meter | None = None, *, access_log: bool = False) -> EdgeServer:
     """Install the middleware on the application and return its test server."""
-    edge.install(app, edge.RequestPipeline(meter or Meter(), access_log=access_log))
+    install_pipeline(app, RequestPipeline(meter or Meter(), access_log=access_log))
     return EdgeServer(app)

@@ -56,16 +56,16 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 MAX_SUBMISSIONS, MAX_CACHED_BODY_BYTES = 1_000, 1_000
+"""Limits of `SubmissionCache`."""
 
 Owner = tuple[str, str, str | None]
-"""Of a submission: name of the API key that sends it, and the scope of its task."""
+"""Of a submission: the client, the name of its API key, and the scope of its task."""
 
 
 class SubmissionCache:
-    """Cache of `MAX_SUBMISSIONS` submissions by their owner and the client's body of at most `MAX_CACHED_BODY_BYTES`.
+    """Cache of submissions by their owner and the client's body, each with the units of its request.
 
-    Each has the units of its request. Without the owner, a client's body would lead to the task of another client that
-    has its own.
+    Without the owner, a client's body would lead to the task of another client that has its own.
     """
 
     def __init__(self) -> None:

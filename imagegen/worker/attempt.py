@@ -93,8 +93,8 @@ class AttemptRunner:
         return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
 
 
-class _Refused(Exception):
-    """The model takes fewer images a call: the calls are planned again."""
+class _FewerImages(Exception):
+    """The model takes fewer images a call, so the calls are planned again."""
 
 
 class _Inherited(Exception):
@@ -141,7 +141,7 @@ class Attempt:
             while True:
                 if job := self._claim.checkpoint.job:
                     await self._collect(job)
-                with suppress(_Refused):
+                with suppress(_FewerImages):
                     await self._make_calls()
                     break
         except AttemptEnded as ended:
@@ -382,17 +382,17 @@ class Attempt:
             return rest
         if self._form.lower_count(error, count):
             self._runner.pacing.failed(permit, error, unfinished=None)
-            raise _Refused
-        bad = is_useless_response(error)
-        mended = self._form.change(error)
+            raise _FewerImages
+        is_useless = is_useless_response(error)
+        is_changed = self._form.change(error)
         excused = self._judging.excuses(permit, error)
         cause = self._form.first_refusal or self._judging.cause(permit, error)
-        outcome = None if bad or mended else self._judge(cause, upstream_dead=excused)
+        outcome = None if is_useless or is_changed else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.pacing.failed(permit, error, unfinished=unfinished)
         if outcome:
             raise AttemptEnded(outcome) from error
-        if bad:
+        if is_useless:
             raise error
         return self._first_choice()
 

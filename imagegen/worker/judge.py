@@ -39,17 +39,17 @@ class Judge:
         if error.ambiguous:
             ambiguous_calls = claim.checkpoint.ambiguous_calls + 1
             claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=ambiguous_calls)
-        standing = FailureContext(
+        context = FailureContext(
             attempts=claim.checkpoint.attempts,
             ambiguous=claim.checkpoint.ambiguous_calls,
             left_s=self.rules.deadline(claim.task) - self.clock(),
             circuit_open=upstream_dead,
             paid_without_result=paid_in_vain,
         )
-        outcome = self.rules.policy.decide(error, standing, random.random)
+        outcome = self.rules.policy.decide(error, context, random.random)
         checkpoint = claim.checkpoint
         can_be_found = error.ambiguous and checkpoint.sent is not None and self.lists_jobs(checkpoint.channel)
-        if isinstance(outcome, Failed) and can_be_found and standing.left_s > SEARCH_RETRY_S:
+        if isinstance(outcome, Failed) and can_be_found and context.left_s > SEARCH_RETRY_S:
             outcome = Retry(SEARCH_RETRY_S, WaitReason.RETRYING)  # its image may be paid for
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)

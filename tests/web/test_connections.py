@@ -96,7 +96,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         app.router.add_get("/hello", hello)
         app.router.add_get("/held", held)
         app.router.add_post("/body", body)
-        middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
+        middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
         await runner.setup()
         sockets = open_sockets(["127.0.0.1"], 0)

@@ -96,7 +96,7 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(opens: Callable[[], OpenedImage], *, send_buffer: int = 0, **limits: float) -> Served:
             served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
             app = web.Application()
-            middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
+            middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
             app.router.add_get("/", served.handle)
             runner = ImagegenRunner(app)
             stack.push_async_callback(runner.cleanup)

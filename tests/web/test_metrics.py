@@ -15,7 +15,7 @@ from support import AS_ADMIN, eventually, submission
 from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
 from imagegen.metrics import Meter, RecentRates
-from imagegen.web.http.middleware import EDGE
+from imagegen.web.http.middleware import PIPELINE
 from imagegen.web.ops import prometheus, stats
 from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
 
@@ -261,7 +261,7 @@ async def billed(service: TestClient) -> tuple[int, int]:
     rows = {name.removeprefix("cmdstat_"): row for name, row in stats.items()}
     counted = sum(row["calls"] for name, row in rows.items() if name.split("|")[0] not in free)
     counted -= rows.get("evalsha", {"failed_calls": 0})["failed_calls"]
-    return service.app[EDGE].meter.commands.total(), counted
+    return service.app[PIPELINE].meter.commands.total(), counted
 
 
 async def test_a_service_counts_its_redis_commands_as_the_server_does(start_service, aiohttp_server) -> None:
@@ -275,7 +275,7 @@ async def test_a_service_counts_its_redis_commands_as_the_server_does(start_serv
     app.router.add_post("/", hook)
     address = str((await aiohttp_server(app)).make_url("/"))
     service = await start_service(webhook_allow_private=True)
-    await eventually(lambda: service.app[EDGE].meter.commands["control"] >= 2)
+    await eventually(lambda: service.app[PIPELINE].meter.commands["control"] >= 2)
     before = await billed(service)
     for number in range(20):
         body = {"prompt": f"number {number}", "webhook": {"url": address}} if number < 3 else {"prompt": f"{number}"}

@@ -101,7 +101,7 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
         app.router.add_post("/size", size)
-        middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
+        middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
         runners.append(runner)
         await runner.setup()
@@ -355,7 +355,7 @@ async def test_a_client_that_leaves_mid_body_is_not_an_error(server: Server, lin
 
 async def test_idle_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
     app = web.Application()
-    middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
+    middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
     runner = ImagegenRunner(app)
     await runner.setup()
     assert runner.server is not None

@@ -61,7 +61,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     elif submitted.cached is CacheResult.HIT:
         return await cached_hit_response(request, services, submitted)
     response = await build_submit_response(request, services, submitted, waited=bool(wait_s))
-    headers = response.headers | preference_applied(wait_s) if wait_s else response.headers
+    headers = response.headers | preference_applied(wait_s)
     return json_response(response.view, status=response.status, headers=headers)
 
 

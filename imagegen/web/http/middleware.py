@@ -59,7 +59,7 @@ class RouteCache:
     tidy: maps a raw path, without its query, to the path that is looked up.
     """
 
-    def __init__(self, app: web.Application, tidy: Callable[[str], str] = str) -> None:
+    def __init__(self, app: web.Application, tidy: Callable[[str], str]) -> None:
         self._app, self._tidy = app, tidy
         self._routes: dict[tuple[str, str], tuple[UrlMappingMatchInfo, Handler]] = {}
 
@@ -170,12 +170,12 @@ class RequestPipeline:
         return await self.origins.preflight(request, app, self.tidy_path(request.rel_url.raw_path))
 
 
-EDGE = web.AppKey("edge", RequestPipeline)
+PIPELINE = web.AppKey("pipeline", RequestPipeline)
 
 
-def install(app: web.Application, pipeline: RequestPipeline) -> None:
+def install_pipeline(app: web.Application, pipeline: RequestPipeline) -> None:
     """Install the pipeline in an application."""
-    app[EDGE] = pipeline
+    app[PIPELINE] = pipeline
     app.on_response_prepare.append(on_response_prepare)
     if pipeline.origins.allowed:
         app.on_response_prepare.append(pipeline.origins.add_headers)

@@ -15,7 +15,7 @@ from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import notify_disconnect
 from imagegen.web.http.error_responses import error_response
-from imagegen.web.http.middleware import EDGE, RouteCache
+from imagegen.web.http.middleware import PIPELINE, RouteCache
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
 
 KEEPALIVE_S = 130.0
@@ -64,9 +64,9 @@ class ImagegenRunner(web.AppRunner):
         await super().cleanup()
 
     async def _make_server(self) -> web.Server:
-        server, edge = await super()._make_server(), self.app[EDGE]
+        server, pipeline = await super()._make_server(), self.app[PIPELINE]
         return _Server(
-            edge.wrap(RouteCache(self.app, edge.tidy_path).handle, self.app),
+            pipeline.wrap(RouteCache(self.app, pipeline.tidy_path).handle, self.app),
             request_factory=server.request_factory,
             app=self.app,
             head_timeout_s=self._head_timeout_s,
