@@ -6,7 +6,7 @@ import asyncio
 
 from imagegen.accounts.alerts import KEY_REFUSED, STORE_UNAVAILABLE, WORKERS_DEAD, Alerts
 from imagegen.images.store_health import StoreHealth
-from imagegen.redis_client.redis_errors import Health
+from imagegen.redis_client.redis_health import Health
 
 KEY_LIFE_S = 900.0
 STORE_LIFE_S = 600.0

@@ -12,8 +12,8 @@ from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.leases import Leases
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
-from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
-from imagegen.redis_client.redis_errors import RedisError
+from imagegen.redis_client.connection import BLOCK_S, Connection
+from imagegen.redis_client.redis_errors import RedisError, unavailable
 
 OVERDUE_S = 1.5
 """How long a blocked read may leave a waiting entry unread."""

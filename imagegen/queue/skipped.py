@@ -10,7 +10,7 @@ import math
 import time
 
 from imagegen.queue.queue_verbs import QueueVerbs
-from imagegen.redis_client.redis_errors import Health
+from imagegen.redis_client.redis_health import Health
 
 
 class SkippedEntries:

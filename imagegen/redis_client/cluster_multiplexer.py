@@ -10,7 +10,7 @@ import hiredis
 from redis.exceptions import AskError, MovedError, TryAgainError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imagegen.redis_client.multiplexer import CommandBatch, InFlight, Multiplexer, WireEvents
+from imagegen.redis_client.multiplexer import CommandBatch, InFlight, Multiplexer, MultiplexerEvents
 from imagegen.redis_client.topology import Address, Servers
 
 MAX_REDIRECTS = 40
@@ -23,7 +23,7 @@ MAX_QUICK_REDIRECTS, TRY_AGAIN_S = 5, 0.05
 class ClusterMultiplexer(Multiplexer):
     """Multiplexer of a cluster, or of any other server. Each command is redirected separately."""
 
-    def __init__(self, servers: Servers, *, sends: int = 3, events: WireEvents | None = None) -> None:
+    def __init__(self, servers: Servers, *, sends: int = 3, events: MultiplexerEvents | None = None) -> None:
         super().__init__(servers, sends=sends, events=events)
         self._nodes: dict[Address, Multiplexer] = {}
 

@@ -30,11 +30,11 @@ class Commands(Redis):
         (reply,) = await self._least_busy().execute_batch(CommandBatch([_packable(args)]))
         return await self._parsed(args[0], reply, options)
 
-    def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> WirePipeline:  # noqa: FBT001, FBT002
+    def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> CommandPipeline:  # noqa: FBT001, FBT002
         """Return a pipeline without a transaction."""
         if transaction or shard_hint:
             raise RedisError("Transactions are not supported here; write a script")
-        return WirePipeline(self)
+        return CommandPipeline(self)
 
     async def run(self, stack: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[Any]:
         """Send commands together and return their parsed replies. Raises the first error."""
@@ -58,7 +58,7 @@ class Commands(Redis):
         return callback(reply, **parser_options)
 
 
-class WirePipeline(Pipeline):
+class CommandPipeline(Pipeline):
     """Commands that are sent together over the client's connections."""
 
     def __init__(self, commands: Commands) -> None:

@@ -19,13 +19,12 @@ from imagegen.metrics import Meter
 from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.multiplexer import Script, WireEvents
-from imagegen.redis_client.redis_errors import Health, ScanRefused, remedy, unavailable
+from imagegen.redis_client.multiplexer import MultiplexerEvents, Script
+from imagegen.redis_client.redis_errors import ScanRefused, remedy, unavailable
+from imagegen.redis_client.redis_health import Health
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import DEADLINE_S, Servers
-
-__all__ = ["BLOCK_S", "Connection", "unavailable"]
 
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
@@ -79,9 +78,9 @@ class Connection:
         self.server: ServerInfo | None = None
         self._reconnected_at = -math.inf
         self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
-        silent = WireEvents(on_silent=self._reconnect)
-        reader = WireEvents(self._identify, on_silent=self._reconnect)
-        shared = WireEvents(self._identify, self.health, self._to_client_error, self._reconnect)
+        silent = MultiplexerEvents(on_silent=self._reconnect)
+        reader = MultiplexerEvents(self._identify, on_silent=self._reconnect)
+        shared = MultiplexerEvents(self._identify, self.health, self._to_client_error, self._reconnect)
         self.multiplexer = ClusterMultiplexer(servers, events=shared)
         self.blocking_reads = ClusterMultiplexer(servers, sends=1, events=reader)
         self._rare = [ClusterMultiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
@@ -90,7 +89,7 @@ class Connection:
 
     async def probe(self, script: Script, keys: Sequence[str]) -> Any:
         """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError."""
-        multiplexer = ClusterMultiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
+        multiplexer = ClusterMultiplexer(self.servers, sends=1, events=MultiplexerEvents(greet=self._identify))
         try:
             return await multiplexer.evalsha(script, keys, [])
         finally:
@@ -124,9 +123,9 @@ class Connection:
             return False
         return not self.health.refused
 
-    def deadline(self) -> _Guard:
+    def deadline(self) -> _Deadline:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
-        return _Guard(self._to_client_error, self.health.succeeded)
+        return _Deadline(self._to_client_error, self.health.succeeded)
 
     async def learn_time(self) -> None:
         """Set the clock by INFO, which is not billed. Do nothing without an answer, or without the right to INFO."""
@@ -201,7 +200,9 @@ class Connection:
         await self.servers.close()
 
 
-class _Guard:
+class _Deadline:
+    """Context of calls with one deadline; it raises the error for clients if Redis is unavailable."""
+
     def __init__(self, refusal: Callable[[Exception], Exception], succeeded: Callable[[], None]) -> None:
         self._to_client_error = refusal
         self._succeeded = succeeded

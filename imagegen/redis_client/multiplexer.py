@@ -19,7 +19,7 @@ from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imagegen.redis_client.redis_errors import Health
+from imagegen.redis_client.redis_health import Health
 from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
 
 Item = TypeVar("Item")
@@ -79,7 +79,7 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class WireEvents:
+class MultiplexerEvents:
     """Callbacks of a multiplexer.
 
     Attributes:
@@ -112,11 +112,11 @@ class Multiplexer:
         *,
         address: Address | None = None,
         sends: int = 3,
-        events: WireEvents | None = None,
+        events: MultiplexerEvents | None = None,
     ) -> None:
         self._servers = servers
         self._address = address
-        self._sends, self._events = sends, events or WireEvents()
+        self._sends, self._events = sends, events or MultiplexerEvents()
         self._flushes: list[Callable[[], None]] = []
         self._scheduled = False
         self._unsent: deque[InFlight] = deque()
@@ -222,7 +222,7 @@ class Multiplexer:
             return
         if self._transport is None:
             if self._connecting is None:
-                self._connecting = asyncio.create_task(self._connect(), name="redis-wire")
+                self._connecting = asyncio.create_task(self._connect(), name="redis-connect")
             return
         out = []
         for exchange in self._unsent:
@@ -388,12 +388,12 @@ class Batcher(Generic[Item, Reply]):
 
     def __init__(
         self,
-        wire: Multiplexer,
+        multiplexer: Multiplexer,
         encode: Callable[[list[Item]], CommandBatch],
         decode: Callable[[list[Item], list[Any]], Sequence[Reply]],
         size: Callable[[Item], int] | None = None,
     ) -> None:
-        self._wire = wire
+        self._multiplexer = multiplexer
         self._encode = encode
         self._decode = decode
         self._size = size
@@ -403,11 +403,11 @@ class Batcher(Generic[Item, Reply]):
     def __call__(self, item: Item) -> asyncio.Future[Reply]:
         """Add an item. Return a future of its result, or of the error of the whole batch."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply] = loop.create_future()
+        future: asyncio.Future[Reply] = loop.create_future()
         if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
-            self._wire.on_turn_end(self._flush)
-        self._waiting.append((item, answer, loop.time() + DEADLINE_S))
-        return answer
+            self._multiplexer.on_turn_end(self._flush)
+        self._waiting.append((item, future, loop.time() + DEADLINE_S))
+        return future
 
     def _flush(self) -> None:
         while self._waiting and self._in_flight < MAX_IN_FLIGHT:
@@ -416,7 +416,7 @@ class Batcher(Generic[Item, Reply]):
             items, futures, deadline = [item for item, _, _ in batch], [future for _, future, _ in batch], batch[0][2]
             self._in_flight += 1
             try:
-                self._wire.send(self._encode(items), partial(self._answered, items, futures), deadline)
+                self._multiplexer.send(self._encode(items), partial(self._answered, items, futures), deadline)
             except Exception as error:  # noqa: BLE001 - every error goes to the callers
                 self._answered(items, futures, error)
 
@@ -436,13 +436,13 @@ class Batcher(Generic[Item, Reply]):
     ) -> None:
         self._in_flight -= 1
         if self._waiting:
-            self._wire.on_turn_end(self._flush)
+            self._multiplexer.on_turn_end(self._flush)
         try:
             if isinstance(replies, Exception):
                 raise replies
-            for future, answer in zip(futures, self._decode(items, replies), strict=True):
+            for future, result in zip(futures, self._decode(items, replies), strict=True):
                 if not future.done():
-                    future.set_result(answer)
+                    future.set_result(result)
         except Exception as error:  # noqa: BLE001
             for future in futures:
                 if not future.done():

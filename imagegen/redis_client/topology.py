@@ -45,7 +45,7 @@ class Servers:
     CLUSTER SLOTS if a node fails. on_change: called when another node holds the keys.
     """
 
-    def __init__(self, url: str, prefix: str = "imagegen") -> None:
+    def __init__(self, url: str, prefix: str) -> None:
         """Raise SettingsError for an invalid URL. `prefix`: the hash tag of our keys."""
         self._slot = key_slot(f"{{{prefix}}}".encode())
         self._nodes: list[Address] = []
@@ -81,24 +81,20 @@ class Servers:
             self._set(await self._master(self._sentinel))
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch_master(self._sentinel), name="sentinel")
-            return await self._open(self.address)
+            return await self.connect_to(self.address)
         if not self._nodes:
-            return await self._open(self.address)
+            return await self.connect_to(self.address)
         try:
             if self._doubted and (owner := await self._query_nodes()) is not None:
                 self._set(owner)
             self._doubted = False
-            return await self._open(self.address, NODE_TIMEOUT_S)
+            return await self.connect_to(self.address, NODE_TIMEOUT_S)
         except (RedisError, OSError, TimeoutError):
             owner = await self._query_nodes()
             if owner is None:
                 raise
             self._set(owner)
-            return await self._open(owner, NODE_TIMEOUT_S)
-
-    async def connect_to(self, address: Address) -> Any:
-        """Return an open connection to one node. Raises RedisError, OSError, TimeoutError."""
-        return await self._open(address)
+            return await self.connect_to(owner, NODE_TIMEOUT_S)
 
     def moved(self, host: str, port: int) -> None:
         """Use the node of a redirect as the holder of our keys."""
@@ -173,7 +169,8 @@ class Servers:
             if address not in self._nodes and len(self._nodes) < MAX_NODES:
                 self._nodes.append(address)
 
-    async def _open(self, address: Address, within_s: float = DEADLINE_S) -> Any:
+    async def connect_to(self, address: Address, within_s: float = DEADLINE_S) -> Any:
+        """Return an open connection of redis-py to one node. Raises RedisError, OSError, TimeoutError."""
         options = dict(self._pool.connection_kwargs)
         if not self._unix:
             options["host"], options["port"] = address
@@ -196,7 +193,7 @@ class Servers:
     async def _query_node(self, node: Address) -> Address | None:
         try:
             async with asyncio.timeout(NODE_TIMEOUT_S):
-                connection = await self._open(node)
+                connection = await self.connect_to(node)
                 try:
                     holders = await self._holders(connection, node)
                     return holders[0][0] if holders else None

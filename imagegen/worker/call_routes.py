@@ -156,8 +156,8 @@ class _KeyTrial:
 class Routes:
     """Routes of this instance; with the simple settings there is one.
 
-    name: of the provider, in fingerprints of tasks. own_hosts: of image links that may be fetched from addresses that
-    are not public.
+    only: the route if there is one alone. own_hosts: of image links that may be fetched from addresses that are not
+    public.
     """
 
     def __init__(self, channels: Channels, routes: Sequence[Route], *, from_file: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imagegen.backoff import Backoff
@@ -190,8 +189,7 @@ class FailingTasks:
     def is_suspect(self, task_id: str) -> bool:
         return task_id in self._suspects
 
-    def finished(self, task_ids: Iterable[str]) -> None:
-        """Forget tasks that ended: each may have been at fault itself."""
-        for task_id in task_ids:
-            self._model_of.pop(task_id, None)
-            self._suspects.discard(task_id)
+    def finished(self, task_id: str) -> None:
+        """Forget a task that ended: it may have been at fault itself."""
+        self._model_of.pop(task_id, None)
+        self._suspects.discard(task_id)

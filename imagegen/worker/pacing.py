@@ -43,7 +43,7 @@ class Pacing(PermitLine):
         self._wall = wall
         self._upstream = CircuitBreaker(self._breaker_config)
         self._models: dict[str, CircuitBreaker] = {}
-        self._streaks = FailingTasks()
+        self._failing_tasks = FailingTasks()
         self._unreached = 0
 
     def blocked(self, model: str, _choice: Choice = ANY) -> Blocked | None:
@@ -84,10 +84,10 @@ class Pacing(PermitLine):
         return self._blocked(breaker.reason, breaker.next_allowed_at(now), now)
 
     def has_failed(self, task_id: str) -> bool:
-        return self._streaks.has_failed(task_id)
+        return self._failing_tasks.has_failed(task_id)
 
     def is_suspect(self, task_id: str) -> bool:
-        return self._streaks.is_suspect(task_id)
+        return self._failing_tasks.is_suspect(task_id)
 
     def excuses(self, permit: Permit, error: UpstreamError) -> bool:
         breakers = [breaker for breaker, _ in permit.places]
@@ -120,13 +120,13 @@ class Pacing(PermitLine):
         elif error.status is not None and error.status < 500 and not error.retryable:
             self._alive(permit, now)
         elif error.retryable and unfinished:
-            failing = self._streaks.failed(unfinished, permit.model)
+            failing = self._failing_tasks.failed(unfinished, permit.model)
             if failing >= FAILING_TASKS and breaker.trip(now) and breaker.warns(now):
                 where, probe_s = self._title, self._breaker_config.probe_s
                 logger.warning("The upstream is dead for {}; it is probed every {:g} s{}", permit.model, probe_s, where)
 
     def finished(self, task_id: str) -> None:
-        self._streaks.finished((task_id,))
+        self._failing_tasks.finished(task_id)
 
     def leave(self, permit: Permit) -> None:
         for breaker, period in permit.places:
@@ -154,7 +154,7 @@ class Pacing(PermitLine):
         return max(((breaker.next_allowed_at(now), breaker.reason) for breaker in breakers), default=None)
 
     def _alive(self, permit: Permit, now: float) -> None:
-        self._streaks.alive(permit.model)
+        self._failing_tasks.alive(permit.model)
         for breaker, period in permit.places:
             if breaker.record_success(now, period) and breaker.warned:
                 logger.info("The upstream takes calls again{}", self._title)

@@ -34,7 +34,7 @@ MAX_REMEMBERED = 10_000
 class _UnservedTask:
     """Record of a task that came here. alone_since: Unix time, None while another instance may run it.
 
-    given: how often it was given away. is_held: whether it was kept since then.
+    times_given: how often it was given away. was_parked: whether it was kept since then.
     """
 
     holds: Backoff

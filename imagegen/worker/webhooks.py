@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -20,6 +20,7 @@ from standardwebhooks import Webhook as Signer
 from imagegen import __version__
 from imagegen.formats import parse_digits, parse_http_date
 from imagegen.proxies import Proxies, ProxyConnector
+from imagegen.queue.outbox import Outbox
 from imagegen.ssrf import blocked_cause, check_host, guarded_connector
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from loguru import Logger
 
 TIMEOUT_S = 10.0
-MAX_ANSWER_BYTES = 4_096
+MAX_RESPONSE_BYTES = 4_096
 MAX_HEAD_BYTES, MAX_HEADERS = 2**16, 1_024
 """Of each header's value, and of their number: a large cookie does not make a delivered webhook a failed one."""
 
@@ -51,14 +52,6 @@ DueDelivery = tuple[Task, Delivery]
 
 PayloadFactory = Callable[[Task, Webhook], Mapping[str, Any]]
 """The GET body of a task, with links for this webhook."""
-
-
-class Outbox(Protocol):
-    """Source of deliveries, and receiver of the results of their tries; see imagegen.queue.outbox."""
-
-    async def next(self) -> tuple[Task, Delivery]: ...
-
-    async def record_attempt(self, task: Task, delivery: Delivery) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,7 @@ async def webhook_session(
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
-        read_bufsize=MAX_ANSWER_BYTES,
+        read_bufsize=MAX_RESPONSE_BYTES,
         max_field_size=MAX_HEAD_BYTES,
         max_headers=MAX_HEADERS,
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
@@ -108,7 +101,6 @@ class WebhookSender:
     """Sender of single webhooks.
 
     signing: of webhooks without a secret of their own. allow_private: see `webhook_session`.
-
     check_own: raises OSError for a host that is this service itself.
     """
 
@@ -229,19 +221,19 @@ class WebhookDispatcher:
         """Make one try, and record its outcome."""
         task, delivery = running.item
         log, loop = logger.bind(taskId=task.id), asyncio.get_running_loop()
-        began, answer, took_s = loop.time(), ReceiverResponse(None), 0.0
+        began, response, took_s = loop.time(), ReceiverResponse(None), 0.0
         slow = loop.call_later(SLOW_S, self._slow_down, running)
         try:
-            answer = await self._sender.send(task, delivery)
+            response = await self._sender.send(task, delivery)
             took_s = loop.time() - began
             slow.cancel()
-            await self._record(task, delivery, answer)
+            await self._record(task, delivery, response)
         except Exception:
             log.exception("A webhook is left to the next start")
         finally:
             slow.cancel()
             self._destinations.end(
-                running, self._clock(), took_s=took_s, failed=answer.failed, retry_after_s=answer.retry_after_s
+                running, self._clock(), took_s=took_s, failed=response.failed, retry_after_s=response.retry_after_s
             )
             self._changed.set()
 
@@ -249,11 +241,11 @@ class WebhookDispatcher:
         self._destinations.slow_down(running, self._clock())
         self._changed.set()
 
-    async def _record(self, task: Task, delivery: Delivery, answer: ReceiverResponse) -> None:
+    async def _record(self, task: Task, delivery: Delivery, response: ReceiverResponse) -> None:
         after = after_attempt(
             delivery,
-            answer.status,
-            answer.retry_after_s,
+            response.status,
+            response.retry_after_s,
             now=self._clock(),
             random=random.random,
             delays_s=self._delays_s,

@@ -35,7 +35,7 @@ async def make_wire() -> AsyncIterator[MakeWire]:
     async with AsyncExitStack() as stack:
 
         def make(url: str, **options: object) -> Multiplexer:
-            wire = ClusterMultiplexer(Servers(url), **options)
+            wire = ClusterMultiplexer(Servers(url, "imagegen"), **options)
             stack.push_async_callback(wire.close)
             return wire
 

@@ -13,7 +13,7 @@ from support import eventually, logged, submission
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
-from imagegen.redis_client import redis_errors
+from imagegen.redis_client import redis_errors, redis_health
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -187,18 +187,18 @@ def lines() -> Iterator[list[str]]:
 async def test_many_short_outages_are_a_few_lines_and_a_longer_one_has_their_count(
     lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    health = redis_errors.Health()
+    health = redis_health.Health()
     for _ in range(100):
         health.failed(OSError("one connection too many"))
         health.succeeded()
-    assert len(lines) == 2 * redis_errors.MAX_OUTAGES
-    monkeypatch.setattr(redis_errors, "LONG_S", 0.0)
+    assert len(lines) == 2 * redis_health.MAX_OUTAGES
+    monkeypatch.setattr(redis_health, "LONG_S", 0.0)
     health.failed(OSError("a long one"))
     assert "(97 shorter outages before are not in the log)" in lines[-1]
 
 
 async def test_an_outage_that_becomes_a_refusal_says_what_to_do(lines: list[str]) -> None:
-    health = redis_errors.Health()
+    health = redis_health.Health()
     health.failed(OSError("Connection closed by server"))
     for _ in range(5):
         health.failed(AuthenticationError("invalid username-password pair"))

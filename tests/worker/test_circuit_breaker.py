@@ -174,7 +174,7 @@ def test_a_task_that_failed_among_successes_is_no_evidence() -> None:
     assert streaks.is_suspect("a")
     assert streaks.failed("a", "m") == 0
     assert streaks.failed("b", "m") == 1
-    streaks.finished(("a",))
+    streaks.finished("a")
     assert not streaks.has_failed("a")
 
 
@@ -182,5 +182,5 @@ def test_a_finished_task_is_not_counted() -> None:
     streaks = FailingTasks()
     for task in ("a", "b", "c", "d"):
         streaks.failed(task, "m")
-        streaks.finished((task,))
+        streaks.finished(task)
     assert streaks.failed("e", "m") == 1
