@@ -98,7 +98,7 @@ class ClientQueue:
         self.open_tasks: OpenTasks | None = None
         self.joined = JoinedClients(verbs, lookup.notifier)
         self.canceller = TaskCanceller(verbs, lookup, self.joined)
-        self.preview = SubmitPreview(verbs, mover, families, verbs.clock)
+        self.preview = SubmitPreview(verbs, mover, families)
 
     def limits_of(self, client: str) -> Limits:
         """Return the budgets that a client's tasks count against, by the name of its key."""

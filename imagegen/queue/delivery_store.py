@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from imagegen.queue.verbs.add_webhooks import add_webhooks
 from imagegen.queue.verbs.claim_due import claim_due
 from imagegen.queue.verbs.compare_and_set import SCRIPT, compare_and_set_cost
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import VerbContext, batched
 from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.task import Task
 
-T = TypeVar("T")
-
 RESCHEDULE_BATCH = 5_000
 """Names in one command; more would block Redis for longer than a few milliseconds."""
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` items, the last one shorter (`itertools.batched` needs Python 3.12)."""
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 class DeliveryStore:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from loguru import logger
@@ -42,23 +42,20 @@ class CompletedFamilies:
 
     These are all of them while there is no other instance. Otherwise any family may have one.
 
-    Args:
-        ttl_s: life of a finished task's record. clock: Unix time.
+    ttl_s: life of a finished task's record.
     """
 
-    def __init__(
-        self, connection: Connection, keys: Keys, notifier: Notifier, *, ttl_s: float, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, connection: Connection, keys: Keys, notifier: Notifier, *, ttl_s: float) -> None:
         self._connection = connection
         self._keys = keys
         self._notifier = notifier
         self._ttl_s = ttl_s
-        self._clock = clock
+        self._clock = connection.clock
         self._expiries: OrderedDict[int, float] = OrderedDict()
         self._needed = asyncio.Event()
         self._commands = 0
         self._loaded_at, self._load_after = -1.0, math.inf
-        self._unknown_until = clock() + ttl_s
+        self._unknown_until = self._clock() + ttl_s
         """When the last record that was in Redis before the start, or before a peer left, has expired."""
         self._dropped_until = -1.0
 

@@ -137,20 +137,20 @@ class QueueInstance:
 
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
     """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: unique consumer name."""
-    clock, keys, feed, ttl_s = connection.clock, Keys(config.prefix), Feed(), config.result_ttl_s
+    keys, feed, ttl_s = Keys(config.prefix), Feed(), config.result_ttl_s
     context = _context(connection, keys, config)
-    task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
+    task_cache = TaskCache(clock=connection.clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
     verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier, lease_s = Notifier(connection, keys, instance), config.lease_s
     leases = Leases(connection, verbs, dispatcher, notifier, lease_s)
     takeover = Takeover(connection, verbs, leases, notifier, lease_s)
-    outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier, clock=clock)
+    outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
-    families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
+    families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s)
     idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys, notifier.may_live)
-    mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s, clock=clock)
+    mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s)
     client_queue = ClientQueue(verbs, mover, outbox, idempotency, listing, families=families)
     parts = QueueInstance(
         connection=connection,
@@ -159,7 +159,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         task_cache=task_cache,
         task_lookup=lookup,
         dispatcher=dispatcher,
-        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=lease_s, clock=clock),
+        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=lease_s),
         client_queue=client_queue,
         consumer=StreamConsumer(connection, verbs, leases, client_queue, alone=lambda: notifier.alone),
         leases=leases,
@@ -169,7 +169,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
         monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, verbs=verbs),
         outbox=outbox,
-        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
+        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s),
         lost_calls=LostCalls(connection, keys),
         families=families,
         lines=lines,
@@ -191,7 +191,7 @@ def _lookup(
     verbs: QueueVerbs, dispatcher: ClaimDispatcher, notifier: Notifier, outbox: Outbox, config: QueueConfig
 ) -> TaskLookup:
     cache, life_s = outbox.task_cache, {"deadline_s": config.deadline_s, "result_ttl_s": config.result_ttl_s}
-    interrupted = Interrupted(verbs, cache, notifier, **life_s, clock=verbs.clock)
+    interrupted = Interrupted(verbs, cache, notifier, **life_s)
     return TaskLookup(
         verbs, cache, dispatcher, notifier, is_owned_elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
     )
@@ -199,7 +199,7 @@ def _lookup(
 
 def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: QueueConfig) -> OpenTasks:
     limit_of, life_s = config.open_limit_of, config.record_life_s
-    return OpenTasks(connection, keys, limit_of, lookup.read, life_s=life_s, clock=connection.clock)
+    return OpenTasks(connection, keys, limit_of, lookup.read, life_s=life_s)
 
 
 def _connect(parts: QueueInstance, config: QueueConfig) -> None:

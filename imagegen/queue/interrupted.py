@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from loguru import logger
 
 from imagegen.queue.codec import broadcast_record
@@ -23,7 +20,7 @@ ERROR = TaskError("interrupted", "Redis lost the task before it could be finishe
 class Interrupted:
     """Check of tasks that may have no instance any more.
 
-    deadline_s: seconds from the submit to a task's end; clock: Unix time.
+    deadline_s: seconds from the submit to a task's end.
     """
 
     def __init__(
@@ -34,14 +31,13 @@ class Interrupted:
         *,
         deadline_s: float,
         result_ttl_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._verbs = verbs
         self._task_cache = task_cache
         self._notifier = notifier
         self._deadline_s = deadline_s
         self._result_ttl_s = result_ttl_s
-        self._clock = clock
+        self._clock = verbs.clock
         self._overdue = TaskError(
             "upstream_timeout", f"the task could not be finished within {deadline_s:g} s", retryable=True
         )
@@ -52,7 +48,7 @@ class Interrupted:
         A living owner writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
         """
         now, is_in_line = self._clock(), task.entry_id == IN_LINE
-        ends_at = self._verbs.clock.after_jumps(task.created_at) + self._deadline_s + (0.0 if is_in_line else GRACE_S)
+        ends_at = self._clock.after_jumps(task.created_at) + self._deadline_s + (0.0 if is_in_line else GRACE_S)
         if task.sequence != task.epoch:
             ends_at += self._verbs.owner_life_s
         if task.state.is_final or now < ends_at:

@@ -38,7 +38,7 @@ READ_AGAIN_S = 1.0
 class LineMover:
     """Mover of the lines for one instance.
 
-    deadline_s: seconds from a task's submit to its end; clock: Unix time.
+    deadline_s: seconds from a task's submit to its end.
     on_vanished: awaited with tasks that neither their line nor the stream may have.
     """
 
@@ -49,7 +49,6 @@ class LineMover:
         lookup: TaskLookup,
         *,
         deadline_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._verbs = verbs
@@ -57,7 +56,7 @@ class LineMover:
         self._lines = verbs.lines
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._deadline_s = deadline_s
-        self._clock = clock
+        self._clock = connection.clock
         self._wake = asyncio.Event()
         self._is_index_needed = False
         self._reloaded_at = -math.inf

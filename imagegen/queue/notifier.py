@@ -129,7 +129,7 @@ class Notifier:
     def _count_peers(self) -> None:
         """Check whether all other subscribers have sent something; a peer from before may be gone."""
         if not self._met_all.is_set() and self._others <= sum(
-            heard_at >= self._subscribed_at for heard_at in self.peers.values()
+            seen_at >= self._subscribed_at for seen_at in self.peers.values()
         ):
             self._met_all.set()
             self._was_greeted = True
@@ -163,7 +163,7 @@ class Notifier:
         self._ping_timer = None
         if not self.subscribed or self._subscribed_at >= since or self._connection.health.down_since is not None:
             return
-        for name in [name for name, heard_at in self.peers.items() if heard_at < since]:
+        for name in [name for name, seen_at in self.peers.items() if seen_at < since]:
             self._forget(name)
 
     def _forget(self, peer: str) -> None:

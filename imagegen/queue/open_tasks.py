@@ -42,7 +42,7 @@ class OpenTasks:
     Args:
         limit_of: returns the limit of a client by its name, None without one.
         read: returns a task as Redis has it.
-        life_s: longest life of an unfinished task's record. clock: Unix time.
+        life_s: longest life of an unfinished task's record.
     """
 
     def __init__(
@@ -53,14 +53,13 @@ class OpenTasks:
         read: Callable[[str], Awaitable[Task | None]],
         *,
         life_s: float,
-        clock: Callable[[], float],
     ) -> None:
         self._limit_of = limit_of
         self._connection = connection
         self._keys = keys
         self._read = read
         self._life_ms = int(life_s * 1000)
-        self._clock = clock
+        self._clock = connection.clock
         self._ended: dict[str, dict[str, None]] = {}
         self._checked_at: dict[str, float] = {}
 

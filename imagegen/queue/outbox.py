@@ -11,7 +11,6 @@ instance.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,11 @@ from imagegen.queue.codec import (
     with_delivery_log,
 )
 from imagegen.queue.delivery_lines import DeliveryLines
-from imagegen.queue.delivery_store import DeliveryStore, batched
+from imagegen.queue.delivery_store import DeliveryStore
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.context import batched
 from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import ResponseError
@@ -78,26 +78,24 @@ class _OwnedName:
 
 
 class Outbox:
-    """Queue of deliveries: `next` returns one to make, `record_attempt` stores its result. clock: Unix time."""
+    """Queue of deliveries: `next` returns one to make, `record_attempt` stores its result."""
 
     def __init__(
         self,
         connection: Connection,
-        calls: DeliveryStore,
+        store: DeliveryStore,
         verbs: QueueVerbs,
         task_cache: TaskCache,
         notifier: Notifier,
-        *,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
-        self._calls = calls
+        self._store = store
         self._verbs = verbs
-        self.task_cache = self._task_cache = task_cache
-        self.notifier = self._notifier = notifier
-        self._clock = clock
+        self.task_cache = task_cache
+        self.notifier = notifier
+        self._clock = connection.clock
         self._held: dict[str, _OwnedName] = {}
-        self._held_at: Counter[str] = Counter()
+        self._held_by_destination: Counter[str] = Counter()
         self._lines = DeliveryLines()
         self._capacity_freed = asyncio.Event()
         self._reported = False
@@ -138,17 +136,17 @@ class Outbox:
             return
         owned.task = replace(owned.task, deliveries=merge_deliveries(owned.task.deliveries, [delivery]))
         owned.open[delivery.number] = delivery
-        self._task_cache.merge_webhooks(owned.task)
+        self.task_cache.merge_webhooks(owned.task)
         await self._connection.retry_until_available(self._log, owned)
         if not delivery.pending:
             del owned.open[delivery.number]
             self._free([delivery])
         if not owned.open:
-            await self._connection.retry_until_available(self._calls.remove, name)
+            await self._connection.retry_until_available(self._store.remove, name)
             self._held.pop(name, None)
         else:
             owned.until = min(delivery.due_at or self._clock() for delivery in owned.open.values()) + OUTBOX_GRACE_S
-            await self._connection.retry_until_available(self._calls.reschedule, {name: owned.until})
+            await self._connection.retry_until_available(self._store.reschedule, {name: owned.until})
             if delivery.pending and not self._unload(name, owned, delivery):
                 self._ready.put_nowait((owned.task, delivery))
         self._capacity_freed.set()
@@ -166,9 +164,9 @@ class Outbox:
         task = replace(task, deliveries=deliveries)
         added = deliveries[-len(subscribed) :]
         names = [_name(task, delivery) for delivery in added] if late else []
-        if not await self._calls.add_webhooks(task, log or b"", encode_delivery_log(task.epoch, deliveries), names):
+        if not await self._store.add_webhooks(task, log or b"", encode_delivery_log(task.epoch, deliveries), names):
             return None
-        self._task_cache.merge_webhooks(task)
+        self.task_cache.merge_webhooks(task)
         if late:
             for delivery in added:
                 self._hold(_name(task, delivery), task, [delivery])
@@ -178,9 +176,9 @@ class Outbox:
         """Leave all names to other instances, at the end. Raises QueueUnavailable."""
         names = [*self._held, *self._lines.until]
         self._held.clear()
-        self._held_at.clear()
+        self._held_by_destination.clear()
         self._lines.clear()
-        await self._calls.reschedule(dict.fromkeys(names, self._clock()))
+        await self._store.reschedule(dict.fromkeys(names, self._clock()))
 
     async def renew_forever(self) -> None:
         """Reschedule names that wait for long; costs nothing without any."""
@@ -195,7 +193,7 @@ class Outbox:
             waiting = [name for name, due_at in self._lines.until.items() if due_at < before]
             if owned or waiting:
                 names = [*(name for name, _ in owned), *waiting]
-                await self._usable(self._calls.reschedule, dict.fromkeys(names, until))
+                await self._usable(self._store.reschedule, dict.fromkeys(names, until))
                 for _, entry in owned:
                     entry.until = until
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
@@ -218,7 +216,7 @@ class Outbox:
         """Take over names without an owner: at the start, when they fall due, after a takeover, now and then."""
         await self._joined.wait()
         await asyncio.sleep(PEER_REPLY_S)
-        take = self._take_all if self._notifier.alone else self._take
+        take = self._take_all if self.notifier.alone else self._take
         while True:
             wait_s = await self._usable(take) or CHECK_INTERVAL_S
             take = self._take
@@ -242,25 +240,25 @@ class Outbox:
     async def _take_all(self) -> float:
         """Take over everything, since no other instance is there. Return the seconds until the next check."""
         names: list[str] = []
-        while rows := await self._calls.next_due(PAGE, len(names)):
+        while rows := await self._store.next_due(PAGE, len(names)):
             names += [name for name, _ in rows]
             if len(rows) < PAGE:
                 break
         for batch in batched((name for name in names if not self._owns(name)), TAKEN_AT_ONCE):
-            await self._calls.reschedule(dict.fromkeys(batch, self._clock() + OUTBOX_GRACE_S))
+            await self._store.reschedule(dict.fromkeys(batch, self._clock() + OUTBOX_GRACE_S))
             await self._load_all(batch)
         return CHECK_INTERVAL_S
 
     async def _take(self) -> float:
         """Take over due names. Return the seconds until the next check."""
         now = self._clock()
-        rows = await self._calls.next_due(_PAGE_SIZE)
+        rows = await self._store.next_due(_PAGE_SIZE)
         due_elsewhere = [due_at for name, due_at in rows if not self._owns(name)]
         if not due_elsewhere:
             return OUTBOX_GRACE_S if len(rows) == _PAGE_SIZE else CHECK_INTERVAL_S
         if due_elsewhere[0] > now:
             return min(due_elsewhere[0] - now + 0.01, CHECK_INTERVAL_S)
-        names = [name for name in await self._calls.claim_due(now, TAKEN_AT_ONCE) if not self._owns(name)]
+        names = [name for name in await self._store.claim_due(now, TAKEN_AT_ONCE) if not self._owns(name)]
         await self._load_all(names)
         return 0.1
 
@@ -270,7 +268,7 @@ class Outbox:
             logger.info("Took over webhooks of {} tasks from an instance that is gone", len(names))
         loaded = await asyncio.gather(*map(self._load, names))
         if rest := [name for name, is_loaded in zip(names, loaded, strict=True) if not is_loaded]:
-            await self._calls.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
+            await self._store.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
 
     async def _load(self, name: str) -> bool:
         """Hold the deliveries of a name; drop it if its task is gone or was enqueued again.
@@ -290,7 +288,7 @@ class Outbox:
             task = None
         waiting = [delivery for delivery in pending_deliveries(task) if _name(task, delivery) == name] if task else []
         if task is None or not waiting:
-            await self._calls.remove(name)
+            await self._store.remove(name)
             return True
         return self._hold(name, task, waiting)
 
@@ -304,14 +302,14 @@ class Outbox:
 
     def _capacity_of(self, destination: str) -> int:
         """Return how many deliveries of a destination may be loaded now."""
-        held, owned = self._held_at[destination], len(self._held)
+        held, owned = self._held_by_destination[destination], len(self._held)
         if owned < MAX_HELD:
             return min(MAX_HELD_EACH - held, MAX_HELD - owned)
         return FEW_EACH - held if owned < 2 * MAX_HELD else 0
 
     def _refill_capacity_of(self, destination: str) -> int:
         """Return the same for names: none until half of the capacity is free, so that many are read together."""
-        return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._capacity_of(destination)
+        return 0 if self._held_by_destination[destination] > MAX_HELD_EACH // 2 else self._capacity_of(destination)
 
     def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> bool:
         """Load deliveries, or keep their name if memory is full. Return False if the names are full too."""
@@ -327,7 +325,7 @@ class Outbox:
             return self._lines.add(name, due_at, destinations, until)
         self._held[name] = _OwnedName(task, {delivery.number: delivery for delivery in waiting}, until)
         for delivery in waiting:
-            self._held_at[destination_of(delivery.webhook.url)] += 1
+            self._held_by_destination[destination_of(delivery.webhook.url)] += 1
             self._ready.put_nowait((task, delivery))
         return True
 
@@ -335,7 +333,7 @@ class Outbox:
         """Return whether the next try is far away, and other deliveries use the memory."""
         if due_at < self._clock() + AHEAD_S:
             return False
-        used = max(self._held_at[destination] for destination in destinations)
+        used = max(self._held_by_destination[destination] for destination in destinations)
         return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
 
     def _unload(self, name: str, owned: _OwnedName, delivery: Delivery) -> bool:
@@ -352,9 +350,9 @@ class Outbox:
     def _free(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             destination = destination_of(delivery.webhook.url)
-            self._held_at[destination] -= 1
-            if self._held_at[destination] <= 0:
-                del self._held_at[destination]
+            self._held_by_destination[destination] -= 1
+            if self._held_by_destination[destination] <= 0:
+                del self._held_by_destination[destination]
 
     async def _log(self, owned: _OwnedName) -> None:
         """Write the delivery log, merged with what others wrote meanwhile; one of a newer epoch is not touched."""
@@ -362,7 +360,7 @@ class Outbox:
         while True:
             log = encode_delivery_log(task.epoch, task.deliveries)
             try:
-                existing = await self._calls.write(task.id, existing, log)
+                existing = await self._store.write(task.id, existing, log)
                 if existing is None:
                     return
                 epoch, logged = decode_delivery_log(existing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -20,16 +20,14 @@ from imagegen.tasks.task import IN_LINE, State, Task
 
 
 class SubmitPreview:
-    """Preview of submits on this instance. clock: Unix time of the Redis server."""
+    """Preview of submits on this instance."""
 
-    def __init__(
-        self, verbs: QueueVerbs, mover: LineMover, families: CompletedFamilies, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, verbs: QueueVerbs, mover: LineMover, families: CompletedFamilies) -> None:
         self._verbs = verbs
         self._lines = verbs.lines
         self._lookup = mover.lookup
         self._families = families
-        self._clock = clock
+        self._clock = verbs.clock
 
     async def siblings(self, family: RequestFamily, request_json: bytes, scope: str | None) -> Sequence[Task]:
         """Return the completed tasks that differ only in `n`. Raises QueueUnavailable."""

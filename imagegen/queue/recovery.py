@@ -48,7 +48,7 @@ CHECK_AGAIN_S = 10.0
 
 
 class Recovery:
-    """Recovery of one instance. clock: Unix time. on_restored: called after each recovery.
+    """Recovery of one instance. on_restored: called after each recovery.
 
     on_unstarted: called if a task has its entry although it should have been started.
 
@@ -63,14 +63,13 @@ class Recovery:
         outbox: Outbox,
         *,
         result_ttl_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = outbox.task_cache, leases.dispatcher, outbox.notifier
         self._outbox = outbox
         self._result_ttl_s = result_ttl_s
-        self._clock = clock
+        self._clock = connection.clock
         self._meter = connection.meter
         self._noticed = asyncio.Event()
         self._running = False

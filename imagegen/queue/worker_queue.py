@@ -40,7 +40,7 @@ TAKE_JOB_S = 5.0
 class WorkerQueue:
     """Verbs of the worker pool. Each one waits until Redis is available.
 
-    slots: claims that may run at once; clock: Unix time. on_transferred: called after a claim went back to its owner.
+    slots: claims that may run at once. on_transferred: called after a claim went back to its owner.
     on_job_dropped: called with a job that was accepted after its claim was lost, and the price of its call.
     on_refused: awaited with a completed claim, if its task has another end; returns the raised count of calls that may
     be paid twice, or 0.
@@ -54,7 +54,6 @@ class WorkerQueue:
         dispatcher: ClaimDispatcher,
         *,
         lease_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._verbs = verbs
@@ -64,7 +63,7 @@ class WorkerQueue:
         self._meter = connection.meter
         self._lease_s = lease_s
         self._unreadable = verbs.unreadable
-        self._clock = clock
+        self._clock = connection.clock
         self.slots = dispatcher.slots
         self.on_transferred: Callable[[], None] = lambda: None
         self.on_refused: Callable[[Claim], Awaitable[int]] = _count_nothing

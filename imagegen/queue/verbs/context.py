@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -63,7 +63,7 @@ class VerbContext:
         self.connection.meter.commands[purpose] += commands
 
 
-def batched(items: Sequence[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
+def batched(items: Iterable[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
     """Yield the items in order, in batches of at most `most` items and about `MAX_BYTES` bytes."""
     batch: list[Item] = []
     total = 0

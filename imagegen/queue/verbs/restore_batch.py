@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.verbs.context import VerbContext
-from imagegen.redis_client.multiplexer import MAX_BYTES, MAX_ITEMS
+from imagegen.queue.verbs.context import VerbContext, batched
+from imagegen.redis_client.multiplexer import MAX_ITEMS
 from imagegen.tasks.task import Task
 
 _COMMANDS_PER_TASK = 4
@@ -16,17 +16,14 @@ _COMMANDS_PER_TASK = 4
 Item = TypeVar("Item", bound=Task | Claim)
 
 
-def in_batches(items: Iterable[Item]) -> list[list[Item]]:
-    """Split items into batches that are limited in count and in bytes."""
-    batches: list[list[Item]] = []
-    size = 0
-    for item in items:
-        if not batches or len(batches[-1]) >= MAX_ITEMS or size >= MAX_BYTES:
-            batches.append([])
-            size = 0
-        size += 2 * len((item.task if isinstance(item, Claim) else item).request_json)
-        batches[-1].append(item)
-    return batches
+def in_batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield the items in batches that are limited in count and in bytes."""
+    return batched(items, MAX_ITEMS, _size_bytes)
+
+
+def _size_bytes(item: Task | Claim) -> int:
+    """Return the approximate size of the record and the entry of a task."""
+    return 2 * len((item.task if isinstance(item, Claim) else item).request_json)
 
 
 def count_restore(context: VerbContext, tasks: int) -> None:
