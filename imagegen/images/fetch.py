@@ -14,7 +14,7 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import DownloadFailed, ImageRejected
-from imagegen.formats import plain_base64
+from imagegen.formats import plain_base64, printable
 from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
 from imagegen.images.sniff import QUICK_STEPS, NotAnImage, TooManySteps, sniff
@@ -107,7 +107,7 @@ class ImageFetcher:
                 return await _checked(image.data)
             return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
-            detail = _printable(f"{self._subject} can't be used: {error}")
+            detail = printable(f"{self._subject} can't be used: {error}", MAX_DETAIL_CHARS)
             if isinstance(image, ImageLink) and _may_pass(error) and age_s < SETTLING_S:
                 raise DownloadFailed(detail) from error
             raise ImageRejected(detail, lasting=error.lasting) from error
@@ -364,8 +364,4 @@ def _reason(error: Exception) -> str:
 
 
 def _rejected(detail: str) -> ImageRejected:
-    return ImageRejected(_printable(detail), lasting=True)
-
-
-def _printable(detail: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in detail)[:MAX_DETAIL_CHARS]
+    return ImageRejected(printable(detail, MAX_DETAIL_CHARS), lasting=True)

@@ -25,7 +25,7 @@ class ProbeFailed(Exception):
     """The folder can't be used; the text names the step and the errno."""
 
 
-def check_space(folder: Path, largest_bytes: int, needed_bytes: int = 0) -> None:
+def check_space(folder: Path, largest_bytes: int, needed_bytes: int) -> None:
     """Raise ProbeFailed if too little space is free.
 
     Args:
@@ -44,7 +44,7 @@ def check_space(folder: Path, largest_bytes: int, needed_bytes: int = 0) -> None
         )
 
 
-def check_access(folder: Path, needed_bytes: int = 0) -> None:
+def check_access(folder: Path, needed_bytes: int) -> None:
     """Write a file, read it back, rename and delete it, and make a folder. Raises ProbeFailed.
 
     needed_bytes: this much is allocated too, since a quota or a limit of the process is not shown as free space.

@@ -61,7 +61,7 @@ class Origin:
         return self.base_url.origin().join(URL(url.raw_path_qs, encoded=True))
 
 
-def parse_link(link: str, base: URL | None = None) -> URL:
+def parse_link(link: str, base: URL | None) -> URL:
     """Return the link as it was written if possible: a signature covers each character of it.
 
     A relative link is resolved against `base`. Raises ValueError.

@@ -11,7 +11,7 @@ from imagegen.tasks.image import StoredImage
 
 
 class UpstreamStore:
-    """An image is its `url`, and lives as long as the provider lets it. `behind` keeps what came without a link."""
+    """An image is its `url`, and lives as long as the provider lets it. `fallback` has what came without a link."""
 
     def __init__(self, fallback: ImageStore) -> None:
         self._fallback = fallback

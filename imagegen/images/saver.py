@@ -32,7 +32,7 @@ class StoringSaver:
         self._fetcher = fetcher
         self._spool = spool
         self._store = store
-        self._ttl_s = life_s
+        self._life_s = life_s
         self._clock = clock
         self.fetch = fetcher.fetch
         self.discard = spool.discard
@@ -68,12 +68,12 @@ class StoringSaver:
                 self._spool.discard(described)
 
     async def _save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
-        await self._store.save(task_id, index, image, self._clock() + self._ttl_s)
+        await self._store.save(task_id, index, image, self._clock() + self._life_s)
         return image.stored_at(index, seed=seed, store_id=self._store.store_id)
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage]) -> None:
         """Let images live as long as if they were saved now. Raises StoreUnavailable."""
-        await self._store.extend_expiry(task_id, images, self._clock() + self._ttl_s)
+        await self._store.extend_expiry(task_id, images, self._clock() + self._life_s)
 
     def resolve(self, link: ImageLink) -> ImageLink:
         """Return the link as an absolute one. Raises ImageRejected."""

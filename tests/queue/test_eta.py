@@ -104,7 +104,7 @@ async def test_positions_are_available_after_a_restart(make_instance) -> None:
 
 
 def test_later_positions_are_estimated_from_the_times_in_entry_ids() -> None:
-    line = EtaEstimator(1).line
+    line = EtaEstimator(1).waiting
     line.replace([f"{1000 + i}-0" for i in range(100)], 0.0, behind=900, last="10000-0")
     assert len(line) == 1_000
     assert line.position("1050-0") == 51

@@ -15,7 +15,7 @@ from support import AS_ADMIN, eventually
 from web.conftest import Client, Receiver, StartService
 
 from imagegen.client import AsyncImageClient
-from imagegen.web.mcp import task_wait
+from imagegen.web.mcp import endpoint
 
 SECRETS = {name: f"the-secret-of-{name}-with-32-characters" for name in "abc"}
 KEYS = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in SECRETS.items()}
@@ -99,7 +99,7 @@ async def call_tool(service: Client, headers: dict[str, str], name: str, **argum
 
 
 async def test_clients_of_every_api_count_for_one_task(start_two: StartTwo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_wait, "WAIT_S", 0.1)
+    monkeypatch.setattr(endpoint, "WAIT_S", 0.1)
     one, two = await start_two(api_keys=KEYS, cache_scope="shared")
     prompt = "of every api [slow:30]"
     task_id = await submit_by_v1(one, AS["a"], prompt)

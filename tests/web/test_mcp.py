@@ -18,7 +18,8 @@ from PIL import Image
 from support import ADMIN_TOKEN, eventually
 
 from imagegen.tasks.validation import GenerationParams
-from imagegen.web.mcp import task_wait
+from imagegen.web.api import tasks
+from imagegen.web.mcp import endpoint
 from imagegen.web.mcp.tool_definitions import listing
 from imagegen.web.openapi.json_schemas import Schemas
 
@@ -34,8 +35,8 @@ async def paid(start_paid):
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait 0.3 s for a task, with progress each 0.1 s."""
-    monkeypatch.setattr(task_wait, "WAIT_S", 0.3)
-    monkeypatch.setattr(task_wait, "PROGRESS_S", 0.1)
+    monkeypatch.setattr(endpoint, "WAIT_S", 0.3)
+    monkeypatch.setattr(tasks, "REPORT_S", 0.1)
 
 
 async def test_discovery_names_versions_tools_and_tasks(service) -> None:
@@ -387,8 +388,8 @@ async def test_fifty_impatient_agents_pay_once_for_each_image_and_stay_in_budget
     start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second of a client is 10 ms here: timeouts of 5 and 20 s or none, waits of 45 s, calls of 0 to 70 s."""
-    monkeypatch.setattr(task_wait, "WAIT_S", 0.45)
-    monkeypatch.setattr(task_wait, "PROGRESS_S", 0.08)
+    monkeypatch.setattr(endpoint, "WAIT_S", 0.45)
+    monkeypatch.setattr(tasks, "REPORT_S", 0.08)
     budget = 20
     service = await start_paid(budget_daily_micro_usd=round(budget * IMAGE_USD * 1e6), worker_concurrency=8)
     for place in range(30):

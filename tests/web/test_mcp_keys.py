@@ -10,7 +10,7 @@ from emulator_fixtures import EmulatedUpstream
 from mcp_wire import TASKS, call, events, headers_of, modern, pause, result, send
 from support import AS_ADMIN
 
-from imagegen.web.mcp import task_wait
+from imagegen.web.mcp import endpoint
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
@@ -68,7 +68,7 @@ async def test_what_a_key_does_not_allow_is_a_result(paid, upstream: EmulatedUps
 
 
 async def test_a_key_with_all_its_tasks_open_has_to_wait(paid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_wait, "WAIT_S", 0.1)
+    monkeypatch.setattr(endpoint, "WAIT_S", 0.1)
     narrow = await key(paid, "narrow", openTasks=1)
     await pause(paid)
     first = (await result(paid, call("generate_image", prompt="a"), narrow))["structuredContent"]

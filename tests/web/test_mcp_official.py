@@ -17,14 +17,15 @@ from mcp_types import CallToolResult, Request, Result
 from mcp_wire import pause
 from pydantic import Field
 
-from imagegen.web.mcp import task_wait
+from imagegen.web.api import tasks
+from imagegen.web.mcp import endpoint
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait 0.3 s for a task, with progress each 0.1 s."""
-    monkeypatch.setattr(task_wait, "WAIT_S", 0.3)
-    monkeypatch.setattr(task_wait, "PROGRESS_S", 0.1)
+    monkeypatch.setattr(endpoint, "WAIT_S", 0.3)
+    monkeypatch.setattr(tasks, "REPORT_S", 0.1)
 
 
 class TaskHandle(Result):
@@ -80,7 +81,7 @@ def address(service: Any) -> str:
 async def test_a_slow_call_is_a_handle_and_then_the_image(
     start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(task_wait, "WAIT_S", 1.5)
+    monkeypatch.setattr(endpoint, "WAIT_S", 1.5)
     service = await start_paid()
     await pause(service)
     seen: list[float] = []

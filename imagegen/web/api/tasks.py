@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
@@ -45,6 +46,9 @@ _CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{32})")
 
 MAX_WAIT_S = 60
 
+REPORT_S = 8.0
+"""The longest time between two reports of a wait."""
+
 _PREFER_HEADER = istr("Prefer")
 _PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
 
@@ -61,7 +65,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     elif submitted.cached is CacheResult.HIT:
         return await cached_hit_response(request, services, submitted)
     response = await build_submit_response(request, services, submitted, waited=bool(wait_s))
-    headers = response.headers | preference_applied(wait_s)
+    headers = response.headers | preference_applied(wait_s) if wait_s else response.headers
     return json_response(response.view, status=response.status, headers=headers)
 
 
@@ -199,10 +203,17 @@ def preference_applied(wait_s: int) -> dict[str, str]:
     return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
 
 
-async def wait_until_final(services: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
+async def wait_until_final(
+    services: Services,
+    task: Task,
+    within_s: float,
+    request: web.Request | None = None,
+    report: Callable[[Task], Awaitable[None]] | None = None,
+) -> Task:
     """Return the task when it is finished, after `within_s` seconds, or when this service stops.
 
     With its request, the wait also ends when the client leaves. Raises Unauthorized if its key is revoked meanwhile.
+    report: called at once, with each change, and after `REPORT_S` without one.
     """
     deadline = asyncio.get_running_loop().time() + within_s
     with services.feed.subscribe([task.id]) as subscription:
@@ -215,6 +226,9 @@ async def wait_until_final(services: Services, task: Task, within_s: float, requ
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:
                 break
+            if report is not None:
+                await report(task)
+                left_s = min(left_s, REPORT_S)
             for changed in await subscription.changes(left_s):
                 task = max(task, changed, key=lambda state: state.sequence)
             if request is not None and not still_admits(request):

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from imagegen import __version__
 from imagegen.errors import ApiError
 from imagegen.web.api.images import IMAGE_SENDER
+from imagegen.web.api.tasks import wait_until_final
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.json_with_images import json_with_images
@@ -26,7 +27,7 @@ from imagegen.web.mcp.messages import (
     result_body,
     unknown_method,
 )
-from imagegen.web.mcp.task_wait import ProgressStream, wait_for_task
+from imagegen.web.mcp.progress_stream import ProgressStream
 from imagegen.web.mcp.tool_definitions import INSTRUCTIONS, listing
 from imagegen.web.mcp.tool_results import MAX_STREAMED_BYTES, ToolResult, refusal, task_result
 from imagegen.web.mcp.tools import Started, start_call
@@ -34,6 +35,9 @@ from imagegen.web.mcp.versions import LEGACY, SUPPORTED, TASKS_EXTENSION, Protoc
 
 LISTING_TTL_MS = 3_600_000
 """How long a client may keep the list of tools, which changes with the version only."""
+
+WAIT_S = 45.0
+"""Wait for the task of a call, which goes on after it. Clients end a call after 60 seconds."""
 
 _SERVER = {"name": "imagegen", "title": "imagegen", "version": __version__}
 _SERVER_KEY = "io.modelcontextprotocol/serverInfo"
@@ -89,7 +93,7 @@ async def _call_result(
     if isinstance(started, ToolResult):
         return started.to_dict()
     try:
-        task = await wait_for_task(request, started.task, stream.report)
+        task = await wait_until_final(request.app[SERVICES], started.task, WAIT_S, request, stream.report)
         if not task.state.is_final and protocol.has_tasks:
             return await tasks_extension.created_task(request, task)
         answer = replace(started, task=task)

@@ -1,8 +1,7 @@
-"""Wait of a tool's call for its task, with progress for the client. The end of the wait never ends the task."""
+"""Response to a tool's call as a stream of events: its progress, then its result."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -10,51 +9,19 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from imagegen.errors import StoreUnavailable, Unauthorized
+from imagegen.errors import StoreUnavailable
 from imagegen.tasks.task import Task
-from imagegen.web.guard import still_admits
 from imagegen.web.handler_services import SERVICES
-from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.json_with_images import parts_of, pieces_of
 from imagegen.web.mcp.messages import RequestId, progress_notification
 from imagegen.web.mcp.versions import accepts_events
 
-WAIT_S = 45.0
-"""Clients end a call after 60 seconds."""
-
-PROGRESS_S = 8.0
-"""The longest time between two notifications of progress."""
-
 _STEP = 0.1
 """Each notification has a higher progress than the one before, also if nothing happened."""
 
 Report = Callable[[Task], Awaitable[None]]
-
-
-async def wait_for_task(request: web.Request, task: Task, report: Report | None = None) -> Task:
-    """Return the task when it is finished, after `WAIT_S`, or when the client leaves or the service stops.
-
-    report: called at once, with each change, and after `PROGRESS_S` without one. Raises Unauthorized if the client's
-    key is revoked meanwhile.
-    """
-    services, clock = request.app[SERVICES], asyncio.get_running_loop().time
-    deadline = clock() + WAIT_S
-    with services.feed.subscribe([task.id]) as subscription:
-        on_disconnect(request, subscription.wake)
-        task = await services.queue.get(task.id) or task
-        while not (task.state.is_final or services.readiness.draining or is_disconnected(request)):
-            left_s = deadline - clock()
-            if left_s <= 0:
-                break
-            if report is not None:
-                await report(task)
-                left_s = min(left_s, PROGRESS_S)
-            for changed in await subscription.changes(left_s):
-                task = max(task, changed, key=lambda state: state.sequence)
-            if not still_admits(request):
-                raise Unauthorized
-    return task
 
 
 class ProgressStream:
