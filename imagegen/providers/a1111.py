@@ -103,9 +103,6 @@ class A1111Provider(WithoutJobs):
     async def check_key(self) -> str:
         return count_of_models(await self.models())
 
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""
-
     @asynccontextmanager
     async def _progress_reported(self, observer: CallObserver) -> AsyncIterator[None]:
         self._running += 1

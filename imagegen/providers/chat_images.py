@@ -110,9 +110,6 @@ class ChatImagesProvider(WithoutJobs):
             return ""
         return count_of_models(await self.models())
 
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""
-
 
 def fields_of(call: Call, shapes: Shapes) -> dict[str, object]:
     """Return the body of a call. Raises UpstreamError for a field of `extra` that has a place outside of it."""

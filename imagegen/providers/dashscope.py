@@ -32,8 +32,8 @@ from imagegen.providers.dashscope_responses import (
     prompt_of,
 )
 from imagegen.providers.http_client import Account
-from imagegen.providers.job_api import POLL_TIMEOUT_S, AcceptedCall, JobApiProvider, SubmitForm
-from imagegen.providers.job_polling import JobState
+from imagegen.providers.job_api import AcceptedCall, JobApiProvider, SubmitForm
+from imagegen.providers.job_polling import POLL_TIMEOUT_S, JobState
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.tasks.provider_job import JobHandle

@@ -106,6 +106,3 @@ class GeminiProvider(WithoutJobs):
 
     async def check_key(self) -> str:
         return count_of_models(await self.models())
-
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""

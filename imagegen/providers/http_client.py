@@ -203,18 +203,16 @@ class ProviderClient:
     async def _request(
         self, method: str, url: URL, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> RawResponse:
-        everything = {**self._headers, **(headers or {})}
-        limits = connect_timeout(timeout_s)
         try:
             async with (
                 asyncio.timeout(timeout_s) as limit,
                 self._session.request(
                     method,
                     url,
-                    headers=everything,
+                    headers={**self._headers, **(headers or {})},
                     allow_redirects=False,
                     auto_decompress=False,
-                    timeout=limits,
+                    timeout=connect_timeout(timeout_s),
                 ) as response,
             ):
                 ends_at = limit.when()

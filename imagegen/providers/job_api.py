@@ -22,7 +22,14 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import Account, ProviderClient
 from imagegen.providers.job_addresses import in_domains
-from imagegen.providers.job_polling import FIRST_DELAY_S, JobState, poll_until_end
+from imagegen.providers.job_polling import (
+    FIRST_DELAY_S,
+    MAX_ID_CHARS,
+    POLL_TIMEOUT_S,
+    REDIRECTS,
+    JobState,
+    poll_until_end,
+)
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
 from imagegen.providers.response_parser import error_from_response
@@ -31,7 +38,6 @@ from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import is_useless_response
 
-POLL_TIMEOUT_S = 15.0
 CANCEL_TIMEOUT_S = 10.0
 DROPPED_S = 15.0
 """How long the response to a call of a cancelled task is waited for."""
@@ -39,10 +45,8 @@ DROPPED_S = 15.0
 MIN_POLL_GAP_S = 0.05
 """Between two polls of one account. DashScope, the strictest, allows 20 a second; Replicate 3,000 a minute."""
 
-MAX_ID_CHARS = 200
 MAX_KEPT_IDS = 1_000
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNDECIDED = frozenset({401, 402, 403, 407, 408, 425, 429})
 """Refusals of a cancellation that are not about the job."""
 
@@ -265,7 +269,7 @@ class JobApiProvider(ABC):
         if url is None:
             return None
         answer = await self._client.request("GET", url, POLL_TIMEOUT_S)
-        if answer.status in _REDIRECTS:
+        if answer.status in REDIRECTS:
             target = in_domains(url, answer.headers.get("Location", ""), self.domains)
             if target and self.own_address(str(target)):
                 return await self._client.request("GET", target, POLL_TIMEOUT_S)

@@ -11,16 +11,11 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_addresses import same_host
-from imagegen.providers.job_polling import REFUSALS, JobState, first_delay_s, poll_until_end
+from imagegen.providers.job_polling import POLL_TIMEOUT_S, REDIRECTS, REFUSALS, JobState, first_delay_s, poll_until_end
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
+from imagegen.providers.protocol import CallObserver, ForwardingObserver, Reply, forgotten_job
 from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
-from imagegen.tasks.provider_job import FailedPolls, JobHandle, key_fingerprint
-
-POLL_TIMEOUT_S = 15.0
-
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-"""Followed once, and on the host of the poll alone."""
+from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +60,13 @@ class JobPoller:
 
 
 @dataclass(frozen=True, slots=True)
-class NotingObserver:
+class NotingObserver(ForwardingObserver):
     """Observer of a call that adds the call's warnings to the handle of its job."""
 
-    observer: CallObserver
     warnings: tuple[str, ...]
-
-    def sent(self) -> None:
-        self.observer.sent()
-
-    async def takes(self, job: JobHandle) -> bool:
-        return await self.observer.takes(job)
 
     async def accepted(self, handle: JobHandle) -> None:
         await self.observer.accepted(replace(handle, warnings=self.warnings))
-
-    def progress(self, fraction: float) -> None:
-        self.observer.progress(fraction)
-
-    def polls_failed(self, polls: FailedPolls) -> None:
-        self.observer.polls_failed(polls)
 
 
 class _Addresses:
@@ -118,8 +100,9 @@ class _Addresses:
         return JobState("forgotten")
 
     async def _poll_at(self, address: URL) -> JobState:
+        """Return the state of the job at an address. A redirect is followed once, on the same host."""
         answer = await self._poller.get(address, POLL_TIMEOUT_S)
-        if answer.status in _REDIRECTS and (target := same_host(address, answer.headers.get("Location", ""))):
+        if answer.status in REDIRECTS and (target := same_host(address, answer.headers.get("Location", ""))):
             answer = await self._poller.get(target, POLL_TIMEOUT_S)
         secret = self._poller.secret
         return parse_job(answer.status, answer.headers, answer.body, secret=secret, now_s=time.time())

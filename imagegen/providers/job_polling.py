@@ -13,6 +13,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
 from imagegen.tasks.provider_job import NO_FAILED_POLLS, FailedPolls, JobHandle
 
+POLL_TIMEOUT_S = 15.0
 FIRST_DELAY_S, DELAY_GROWTH, MAX_DELAY_S = 1.0, 1.5, 5.0
 JITTER = 0.1
 """Part of a delay that is random, so that jobs which began together are not polled together."""
@@ -34,7 +35,8 @@ another answer that no repeat changes, such as an HTML page. The job is paid for
 minutes. A provider that fails or is overloaded is polled until the task's deadline."""
 
 REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
-
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_ID_CHARS = 200
 
 Phase = Literal["running", "done", "failed", "forgotten"]
 

@@ -190,7 +190,8 @@ def parse_large(body: bytes | bytearray) -> LargeAnswer | None:
     """Return the entries of a large answer; None if it has no list of them, or is not JSON."""
     cut = _cut_texts(body)
     if cut is not None:
-        return _items_of(*cut)
+        fields = load_object(cut[0])
+        return None if fields is None else _items_of(CutObject(fields, cut[1]))
     try:
         return _listed(_read_entries(body), _fields)
     except msgspec.ValidationError:  # the entries are texts
@@ -243,27 +244,17 @@ def _closing_quote(body: bytes | bytearray, view: memoryview, start: int) -> int
     return -1
 
 
-def _items_of(body: bytes, texts: list[memoryview]) -> LargeAnswer | None:
-    """Return the entries of a body with placeholders."""
-    answer = load_object(body)
-    if answer is None:
-        return None
-    entries = answer.get("data") or answer.get("images")
+def _items_of(cut: CutObject) -> LargeAnswer | None:
+    entries = cut.fields.get("data") or cut.fields.get("images")
     if not isinstance(entries, list) or not entries:
         return None
-
-    def restored(value: object) -> object:
-        if isinstance(value, str) and value.startswith(_PLACEHOLDER_TEXT):
-            return base64_in_place(texts[int(value[len(_PLACEHOLDER_TEXT) :])])
-        return value
-
     items = [
-        {name: restored(entry[name]) for name in _FIELDS if name in entry}
+        {name: cut.base64(entry[name]) for name in _FIELDS if name in entry}
         if isinstance(entry, dict)
-        else restored(entry)
+        else cut.base64(entry)
         for entry in entries
     ]
-    return LargeAnswer(items, answer)
+    return LargeAnswer(items, cut.fields)
 
 
 def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> LargeAnswer | None:

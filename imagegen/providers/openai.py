@@ -195,9 +195,7 @@ class OpenAICompatibleProvider(WithoutJobControl):
         else:
             path = self._edits_path if dialect.edits == "objects" else None
             reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), observer, path)
-        # Only Together counts `x-ratelimit-limit` per second.
-        limits = structs.replace(reply.limits, limit_per_s=None)
-        return structs.replace(reply, images=reply.images[: call.count], limits=limits, warnings=warnings)
+        return structs.replace(reply, images=reply.images[: call.count], warnings=warnings)
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
         dialect = self._dialect.for_model(request.model)
@@ -215,9 +213,6 @@ class OpenAICompatibleProvider(WithoutJobControl):
 
     async def check_key(self) -> str:
         return count_of_models(await self.models())
-
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""
 
 
 def fields_of(call: Call, dialect: Dialect) -> dict[str, object]:

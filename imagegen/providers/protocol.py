@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -77,10 +78,9 @@ class Call(Struct, frozen=True):
 class UpstreamLimits(Struct, frozen=True):
     """The upstream's rate limit by its response headers; None if absent.
 
-    limit_per_s: calls a second; remaining: calls left in the window; reset_s: seconds until the window ends.
+    remaining: calls left in the window; reset_s: seconds until the window ends.
     """
 
-    limit_per_s: float | None = None
     remaining: float | None = None
     reset_s: float | None = None
 
@@ -114,6 +114,28 @@ class CallObserver(Protocol):
 
     def polls_failed(self, polls: FailedPolls) -> None:
         """Report the last polls of the job in sequence if they failed, no polls after a good one; it may run on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardingObserver:
+    """Observer of a call that reports every event to another one; a subclass changes some of them."""
+
+    observer: CallObserver
+
+    def sent(self) -> None:
+        self.observer.sent()
+
+    async def accepted(self, handle: JobHandle) -> None:
+        await self.observer.accepted(handle)
+
+    async def takes(self, job: JobHandle) -> bool:
+        return await self.observer.takes(job)
+
+    def progress(self, fraction: float) -> None:
+        self.observer.progress(fraction)
+
+    def polls_failed(self, polls: FailedPolls) -> None:
+        self.observer.polls_failed(polls)
 
 
 class Provider(Protocol):
@@ -205,7 +227,7 @@ def unreadable_input() -> UpstreamError:
 
 
 class WithoutJobControl:
-    """The part of a provider that can neither find a job without its handle nor cancel one."""
+    """The part of a provider that can neither find a job without its handle nor cancel one, and leaves nothing open."""
 
     async def find(self, _call: Call, _sent_at: float) -> JobHandle | None:
         """Return None: there is no list of jobs."""
@@ -214,6 +236,9 @@ class WithoutJobControl:
     async def cancel(self, _handle: JobHandle) -> bool | None:
         """Return None: there is no such request."""
         return None
+
+    async def close(self) -> None:
+        """Do nothing: the session belongs to the application."""
 
 
 class WithoutJobs(WithoutJobControl):

@@ -20,7 +20,7 @@ _SECONDS_OF_UNIT = {"ms": 0.001, "min": 60, "mins": 60, "minute": 60, "minutes":
 _SECONDS_A_DAY = 86_400
 _UNIX_TIME = re.compile(r"[0-9]{10}(?:\.[0-9]{1,9})?")
 
-_LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
+_LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("remaining", "reset"))
 
 
 def retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: float | None) -> float | None:
@@ -61,8 +61,7 @@ def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
 
 def read_limits(headers: Mapping[str, str]) -> UpstreamLimits:
     """Return the rate limit of a response's headers; its fields are None if they are not there."""
-    texts = [headers.get(name) or headers.get(dynamic) for name, dynamic in _LIMIT_NAMES]
-    return UpstreamLimits(*map(_number, texts)) if any(texts) else UpstreamLimits()
+    return UpstreamLimits(*(_number(headers.get(name) or headers.get(dynamic)) for name, dynamic in _LIMIT_NAMES))
 
 
 def _number(text: str | None) -> float | None:

@@ -17,7 +17,7 @@ from yarl import URL
 
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_addresses import same_host
-from imagegen.providers.job_polling import JobState, phase_of
+from imagegen.providers.job_polling import MAX_ID_CHARS, JobState, phase_of
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, search_images
@@ -27,7 +27,6 @@ from imagegen.tasks.reply_details import ReplyDetails
 MAX_ACCEPTED_BYTES = 64 * 1024
 """An acceptance is small; a larger body is a result."""
 
-MAX_ID_CHARS = 200
 MAX_DEPTH = 8
 MAX_IMAGES_READ = 100
 

@@ -86,9 +86,6 @@ class SandboxProvider(WithoutJobs):
     async def check_key(self) -> None:
         """Return None: there is no key."""
 
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""
-
     def _failure(self, call: Call) -> UpstreamError | None:
         """Return the error that the prompt requests, for as many calls as it requests."""
         match = _FAIL.search(call.request.prompt)

@@ -84,9 +84,6 @@ class SiliconFlowProvider(WithoutJobs):
     async def check_key(self) -> str:
         return count_of_models(await self.models())
 
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""
-
 
 def vocabulary_of(model: str) -> Vocabulary:
     """Return the words of a model."""

@@ -82,9 +82,6 @@ class TogetherProvider(WithoutJobs):
     async def check_key(self) -> str:
         return count_of_models(await self.models())
 
-    async def close(self) -> None:
-        """Do nothing: the session belongs to the application."""
-
 
 def fields_of(call: Call, response_format: str, input_field: InputField = "image_url") -> dict[str, object]:
     """Build the body from the client's parameters only, since a parameter unknown to a model is a 400.

@@ -16,7 +16,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.channel_counts import CallCounts
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import Pricing
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
+from imagegen.providers.protocol import Call, CallObserver, Edits, ForwardingObserver, Reply, forgotten_job
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
@@ -130,22 +130,8 @@ class _PollsFail(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _KeyTrial:
+class _KeyTrial(ForwardingObserver):
     """Observer of the polls with one of several keys; it ends them when a poll fails."""
-
-    observer: CallObserver
-
-    def sent(self) -> None:
-        self.observer.sent()
-
-    async def takes(self, job: JobHandle) -> bool:
-        return await self.observer.takes(job)
-
-    async def accepted(self, handle: JobHandle) -> None:
-        await self.observer.accepted(handle)
-
-    def progress(self, fraction: float) -> None:
-        self.observer.progress(fraction)
 
     def polls_failed(self, polls: FailedPolls) -> None:
         if polls.count:

@@ -176,13 +176,6 @@ async def test_a_custom_dialect_can_be_configured(session, upstream, make_call, 
     assert upstream.request.fields == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
 
 
-async def test_the_rate_is_not_read_as_one_per_second(session, upstream, make_call, watcher):
-    headers = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "5"}
-    upstream.post("http://api.example.com/v1/images/generations", payload={"data": []}, headers=headers)
-    limits = (await provider(session, "http://api.example.com").generate(make_call(), watcher)).limits
-    assert (limits.limit_per_s, limits.remaining) == (None, 5)
-
-
 @pytest.mark.parametrize(("api_key", "sent"), [(KEY, f"Bearer {KEY}"), (None, None), ("", None)])
 async def test_the_key_is_sent_only_if_configured(session, upstream, make_call, watcher, api_key, sent):
     upstream.post("http://gpu-box:11434/v1/images/generations", payload={"data": []})

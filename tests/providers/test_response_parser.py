@@ -345,11 +345,11 @@ def test_an_empty_data_list_does_not_hide_the_images_list():
     [
         ({}, UpstreamLimits()),
         (
-            {"X-RateLimit-Limit": "1.5", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "0.7"},
-            UpstreamLimits(1.5, 0, 0.7),
+            {"X-RateLimit-Limit": "1.5", "X-ratelimit-remaining": "0", "x-ratelimit-reset": "0.7"},
+            UpstreamLimits(0, 0.7),
         ),
-        ({"x-ratelimit-limit-dynamic": "3"}, UpstreamLimits(limit_per_s=3)),
-        ({"x-ratelimit-limit": "many", "x-ratelimit-remaining": "nan", "x-ratelimit-reset": "-1"}, UpstreamLimits()),
+        ({"x-ratelimit-remaining-dynamic": "3"}, UpstreamLimits(remaining=3)),
+        ({"x-ratelimit-remaining": "nan", "x-ratelimit-reset": "-1"}, UpstreamLimits()),
     ],
 )
 def test_the_rate_limit_headers_are_read(headers, limits):
