@@ -79,7 +79,7 @@ from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.board import BOARD
 from imagegen.web.ops.channels import CHANNELS
 from imagegen.web.ops.key_routes import KEY_STORE
-from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner

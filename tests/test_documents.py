@@ -9,10 +9,13 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from imagegen.accounts.budget_watch import BudgetState
+from imagegen.accounts.counts import Counts
 from imagegen.metrics import SUBMITS, Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import PROVIDERS, setting_names
-from imagegen.web.ops.prometheus import ProviderLimits, Telemetry, _MetricsCollector
+from imagegen.web.ops.prometheus import _MetricsCollector
+from imagegen.web.ops.telemetry import ProviderLimits, Telemetry
 from imagegen.web.routes import build_document
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +105,7 @@ def test_the_operations_page_lists_the_redis_keys() -> None:
 
 
 class _Nothing:
-    """Backlog of an idle process."""
+    """Backlog and budgets of an idle process."""
 
     instance = "one"
 
@@ -111,11 +114,25 @@ class _Nothing:
             in_flight=0, retrying=0, free=5, waiters=0, instances=1, redis_up=True, eviction_policy=""
         )
 
+    def states(self) -> list[BudgetState]:
+        return []
+
 
 async def test_the_operations_page_describes_each_metric_and_no_other() -> None:
     observed = Telemetry(
-        Meter(), None, _Nothing(), ProviderLimits(5, None, lambda: None), loops=lambda: ["reader"], max_queue=10
-    )  # type: ignore[arg-type]
+        Meter(),
+        recent=None,
+        backlog=_Nothing(),
+        upstream=ProviderLimits(5, None, lambda: None),
+        loops=lambda: ["reader"],
+        max_queue=10,
+        store_writable=lambda: True,
+        key_accepted=lambda: True,
+        budgets=_Nothing(),
+        spending=Counts(),
+        paused_since=lambda: None,
+        channels=tuple,
+    )
     page = _MetricsCollector(observed, BacklogSize(0, 0.0))
     shipped = {f"{family.name}{'_total' * (family.type == 'counter')}" for family in page.collect()}
     shipped = {f"{name}_info" if name == "imagegen" else name for name in shipped}

@@ -12,12 +12,15 @@ from edge_server import edge_server
 from prometheus_client.parser import text_string_to_metric_families
 from support import AS_ADMIN, eventually, submission
 
+from imagegen.accounts.alerts import Alerts
+from imagegen.accounts.budget_watch import BudgetWatch
+from imagegen.accounts.counts import Counts
 from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
 from imagegen.metrics import Meter, RecentRates
 from imagegen.web.http.middleware import PIPELINE
 from imagegen.web.ops import prometheus, stats
-from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]
@@ -41,8 +44,20 @@ async def start(aiohttp_client, instance, meter) -> Start:
         app = web.Application()
         rules = ProviderLimits(5, 10.0, lambda: blocked)
         loops = ["loop-0", "loop-1", "reader"]
+        alerts = Alerts(instance.connection, instance.keys, "one", enabled=False)
         app[OBSERVED] = Telemetry(
-            meter, RecentRates(meter), instance.parts.monitor, rules, lambda: loops, max_queue=100
+            meter,
+            RecentRates(meter),
+            instance.parts.monitor,
+            rules,
+            lambda: loops,
+            max_queue=100,
+            store_writable=lambda: True,
+            key_accepted=lambda: True,
+            budgets=BudgetWatch(alerts, instance.verbs, dict, time.time),
+            spending=Counts(),
+            paused_since=lambda: None,
+            channels=tuple,
         )
         app.router.add_get("/metrics", prometheus.get_metrics)
         app.router.add_get("/api/stats", stats.get_stats)

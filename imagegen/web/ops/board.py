@@ -35,8 +35,8 @@ from imagegen.web.ops.board_views import (
     TodayView,
     board_task_view,
 )
-from imagegen.web.ops.prometheus import OBSERVED, Telemetry
 from imagegen.web.ops.stats import budget_stats, queue_stats, upstream_stats
+from imagegen.web.ops.telemetry import OBSERVED, Telemetry
 
 MAX_ROWS = 200
 """Unfinished tasks of one response; the ended ones come on top."""

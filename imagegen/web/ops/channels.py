@@ -16,7 +16,7 @@ from imagegen.web.api.schemas import Count, Timestamp
 from imagegen.web.http.responses import json_response
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, ResponseDoc
-from imagegen.web.ops.prometheus import OBSERVED
+from imagegen.web.ops.telemetry import OBSERVED
 
 CHANNELS = web.AppKey[Callable[[], Sequence[ChannelStatus]]]("channels")
 
@@ -56,13 +56,7 @@ class ChannelKeyView(CallCountsView):
     id: Annotated[str, Field(description="The first 8 digits of its fingerprint.")]
     source: Annotated[str | None, Field(description="The variable with it, as `env:NAME`, or `file`.")]
     last4: Annotated[str | None, Field(description="Its last characters; null if it is short.")]
-    state: Annotated[
-        str,
-        Field(
-            description="`cooling`: after a rate limit; `out`: refused.",
-            json_schema_extra={"enum": ["healthy", "cooling", "out"]},
-        ),
-    ]
+    state: KeyState
     until: Until
     reason: Reason
 
@@ -76,13 +70,7 @@ class ChannelView(CallCountsView):
     weight: Annotated[int, Field(description="Share of the calls among channels of one priority.")]
     models: Annotated[list[str], Field(description="Patterns, and renames as `asked=sent`.")]
     host: Annotated[str | None, Field(description="Host of its base address.")]
-    state: Annotated[
-        str,
-        Field(
-            description="`resting`: no calls for a while; `out`: all its keys are refused.",
-            json_schema_extra={"enum": ["healthy", "resting", "out"]},
-        ),
-    ]
+    state: ChannelState
     until: Until
     reason: Reason
     concurrency: Annotated[int | None, Field(description="Calls at once; null: no separate limit.")]

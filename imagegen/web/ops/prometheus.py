@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from aiohttp import hdrs, web
@@ -24,67 +20,16 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from imagegen import __version__
-from imagegen.accounts.budget_watch import BudgetWatch
-from imagegen.accounts.counts import Counts
-from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
+from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter
 from imagegen.providers.channel_counts import ChannelStatus, errors_by_code
-from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
+from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.tasks.cost import dollars
+from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
 
-_NUMBER = re.compile(r"-\d+$")
 _UNAUTHORIZED = 401
 
 ALL_KEYS = "(all)"
 """Label of the budget of all clients together; no key has this name."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderLimits:
-    """Limits of calls to the provider.
-
-    concurrency: simultaneous calls; rate_per_min: calls a minute, None for no limit.
-    blocked: why no call may be made now and the Unix time until when, None if calls may be made.
-    """
-
-    concurrency: int
-    rate_per_min: float | None
-    blocked: Callable[[], tuple[str, float] | None]
-
-    @property
-    def blocked_s(self) -> float:
-        blocked = self.blocked()
-        return max(blocked[1] - time.time(), 0.0) if blocked else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Telemetry:
-    """Sources of /metrics and /stats.
-
-    loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
-    saved. key_accepted: whether the provider accepts our key. spending: what this process has spent and saved.
-    paused_since: Unix time since when claiming is paused, None if it is not.
-    channels: returns the state of all channels.
-    """
-
-    meter: Meter
-    recent: RecentRates
-    backlog: QueueMonitor
-    upstream: ProviderLimits
-    loops: Callable[[], Iterable[str]]
-    max_queue: int
-    store_writable: Callable[[], bool] = lambda: True
-    key_accepted: Callable[[], bool] = lambda: True
-    budgets: BudgetWatch | None = None
-    spending: Counts = field(default_factory=Counts)
-    paused_since: Callable[[], float | None] = lambda: None
-    channels: Callable[[], Sequence[ChannelStatus]] = tuple
-
-    def loops_by_kind(self) -> Mapping[str, int]:
-        """Return the numbers of loops by kind: `loop-0`, `loop-1`, … are one kind."""
-        return dict(sorted(Counter(_NUMBER.sub("", name) for name in self.loops()).items()))
-
-
-OBSERVED = web.AppKey("observed", Telemetry)
 
 
 async def get_metrics(request: web.Request) -> web.Response:
@@ -208,7 +153,7 @@ def _money(telemetry: Telemetry) -> Iterator[Metric]:
         "key",
     )
     left = _gauges("budget_left_usd", "US dollars that are left of today's budgets.", "key")
-    for state in telemetry.budgets.states() if telemetry.budgets else ():
+    for state in telemetry.budgets.states():
         for gauge, amount in ((limit, state.limit), (used, state.used), (left, state.left)):
             gauge.add_metric((state.key or ALL_KEYS,), dollars(amount))
     yield from (limit, used, left)

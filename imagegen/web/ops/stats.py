@@ -25,13 +25,14 @@ from imagegen.web.api.schemas import (
     UpstreamStats,
 )
 from imagegen.web.http.responses import json_response
-from imagegen.web.ops.prometheus import OBSERVED, ProviderLimits, Telemetry
+from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
 
 
 async def get_stats(request: web.Request) -> web.StreamResponse:
     """Return the counters. The queue is shared; all else is of this instance, since its start."""
     telemetry = request.app[OBSERVED]
     waiting, local = await telemetry.backlog.waiting(), telemetry.backlog.local_status()
+    await telemetry.budgets.refresh()
     meter = telemetry.meter
     body: StatsView = {
         "success": True,
@@ -45,7 +46,7 @@ async def get_stats(request: web.Request) -> web.StreamResponse:
         "redis": _redis(meter, local),
         "images": {"count": meter.images, "bytes": meter.image_bytes},
         "deadLetters": {"sinceStart": meter.dead_letters, "kept": await telemetry.backlog.dead_letters()},
-        "budgets": await _budgets(telemetry.budgets),
+        "budgets": budget_stats(telemetry.budgets),
         "http": _http(meter),
     }
     return json_response(body)
@@ -131,17 +132,8 @@ def _redis(meter: Meter, local: InstanceStatus) -> RedisStats:
     }
 
 
-async def _budgets(budgets: BudgetWatch | None) -> list[BudgetStats]:
-    """Return today's budgets, read now."""
-    if budgets is not None:
-        await budgets.refresh()
-    return budget_stats(budgets)
-
-
-def budget_stats(budgets: BudgetWatch | None) -> list[BudgetStats]:
+def budget_stats(budgets: BudgetWatch) -> list[BudgetStats]:
     """Return today's budgets as last seen."""
-    if budgets is None:
-        return []
     return [
         {
             "key": state.key,
