@@ -35,13 +35,13 @@ _T = TypeVar("_T")
 class ProviderKind(Struct, frozen=True):
     """Needs of a provider's channels.
 
-    base_url: by default, None if the channel must name one. key: whether it has one: `needed`, `optional` or `none`.
+    base_url: by default, empty if the channel must name one. key: whether it has one: `needed`, `optional` or `none`.
     default_model: None if it has Together's. shares_jobs: whether each key of an account reads the jobs of all its
     keys. lists_jobs: whether the job of a call with a lost response can be found. key_setting, url_setting: names of
     the settings for PROVIDER, empty without one.
     """
 
-    base_url: str | None = None
+    base_url: str = ""
     key: str = "needed"
     default_model: str | None = None
     shares_jobs: bool = False
@@ -52,7 +52,7 @@ class ProviderKind(Struct, frozen=True):
     @property
     def needed_setting(self) -> str:
         """The setting without which PROVIDER can't be this provider; empty if there is none."""
-        return self.key_setting if self.key == "needed" else self.url_setting if self.base_url is None else ""
+        return self.key_setting if self.key == "needed" else "" if self.base_url else self.url_setting
 
 
 KINDS: Mapping[str, ProviderKind] = {
@@ -97,7 +97,7 @@ KINDS: Mapping[str, ProviderKind] = {
         key_setting="SILICONFLOW_API_KEY",
         url_setting="SILICONFLOW_API_URL",
     ),
-    SANDBOX: ProviderKind("", key="none"),
+    SANDBOX: ProviderKind(key="none"),
 }
 
 
@@ -271,7 +271,8 @@ class _Table:
                 advice = f"did you mean {near}?" if near else f"the keys are {', '.join(_FIELDS)}"
                 self._faults.append(f"{_shown(name)} is no key of a channel: {advice}")
         provider = self._get("provider", _provider, "")
-        kind = KINDS.get(provider, ProviderKind("", key="optional"))
+        kind = KINDS.get(provider, ProviderKind(key="optional"))
+        needs_address = bool(kind.url_setting) and not kind.base_url
         return Channel(
             name=self._get("name", _channel_name, ""),
             provider=provider,
@@ -281,7 +282,7 @@ class _Table:
             priority=self._get("priority", _whole(-1_000_000, 1_000_000), 0, required=False),
             rate_per_min=self._get("rate", _rate, None, required=False),
             concurrency=self._get("concurrency", _whole(1, 1_000), None, required=False),
-            base_url=self._get("base_url", _address(provider), kind.base_url or "", required=kind.base_url is None),
+            base_url=self._get("base_url", _address(provider), kind.base_url, required=needs_address),
         )
 
     def _get(self, name: str, parse: Callable[[Any], _T], default: _T, *, required: bool = True) -> _T:

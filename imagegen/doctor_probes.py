@@ -101,15 +101,15 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 
 async def probe_provider(settings: Settings) -> Probed:
     """Check each key of each channel by a request that costs nothing."""
-    everything, clocks = Probed(), list[ClockReading]()
+    total, clocks = Probed(), list[ClockReading]()
     proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
     async with _session(proxies, clocks) as session:
         routes = create_routes(settings, session, load_tables(settings)[1], Meter())
         for probed in await asyncio.gather(*map(_probe_key, routes.all)):
-            everything.add(probed)
+            total.add(probed)
         await routes.close()
-    everything.clocks = clocks[:1]
-    return everything
+    total.clocks = clocks[:1]
+    return total
 
 
 async def _probe_key(route: Route) -> Probed:
@@ -131,24 +131,21 @@ def _judged(route: Route, error: UpstreamError) -> Probed:
     name, detail = route.channel.provider, error.upstream_detail
     key = route.title or credential_setting(name)
     address = f"{key}, base_url" if route.title else KINDS[name].url_setting
-    clocks: list[ClockReading] = []
     match error.code:
         case "upstream_auth":
             remedy = "set a key that is valid for this address, or renew it at the provider"
-            return Probed(
-                [Finding(f"{key}: the provider refuses the key ({detail}); {remedy}", fatal=True)], [], clocks
-            )
+            return Probed([Finding(f"{key}: the provider refuses the key ({detail}); {remedy}", fatal=True)])
         case "upstream_billing":
             remedy = "add credit to the account at the provider"
-            return Probed([Finding(f"{key}: the account has no credit ({detail}); {remedy}", fatal=True)], [], clocks)
+            return Probed([Finding(f"{key}: the account has no credit ({detail}); {remedy}", fatal=True)])
     if error.status is None:
         remedy = f"check {address}, the network and HTTPS_PROXY"
-        return Probed([Finding(f"{address}: {detail}; {remedy}", fatal=True)], [], clocks)
+        return Probed([Finding(f"{address}: {detail}; {remedy}", fatal=True)])
     if error.status in {404, 405, 501}:
         note = f"{key}: the provider has no list of models, so the key can't be checked without a paid call"
-        return Probed([Finding(f"{note}; make one image to check it")], [], clocks)
+        return Probed([Finding(f"{note}; make one image to check it")])
     remedy = "try again later, or look at the provider's status page"
-    return Probed([Finding(f"{address}: the provider answers HTTP {error.status} ({detail}); {remedy}")], [], clocks)
+    return Probed([Finding(f"{address}: the provider answers HTTP {error.status} ({detail}); {remedy}")])
 
 
 async def probe_public_url(settings: Settings) -> Probed:

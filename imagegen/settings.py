@@ -106,7 +106,7 @@ class Settings:
     port: int = _setting("PORT", 3000, values.integer(0, 65535))
     public_url: str | None = _optional("PUBLIC_URL", values.public_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
-    together_api_url: str = _setting("TOGETHER_API_URL", KINDS["together"].base_url or "", values.base_url)
+    together_api_url: str = _setting("TOGETHER_API_URL", KINDS["together"].base_url, values.base_url)
     provider: str = _setting("PROVIDER", "sandbox", values.one_of(*PROVIDERS))
     default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain_text)
     redis_url: str | None = _optional("REDIS_URL", values.plain_text, secret=True)
@@ -119,17 +119,17 @@ class Settings:
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
     a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
     fal_key: str | None = _optional("FAL_KEY", values.secret, secret=True)
-    fal_api_url: str = _setting("FAL_API_URL", KINDS["fal"].base_url or "", values.base_url)
+    fal_api_url: str = _setting("FAL_API_URL", KINDS["fal"].base_url, values.base_url)
     replicate_api_token: str | None = _optional("REPLICATE_API_TOKEN", values.secret, secret=True)
-    replicate_api_url: str = _setting("REPLICATE_API_URL", KINDS["replicate"].base_url or "", values.base_url)
+    replicate_api_url: str = _setting("REPLICATE_API_URL", KINDS["replicate"].base_url, values.base_url)
     bfl_api_key: str | None = _optional("BFL_API_KEY", values.secret, secret=True)
-    bfl_api_url: str = _setting("BFL_API_URL", KINDS["bfl"].base_url or "", values.base_url)
+    bfl_api_url: str = _setting("BFL_API_URL", KINDS["bfl"].base_url, values.base_url)
     dashscope_api_key: str | None = _optional("DASHSCOPE_API_KEY", values.secret, secret=True)
-    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", KINDS["dashscope"].base_url or "", values.base_url)
+    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", KINDS["dashscope"].base_url, values.base_url)
     gemini_api_key: str | None = _optional("GEMINI_API_KEY", values.secret, secret=True)
-    gemini_api_url: str = _setting("GEMINI_API_URL", KINDS["gemini"].base_url or "", values.base_url)
+    gemini_api_url: str = _setting("GEMINI_API_URL", KINDS["gemini"].base_url, values.base_url)
     siliconflow_api_key: str | None = _optional("SILICONFLOW_API_KEY", values.secret, secret=True)
-    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", KINDS["siliconflow"].base_url or "", values.base_url)
+    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", KINDS["siliconflow"].base_url, values.base_url)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -200,7 +200,7 @@ class Settings:
         texts |= {
             name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
         }
-        parsed = _parse(cls, texts, faults)
+        parsed = _parse(texts, faults)
         settings = cls(**parsed, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
         settings = _with_channels(settings, set(parsed), texts, faults)
         settings = _resolve(settings, set(parsed), faults)
@@ -240,11 +240,11 @@ class Settings:
 
 def setting_names() -> tuple[str, ...]:
     """Return the names of all settings, as in the environment."""
-    return tuple(rule.name for rule in _rules(Settings).values())
+    return tuple(rule.name for rule in _rules().values())
 
 
-def _rules(cls: type[Settings]) -> dict[str, _SettingRule]:
-    return {item.name: item.metadata["rule"] for item in fields(cls) if "rule" in item.metadata}
+def _rules() -> dict[str, _SettingRule]:
+    return {item.name: item.metadata["rule"] for item in fields(Settings) if "rule" in item.metadata}
 
 
 def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
@@ -320,10 +320,10 @@ def _is_service_link(name: str, text: str) -> bool:
     return name.endswith("_PORT") and text.startswith(("tcp://", "udp://", "sctp://"))
 
 
-def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
+def _parse(texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
     """Return the valid values, by attribute."""
     parsed = {}
-    for attribute, rule in _rules(cls).items():
+    for attribute, rule in _rules().items():
         try:
             if not (text := values.unwrapped(texts.get(rule.name, ""))):
                 continue

@@ -107,7 +107,7 @@ def _unused(settings: Settings) -> Iterator[tuple[str, str]]:
         return
     for provider, kind in KINDS.items():
         for name in (kind.key_setting, kind.url_setting):
-            is_default = name == kind.url_setting and kind.base_url is not None
+            is_default = name == kind.url_setting and kind.base_url
             if not is_default and provider != "together" and settings.text_of(name):
                 needed = kind.needed_setting
                 yield name, f"PROVIDER={provider}" + (f" and {needed}" if needed not in ("", name) else "")

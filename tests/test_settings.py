@@ -504,7 +504,7 @@ def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
     assert Settings.load({}, dotenv=file) == Settings()
     blank = {name for name in setting_names() if re.search(rf"^{name}=$", file.read_text(), re.MULTILINE)}
     without_default = {
-        rule.name for rule in module._rules(Settings).values() if not rule.default and rule.default not in (0, False)
+        rule.name for rule in module._rules().values() if not rule.default and rule.default not in (0, False)
     }
     depends = {"PROVIDER", "IMAGE_STORE_MAX_BYTES"}
     assert blank - depends == without_default

@@ -24,7 +24,7 @@ ALERT_LIFE_S = 2.0 * SECONDS_A_DAY
 MAX_SHOWN = 100
 """Budgets of keys that are shown; the others are left out."""
 
-Limits = Mapping[str, tuple[int, int]]
+LimitsByKey = Mapping[str, tuple[int, int]]
 """Counter and limit (micro-dollars) of each budget, by the name of its key; empty for that of all clients."""
 
 
@@ -52,7 +52,7 @@ class BudgetWatch:
     """
 
     def __init__(
-        self, alerts: Alerts, verbs: QueueVerbs, limits: Callable[[], Limits], clock: Callable[[], float]
+        self, alerts: Alerts, verbs: QueueVerbs, limits: Callable[[], LimitsByKey], clock: Callable[[], float]
     ) -> None:
         self._alerts = alerts
         self._verbs = verbs

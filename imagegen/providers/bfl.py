@@ -20,8 +20,6 @@ from imagegen.providers.protocol import Call, Edits
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://api.bfl.ai"
-
 
 class BflProvider(JobApiProvider):
     """Provider with jobs of Black Forest Labs.
@@ -40,7 +38,7 @@ class BflProvider(JobApiProvider):
         *,
         api_key: str,
         timeout_s: float,
-        base_url: str = BASE_URL,
+        base_url: str,
         channel: str = "",
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)

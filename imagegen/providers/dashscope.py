@@ -39,8 +39,6 @@ from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://dashscope.aliyuncs.com/api/v1"
-
 MAX_PAGES = 10
 """Pages of the list that are read; a longer list is not complete, so nothing is found in it."""
 
@@ -78,7 +76,7 @@ class DashScopeProvider(JobApiProvider):
         *,
         api_key: str,
         timeout_s: float,
-        base_url: str = BASE_URL,
+        base_url: str,
         channel: str = "",
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/api/v1") + "/api/v1").with_user(None)

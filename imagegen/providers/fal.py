@@ -29,8 +29,6 @@ from imagegen.providers.protocol import Call, Edits
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://queue.fal.run"
-
 
 class FalProvider(JobApiProvider):
     """Provider with jobs of fal's queue.
@@ -49,7 +47,7 @@ class FalProvider(JobApiProvider):
         *,
         api_key: str,
         timeout_s: float,
-        base_url: str = BASE_URL,
+        base_url: str,
         channel: str = "",
     ) -> None:
         base = URL(base_url.strip().rstrip("/")).with_user(None)

@@ -18,8 +18,6 @@ from imagegen.providers.model_rules import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs, count_of_models
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://generativelanguage.googleapis.com"
-
 _VERSION = re.compile(r"v[0-9]+(?:(?:alpha|beta)[0-9]*)?")
 _GOOGLE = "googleapis.com"
 
@@ -75,7 +73,7 @@ class GeminiProvider(WithoutJobs):
         *,
         api_key: str,
         timeout_s: float,
-        base_url: str = BASE_URL,
+        base_url: str,
         shapes_of: ShapesOf = lambda _model: Shapes(),
     ) -> None:
         base = URL(base_url.strip().rstrip("/")).with_user(None)

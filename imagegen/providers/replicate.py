@@ -35,8 +35,6 @@ from imagegen.providers.replicate_responses import (
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://api.replicate.com"
-
 MAX_PAGES = 20
 """Of 100 jobs each; a longer list counts as incomplete."""
 
@@ -81,7 +79,7 @@ class ReplicateProvider(JobApiProvider):
         *,
         api_key: str,
         timeout_s: float,
-        base_url: str = BASE_URL,
+        base_url: str,
         channel: str = "",
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)

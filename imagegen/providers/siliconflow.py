@@ -21,8 +21,6 @@ from imagegen.providers.request_fields import sent_request as sent_in_words
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
 
-BASE_URL = "https://api.siliconflow.cn"
-
 _UNKNOWN = frozenset(
     {
         "output_format",
@@ -58,9 +56,7 @@ class SiliconFlowProvider(WithoutJobs):
     name = "siliconflow"
     max_images_per_call = 4
 
-    def __init__(
-        self, session: aiohttp.ClientSession, *, api_key: str, timeout_s: float, base_url: str = BASE_URL
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, api_key: str, timeout_s: float, base_url: str) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
         account = Account(f"Bearer {api_key}", api_key)
         self._upstream = ProviderClient(session, base, "images/generations", timeout_s, account)

@@ -151,8 +151,9 @@ class Takeover:
         try:
             claims = await self._leases.hold(entries)
             ids = [claim.task.id for claim in claims]
-            runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
-            await asyncio.gather(*map(self._inherit, claims, runs))
+            retry = self._connection.retry_until_available
+            checkpoints = await retry(self._verbs.read_checkpoints, ids) if ids else []
+            await asyncio.gather(*map(self._inherit, claims, checkpoints))
         except BaseException:
             for entry_id, _ in entries:
                 if claim := self._dispatcher.held.get(entry_id):

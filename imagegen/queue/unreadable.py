@@ -13,7 +13,7 @@ MAX_REPORTED = 1_000
 """Values remembered, so that each is logged and counted once."""
 
 MAX_LINES, COUNTED_S = 5, 60.0
-"""Lines of a kind of values in so many seconds; then one line counts the others, and another five follow."""
+"""Lines of a kind of values in that time; then one line counts the others, and as many follow again."""
 
 _SHOWN = 80
 

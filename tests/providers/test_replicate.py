@@ -459,6 +459,6 @@ async def test_a_call_with_the_bytes_of_an_image_is_not_searched_for(replicate, 
     ],
 )
 async def test_the_key_goes_to_addresses_of_replicate_only(session, address: str, kept: bool) -> None:
-    replicate = ReplicateProvider(session, api_key="k", timeout_s=5)
+    replicate = ReplicateProvider(session, api_key="k", base_url="https://api.replicate.com", timeout_s=5)
     assert (replicate.own_address(address) is not None) is kept
     assert replicate.base_url == URL("https://api.replicate.com/v1/")
