@@ -18,7 +18,7 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.channel_parts import create_routes, load_tables
-from imagegen.channels_file import KINDS, credential_setting
+from imagegen.channels_file import KINDS, SANDBOX, credential_setting
 from imagegen.errors import UpstreamError
 from imagegen.formats import parse_http_date
 from imagegen.metrics import Meter
@@ -114,7 +114,7 @@ async def probe_provider(settings: Settings) -> Probed:
 
 async def _probe_key(route: Route) -> Probed:
     name = route.channel.provider
-    if name == "sandbox":
+    if name == SANDBOX:
         return Probed(notes=["provider: the sandbox, which needs no key"])
     try:
         note = await route.provider.check_key()

@@ -9,6 +9,7 @@ import time
 from imagegen.accounts.usage_report import COLUMNS, UsageQuery, UsageReport
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.command_redis import connected_redis, run_command
+from imagegen.formats import printable
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
 from imagegen.standard_streams import print_result
@@ -51,4 +52,4 @@ def _table(report: UsageReport) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6f}"
-    return "".join(char if char.isprintable() else "?" for char in str(value))
+    return printable(str(value))

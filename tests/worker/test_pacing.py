@@ -106,15 +106,13 @@ def test_a_rate_limit_without_retry_after_pauses_for_five_seconds(clock: Clock, 
 
 def test_no_remaining_budget_pauses_calls_until_the_reset(clock: Clock, pacing: Pacing) -> None:
     with pacing.try_acquire("m") as turn:
-        pacing.record_success(turn, UpstreamLimits(limit_per_s=1, remaining=0, reset_s=8.0))
+        pacing.record_success(turn, UpstreamLimits(remaining=0, reset_s=8.0))
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1008.0)
     clock.now = 8.0
     assert call(pacing)
 
 
-@pytest.mark.parametrize(
-    "limits", [UpstreamLimits(1, 1, 8.0), UpstreamLimits(1, 0, None), UpstreamLimits(1, None, 8.0)]
-)
+@pytest.mark.parametrize("limits", [UpstreamLimits(1, 8.0), UpstreamLimits(0, None), UpstreamLimits(None, 8.0)])
 def test_incomplete_or_unspent_limits_cause_no_pause(pacing: Pacing, limits: UpstreamLimits) -> None:
     with pacing.try_acquire("m") as turn:
         pacing.record_success(turn, limits)
