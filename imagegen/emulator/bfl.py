@@ -14,7 +14,6 @@ that is not found).
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,10 +21,8 @@ from time import time
 from typing import ClassVar, Final
 from urllib.parse import quote
 
-import orjson
-
-from .job_emulator import Exchange, JobCall, JobEmulator, JobOptions, RunningJob, after_loss
-from .together_responses import HTML, Response
+from .job_emulator import BAD_GATEWAY, Exchange, JobCall, JobEmulator, JobOptions, RunningJob, after_loss, as_json
+from .together_responses import Response
 
 LINK_TTL_S: Final = 600.0
 CREDITS_PER_USD: Final = 100
@@ -34,20 +31,15 @@ _SUBMIT: Final = re.compile(r"/v1/(flux-[\w.-]+)")
 _POLL: Final = "/v1/get_result"
 _SIDE: Final = (64, 4096)
 _MAX_PIXELS: Final = 4_000_000
-_NGINX: Final = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>nginx</body>\r\n</html>\r\n"
-
-
-def _json(status: int, fields: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(status, orjson.dumps(fields), headers=headers or {})
 
 
 def invalid(field: str, kind: str, message: str) -> Response:
     """Return a 422 in FastAPI's shape."""
-    return _json(422, {"detail": [{"type": kind, "loc": ["body", field], "msg": message, "input": "?"}]})
+    return as_json(422, {"detail": [{"type": kind, "loc": ["body", field], "msg": message, "input": "?"}]})
 
 
 def refusal(status: int, error: str, message: str, **extra: object) -> Response:
-    return _json(status, {"error": error, "message": message, **extra})
+    return as_json(status, {"error": error, "message": message, **extra})
 
 
 _LIMITED: Final = "Rate limit exceeded: at most 24 active tasks"
@@ -59,28 +51,25 @@ class BflEmulator(JobEmulator):
     name = "bfl"
     refusals: ClassVar[Mapping[str, Response]] = {
         "400": refusal(400, "invalid_request", "The request is malformed", details={"prompt": "missing"}),
-        "401": _json(401, {"detail": "Invalid API key"}),
-        "402": _json(402, {"detail": "Insufficient credits. Please add credits to your account."}),
-        "403": _json(403, {"detail": "Not authenticated"}),
-        "404": _json(404, {"detail": "Not Found"}),
+        "401": as_json(401, {"detail": "Invalid API key"}),
+        "402": as_json(402, {"detail": "Insufficient credits. Please add credits to your account."}),
+        "403": as_json(403, {"detail": "Not authenticated"}),
+        "404": as_json(404, {"detail": "Not Found"}),
         "422": invalid("width", "multiple_of", "Input should be a multiple of 16"),
         "422_extra": invalid("guidance", "extra_forbidden", "Extra inputs are not permitted"),
-        "422_policy": _json(422, {"detail": "Request Moderated"}),
+        "422_policy": as_json(422, {"detail": "Request Moderated"}),
         "429": refusal(429, "rate_limit_exceeded", _LIMITED, retry_after=2).with_headers(
             {"X-RateLimit-Limit": "24", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "2"}
         ),
         "429_body": refusal(429, "rate_limit_exceeded", _LIMITED, retry_after=2),
-        "500": _json(500, {"detail": "Internal Server Error"}),
-        "502": Response(502, _NGINX, HTML),
-        "503": _json(503, {"detail": "Service overloaded"}),
+        "500": as_json(500, {"detail": "Internal Server Error"}),
+        "502": BAD_GATEWAY,
+        "503": as_json(503, {"detail": "Service overloaded"}),
     }
 
     def __init__(self, options: JobOptions | None = None) -> None:
         options = options or JobOptions()
         super().__init__(replace(options, link_ttl_s=min(options.link_ttl_s, LINK_TTL_S)))
-
-    def new_id(self) -> str:
-        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def answer(self, exchange: Exchange) -> Response | None:
         key = exchange.headers.get("x-key", "")
@@ -118,7 +107,7 @@ class BflEmulator(JobEmulator):
             "input_mp": 0.0,
             "output_mp": size[0] * size[1] / 1e6,
         }
-        return after_loss(running, _json(200, body))
+        return after_loss(running, as_json(200, body))
 
     @staticmethod
     def _address(running: RunningJob) -> str:
@@ -131,9 +120,9 @@ class BflEmulator(JobEmulator):
         if running is None:
             absent = self.running.get(name)
             status = int(absent.fault.number("missing", 200)) if absent else 404
-            return _json(status, {"id": name, "status": "Task not found", "result": None, "progress": None})
+            return as_json(status, {"id": name, "status": "Task not found", "result": None, "progress": None})
         if (status_code := self.polled(running)) is not None:
-            return _json(status_code, {"detail": f"Status {status_code}"})
+            return as_json(status_code, {"detail": f"Status {status_code}"})
         fault, end = running.fault, running.end
         body: dict[str, object] = {"id": name, "result": None, "progress": None, "details": None, "preview": None}
         word = {"failed": fault.text("state", "Error"), "running": "Pending"}.get(end, "Ready")
@@ -146,7 +135,7 @@ class BflEmulator(JobEmulator):
             body["details"] = {"Moderation Reasons": [fault.text("reason", "Safety Filter")]}
         else:
             body["result"] = self._result(running)
-        return _json(200, {**body, fault.text("field", "status"): word})
+        return as_json(200, {**body, fault.text("field", "status"): word})
 
     def _result(self, running: RunningJob) -> dict[str, object]:
         ended_at = running.job.submitted_at + running.run_s

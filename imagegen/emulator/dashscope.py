@@ -12,15 +12,12 @@ partial job lacks). Only a PENDING job is cancelled; a job is PENDING for the fi
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import ClassVar, Final
 
-import orjson
-
-from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
+from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss, as_json
 from .together_responses import Response
 
 _AIGC: Final = "/api/v1/services/aigc/"
@@ -40,12 +37,8 @@ _POLICY: Final = "Input data may contain inappropriate content."
 _OUTPUT_POLICY: Final = "Output data may contain inappropriate content."
 
 
-def _json(status: int, fields: Mapping[str, object]) -> Response:
-    return Response(status, orjson.dumps(fields))
-
-
 def refusal(status: int, code: str, message: str) -> Response:
-    return _json(status, {"code": code, "message": message, "request_id": "7438d53d-6eb8-4596-8835-000000000000"})
+    return as_json(status, {"code": code, "message": message, "request_id": "7438d53d-6eb8-4596-8835-000000000000"})
 
 
 class DashScopeEmulator(JobEmulator):
@@ -75,9 +68,6 @@ class DashScopeEmulator(JobEmulator):
         "503": refusal(503, "ModelUnavailable", "Model is unavailable, please try again later."),
         "200_throttling": refusal(200, "Throttling", "Requests throttling triggered."),
     }
-
-    def new_id(self) -> str:
-        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def answer(self, exchange: Exchange) -> Response | None:
         scheme, _, key = exchange.headers.get("Authorization", "").partition(" ")
@@ -109,13 +99,13 @@ class DashScopeEmulator(JobEmulator):
             running.job.cost_usd = self.options.price_usd * self._made(running)
         if is_async:
             output = {"task_id": running.job.id, "task_status": "PENDING"}
-            return after_loss(running, _json(200, {"request_id": self.new_id(), "output": output}))
+            return after_loss(running, as_json(200, {"request_id": self.new_id(), "output": output}))
         running.run_s = 0.0
         if running.job.end in ("failed", "moderated"):
             code, message = self._fault(running)
             return after_loss(running, refusal(400 if code == "DataInspectionFailed" else 500, code, message))
         body = {"request_id": self.new_id(), "output": self._choices(running), "usage": self._usage(running)}
-        return after_loss(running, _json(200, body))
+        return after_loss(running, as_json(200, body))
 
     def _wrong_route(self, path: str, model: str, *, is_async: bool) -> Response | None:
         shape = next((shape for pattern, shape in _MODELS if pattern.match(model)), "old")
@@ -131,13 +121,13 @@ class DashScopeEmulator(JobEmulator):
     def _poll(self, name: str) -> Response:
         running = self.running.get(name)
         if running is None or not running.is_known:
-            return _json(200, {"request_id": self.new_id(), "output": {"task_id": name, "task_status": "UNKNOWN"}})
+            return as_json(200, {"request_id": self.new_id(), "output": {"task_id": name, "task_status": "UNKNOWN"}})
         if (status := self.polled(running)) is not None:
             return refusal(status, "Throttling.RateQuota" if status == 429 else "InternalError", f"Status {status}")
         body: dict[str, object] = {"request_id": self.new_id(), "output": self._output(running)}
         if running.end in ("completed", "partial"):
             body["usage"] = self._usage(running)
-        return _json(200, body)
+        return as_json(200, body)
 
     def _output(self, running: RunningJob) -> dict[str, object]:
         output: dict[str, object] = {"task_id": running.job.id, "task_status": _status(running)}
@@ -194,7 +184,7 @@ class DashScopeEmulator(JobEmulator):
         if running is None or not running.is_known or _status(running) != "PENDING" or not self.cancel(running):
             message = "Failed to cancel the task, please confirm if the task is in PENDING status."
             return refusal(400, "UnsupportedOperation", message)
-        return _json(200, {"request_id": self.new_id()})
+        return as_json(200, {"request_id": self.new_id()})
 
     def _list(self, exchange: Exchange) -> Response:
         """Return a page of the jobs, the newest first, with neither prompts nor results."""
@@ -222,7 +212,7 @@ class DashScopeEmulator(JobEmulator):
             "page_no": page,
             "page_size": size,
         }
-        return _json(200, body)
+        return as_json(200, body)
 
     def _listed(self, running: RunningJob) -> dict[str, object]:
         created, ended = int(running.job.submitted_at * 1000), {}

@@ -12,15 +12,12 @@ at the submit), pending= (share of the time of the job that it waits there, 0.3)
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-import orjson
-
 from .fault_schedule import Fault
-from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
-from .together_responses import HTML, Response
+from .job_emulator import BAD_GATEWAY, Exchange, JobCall, JobEmulator, RunningJob, after_loss, as_json
+from .together_responses import Response
 
 SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "square_hd": (1024, 1024),
@@ -36,23 +33,16 @@ _REQUEST: Final = re.compile(r"/([\w.-]+/[\w.-]+)/requests/([\w-]+)(/status|/can
 _FLAGGED: Final = "The content could not be processed because it contained material flagged by a content checker."
 
 
-def _json(status: int, fields: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(status, orjson.dumps(fields), headers=headers or {})
-
-
 def model_error(status: int, kind: str, message: str, *, field: str = "prompt", retryable: bool = False) -> Response:
     """Return an error of a model: https://fal.ai/docs/documentation/model-apis/errors"""
     url = f"https://docs.fal.ai/errors/#{kind}"
     fault = {"loc": ["body", field], "msg": message, "type": kind, "url": url, "input": "?"}
-    return _json(status, {"detail": [fault]}, {"X-Fal-Retryable": str(retryable).lower()})
+    return as_json(status, {"detail": [fault]}, {"X-Fal-Retryable": str(retryable).lower()})
 
 
 def request_error(status: int, kind: str, message: str) -> Response:
     """Return an error of the platform: https://fal.ai/docs/documentation/model-apis/request-errors"""
-    return _json(status, {"detail": message, "error_type": kind}, {"X-Fal-Error-Type": kind})
-
-
-_NGINX: Final = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>nginx</body>\r\n</html>\r\n"
+    return as_json(status, {"detail": message, "error_type": kind}, {"X-Fal-Error-Type": kind})
 
 
 class FalEmulator(JobEmulator):
@@ -61,26 +51,23 @@ class FalEmulator(JobEmulator):
     name = "fal"
     refusals: ClassVar[Mapping[str, Response]] = {
         "400": request_error(400, "bad_request", "The request was malformed"),
-        "401": _json(401, {"detail": "Cannot access application. Authentication is required to access this app."}),
-        "403_balance": _json(403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance."}),
-        "403": _json(403, {"detail": "Forbidden"}),
-        "404": _json(404, {"detail": "Application not found"}),
+        "401": as_json(401, {"detail": "Cannot access application. Authentication is required to access this app."}),
+        "403_balance": as_json(403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance."}),
+        "403": as_json(403, {"detail": "Forbidden"}),
+        "404": as_json(404, {"detail": "Application not found"}),
         "422": model_error(422, "missing", "field required"),
         "422_count": model_error(422, "less_than_equal", "Input should be less than or equal to 1", field="num_images"),
         "422_extra": model_error(422, "extra_forbidden", "Extra inputs are not permitted", field="guidance_scale"),
         "422_policy": model_error(422, "content_policy_violation", _FLAGGED),
-        "429": _json(429, {"detail": "Too many requests"}),
+        "429": as_json(429, {"detail": "Too many requests"}),
         "500": request_error(500, "internal_error", "Internal server error"),
-        "502": Response(502, _NGINX, HTML),
+        "502": BAD_GATEWAY,
         "503": request_error(503, "runner_scheduling_failure", "No runner could be allocated"),
         "504": request_error(504, "request_timeout", "Request timed out"),
-        "504_user": _json(
+        "504_user": as_json(
             504, {"detail": "Request timed out"}, {"X-Fal-Request-Timeout-Type": "user", "X-Fal-Retryable": "false"}
         ),
     }
-
-    def new_id(self) -> str:
-        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def charges(self, end: str, fault: Fault) -> bool:
         """Return whether a job is charged: one with black images is."""
@@ -131,7 +118,7 @@ class FalEmulator(JobEmulator):
             "metrics": {},
             "queue_position": 0,
         }
-        return after_loss(running, _json(200, body, {"x-fal-request-id": running.job.id}))
+        return after_loss(running, as_json(200, body, {"x-fal-request-id": running.job.id}))
 
     @staticmethod
     def _address(running: RunningJob) -> str:
@@ -143,17 +130,17 @@ class FalEmulator(JobEmulator):
         running = self.find(match[2], key)
         if running is None or not running.call.model.startswith(match[1]):
             status = {"status": "NOT_FOUND"} if match[3] == "/cancel" else {"detail": f"Request {match[2]} not found"}
-            return _json(404, status)
+            return as_json(404, status)
         if match[3] == "/cancel":
-            return self._cancel(running) if exchange.method == "PUT" else _json(405, {"detail": "Method Not Allowed"})
+            return self._cancel(running) if exchange.method == "PUT" else as_json(405, {"detail": "Method Not Allowed"})
         if (status_code := self.polled(running)) is not None:
             return request_error(status_code, "internal_error", f"Status {status_code}")
         return self._status(running) if match[3] == "/status" else self._result(running)
 
     def _cancel(self, running: RunningJob) -> Response:
         if self.cancel(running):
-            return _json(202, {"status": "CANCELLATION_REQUESTED"})
-        return _json(400, {"status": "ALREADY_COMPLETED"})
+            return as_json(202, {"status": "CANCELLATION_REQUESTED"})
+        return as_json(400, {"status": "ALREADY_COMPLETED"})
 
     def _status(self, running: RunningJob) -> Response:
         address, end = self._address(running), running.end
@@ -168,7 +155,7 @@ class FalEmulator(JobEmulator):
             place = int(running.fault.number("position", 0) * left)
             queued = {"status": "IN_QUEUE", "queue_position": place}
             state = queued if left > 0 else {"status": "IN_PROGRESS", "logs": None}
-            return _json(202, {**state, **body})
+            return as_json(202, {**state, **body})
         body |= {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": running.run_s}}
         if end == "cancelled":
             body |= {"error": "Request was cancelled", "error_type": "client_cancelled"}
@@ -177,12 +164,12 @@ class FalEmulator(JobEmulator):
             body |= {"error": running.fault.text("error", "The runner failed"), "error_type": kind}
         elif end == "moderated" and running.fault.text("policy", "") == "error":
             body |= {"error": _FLAGGED, "error_type": "content_policy_violation"}
-        return _json(200, body)
+        return as_json(200, body)
 
     def _result(self, running: RunningJob) -> Response:
         end, fault = running.end, running.fault
         if end == "running":
-            return _json(400, {"detail": "Request is still in progress"})
+            return as_json(400, {"detail": "Request is still in progress"})
         if end == "cancelled":
             return request_error(499, "client_cancelled", "Request was cancelled")
         if end == "failed":
@@ -202,7 +189,7 @@ class FalEmulator(JobEmulator):
             "prompt": running.call.prompt,
         }
         units = {"x-fal-billable-units": str(len(images)), "x-fal-request-id": running.job.id}
-        return _json(200, body, units)
+        return as_json(200, body, units)
 
 
 def _size(value: object) -> tuple[int, int]:

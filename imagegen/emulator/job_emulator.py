@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import uuid
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -37,13 +38,21 @@ from .image_files import ShortLinks
 from .input_files import files_in
 from .jobs import Job
 from .small_images import DrawnImage, digest_of
-from .together_responses import TEXT, Response
+from .together_responses import HTML, TEXT, Response
 
 ENDS: Final = ("completed", "failed", "moderated", "expired", "partial")
 NO_ANSWER: Final = frozenset(("reset", "hang", "close"))
 
+BAD_GATEWAY: Final = Response(
+    502, b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>nginx</body>\r\n</html>\r\n", HTML
+)
+
 _NOTHING: Final = Response(404, b"404 page not found", TEXT)
 _MAX_SIDE: Final = 4096
+
+
+def as_json(status: int, fields: object, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(status, orjson.dumps(fields), headers=headers or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +196,9 @@ class JobEmulator(ListeningEmulator):
     def answer(self, exchange: Exchange) -> Response | None:
         """Return the response to a request; None if there is no such route."""
 
-    @abstractmethod
     def new_id(self) -> str:
         """Return the id of a new job."""
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def charges(self, end: str, _fault: Fault) -> bool:
         """Return whether a job that ends so is charged."""

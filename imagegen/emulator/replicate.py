@@ -17,9 +17,7 @@ from email.utils import formatdate
 from time import time
 from typing import ClassVar, Final
 
-import orjson
-
-from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
+from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss, as_json
 from .together_responses import HTML, Response
 
 PAGE: Final = 100
@@ -40,7 +38,7 @@ _THROTTLED: Final = "Request was throttled. Your rate limit resets in ~{}s."
 
 
 def _json(status: int, fields: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(status, orjson.dumps(fields), headers={"Date": formatdate(usegmt=True), **(headers or {})})
+    return as_json(status, fields, {"Date": formatdate(usegmt=True), **(headers or {})})
 
 
 def problem(status: int, title: str, detail: str) -> Response:

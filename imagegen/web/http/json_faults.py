@@ -88,9 +88,6 @@ _MISSING = (("expected ','", _BETWEEN), ("expected ':'", _COLON))
 """Reasons by what orjson expects in place of a text that gives no reason itself."""
 
 _FORM_TEXT = re.compile(r"[\w.%+\[\]-]{1,100}=")
-_SPACE = re.compile(r"\s*")
-_LOOK_BACK = 12
-"""Characters before a fault that may belong to it, such as the minus sign of an infinity."""
 
 
 def json_fault(body: bytes, error: orjson.JSONDecodeError) -> JsonFault:

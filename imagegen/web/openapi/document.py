@@ -31,7 +31,7 @@ Json = dict[str, Any]
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
-EDGE = (BadRequest, CrossSiteRefused, ExpectationFailed, HeadersTooLarge, InternalError)
+ON_EVERY_ROUTE = (BadRequest, CrossSiteRefused, ExpectationFailed, HeadersTooLarge, InternalError)
 """Errors of every route."""
 
 IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
@@ -61,7 +61,6 @@ class Body:
 
     shape: Any
     examples: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
     others: Mapping[str, Json] = field(default_factory=dict)
     required: bool = True
 
@@ -129,7 +128,7 @@ class Operation:
     def all_errors(self) -> tuple[type[ApiError], ...]:
         if self.envelope == "none":
             return ()
-        errors = EDGE + self.errors
+        errors = ON_EVERY_ROUTE + self.errors
         if self.body:
             errors += IN_BODY
         if self.needs != "none":
