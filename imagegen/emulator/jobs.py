@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(slots=True)
 class _Running:
-    """A job with what its polls need. ready_at: monotonic time."""
+    """A job with what its polls need. begun_at: monotonic time."""
 
     job: Job
     generation: Generation

@@ -31,7 +31,7 @@ class Succeeded(Struct, frozen=True, gc=False):
 
 
 class Retry(Struct, frozen=True, gc=False):
-    """Try again after `delay_s` seconds. `counts`: whether this counts as an attempt (a 429 does not)."""
+    """Try again after `delay_s` seconds. `counts_as_attempt`: a 429 does not."""
 
     delay_s: float
     reason: WaitReason

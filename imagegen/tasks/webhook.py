@@ -107,7 +107,7 @@ class WebhookFields(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A receiver of a task's end. events: empty for all; base: of the links in the payload.
+    """A receiver of a task's end. events: empty for all; link_base_url: of the links in the payload.
 
     owner: names the client that registered it; empty if unknown.
     """
@@ -212,7 +212,7 @@ class Delivery:
     """One webhook of one epoch of a task, and how far its delivery is.
 
     number: unique in the epoch, from 0; with task and epoch it makes the `webhook-id`.
-    late: it came when the task was finished.
+    added_after_finish: it came when the task was finished.
     last_status: of the last try, None if there was no response; due_at: Unix time of the next try.
     """
 
