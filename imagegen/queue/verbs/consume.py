@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import VerbContext, pairs_of
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.multiplexer import CommandBatch
 
@@ -68,12 +68,8 @@ async def delete_entries(context: VerbContext, entry_ids: Sequence[str]) -> None
 def entry_of(row: Any) -> Entry:
     """Return an entry of a raw reply: its id, and a flat list of its fields."""
     entry_id, flat = row
-    return entry_id.decode(), _fields(flat)
+    return entry_id.decode(), pairs_of(flat)
 
 
 def _delivered(reply: Any) -> list[Entry]:
     return [] if reply is None else [entry_of(row) for row in reply[0][1]]
-
-
-def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -63,6 +63,11 @@ class VerbContext:
         self.connection.meter.commands[purpose] += commands
 
 
+def pairs_of(flat: list[Any]) -> dict[bytes, Any]:
+    """Return the dictionary of a reply that lists names and values in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def batched(items: Iterable[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
     """Yield the items in order, in batches of at most `most` items and about `MAX_BYTES` bytes."""
     batch: list[Item] = []

@@ -7,7 +7,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import VerbContext, pairs_of
 from imagegen.queue.verbs.move_aside import move_aside
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.redis_errors import ResponseError, wrong_type
@@ -90,13 +90,13 @@ async def consumers(context: VerbContext) -> list[Consumer]:
     rows = await _group_rows(context, "takeover", "XINFO", "CONSUMERS", context.keys.stream, GROUP)
     return [
         Consumer(row[b"name"].decode(errors="replace"), row[b"pending"], row[b"idle"] / 1000)
-        for row in map(_fields, rows)
+        for row in map(pairs_of, rows)
     ]
 
 
 async def last_delivered(context: VerbContext) -> str:
     """Return the id of the last entry that the group delivered to any instance, `0-0` if there is no group."""
-    for row in map(_fields, await _group_rows(context, "read", "XINFO", "GROUPS", context.keys.stream)):
+    for row in map(pairs_of, await _group_rows(context, "read", "XINFO", "GROUPS", context.keys.stream)):
         if row.get(b"name") == GROUP.encode():
             return str(row[b"last-delivered-id"].decode())
     return "0-0"
@@ -132,7 +132,3 @@ async def _group_rows(context: VerbContext, purpose: str, *command: str | int) -
         rows = []
     context.count(purpose, 1)
     return rows
-
-
-def _fields(flat: list[Any]) -> dict[bytes, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -14,6 +14,7 @@ from imagegen.queue.eta import entry_order
 from imagegen.queue.verbs.context import VerbContext, batched
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
+from imagegen.tasks.cost import INTERRUPTED
 
 _SCRIPT = load_script(__package__, "owned", "release")
 
@@ -42,7 +43,7 @@ def release_item(claim: Claim) -> ReleaseItem:
     if claim.stored_bytes is not None:
         if checkpoint.phase == "calling":
             ambiguous_calls = checkpoint.ambiguous_calls + checkpoint.calling
-            cost = claim.cost.lost("interrupted") if checkpoint.calling else checkpoint.cost
+            cost = claim.cost.lost(INTERRUPTED) if checkpoint.calling else checkpoint.cost
             attempts = checkpoint.attempts - 1
             checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=attempts, cost=cost)
         stored = replace(checkpoint, phase="released").encode("").strip()
