@@ -158,7 +158,7 @@ class JobApiProvider(ABC):
             handle = self.handle_of(accepted, time.time(), form.warnings)
         await observer.accepted(handle)
         self.kept_ids.append(handle.id)
-        if (state := accepted.state) and (state.reply or state.error):
+        if (state := accepted.state) and (state.error or (state.reply and state.reply.images)):
             reply = _ended(state)
         else:
             reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), FIRST_DELAY_S)

@@ -24,7 +24,7 @@ MAX_FAULT_DELAY_S = 30.0
 MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
 UNKNOWN_GRACE_S = 15.0
 """An upstream may not find a job yet that it has just accepted, while its databases are synchronised, or not find any
-job for some seconds, in the middle of its deploy."""
+job for some seconds, in the middle of its deploy. A job that has just ended may have no images yet."""
 
 MAX_UNKNOWN = 3
 """Polls in sequence, over `UNKNOWN_GRACE_S` at least, after which a job that the provider does not find is given up."""
@@ -107,11 +107,15 @@ class _Polls:
     def __init__(self, handle: JobHandle, poll: Poll, observer: CallObserver) -> None:
         self._handle, self._poll, self._observer = handle, poll, observer
         self._unknown, self._unknown_since, self._failures = 0, 0.0, handle.failed_polls
+        self._empty_since: float | None = None
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
 
     async def state(self) -> JobState:
-        """Return the state of the job, `running` while it is unclear. Raises UpstreamError if the job is given up."""
+        """Return the state of the job, `running` while it is unclear or its images are missing.
+
+        Raises UpstreamError if the job is given up.
+        """
         try:
             state = await self._poll()
         except UpstreamError as error:
@@ -124,7 +128,12 @@ class _Polls:
         self._unknown = 0
         self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
         self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)
-        return state
+        return JobState("running") if state.reply and not state.reply.images and self._may_get_images() else state
+
+    def _may_get_images(self) -> bool:
+        now = time.time()
+        self._empty_since = self._empty_since or now
+        return now < self._empty_since + UNKNOWN_GRACE_S
 
     def _not_found(self) -> JobState:
         now, expires_at = time.time(), self._handle.expires_at
