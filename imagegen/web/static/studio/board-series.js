@@ -43,7 +43,7 @@ export function plotsOf(minutes, times, monthPlan) {
 }
 
 // Returns the codes of calls, the most frequent first.
-export function codesOf(rows) {
+function codesOf(rows) {
   const totals = new Map([["ok", 0]]);
   for (const row of rows) for (const [code, calls] of Object.entries(row?.upstream ?? {})) totals.set(code, (totals.get(code) ?? 0) + calls);
   return [...totals].sort(([, one], [, two]) => two - one).slice(0, MAX_CODES).map(([code]) => code);

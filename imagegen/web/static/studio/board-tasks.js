@@ -11,7 +11,7 @@ const CHUNK = 10;
 const ORDER = { processing: 0, pending: 1 };
 
 // Returns the rows of a filter: running ones, waiting ones, then the ended ones, the latest first.
-export function sortedRows(rows, filter) {
+function sortedRows(rows, filter) {
   const shown = [...rows.values()].filter(({ status }) => filter === "all" || status === filter);
   const rank = ({ status }) => ORDER[status] ?? 2;
   return shown.sort((one, two) => rank(one) - rank(two) || (rank(one) < 2 ? one.createdAt.localeCompare(two.createdAt) : two.createdAt.localeCompare(one.createdAt)));

@@ -113,7 +113,7 @@ function SubmitRow() {
   </div>`;
 }
 
-export function Field({ name, label, children }) {
+function Field({ name, label, children }) {
   const { state, t } = useStudio();
   const fault = state.faults[name];
   return html`<div class="field">

@@ -7,13 +7,13 @@ const NO_LIMITS = {
 const PRESETS = ["1024x1024", "1152x896", "896x1152", "1344x768", "768x1344", "512x512", "1536x1024", "1024x1536", "2048x2048"];
 
 export const MAX_IMAGES = 16;
-export const MAX_INPUT_IMAGES = 16;
-export const MAX_PROMPT = 32000;
+const MAX_INPUT_IMAGES = 16;
+const MAX_PROMPT = 32000;
 export const MAX_SIDE = 8192;
 export const MIN_SIDE = 64;
-export const MAX_STEPS = 100;
+const MAX_STEPS = 100;
 
-export function capabilitiesOf(model) {
+function capabilitiesOf(model) {
   return { ...NO_LIMITS, ...model?.capabilities };
 }
 

@@ -3,7 +3,7 @@
 const TASK_ID = /^[0-9a-f]{32}$/;
 const INDEX = /^\d{1,2}$/;
 
-export const HOME = { page: "make" };
+const HOME = { page: "make" };
 
 export function parseRoute(hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?", 2);

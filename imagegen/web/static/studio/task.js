@@ -43,7 +43,7 @@ export function stateName(record) {
   return record.gone ? "gone" : record.view?.status ?? "unknown";
 }
 
-export function Status({ record }) {
+function Status({ record }) {
   const { studio, state, t } = useStudio();
   const { view, request } = record;
   const isOpen = !isFinal(record) && view;

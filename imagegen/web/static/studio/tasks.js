@@ -21,7 +21,7 @@ export function withView(record, view) {
 }
 
 // Returns the record after an `image` event, which has the entry of one image.
-export function withImage(record, entry) {
+function withImage(record, entry) {
   if (!record.view || FINAL.has(record.view.status)) return record;
   const others = (record.view.data || []).filter(({ index }) => index !== entry.index);
   const data = [...others, entry].sort((one, other) => one.index - other.index);
