@@ -24,7 +24,7 @@ from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.accounts.links import Links
 from imagegen.board_parts import open_board
-from imagegen.channel_parts import call_slots, create_pacing, create_routes, load_tables
+from imagegen.channel_parts import call_slots, create_permits, create_routes, load_tables
 from imagegen.chosen_parts import (
     create_blob_store,
     create_cross_origin_policy,
@@ -118,7 +118,7 @@ ALERT_DELIVERIES = web.AppKey[AlertDispatcher | None]("alert_deliveries")
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
 TABLES = web.AppKey[Mapping[str, ModelTable]]("tables")
-PACING = web.AppKey[PermitLine]("pacing")
+PERMITS = web.AppKey[PermitLine]("permits")
 BUDGETS = web.AppKey("budgets", Budgets)
 BUDGET_WATCH = web.AppKey("budget_watch", BudgetWatch)
 
@@ -284,13 +284,13 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     clock, allows = queue.connection.clock, app[GUARD].ring.allows_model
     deadline_s, fallbacks = settings.task_deadline_s, settings.fallback_models
     limits = AttemptLimits(policy, deadline_s, fallbacks, job_wait_s, allows, clock.after_jumps)
-    pacing = create_pacing(app[ROUTES], wall=clock)
+    permits = create_permits(app[ROUTES], wall=clock)
     attempts = AttemptRunner(
         queue.worker_queue,
         app[ROUTES],
         app[IMAGE_SAVER],
         limits,
-        pacing,
+        permits,
         PaymentRules(app[BUDGETS].limits_of_slots),
         clock=clock,
         inputs=app[INPUTS],
@@ -300,16 +300,16 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     pool = Pool(
         queue.worker_queue,
         attempts,
-        pacing,
+        permits,
         result_ttl_s=settings.result_ttl_s,
         others=other_instances(queue),
         clock=clock,
     )
-    pacing.on_release = pool.parking.wake
+    permits.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
     queue.notifier.greeting = lambda: served
-    app[PACING] = pacing
-    app[CHANNELS] = ChannelReport(app[ROUTES], pacing, wall=clock).channels
+    app[PERMITS] = permits
+    app[CHANNELS] = ChannelReport(app[ROUTES], permits, wall=clock).channels
     app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)
     app[LIFECYCLE].start()
     yield
@@ -375,7 +375,7 @@ def _telemetry(app: web.Application) -> Telemetry:
         ProviderLimits(
             call_slots(settings),
             settings.upstream_rate_per_min,
-            lambda: app[PACING].blocked(settings.default_model),
+            lambda: app[PERMITS].blocked(settings.default_model),
         ),
         loops=lambda: supervisor.names,
         max_queue=settings.max_queue,

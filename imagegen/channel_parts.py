@@ -1,4 +1,4 @@
-"""Channels of the settings, and the parts that are built from them: providers, prices, model tables, routes, pacing."""
+"""Channels of the settings, and what is built from them: providers, prices, model tables, routes, permits."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def create_routes(
     return Routes(channels, routes, from_file=bool(settings.file_channels))
 
 
-def create_pacing(routes: Routes, *, wall: Callable[[], float]) -> PermitLine:
-    """Return the pacing of the only key, or the router of all channels."""
+def create_permits(routes: Routes, *, wall: Callable[[], float]) -> PermitLine:
+    """Return the permits of calls: the pacing of the only key, or the router of all channels."""
     if only := routes.only:
         return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall)
     return Router(routes, wall=wall)

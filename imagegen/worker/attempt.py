@@ -58,7 +58,7 @@ class AttemptRunner:
     routes: Routes
     image_saver: ImageSaver
     rules: AttemptLimits
-    pacing: PermitLine
+    permits: PermitLine
     payments: PaymentRules
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
@@ -112,10 +112,10 @@ class Attempt:
         self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
-        self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock, runner.routes.lists_jobs)
+        self._judging = Judge(claim, runner.rules, runner.permits, runner.clock, runner.routes.lists_jobs)
         self._places = ImagePlaces(claim, self._request.n)
         ends_at = runner.rules.deadline(claim.task)
-        self._waiting = PermitWaiting(runner.claims, claim, runner.pacing, runner.image_saver, ends_at, runner.clock)
+        self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)
         self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
         self._saver = ClaimImageSaver(
             runner.claims,
@@ -123,7 +123,7 @@ class Attempt:
             claim,
             self._request.n,
             ends_at,
-            lambda: runner.pacing.is_quiet,
+            lambda: runner.permits.is_quiet,
             self._places.rejected,
             self._describe,
             runner.clock,
@@ -316,7 +316,7 @@ class Attempt:
                     choice = self._failed(permit, error, count, choice)
                 else:
                     self._payments.answered(route, model, count, reply)
-                    self._runner.pacing.record_success(permit, reply.limits)
+                    self._runner.permits.record_success(permit, reply.limits)
                     self._form.warn(reply.warnings)
                     return reply
 
@@ -377,11 +377,11 @@ class Attempt:
     def _failed(self, permit: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
         """Return the channels for the call if it is to be repeated at once; raise otherwise."""
         rest = without_tried(choice, permit, error, has_job=self._job_wait.has_job)
-        if rest and self._runner.pacing.has_other(self._form.model, self._payments.affordable(self._form.model, rest)):
-            self._runner.pacing.failed(permit, error, unfinished=self._claim.task.id)
+        if rest and self._runner.permits.has_other(self._form.model, self._payments.affordable(self._form.model, rest)):
+            self._runner.permits.failed(permit, error, unfinished=self._claim.task.id)
             return rest
         if self._form.lower_count(error, count):
-            self._runner.pacing.failed(permit, error, unfinished=None)
+            self._runner.permits.failed(permit, error, unfinished=None)
             raise _FewerImages
         is_useless = is_useless_response(error)
         is_changed = self._form.change(error)
@@ -389,7 +389,7 @@ class Attempt:
         cause = self._form.first_refusal or self._judging.cause(permit, error)
         outcome = None if is_useless or is_changed else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
-        self._runner.pacing.failed(permit, error, unfinished=unfinished)
+        self._runner.permits.failed(permit, error, unfinished=unfinished)
         if outcome:
             raise AttemptEnded(outcome) from error
         if is_useless:

@@ -30,13 +30,13 @@ class ChannelReport:
     def __init__(
         self,
         routes: Routes,
-        pacing: PermitLine,
+        permits: PermitLine,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._routes = routes
-        self._pacing = pacing
+        self._permits = permits
         self._clock = clock
         self._wall = wall
 
@@ -80,11 +80,11 @@ class ChannelReport:
         )
 
     def _key_rest(self, channel: Channel, route: Route) -> _Rest:
-        if isinstance(self._pacing, Router):
-            trouble = self._pacing.lanes[channel.name].keys[route].trouble()
+        if isinstance(self._permits, Router):
+            trouble = self._permits.lanes[channel.name].keys[route].trouble()
             if trouble is None:
                 return None
-            return trouble.state, trouble.next_at(alone=self._is_alone(self._pacing, channel)), trouble.error.code
+            return trouble.state, trouble.next_at(alone=self._is_alone(self._permits, channel)), trouble.error.code
         if (code := route.provider.refusal) is not None:
             return "out", self._clock(), code
         rest = self._breaker_rest(channel)
@@ -101,7 +101,7 @@ class ChannelReport:
         return not any(key.trouble() is None for lane in lanes for key in lane.keys.values())
 
     def _breaker_rest(self, channel: Channel) -> _Rest:
-        pacing = self._pacing.lanes[channel.name].pacing if isinstance(self._pacing, Router) else self._pacing
+        pacing = self._permits.lanes[channel.name].pacing if isinstance(self._permits, Router) else self._permits
         rest = pacing.longest_rest() if isinstance(pacing, Pacing) else None
         return rest and ("resting", rest[0], str(rest[1]))
 

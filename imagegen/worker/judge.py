@@ -26,7 +26,7 @@ class Judge:
 
     claim: Claim
     rules: AttemptLimits
-    pacing: PermitLine
+    permits: PermitLine
     clock: Callable[[], float]
     lists_jobs: Callable[[str], bool] = lambda _channel: False
 
@@ -66,16 +66,16 @@ class Judge:
             return error
         other_keys = Choice(keys=frozenset({permit.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if not is_of_key or not self.pacing.recovers(permit.model, other_keys):
+        if not is_of_key or not self.permits.recovers(permit.model, other_keys):
             return error
-        blocked = self.pacing.blocked(permit.model, other_keys)
+        blocked = self.permits.blocked(permit.model, other_keys)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
 
     def allow_other_key(self, channel: str, account: str, model: str, error: UpstreamError) -> None:
         """Let another key of the channel make a job again that its own key is refused for; it counts as lost."""
         other_keys = Choice(channel, keys=frozenset({account}))
-        if error.code in KEY_REFUSALS and self.pacing.recovers(model, other_keys):
+        if error.code in KEY_REFUSALS and self.permits.recovers(model, other_keys):
             error.retryable = True
 
     def excuses(self, permit: Permit, error: UpstreamError) -> bool:
@@ -85,6 +85,6 @@ class Judge:
         tasks that always fail would be called for without end.
         """
         attempts, most = self.claim.checkpoint.attempts, self.rules.policy.max_attempts
-        if not self.pacing.excuses(permit, error) or self.pacing.is_suspect(self.claim.task.id):
+        if not self.permits.excuses(permit, error) or self.permits.is_suspect(self.claim.task.id):
             return False
         return attempts > 1 or attempts >= most

@@ -39,14 +39,14 @@ class Parking:
     def __init__(
         self,
         claims: WorkerQueue,
-        pacing: PermitLine,
+        permits: PermitLine,
         ends_at: Callable[[Task], float],
         *,
         alone: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._claims = claims
-        self._pacing = pacing
+        self._permits = permits
         self._ends_at = ends_at
         self._alone = alone
         self._clock = clock
@@ -62,12 +62,12 @@ class Parking:
 
     def admits(self, claim: Claim) -> bool:
         """Return whether this claim may use its slot now; if not, it is parked. Paid images need no call."""
-        model, pacing = claim.task.model, self._pacing
+        model, permits = claim.task.model, self._permits
         if self._parked:
             self._parked.discard(claim)
         resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
-        allowed = pacing.capacity(model)
-        if allowed == math.inf or pacing.is_quiet or claim.checkpoint.is_paid:
+        allowed = permits.capacity(model)
+        if allowed == math.inf or permits.is_quiet or claim.checkpoint.is_paid:
             return True
         if allowed >= 1 and (resumed or (model not in self._lines and self._resumable(model) >= 1)):
             return True
@@ -86,11 +86,11 @@ class Parking:
 
     def _park(self, claim: Claim) -> None:
         task = claim.task
-        has_failed = claim.checkpoint.attempts > 0 or self._pacing.has_failed(task.id)
+        has_failed = claim.checkpoint.attempts > 0 or self._permits.has_failed(task.id)
         line = self._lines.setdefault(task.model, ParkedClaims(self._clock()))
-        line.add(claim, has_failed=has_failed, is_suspect=self._pacing.is_suspect(task.id))
+        line.add(claim, has_failed=has_failed, is_suspect=self._permits.is_suspect(task.id))
         self._parked.add(claim)
-        self._claims.park(claim, *self._pacing.closed(task.model), until=self._ends_at(task))
+        self._claims.park(claim, *self._permits.closed(task.model), until=self._ends_at(task))
 
     def _is_full(self) -> bool:
         if len(self._parked) >= MAX_PARKED:
@@ -102,12 +102,12 @@ class Parking:
         if any(claim.lost for claim in self._resumed):
             self._resumed = {claim: its for claim, its in self._resumed.items() if not claim.lost}
         about_to = sum(its == model for its in self._resumed.values())
-        allowed = min(self._pacing.capacity(model) - about_to, self._pacing.upstream_capacity() - len(self._resumed))
+        allowed = min(self._permits.capacity(model) - about_to, self._permits.upstream_capacity() - len(self._resumed))
         return allowed if allowed == math.inf else min(allowed, self._claims.slots - len(self._resumed))
 
     def wake(self) -> None:
         """Resume the claims that may call now, and run again when more may."""
-        if self._stopped or not self._lines or self._pacing.is_quiet:
+        if self._stopped or not self._lines or self._permits.is_quiet:
             return
         next_s = RECHECK_S
         for model, line in tuple(self._lines.items()):
@@ -123,7 +123,7 @@ class Parking:
                 del self._lines[model]
                 continue
             self._publish_again(model, line)
-            if (opens_in_s := self._pacing.opens_in_s(model)) > 0:
+            if (opens_in_s := self._permits.opens_in_s(model)) > 0:
                 next_s = min(next_s, opens_in_s)
         if self._timer is not None:
             self._timer.cancel()
@@ -155,7 +155,7 @@ class Parking:
         if now - line.published_at >= PUBLISH_AGAIN_S:
             line.published_at = now
             for claim in line.all(self._parked):
-                self._claims.mark_waiting(claim, *self._pacing.closed(model))
+                self._claims.mark_waiting(claim, *self._permits.closed(model))
 
 
 class ParkedClaims:

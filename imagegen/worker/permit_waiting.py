@@ -38,7 +38,7 @@ class PermitWaiting:
 
     claims: WorkerQueue
     claim: Claim
-    pacing: PermitLine
+    permits: PermitLine
     image_saver: ImageSaver
     ends_at: float
     clock: Callable[[], float]
@@ -50,13 +50,13 @@ class PermitWaiting:
         Stopping is raised too if claiming is paused and the attempt is not begun. Raises UpstreamError if no channel
         can take the call before an operator acts.
         """
-        if self.image_saver.writable and (permit := self.pacing.try_acquire(model, choice)):
+        if self.image_saver.writable and (permit := self.permits.try_acquire(model, choice)):
             return self._unless_paused(permit)
         while True:
             await self.store_writable()
-            if refusal := self.pacing.refusal(model, choice):
+            if refusal := self.permits.refusal(model, choice):
                 raise refusal
-            if permit := await self.pacing.acquire(model, self._wait_s(model, choice), choice):
+            if permit := await self.permits.acquire(model, self._wait_s(model, choice), choice):
                 if self.image_saver.writable:
                     return self._unless_paused(permit)
                 permit.close()
@@ -83,19 +83,19 @@ class PermitWaiting:
     def _wait_s(self, model: str, choice: Choice) -> float:
         """Return the seconds to wait before the next check."""
         self._check_time()
-        blocked = self.pacing.blocked(model, choice)
+        blocked = self.permits.blocked(model, choice)
         if blocked is None:
             return 0.0
         if not self.begun:
             self.claims.mark_waiting(self.claim, *blocked)
-        elif rest := self.pacing.resting(model, choice):
+        elif rest := self.permits.resting(model, choice):
             raise UpstreamResting(resting_error(rest.reason, rest.retry_at - self.clock()))
         return min(blocked.retry_at, self.ends_at) - self.clock()
 
     def _check_time(self) -> None:
         if self.clock() >= self.ends_at:
             raise DeadlinePassed
-        if self.pacing.is_quiet:
+        if self.permits.is_quiet:
             raise Stopping
 
 

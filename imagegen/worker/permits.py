@@ -45,7 +45,7 @@ ANY = Choice()
 class Permit:
     """The right to make one call by a route, until it is closed. places: in circuit breakers, with their periods."""
 
-    pacing: PermitLine
+    line: PermitLine
     model: str
     places: tuple[tuple[CircuitBreaker, int], ...]
     route: Route
@@ -54,7 +54,7 @@ class Permit:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.pacing.release(self)
+            self.line.release(self)
 
     def __enter__(self) -> Self:
         return self

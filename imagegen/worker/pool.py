@@ -37,7 +37,7 @@ class Pool:
         self,
         claims: WorkerQueue,
         attempts: AttemptRunner,
-        pacing: PermitLine,
+        permits: PermitLine,
         *,
         result_ttl_s: float,
         others: OtherInstances | None = None,
@@ -45,12 +45,12 @@ class Pool:
     ) -> None:
         self._claims = claims
         self._attempts = attempts
-        self._pacing = pacing
+        self._permits = permits
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
         others = others or OtherInstances()
-        self.parking = Parking(claims, pacing, attempts.rules.deadline, alone=others.alone, clock=clock)
+        self.parking = Parking(claims, permits, attempts.rules.deadline, alone=others.alone, clock=clock)
         self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, others, clock=clock)
         self.active_claims: set[Claim] = set()
 
@@ -64,7 +64,7 @@ class Pool:
     def quiet(self) -> None:
         """Let no loop take a claim or start a call any more."""
         self._claims.quiet()
-        self._pacing.quiet()
+        self._permits.quiet()
 
     async def wait_idle(self, within_s: float) -> None:
         """Wait until the loops have finished their attempts, after `quiet`."""
@@ -119,7 +119,7 @@ class Pool:
                 case NotStarted():
                     pass
                 case ClaimLost():
-                    self._pacing.finished(task.id)
+                    self._permits.finished(task.id)
                     self._claims.drop(claim)
                 case Retry():
                     claim.task = task
@@ -143,7 +143,7 @@ class Pool:
             logger.bind(taskId=task.id).warning("The previous images may expire before their task: {}", error)
 
     async def _finish(self, claim: Claim, final: Task) -> None:
-        self._pacing.finished(final.id)
+        self._permits.finished(final.id)
         stored = await self._claims.finish(claim, final)
         fault = f": {stored.error.code}" if stored.error else ""
         logger.info("{}{}", stored.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)
