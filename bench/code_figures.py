@@ -43,6 +43,7 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
+@cache
 def shared_class_names() -> tuple[dict[str, list[str]], int]:
     """Return the class names that two or more modules define, and the number of all class names."""
     places = defaultdict(list)
@@ -62,6 +63,7 @@ def repeated_module_names() -> dict[str, list[str]]:
     return {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
+@cache
 def function_lines() -> list[tuple[int, str]]:
     """Return the lines of each function, without its decorators and docstring, shortest first."""
     lengths = []
@@ -81,6 +83,7 @@ def long_files() -> list[str]:
     return [f"{path.relative_to(ROOT)} {lines}" for path, lines in sorted(counts.items()) if lines > MAX_FILE_LINES]
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Return for each module those of the package that it imports when it is loaded."""
     known = modules()
@@ -148,6 +151,7 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+@cache
 def private_uses() -> dict[str, set[str]]:
     """Return the private names of aiohttp that each file uses: imported, read, set or overridden.
 

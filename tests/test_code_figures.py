@@ -67,7 +67,7 @@ def test_a_route_holds_only_the_calls_common_to_all_runs() -> None:
 
 
 def test_file_changes_are_counted_between_neighbours() -> None:
-    of_figures, of_package = code_figures.imports.__code__, trace.create_app.__code__
+    of_figures, of_package = code_figures.modules.__code__, trace.create_app.__code__
     paths = [code.co_filename for code in (of_figures, of_package)]
     assert paths[0] != paths[1]
     assert trace.file_changes([of_package, of_package]) == 0

@@ -68,14 +68,15 @@ def test_an_image_of_20_mib_takes_less_than_8_mib_of_memory(start_service: Start
     service = start_service(UPSTREAM_RATE="1/hour")
     service.made(prompt="uses the only call of this hour")
 
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    route, encoded, kind = {
+        "bytes": ("/api/uploads", bytes, "image/png"),
+        "form": ("/api/uploads", lambda data: head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        "data: URI": ("/api/images/generate", in_json, "application/json"),
+    }[way]
+
     def send(data: bytes) -> int:
-        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
-        route, body, kind = {
-            "bytes": ("/api/uploads", data, "image/png"),
-            "form": ("/api/uploads", head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
-            "data: URI": ("/api/images/generate", in_json(data), "application/json"),
-        }[way]
-        return service.request("POST", route, body, headers={"Content-Type": kind}, timeout_s=60).status
+        return service.request("POST", route, encoded(data), headers={"Content-Type": kind}, timeout_s=60).status
 
     assert send(png_of(2 * MIB)) in (201, 202)
     service.forget_peak()
