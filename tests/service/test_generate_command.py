@@ -21,6 +21,7 @@ from emulator_fixtures import EmulatorProcess
 from forked import ForkedProcess, PipedProcess
 from service.conftest import StartService
 from service.running import KEY, RUN, Service, calls_about, environment, eventually
+from support import slowness
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -80,7 +81,7 @@ def test_images_are_saved_although_the_reader_of_their_paths_is_gone(service: Se
 
 
 def test_keys_and_rate_limits_of_a_service_are_told(start_service: StartService, tmp_path: Path) -> None:
-    limits = {"IMAGE_RATE_LIMIT_MAX": "1", "RATE_LIMIT_WINDOW": "2000"}
+    limits = {"IMAGE_RATE_LIMIT_MAX": "1", "RATE_LIMIT_WINDOW": f"{1_500 * min(4.0, slowness()):.0f}"}
     service = start_service(API_KEYS="web:a-key-of-32-characters-for-tests", **limits)
     ended = run(tmp_path, "mine", "--url", service.url)
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -96,7 +97,7 @@ def test_keys_and_rate_limits_of_a_service_are_told(start_service: StartService,
         assert (ended.returncode, ended.stdout) == (0, f"second-{number}-0.png\n")
         return bool(re.search("waiting [0-9]+ s: rate limited", ended.stderr))
 
-    eventually(has_waited)
+    eventually(has_waited, within_s=60)
 
 
 @pytest.mark.parametrize(
