@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import logging
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import orphans
 import parallel
 import pytest
+from s3_server import S3Server
 from support import cache_library_paths
 from tiers import order_of, tier_of
 
@@ -93,19 +93,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """Start a local S3 server, without a log and without a listing of its package at each request, a quarter of it."""
-    from moto import backends
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    names = list(backends.list_of_moto_modules())
-    backends.list_of_moto_modules = lambda: names
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def s3() -> Iterator[S3Server]:
+    server = S3Server()
+    with server.serve():
+        yield server
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from functools import cache
 import pytest
 from images.backings import BACKINGS, Disk, InBucket, InRedis
 from PIL import Image
+from s3_server import Objects, S3Server
 
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
@@ -31,32 +32,18 @@ def shared_session():
 
 
 @pytest.fixture
-def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Create an empty bucket."""
     monkeypatch.setattr("aiobotocore.session.get_session", shared_session)
-    bucket = Bucket(f"pictures{next(_numbers)}", "a-key", "a-secret", endpoint=s3_url)
-    outside(bucket).create_bucket(Bucket=bucket.name)
+    bucket = Bucket(f"pictures{next(_numbers)}", "a-key", "a-secret", endpoint=s3.url)
+    s3.buckets[bucket.name] = {}
     return bucket
 
 
 @pytest.fixture
-def outside_s3(bucket: Bucket):
-    return outside(bucket)
-
-
-def outside(bucket: Bucket):
-    """Return Amazon's own client to inspect the bucket."""
-    return client_of(bucket.endpoint, bucket.access_key_id, bucket.secret_access_key)
-
-
-@cache
-def client_of(endpoint: str, key_id: str, secret: str):
-    """Return a client for all buckets: each reads the descriptions of the service again."""
-    from botocore.session import Session
-
-    return Session().create_client(
-        "s3", "us-east-1", endpoint_url=endpoint, aws_access_key_id=key_id, aws_secret_access_key=secret
-    )
+def objects(s3: S3Server, bucket: Bucket) -> Objects:
+    """Return the objects of the bucket."""
+    return s3.buckets[bucket.name]
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from aiohttp import web
 from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
+from s3_server import Objects, S3Object, S3Server
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
@@ -61,80 +61,85 @@ async def put(port: S3BlobStore, image: VerifiedImage, index: int = 0) -> Stored
     return stored(image, index)
 
 
-def names(outside_s3: Any, bucket: Bucket) -> list[str]:
-    return [item["Key"] for item in outside_s3.list_objects_v2(Bucket=bucket.name).get("Contents", ())]
-
-
 async def test_an_object_has_its_task_index_digest_type_and_expiry(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     port, expires_at = await make_bytes(), later()
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
         image = make_image(kind=kind)
         await port.put(TASK, stored(image, index), image.data, expires_at)
         key = f"imagegen/{TASK}/{index}-{image.sha256[:12]}.{extension}"
-        found = outside_s3.get_object(Bucket=bucket.name, Key=key)
-        assert found["Body"].read() == image.data
-        assert found["ContentType"] == image.content_type
-        assert float(found["Metadata"]["imagegen-expires-at"]) == pytest.approx(expires_at, abs=0.001)
+        found = objects[key]
+        assert found.data == image.data
+        assert found.content_type == image.content_type
+        assert float(found.metadata["imagegen-expires-at"]) == pytest.approx(expires_at, abs=0.001)
 
 
 async def test_an_extended_object_keeps_its_type(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
     image = await put(port, make_image())
     await port.extend_expiry(TASK, [image, changed(image, index=5)], time.time() + 5_000)
     key = f"imagegen/{TASK}/0-{image.sha256[:12]}.png"
-    found = outside_s3.head_object(Bucket=bucket.name, Key=key)
-    assert found["ContentType"] == "image/png"
-    assert float(found["Metadata"]["imagegen-expires-at"]) > time.time() + 4_900
+    found = objects[key]
+    assert found.content_type == "image/png"
+    assert float(found.metadata["imagegen-expires-at"]) > time.time() + 4_900
 
 
 async def test_an_object_deleted_externally_is_missing(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
     image = await put(port, make_image())
-    outside_s3.delete_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0])
+    objects.clear()
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
 
 
 async def test_an_object_written_by_others_is_not_served(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
     image = await put(port, make_image())
-    outside_s3.put_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0], Body=bytes(image.size_bytes))
+    objects[next(iter(objects))] = S3Object(bytes(image.size_bytes))
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
 
 
 async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     await put(await make_bytes(), make_image())
-    outside_s3.put_object(Bucket=bucket.name, Key="not-ours.txt", Body=b"")
+    objects["not-ours.txt"] = S3Object(b"")
     await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S - 60)).sweep_once()
-    assert len(names(outside_s3, bucket)) == 2
+    assert len(objects) == 2
     await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S + 60)).sweep_once()
-    assert names(outside_s3, bucket) == ["not-ours.txt"]
+    assert list(objects) == ["not-ours.txt"]
 
 
 async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
+    make_bytes: MakeBytes, s3: S3Server, objects: Objects, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = await make_bytes(max_bytes=10_000), await make_bytes(max_bytes=10_000)
     images = [make_image(colour, pad_bytes=4_000) for colour in ("red", "green", "blue", "teal")]
     saved = []
     for index, image in enumerate(images):
+        monkeypatch.setattr(s3, "clock", lambda index=index: time.time() - 5 + index)
         saved.append(await put((first, second)[index % 2], image, index))
-        if index == 1:  # listings have ages in whole seconds
-            await asyncio.sleep(1.02 - time.time() % 1)
-    assert len(names(outside_s3, bucket)) == 4
+    assert len(objects) == 4
     await first.sweep_once()
     assert [await second.contains_all(TASK, [image]) for image in saved] == [False, False, True, True]
+
+
+async def test_a_sweep_reads_all_pages_of_a_listing(
+    make_bytes: MakeBytes, s3: S3Server, objects: Objects, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "page_keys", 2)
+    for index in range(5):
+        await put(await make_bytes(), make_image(), index)
+    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S + 60)).sweep_once()
+    assert not objects
 
 
 async def test_an_unavailable_service_fails_calls_but_not_the_start(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from image_bytes import image_file
+from images.backings import BACKINGS
 from PIL import Image
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable, UnsupportedImage
@@ -57,7 +58,7 @@ class Instance:
 
 
 def picture(colour: str = "teal") -> VerifiedImage:
-    return sniff(image_file(colour, size=(640, 400)))
+    return sniff(image_file(colour, size=(640, 40)))
 
 
 def undecodable() -> VerifiedImage:
@@ -69,6 +70,15 @@ def undecodable() -> VerifiedImage:
 
 
 Start = Callable[..., Awaitable[Instance]]
+
+
+@pytest.fixture(params=["disk", "redis"])
+def backing(request: pytest.FixtureRequest):
+    """Return a folder, or a store of another kind behind a folder: to `Thumbnails`, all others are like it."""
+    return BACKINGS[request.param](request)
+
+
+in_every_store = pytest.mark.parametrize("backing", BACKINGS, indirect=True)
 
 
 @pytest.fixture
@@ -104,6 +114,7 @@ async def test_each_size_and_each_image_has_its_own_thumbnail(start: Start) -> N
     assert len(seen) == instance.made == 8
 
 
+@in_every_store
 async def test_another_instance_serves_what_was_made_for_one_more_command(start: Start) -> None:
     first, second = await start(), await start()
     image = await save(first, picture())
@@ -116,6 +127,7 @@ async def test_another_instance_serves_what_was_made_for_one_more_command(start:
         assert (first.commands - before, second.commands) == (2, 1)
 
 
+@in_every_store
 async def test_the_thumbnail_of_a_replaced_image_is_another_one(start: Start) -> None:
     instance = await start()
     before = await instance.bytes_of(await save(instance, picture("teal")))
@@ -130,6 +142,7 @@ async def test_an_image_that_is_gone_has_no_thumbnail(start: Start) -> None:
     assert await instance.bytes_of(await save(instance, picture("red"))) is not None
 
 
+@in_every_store
 async def test_an_evicted_thumbnail_is_made_again(start: Start, open_store) -> None:
     image = picture()
     store = await open_store(max_bytes=image.size_bytes)

@@ -11,6 +11,7 @@ import pytest
 import redis
 from emulator_fixtures import EmulatorProcess
 from ports import free_port
+from s3_server import S3Server
 from service.running import Answer, Service, at_once, calls_about, eventually, redis_server
 
 _numbers = itertools.count()
@@ -53,14 +54,11 @@ def service(start_for_module, upstream: EmulatorProcess) -> Service:
 def store_settings(request: pytest.FixtureRequest, store: str) -> dict[str, str]:
     settings = {"IMAGE_STORE": store}
     if store == "s3":
-        from botocore.session import Session
-
-        url = request.getfixturevalue("s3_url")
-        keys = {"aws_access_key_id": "a-key", "aws_secret_access_key": "a-secret"}
+        s3: S3Server = request.getfixturevalue("s3")
         bucket = f"topped{next(_numbers)}"
-        Session().create_client("s3", "us-east-1", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
+        s3.buckets[bucket] = {}
         settings |= {"S3_ACCESS_KEY_ID": "a-key", "S3_SECRET_ACCESS_KEY": "a-secret"}
-        settings |= {"S3_ENDPOINT": url, "S3_BUCKET": bucket}
+        settings |= {"S3_ENDPOINT": s3.url, "S3_BUCKET": bucket}
     return settings
 
 
