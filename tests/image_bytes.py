@@ -35,6 +35,21 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def deflated_zeros(length: int, times: int) -> bytes:
+    """Return a zlib stream of `times * length` zeros. Compressing them all takes 1.4 s for 268 MB."""
+    zeros, check, blocks = bytes(length), 1, zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = blocks.compress(zeros) + blocks.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(times):
+        check = zlib.adler32(zeros, check)
+    return b"\x78\xda" + block * times + blocks.flush() + check.to_bytes(4, "big")
+
+
+def black_webp(width: int, height: int) -> bytes:
+    """Return a lossless black WebP of any size, which Pillow needs 0.6 s for 48 megapixels to encode."""
+    size = (width - 1 | (height - 1) << 14).to_bytes(4, "little")
+    return bytes.fromhex("524946461a000000574542505650384c0e0000002f") + size + bytes.fromhex("071011fd0f4444ff03")
+
+
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Return a chunk with its length and its checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

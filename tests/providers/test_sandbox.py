@@ -80,7 +80,8 @@ async def test_the_default_format_is_png(watcher) -> None:
 @pytest.mark.parametrize("size", SIZES)
 async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher, size) -> None:
     for prompt in ("cat", LONG, "一只狐狸在雪地里，水彩画", "🦊\u200d🏽", "\u0301", "x" * 4000):
-        assert decoded(await draw(watcher, prompt, width=size[0], height=size[1])).size == size
+        image = await draw(watcher, prompt, width=size[0], height=size[1], output_format="jpeg")
+        assert decoded(image).size == size
 
 
 @pytest.mark.parametrize("index", range(7))
@@ -100,9 +101,9 @@ async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher
     assert await bytes_of(0, seed=5) == await bytes_of(9, seed=5)
 
 
-@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_equal_requests_produce_equal_bytes(watcher, output_format) -> None:
-    for index, seed in itertools.product(range(7), (None, 5)):
+async def test_equal_requests_produce_equal_bytes(watcher) -> None:
+    scenes = [("png", index, seed) for index in range(7) for seed in (None, 5)]
+    for output_format, index, seed in [*scenes, ("jpeg", 0, None), ("webp", 0, None)]:
         wishes = {"index": index, "seed": seed, "output_format": output_format, "width": 128, "height": 128}
         assert await draw(watcher, **wishes) == await draw(watcher, **wishes)
 
@@ -135,8 +136,8 @@ async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -
     assert len(alike) == 77
     for one, other in [prompts[:2] for prompts in alike.values() if len(prompts) > 1]:
         first, second = (
-            await draw(watcher, one, width=128, height=128),
-            await draw(watcher, other, width=128, height=128),
+            await draw(watcher, one, width=64, height=64),
+            await draw(watcher, other, width=64, height=64),
         )
         assert visibly_different(first, second) > 0.2, (one, other)
 
@@ -157,14 +158,14 @@ def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
     return max(luminance(colour) for _, colour in part.getcolors(part.width * part.height))
 
 
-@over_rows("size", SIZES)
+@over_rows("size", [*SIZES, (256, 256)])
 @over_rows("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
 def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
     card = lay_out(*size, prompt)
     line = card.bottom - card.padding - card.mark_size
     left, right = card.left + card.padding, card.right - card.padding
     words, mark = (left, card.top + card.padding, right, line), (left, line, right, card.bottom - card.padding)
-    for index in range(7) if size == (512, 512) else (size[0] % 7, size[1] % 7 + 1):
+    for index in range(7) if size == (256, 256) else (size[0] % 7, size[1] % 7 + 1):
         sheet = render.Drawing(render.DrawingSpec(prompt, None, index, *size, "png"))
         sheet.paint()
         sheet.blur_card()
