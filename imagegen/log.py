@@ -11,12 +11,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 from loguru import logger
 
 from imagegen.formats import rfc3339
+from imagegen.log_stream import PatientStream, patient
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -39,7 +41,7 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
     if stream is None:  # a process can be started without a standard error
         _lines = None
     else:
-        _lines = _Lines(stream, render, access_line)
+        _lines = _Lines(patient(stream, _log_dropped), render, access_line)
         logger.add(_lines.write, level=number, format=_no_text, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[InterceptHandler()], level=number, force=True)
 
@@ -100,7 +102,9 @@ def _no_text(_: Record) -> str:
 class _Lines:
     """The stream of all lines, in order. The access lines of one turn of the event loop are written together."""
 
-    def __init__(self, stream: TextIO, render: Callable[[Record], str], access_line: Callable[..., str]) -> None:
+    def __init__(
+        self, stream: TextIO | PatientStream, render: Callable[[Record], str], access_line: Callable[..., str]
+    ) -> None:
         self._stream = stream
         self._render = render
         self._access_line = access_line
@@ -129,6 +133,12 @@ class _Lines:
         with self._lock:
             self._flush()
 
+    def finish(self, within_s: float) -> None:
+        self.flush()
+        if isinstance(self._stream, PatientStream):
+            with suppress(OSError):
+                self._stream.flush(within_s)
+
     def _flush(self) -> None:
         if not self._waiting:
             return
@@ -146,7 +156,17 @@ class _Lines:
 _lines: _Lines | None = None
 
 
-def _detach_broken_pipe(stream: TextIO) -> None:
+def finish(within_s: float) -> None:
+    """Write what waits for a slow reader, at the end of the process."""
+    if _lines is not None:
+        _lines.finish(within_s)
+
+
+def _log_dropped(count: int) -> None:
+    logger.warning("{} lines of the log were dropped, since its reader stood still", count)
+
+
+def _detach_broken_pipe(stream: TextIO | PatientStream) -> None:
     """Point the stream at /dev/null: the rest of its buffer would change the exit code.
 
     https://docs.python.org/3/library/signal.html#note-on-sigpipe

@@ -32,6 +32,9 @@ WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 ALERT_DRAIN_TIMEOUT_S = 3.0
 """Time for the first try of alerts at the end: the cause may be the end itself."""
 
+LOG_DRAIN_TIMEOUT_S = 2.0
+"""Time for the last lines at the end, if the reader of the log is slow."""
+
 
 async def serve(settings: Settings) -> int:
     """Run the service until a signal; return the exit code. Raises SettingsError."""
@@ -134,4 +137,5 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
         return 2
     finally:
+        log.finish(LOG_DRAIN_TIMEOUT_S)
         standard_streams.flush_standard_streams()

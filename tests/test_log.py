@@ -6,10 +6,13 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -232,6 +235,59 @@ def test_a_failing_stream_does_not_raise(configure: Configure) -> None:
     for stream in (Full(), closed):
         log.configure("INFO", "text", sink=stream)
         logger.info("into the void")
+
+
+class Unread:
+    """Pipe with a reader that reads nothing yet."""
+
+    def __init__(self) -> None:
+        self.reading, writing = os.pipe()
+        self.stream = os.fdopen(writing, "w")
+
+    def read_until(self, end: str) -> str:
+        text = b""
+        while end.encode() not in text and (piece := os.read(self.reading, 2**16)):
+            text += piece
+        return text.decode()
+
+
+@pytest.fixture
+def unread() -> Iterator[Unread]:
+    unread = Unread()
+    yield unread
+    os.close(unread.reading)
+    unread.stream.close()
+
+
+async def test_a_reader_that_stands_still_stops_nobody_and_gets_the_lines_in_order_later(
+    configure: Configure, unread: Unread
+) -> None:
+    configure()
+    log.configure("INFO", "text", sink=unread.stream)
+    writer = threading.Thread(target=lambda: [logger.info("{} {}", number, "x" * 1000) for number in range(3000)])
+    writer.start()
+    await asyncio.to_thread(writer.join, 20.0)
+    if writer.is_alive():
+        await asyncio.to_thread(unread.read_until, " 2999 ")  # frees the thread
+        pytest.fail("the log waited for its reader")
+    reading = asyncio.create_task(asyncio.to_thread(unread.read_until, "stood still"))
+    logger.info("last")  # is short enough for the rest of the space
+    *lines, last, dropped = (await asyncio.wait_for(reading, 20)).splitlines()
+    assert last.endswith(" last")
+    numbers = [int(line.split()[2]) for line in lines]
+    assert numbers == list(range(len(numbers)))
+    assert dropped.endswith(f"{3000 - len(numbers)} lines of the log were dropped, since its reader stood still")
+
+
+def test_the_last_lines_wait_for_a_slow_reader(configure: Configure, unread: Unread) -> None:
+    configure()
+    log.configure("INFO", "text", sink=unread.stream)
+    for number in range(200):
+        logger.info("{} {}", number, "x" * 1000)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(unread.read_until, " 199 ")
+        log.finish(20.0)
+        assert " 198 " in reading.result(20)
 
 
 @over_rows("closing", ["exec 2>&-; exec", "exec"])

@@ -1,0 +1,101 @@
+"""Stream of the log that waits for no reader: what a full pipe, a stopped terminal or a full socket does not take is
+written later.
+
+A process that waits for the reader of its log, such as a log driver or a terminal after Ctrl-S, serves nobody and
+renews no lease. Regular files are written at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+MAX_WAITING_BYTES = 1024**2
+"""Lines beyond that are dropped while the reader stands still."""
+
+WRITE_BYTES = 4096
+"""A pipe that is ready takes this much at once on Linux: https://man7.org/linux/man-pages/man7/pipe.7.html"""
+
+RETRY_S = 0.1
+
+
+class PatientStream:
+    """Text stream on a descriptor that may be full. Methods may be called in any thread.
+
+    on_dropped: called with the number of lines that were dropped, once all others are written.
+    """
+
+    def __init__(self, stream: TextIO, on_dropped: Callable[[int], object]) -> None:
+        self._stream = stream
+        self._number = stream.fileno()
+        self._on_dropped = on_dropped
+        self._ready = select.poll()
+        self._ready.register(self._number, select.POLLOUT)
+        self._waiting = bytearray()
+        self._dropped = 0
+        self._is_retrying = False
+        self._lock = threading.RLock()
+
+    def fileno(self) -> int:
+        return self._number
+
+    def write(self, text: str) -> None:
+        """Take lines, each with its end."""
+        data = text.encode(self._stream.encoding or "utf-8", self._stream.errors or "backslashreplace")
+        with self._lock:
+            if len(self._waiting) + len(data) > MAX_WAITING_BYTES:
+                self._dropped += text.count("\n")
+            else:
+                self._waiting += data
+
+    def flush(self, within_s: float = 0.0) -> None:
+        """Write what the reader takes within a time; the event loop tries again later. Raises OSError."""
+        deadline = time.monotonic() + within_s
+        with self._lock:
+            while self._waiting and self._ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                try:
+                    count = os.write(self._number, self._waiting[:WRITE_BYTES])
+                except OSError:
+                    self._waiting.clear()
+                    raise
+                del self._waiting[:count]
+            if self._waiting or self._dropped:
+                self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._is_retrying:
+            return
+        try:
+            asyncio.get_running_loop().call_later(RETRY_S, self._retry)
+        except RuntimeError:  # no event loop in this thread: the next line tries again
+            return
+        self._is_retrying = True
+
+    def _retry(self) -> None:
+        self._is_retrying, dropped = False, 0
+        try:
+            self.flush()
+        except OSError:
+            return
+        with self._lock:
+            if not self._waiting:
+                dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._on_dropped(dropped)
+
+
+def patient(stream: TextIO, on_dropped: Callable[[int], object]) -> TextIO | PatientStream:
+    """Return a stream that waits for no reader; the same one if it has none, or can't be full."""
+    try:
+        number = stream.fileno()
+        mode = os.fstat(number).st_mode
+    except (OSError, ValueError):
+        return stream
+    has_reader = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(number)
+    return PatientStream(stream, on_dropped) if has_reader and hasattr(select, "poll") else stream
