@@ -47,6 +47,12 @@ def repair(folder: Path) -> Repair | None:
     return Repair(size - whole, size, backup)
 
 
+def lacks_manifest(folder: Path) -> bool:
+    """Return whether a server would begin with nothing, and overwrite the append-only files that are there."""
+    names = [path.name for path in (folder / "appendonlydir").glob("appendonly.aof.*")]
+    return bool(names) and not any(name.endswith(".manifest") for name in names)
+
+
 def whole_bytes(path: Path) -> int:
     """Return the length of the part that is whole commands, and whole transactions."""
     if path.stat().st_size == 0:

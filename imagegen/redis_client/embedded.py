@@ -25,7 +25,7 @@ from loguru import logger
 
 from imagegen.backoff import Backoff
 from imagegen.errors import SettingsError
-from imagegen.redis_client.aof_repair import repair
+from imagegen.redis_client.aof_repair import lacks_manifest, repair
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
 
 _SILENT_S = 10.0
@@ -252,6 +252,9 @@ class EmbeddedRedis:
 
     async def _start_child(self, lock: int) -> None:
         home, began_at = self._home, time.monotonic()
+        if lacks_manifest(home.folder):
+            fault = f"{home.folder / 'appendonlydir'} has lost appendonly.aof.manifest, which its files need"
+            raise SettingsError(f"DATA_DIR: {fault}. Put it back, or move that folder away to begin with nothing")
         with _usable(home.folder):
             home.socket.unlink(missing_ok=True)
             if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:

@@ -501,6 +501,22 @@ async def test_a_damaged_tail_is_truncated_and_saved_separately(
         await server.stop()
 
 
+async def test_data_without_its_manifest_is_not_overwritten(tmp_path: Path) -> None:
+    path = await _written(tmp_path, 50)
+    written = path.read_bytes()
+    manifest = the_only(tmp_path, "*/appendonlydir/*.manifest")
+    kept = manifest.rename(tmp_path / "kept")
+    with pytest.raises(SettingsError, match=r"^DATA_DIR: .*has lost appendonly.aof.manifest.* Put it back"):
+        await EmbeddedRedis(tmp_path).start()
+    assert path.read_bytes() == written
+    kept.rename(manifest)
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    async with Redis.from_url(server.url) as redis:
+        assert await redis.get("key49")
+    await server.stop()
+
+
 async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
     path = await _written(tmp_path, 3)
     assert repair(path.parent.parent) is None
