@@ -23,6 +23,7 @@ from imagegen import log
 from imagegen.errors import SettingsError
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
+from imagegen.standard_streams import open_null
 from imagegen.web.mcp.error_responses import PATH
 from imagegen.web.mcp.messages import INTERNAL_ERROR, PARSE_ERROR, RpcError, error_body
 from imagegen.web.mcp.versions import METHOD_HEADER, NAME_HEADER, NAMED_PARAMS, VERSION_HEADER, VERSION_KEY, encode_name
@@ -187,5 +188,9 @@ async def _open_stdin() -> Callable[[], Awaitable[bytes]]:
 
 
 def _write(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    """Write a message. Where the client is gone, calls that run are finished all the same, for its repeats."""
+    try:
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+    except OSError:
+        sys.stdout = open_null()

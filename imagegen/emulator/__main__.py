@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         emulator = Emulator(_options(arguments))
         asyncio.run(serve(emulator))
-    except (OSError, UnknownFault) as failure:
+    except (OSError, OverflowError, UnknownFault) as failure:
         sys.stderr.write(f"the emulator can't start: {failure}\n")
         return 2
     return 0

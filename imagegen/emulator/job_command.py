@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     provider, options = _parse(arguments)
     try:
         asyncio.run(serve(make(provider, options)))
-    except (OSError, UnknownFault) as failure:
+    except (OSError, OverflowError, UnknownFault) as failure:
         sys.stderr.write(f"the emulator can't start: {failure}\n")
         return 2
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -103,6 +104,31 @@ async def test_a_service_that_is_away_is_an_error_of_each_request() -> None:
     code, (line,), errors = await run([orjson.dumps(message("ping"))], "--url", "http://127.0.0.1:9")
     assert (code, errors) == (0, "")
     assert "can't be reached" in orjson.loads(line)["error"]["message"]
+
+
+async def test_the_calls_of_a_client_that_reads_no_more_are_made_all_the_same() -> None:
+    received: list[str] = []
+
+    async def record(request: web.Request) -> web.StreamResponse:
+        received.append((await request.json())["method"])
+        return await answer(request)
+
+    app = web.Application()
+    app.router.add_post("/mcp", record)
+    async with TestServer(app) as server:
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *forked.command(*WORDS, "--url", str(server.make_url(""))),
+            cwd=RUN.parent,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(writing)
+        os.close(reading)
+        lines = [b"no JSON", orjson.dumps(message("large")), b"no JSON", orjson.dumps(message("headers"))]
+        _, errors = await asyncio.wait_for(process.communicate(b"\n".join(lines) + b"\n"), 20)
+    assert (process.returncode, errors, sorted(received)) == (0, b"", ["headers", "large"])
 
 
 @pytest.mark.parametrize(
