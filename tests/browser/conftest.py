@@ -5,9 +5,9 @@ All tests here share one event loop, since a browser belongs to the loop that st
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,17 @@ from orphans import find_browser
 from quick_drawing import draw_quickly
 from support import eventually
 
+from tests.ports import free_port
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent
 BROWSER = find_browser()
-FLAGS = ("--no-sandbox", "--disable-gpu")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--process-per-site", "--renderer-process-limit=1")
+"""The pages of a context share one renderer, since a new one costs as much CPU as a visit."""
+
 TIMEOUT_MS = 20_000
-DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
-"""Options of a page. Without animations, each frame of which is drawn by the processor."""
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 360, "height": 740}
 
 REPORT_VIOLATIONS = """
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -121,29 +124,22 @@ class StudioVisit(Visit):
 class Tab:
     """Page in a context of its own, which one visit uses at a time.
 
-    options: of its context; visit: the present one, or the last.
+    kind: language of its context, and whether a test sets the time there; visit: the present one, or the last.
     """
 
     page: Any
-    options: str
-    is_reused: bool
+    kind: tuple[str, bool]
     visit: Visit = field(default_factory=lambda: Visit(None, "about:blank"))
 
     async def watch(self) -> None:
         """Collect the problems of all pages of the context."""
         context = self.page.context
-        context.on("request", self._on_request)
         context.on("console", self._on_console)
         context.on("weberror", lambda error: self.visit.problems.append(f"error: {error.error}"))
         await context.expose_binding(
             "reportViolation", lambda _source, violation: self.visit.problems.append(f"policy: {violation}")
         )
         await context.add_init_script(REPORT_VIOLATIONS)
-
-    def _on_request(self, request: Any) -> None:
-        base = self.visit.base
-        if not request.url.startswith((f"{base}/", f"blob:{base}/", "data:", "about:blank")):
-            self.visit.problems.append(f"request: {request.url}")
 
     def _on_console(self, message: Any) -> None:
         # A response with an error status is a line of the console, and no problem of the page.
@@ -158,19 +154,22 @@ class Tabs:
         self._browser = browser
         self._free: list[Tab] = []
 
-    async def take(self, options: Mapping[str, Any], *, has_clock: bool) -> Tab:
-        """Return a tab with these options. has_clock: whether the test sets the time of the page."""
-        wanted = json.dumps(options, sort_keys=True)
-        for tab in self._free:
-            if tab.options == wanted and not has_clock:
-                self._free.remove(tab)
-                return tab
-        context = await self._browser.new_context(**options)
-        context.set_default_timeout(TIMEOUT_MS)
-        if has_clock:
-            await context.clock.install()
-        tab = Tab(await context.new_page(), wanted, is_reused=not has_clock)
-        await tab.watch()
+    async def take(self, *, locale: str, has_clock: bool, viewport: dict[str, int], color_scheme: str) -> Tab:
+        """Return a tab of this look. has_clock: whether the test sets the time of the page."""
+        kind = (locale, has_clock)
+        tab = next((tab for tab in self._free if tab.kind == kind), None)
+        if tab:
+            self._free.remove(tab)
+        else:
+            # Without animations, each frame of which is drawn by the processor.
+            context = await self._browser.new_context(locale=locale, reduced_motion="reduce")
+            context.set_default_timeout(TIMEOUT_MS)
+            if has_clock:
+                await context.clock.install()
+            tab = Tab(await context.new_page(), kind)
+            await tab.watch()
+        await tab.page.set_viewport_size(viewport)
+        await tab.page.emulate_media(color_scheme=color_scheme)
         return tab
 
     async def give_back(self, tab: Tab) -> None:
@@ -179,16 +178,25 @@ class Tabs:
         for page in context.pages:
             if page is not tab.page:
                 await page.close()
-        if not tab.is_reused:
-            await context.close()
-            return
         await tab.page.evaluate("sessionStorage.clear()")
         await tab.page.goto("about:blank")
         session = await context.new_cdp_session(tab.page)
         await session.send("Storage.clearDataForOrigin", {"origin": tab.visit.base, "storageTypes": "all"})
         await session.detach()
         await context.clear_cookies()
+        await context.clear_permissions()
         self._free.append(tab)
+
+
+class Elsewhere:
+    """Proxy of the browser for all but loopback addresses, which refuses and records the requests to other hosts."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+
+    async def refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.requests.append((await reader.readline()).decode())
+        writer.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,14 +205,22 @@ def _quick_drawings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def elsewhere() -> Elsewhere:
+    """Return the proxy of the browser."""
+    return Elsewhere()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browser() -> AsyncIterator[Any]:
+async def browser(elsewhere: Elsewhere) -> AsyncIterator[Any]:
     """Start the browser. Skips the test without one; CI must have one."""
     api = pytest.importorskip("playwright.async_api", reason="needs Playwright")
     if BROWSER is None:
         pytest.skip("needs Chromium")
-    async with api.async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+    async with await asyncio.start_server(elsewhere.refuse, "127.0.0.1") as proxy, api.async_playwright() as playwright:
+        port = proxy.sockets[0].getsockname()[1]
+        flags = [*FLAGS, f"--proxy-server=127.0.0.1:{port}"]
+        browser = await playwright.chromium.launch(executable_path=BROWSER, args=flags)
         yield browser
         await browser.close()
 
@@ -216,16 +232,23 @@ async def tabs(browser: Any) -> AsyncIterator[Tabs]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(tabs: Tabs) -> AsyncIterator[OpenPage]:
+async def open_page(tabs: Tabs, elsewhere: Elsewhere) -> AsyncIterator[OpenPage]:
     """Open a page of a service: `await open_page(service, "board", viewport=PHONE)`. No page may have problems.
 
-    Each page has its own cookies and storage. Options are Playwright's, of `new_context`; with `has_clock`, the test
-    sets the time of the page.
+    Each page has its own cookies and storage. With `has_clock`, the test sets the time of the page.
     """
     opened: list[Tab] = []
 
-    async def visit(service: Client, address: str = "", *, has_clock: bool = False, **options: Any) -> Visit:
-        tab = await tabs.take(DESK | options, has_clock=has_clock)
+    async def visit(
+        service: Client,
+        address: str = "",
+        *,
+        locale: str = "en-US",
+        has_clock: bool = False,
+        viewport: dict[str, int] = DESK,
+        color_scheme: str = "light",
+    ) -> Visit:
+        tab = await tabs.take(locale=locale, has_clock=has_clock, viewport=viewport, color_scheme=color_scheme)
         tab.visit = Visit(tab.page, str(service.make_url("/")).rstrip("/"))
         opened.append(tab)
         await tab.visit.open(address)
@@ -235,7 +258,8 @@ async def open_page(tabs: Tabs) -> AsyncIterator[OpenPage]:
     visits = [tab.visit for tab in opened]
     for tab in opened:
         await tabs.give_back(tab)
-    assert [problem for visit in visits for problem in visit.problems] == []
+    requests, elsewhere.requests = elsewhere.requests, []
+    assert [*requests, *(problem for visit in visits for problem in visit.problems)] == []
 
 
 @pytest.fixture
@@ -249,11 +273,25 @@ def open_studio(open_page: OpenPage) -> OpenStudio:
     return visit
 
 
+@pytest.fixture(scope="session")
+def first_port() -> int:
+    """Return the port of each test's first service: the browser reads and compiles the scripts of one origin once.
+
+    It keeps images too, so a test that waits for an image to be drawn has a prompt that no other test has.
+    """
+    return free_port()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
+async def start_service(redis_url: str, prefix: str, tmp_path: Path, first_port: int) -> AsyncIterator[StartService]:
     """Start services as `start_service` of the web tests does, on the event loop of the browser."""
+    ports = iter([first_port])
     async with open_services(redis_url, prefix, tmp_path) as start:
-        yield start
+
+        async def start_at(*, port: int | None = None, **overrides: Any) -> Client:
+            return await start(port=port or next(ports, None), **overrides)
+
+        yield start_at
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -12,12 +12,11 @@ from emulator_fixtures import EmulatedUpstream
 from support import ADMIN_TOKEN, AS_ADMIN, eventually
 
 from imagegen.app import QUEUE
-from tests.browser.conftest import OpenPage, Visit
+from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.ports import free_port
 from tests.web.conftest import Client, StartService, wait_until_discovered
 
 HOSTILE = '<img src=x onerror="document.title=1"> \u202eabc ' + "x" * 31_900 + " 🖼"
-PHONE = {"viewport": {"width": 390, "height": 844}}
 MAX_TASK_S = 0.05
 LOOP_S = 0.010
 """Time of LOOP on a machine on which no task of the board takes MAX_TASK_S by the clock."""
@@ -163,7 +162,7 @@ async def test_the_link_of_the_log_opens_the_board_and_leaves_no_token_in_the_ad
     [
         pytest.param({}, id="light"),
         pytest.param({"color_scheme": "dark"}, id="dark"),
-        pytest.param({"locale": "zh-CN", **PHONE}, id="Chinese on a phone"),
+        pytest.param({"locale": "zh-CN", "viewport": PHONE}, id="Chinese on a phone"),
     ],
 )
 async def test_the_board_is_accessible_and_fits(service: Client, open_page: OpenPage, options: dict[str, Any]) -> None:

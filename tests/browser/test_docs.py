@@ -15,10 +15,9 @@ from image_bytes import image_file
 from support import ADMIN_TOKEN
 
 from imagegen.web.routes import build_document
-from tests.browser.conftest import OpenPage, Visit
+from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.web.conftest import Client, StartService
 
-PHONE = {"width": 360, "height": 740}
 HOSTILE = '<img src=x onerror="window.hacked=1">\'"`$(id) \u202eevil'
 FILES = {"curl": "call.sh", "Python": "call.py", "JavaScript": "call.mjs"}
 PROGRAMS = {"curl": "sh", "Python": sys.executable, "JavaScript": "node"}

@@ -257,7 +257,8 @@ async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> No
 async def test_a_request_is_copied_as_a_program_that_gets_the_same_task(
     service: Client, open_studio: OpenStudio
 ) -> None:
-    visit = await open_studio(service, permissions=["clipboard-read", "clipboard-write"])
+    visit = await open_studio(service)
+    await visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     task = await visit.make('it\'s \\ "quoted" $(id) `id` \u202e\U0001f408')
     await visit.state("completed")
     commands = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"], "JavaScript": ["node", "-e"]}

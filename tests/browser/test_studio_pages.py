@@ -7,12 +7,10 @@ import re
 import pytest
 from support import ADMIN_TOKEN, eventually
 
-from tests.browser.conftest import OpenStudio, StudioVisit
+from tests.browser.conftest import DESK, PHONE, OpenStudio, StudioVisit
 from tests.web.conftest import Client
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> \u202eevil \U0001f408'
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 900}
 WHITE = "rgb(255, 255, 255)"
 
 COPY_RECORD = """async (count) => {
