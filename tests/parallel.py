@@ -24,7 +24,7 @@ from typing import Any
 import forked
 import orphans
 import pytest
-from tiers import waits
+from tiers import first_of, waits
 
 File = list[pytest.Item]
 
@@ -39,10 +39,14 @@ _NUMBER = struct.Struct("<I")
 
 def run(session: pytest.Session, processes: int) -> None:
     """Run the collected tests in forked processes. Returns in each of them and, when all have ended, in this one."""
-    files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]
-    count = min(processes, len(files))
     tests = session.config.rootpath / "tests"
-    waiting = [number for number, (item, *_) in enumerate(files) if waits(item.path.relative_to(tests).as_posix())]
+
+    def file_of(item: pytest.Item) -> str:
+        return first_of(item.path.relative_to(tests).as_posix())
+
+    files = [list(items) for _, items in itertools.groupby(session.items, key=file_of)]
+    count = min(processes, len(files))
+    waiting = [number for number, (item, *_) in enumerate(files) if waits(file_of(item))]
     queues = [_queue(waiting), _queue(sorted(set(range(len(files))).difference(waiting)))]
     parents, forking = [], None
     if any(not item.get_closest_marker("unit") for item in session.items):

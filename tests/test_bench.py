@@ -14,7 +14,7 @@ from forked import ForkedProcess
 
 from bench.__main__ import BENCHES
 from bench.report import Options, Table, command, percentile, spread
-from tests.web.test_browser import BROWSER
+from tests.browser.conftest import BROWSER
 
 MAX_SUBMIT_FILES, MAX_SUBMIT_CHANGES = 24, 44
 """Of one traced submit: lower them with each step towards the goals in bench/trace.py."""

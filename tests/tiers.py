@@ -56,7 +56,6 @@ SLOW = (
     "test_interrupted_runs.py",
     "test_bench.py",
     "service/test_connections.py",
-    "browser/test_board.py",
     "service/test_starts.py",
     "web/openai/test_sdks.py",
     "web/test_generators.py",
@@ -114,9 +113,24 @@ WAITING = (
 """Files that wait for programs, or for time to pass, more than they compute."""
 
 
+ONE_PROCESS = {
+    "browser/test_docs.py": "browser/test_studio.py",
+    "browser/test_studio_tabs.py": "browser/test_studio.py",
+    "browser/test_board.py": "browser/test_studio_pages.py",
+    "browser/test_cross_origin.py": "browser/test_studio_pages.py",
+}
+"""Files that the process of another file runs behind it: a browser of their own would cost 2 s of CPU."""
+
+
 def order_of(path: str) -> int:
     """Return the place of a test file in the order in which the files start."""
-    return SLOW.index(path) if path in SLOW else len(SLOW)
+    first = first_of(path)
+    return SLOW.index(first) if first in SLOW else len(SLOW)
+
+
+def first_of(path: str) -> str:
+    """Return the first of the test files that run in one process with a file."""
+    return ONE_PROCESS.get(path, path)
 
 
 def waits(path: str) -> bool:

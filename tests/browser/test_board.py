@@ -161,8 +161,7 @@ async def test_the_link_of_the_log_opens_the_board_and_leaves_no_token_in_the_ad
     "options",
     [
         pytest.param({}, id="light"),
-        pytest.param({"color_scheme": "dark"}, id="dark"),
-        pytest.param({"locale": "zh-CN", "viewport": PHONE}, id="Chinese on a phone"),
+        pytest.param({"locale": "zh-CN", "viewport": PHONE, "color_scheme": "dark"}, id="dark, Chinese on a phone"),
     ],
 )
 async def test_the_board_is_accessible_and_fits(service: Client, open_page: OpenPage, options: dict[str, Any]) -> None:

@@ -12,23 +12,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 from support import eventually
 
 from imagegen.app import METER
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
-from tests.browser.conftest import OpenStudio, StudioVisit
+from tests.browser.conftest import OpenStudio
 from tests.web.conftest import Client, StartService
 
 KEY = "ig_" + "k" * 43
 HOUR_S = 3600.0
 
-SHOWN_PROGRESS = """() => [
-  document.querySelectorAll(".images img").length,
-  document.querySelector("[data-state=completed]") ? 100 : Math.min(99, document.querySelector("progress")?.value ?? 0),
-]"""
+WATCH_PROGRESS = """() => {
+  globalThis.shownProgress = [];
+  const find = (selector) => document.querySelector(selector);
+  const progress = () => (find("[data-state=completed]") ? 100 : Math.min(99, find("progress")?.value ?? 0));
+  const shown = () => [document.querySelectorAll(".images img").length, progress()];
+  const changes = { subtree: true, childList: true, attributes: true };
+  new MutationObserver(() => globalThis.shownProgress.push(shown())).observe(document.getElementById("app"), changes);
+}"""
 
 GIVE_FILE = """([event, field, bytes]) => {
   const data = new DataTransfer();
@@ -45,25 +48,19 @@ def png(width: int = 96, height: int = 64) -> bytes:
     return file.getvalue()
 
 
-async def test_an_image_is_made_with_a_prompt_and_one_key(service: Client, open_studio: OpenStudio) -> None:
-    """How long this takes is measured by `python -m bench studio`."""
-    visit = await open_studio(service)
-    await visit.make("a lighthouse at dusk")
-    await visit.state("completed")
-    await eventually(visit.shown_images, within_s=60)
-
-
 async def test_images_come_one_by_one_with_rising_progress(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
     visit = await open_studio(await start_service(sandbox_delay_s=0.4))
     await visit.page.get_by_label("Images", exact=True).fill("3")
+    await visit.page.evaluate(WATCH_PROGRESS)
     await visit.make("three lighthouses")
-    seen: list[tuple[int, float]] = []
-    while not seen or seen[-1][1] < 100:
-        seen.append(tuple(await visit.page.evaluate(SHOWN_PROGRESS)))
+    await visit.state("completed")
+    seen = await visit.page.evaluate("shownProgress")
     assert seen == sorted(seen)
+    assert seen[0] == [0, 0]
     assert {count for count, _ in seen} >= {0, 1}
+    assert seen[-1][1] == 100
     assert await visit.page.locator(".images img").count() == 3
 
 
@@ -168,16 +165,6 @@ async def test_a_fault_is_shown_at_its_field_and_gets_the_focus(
     assert await visit.page.evaluate("document.activeElement.id") == "size"
 
 
-def submitted_by(visit: StudioVisit) -> list[dict[str, Any]]:
-    """Return the list of the bodies that a page submits from now on."""
-    sent: list[dict[str, Any]] = []
-    visit.page.on(
-        "request",
-        lambda request: sent.append(request.post_data_json) if request.url.endswith("/api/images/generate") else None,
-    )
-    return sent
-
-
 def uploaded(folder: Path, upload_id: str) -> Image.Image:
     """Return the image of an upload."""
     digest = upload_id.removeprefix("upload:")
@@ -201,39 +188,45 @@ async def paint_by_keyboard(page: Any) -> None:
         await page.keyboard.press(key)
 
 
-@pytest.mark.parametrize("paint", [paint_by_mouse, paint_by_keyboard])
-async def test_an_edit_sends_the_image_and_the_painted_mask(
-    service: Client, open_studio: OpenStudio, tmp_path: Path, paint: Any
+async def choose(page: Any) -> None:
+    file = {"name": "teal.png", "mimeType": "image/png", "buffer": png()}
+    await page.locator("input[type=file]").set_input_files(file)
+
+
+async def drop(page: Any) -> None:
+    await page.evaluate(GIVE_FILE, ["DragEvent", "dataTransfer", list(png())])
+
+
+async def paste(page: Any) -> None:
+    await page.evaluate(GIVE_FILE, ["ClipboardEvent", "clipboardData", list(png())])
+
+
+async def test_an_edit_sends_the_chosen_dropped_or_pasted_image_and_the_painted_mask(
+    service: Client, open_studio: OpenStudio, tmp_path: Path
 ) -> None:
     visit = await open_studio(service)
-    sent = submitted_by(visit)
-    await visit.page.get_by_label("Model", exact=True).select_option("sandbox")
-    await visit.page.locator("input[type=file]").set_input_files(
-        {"name": "teal.png", "mimeType": "image/png", "buffer": png()}
-    )
-    await visit.page.get_by_role("button", name="Paint a mask").click()
-    await paint(visit.page)
-    await visit.page.get_by_role("button", name="Use the mask").click()
-    await visit.page.locator("dialog").wait_for(state="detached")
-    await visit.make("the same in gold")
-    await visit.state("completed")
-    assert sent[0]["imageUrl"].startswith("upload:")
-    mask = uploaded(tmp_path, sent[0]["mask"])
-    assert (mask.size, mask.mode) == ((96, 64), "RGBA")
-    painted = [mask.getpixel(place)[3] == 0 for place in ((36, 32), (48, 32), (90, 4), (48, 40))]
-    assert painted == [True, True, False, False]
-
-
-@pytest.mark.parametrize(("event", "field"), [("DragEvent", "dataTransfer"), ("ClipboardEvent", "clipboardData")])
-async def test_images_are_dropped_and_pasted(service: Client, open_studio: OpenStudio, event: str, field: str) -> None:
-    visit = await open_studio(service)
-    sent = submitted_by(visit)
-    await visit.page.get_by_label("Model", exact=True).select_option("sandbox")
-    await visit.page.evaluate(GIVE_FILE, [event, field, list(png())])
-    await visit.page.locator(".thumbnails img").wait_for()
-    await visit.make("the same in gold")
-    await visit.state("completed")
-    assert sent[0]["imageUrl"] == f"upload:{hashlib.sha256(png()).hexdigest()}"
+    page = visit.page
+    for give, paint in ((choose, paint_by_mouse), (drop, paint_by_keyboard), (paste, None)):
+        await page.get_by_label("Model", exact=True).select_option("sandbox")
+        await give(page)
+        await page.locator(".thumbnails img").wait_for()
+        if paint:
+            await page.get_by_role("button", name="Paint a mask").click()
+            await paint(page)
+            await page.get_by_role("button", name="Use the mask").click()
+            await page.locator("dialog").wait_for(state="detached")
+        async with page.expect_request("**/api/images/generate") as submitted:
+            await visit.make(f"the same in gold, {give.__name__}")
+        await visit.state("completed")
+        sent = (await submitted.value).post_data_json
+        assert sent["imageUrl"] == f"upload:{hashlib.sha256(png()).hexdigest()}"
+        if paint:
+            mask = uploaded(tmp_path, sent["mask"])
+            assert (mask.size, mask.mode) == ((96, 64), "RGBA")
+            painted = [mask.getpixel(place)[3] == 0 for place in ((36, 32), (48, 32), (90, 4), (48, 40))]
+            assert painted == [True, True, False, False]
+        await page.get_by_role("button", name="Clear the form").click()
+        await visit.open("#/")
 
 
 async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> None:
@@ -275,13 +268,6 @@ async def test_a_request_is_copied_as_a_program_that_gets_the_same_task(
             subprocess.run, [*command, program], capture_output=True, text=True, timeout=60, check=True
         )
         assert f"/api/images/{task}/0" in run.stdout, language
-
-
-async def test_a_failed_task_shows_what_to_do(service: Client, open_studio: OpenStudio) -> None:
-    visit = await open_studio(service)
-    await visit.make("[fail:content_policy]")
-    await visit.state("failed")
-    await visit.page.get_by_text("Change the prompt or the images.").wait_for()
 
 
 async def test_a_service_with_keys_requests_one_and_the_tab_keeps_it(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from support import ADMIN_TOKEN, eventually
 
 from tests.browser.conftest import DESK, PHONE, OpenStudio, StudioVisit
 from tests.web.conftest import Client
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> \u202eevil \U0001f408'
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 WHITE = "rgb(255, 255, 255)"
 
 COPY_RECORD = """async (count) => {
@@ -27,22 +27,22 @@ COPY_RECORD = """async (count) => {
 }"""
 
 
-@pytest.mark.parametrize("prompt", [HOSTILE, "x" * 32_000], ids=["markup", "long"])
-async def test_a_hostile_prompt_is_text_everywhere(service: Client, open_studio: OpenStudio, prompt: str) -> None:
+async def test_a_hostile_prompt_is_text_everywhere(service: Client, open_studio: OpenStudio) -> None:
     visit = await open_studio(service, viewport=PHONE)
     page = visit.page
-    task = await visit.make(prompt)
-    await visit.state("completed")
-    await eventually(visit.shown_images)
-    assert await page.locator("h2 bdi").text_content() == prompt
-    await page.get_by_text("Details", exact=True).click()
-    assert prompt in await page.locator("dd bdi").all_text_contents()
-    for address in ("#/gallery", "#/", f"#/compare/{task}.0/{task}.0", f"#/gallery/{task}"):
-        await visit.open(address)
-        caption = page.locator("main .content bdi").first
-        await caption.wait_for()
-        assert await caption.text_content() == prompt
-        assert await visit.fits_its_window(), address
+    for prompt in (HOSTILE, "x" * 32_000):
+        task = await visit.make(prompt)
+        await visit.state("completed")
+        await eventually(visit.shown_images)
+        assert await page.locator("h2 bdi").text_content() == prompt
+        await page.get_by_text("Details", exact=True).click()
+        assert prompt in await page.locator("dd bdi").all_text_contents()
+        for address in ("#/gallery", f"#/compare/{task}.0/{task}.0", f"#/gallery/{task}", "#/"):
+            await visit.open(address)
+            caption = page.locator("main .content bdi").first
+            await caption.wait_for()
+            assert await caption.text_content() == prompt
+            assert await visit.fits_its_window(), address
     assert await page.locator("img[src=x]").count() == 0
     assert await page.evaluate("window.hacked") is None
 
@@ -115,24 +115,27 @@ async def test_the_gallery_is_used_by_the_keyboard_alone(service: Client, open_s
     await visit.state("completed")
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), [(PHONE, "light"), (DESK, "dark")], ids=["phone", "desk"])
 async def test_every_page_fits_its_window_and_has_no_serious_fault_of_accessibility(
-    service: Client, open_studio: OpenStudio, viewport: dict[str, int], scheme: str
+    service: Client, open_studio: OpenStudio
 ) -> None:
-    visit = await open_studio(service, viewport=viewport, color_scheme=scheme)
+    visit = await open_studio(service)
     page = visit.page
-    task = await visit.make("a lighthouse")
+    task = await visit.make("a lighthouse of every page")
     await visit.state("completed")
     await eventually(visit.shown_images)
-    for address in ("#/", f"#/task/{task}", f"#/task/{task}/0", "#/gallery", f"#/compare/{task}.0/{task}.0", "#/help"):
-        await visit.open(address)
-        assert await visit.fits_its_window(), address
-        assert await visit.accessibility_faults() == [], address
-    await visit.open("#/")
-    assert (await page.evaluate("getComputedStyle(document.body).backgroundColor") == WHITE) == (scheme == "light")
-    await page.get_by_role("button", name="Light or dark").click()
-    assert (await page.evaluate("getComputedStyle(document.body).backgroundColor") == WHITE) == (scheme == "dark")
-    assert await visit.accessibility_faults() == []
+    pages = (f"#/task/{task}", f"#/task/{task}/0", "#/gallery", f"#/compare/{task}.0/{task}.0", "#/help", "#/")
+    for viewport, scheme in ((PHONE, "light"), (DESK, "dark")):
+        await page.set_viewport_size(viewport)
+        await page.emulate_media(color_scheme=scheme)
+        assert (await page.evaluate(BACKGROUND) == WHITE) == (scheme == "light")
+        for address in pages:
+            await visit.open(address)
+            assert await visit.fits_its_window(), address
+            assert await visit.accessibility_faults() == [], address
+    for is_light in (True, False):
+        await page.get_by_role("button", name="Light or dark").click()
+        assert (await page.evaluate(BACKGROUND) == WHITE) == is_light
+        assert await visit.accessibility_faults() == []
 
 
 async def test_faults_and_live_states_have_no_serious_fault_of_accessibility(
@@ -149,6 +152,7 @@ async def test_faults_and_live_states_have_no_serious_fault_of_accessibility(
     await visit.page.get_by_role("button", name="Cancel").click()
     await visit.make("[fail:content_policy]")
     await visit.state("failed")
+    await visit.page.get_by_text("Change the prompt or the images.").wait_for()
     assert await visit.accessibility_faults() == []
     await visit.open("#/mask")
     assert await visit.accessibility_faults() == []

@@ -1,22 +1,19 @@
-"""Tests with a real browser: pages of an allowed and of another origin call the API."""
+"""Tests in a real Chromium: pages of an allowed and of another origin call the API."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from orphans import find_browser
 
 from imagegen.app import METER
+from tests.web.conftest import Client, StartService
 
-from .conftest import Client, StartService
-
-BROWSER = find_browser()
 BROWSER_S = 60.0
 
 PAGE = """<!doctype html><script>
@@ -69,24 +66,13 @@ class Pages:
     def origin(self) -> str:
         return str(self.server.make_url("/")).rstrip("/")
 
-    async def visit(self, api: str, folder: Path) -> dict[str, Any]:
+    async def visit(self, browser: Any, api: str) -> dict[str, Any]:
         """Open the page in the browser; return what it has seen."""
-        assert BROWSER
-        flags = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={folder}",
-            "--remote-debugging-port=0",
-        ]
-        output = asyncio.subprocess.DEVNULL
-        url = f"{self.origin}/?api={api}"
-        browser = await asyncio.create_subprocess_exec(BROWSER, *flags, url, stdout=output, stderr=output)
-        try:
-            return await asyncio.wait_for(asyncio.shield(self.seen), BROWSER_S)
-        finally:
-            browser.terminate()
-            await browser.wait()
+        page = await browser.new_page()
+        await page.goto(f"{self.origin}/?api={api}")
+        seen = await asyncio.wait_for(self.seen, BROWSER_S)
+        await page.close()
+        return seen
 
     async def _page(self, _request: web.Request) -> web.Response:
         return web.Response(text=PAGE.replace("TASK", self.task), content_type="text/html")
@@ -96,23 +82,22 @@ class Pages:
         return web.Response()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def pages() -> AsyncIterator[Pages]:
     pages = Pages()
     async with pages.server:
         yield pages
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("is_allowed", [True, False])
 async def test_a_browser_lets_an_allowed_page_use_everything_and_another_nothing(
-    start_service: StartService, pages: Pages, tmp_path: Path, *, is_allowed: bool
+    start_service: StartService, pages: Pages, browser: Any, *, is_allowed: bool
 ) -> None:
     client: Client = await start_service(cors_origins=(pages.origin if is_allowed else "https://shop.example",))
     task = await (await client.post("/api/images/generate?wait=10", json={"prompt": "a lighthouse"})).json()
     image = task["data"][0]["url"].partition("/api")[2]
     pages.task = f'{{path: "/api/images/{task["taskId"]}", image: "/api{image}"}}'
-    seen = await pages.visit(str(client.make_url("/")).rstrip("/"), tmp_path / "browser")
+    seen = await pages.visit(browser, str(client.make_url("/")).rstrip("/"))
     refused = "TypeError"
     assert seen == {
         "read": 200 if is_allowed else refused,
