@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 from emulator_fixtures import EmulatedUpstream
-from support import AS_ADMIN, eventually, logged
+from support import AS_ADMIN, eventually, logged, over_rows
 
 from imagegen.app import QUEUE
 from imagegen.queue.pause import PauseState
@@ -234,7 +234,7 @@ async def test_the_history_shows_the_minute_that_runs(service: Client) -> None:
     assert answer.status == 400
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("method", "path"),
     [
         ("GET", "/api/admin/board"),

@@ -6,8 +6,7 @@ import asyncio
 import random
 import time
 
-import pytest
-from support import eventually
+from support import eventually, over_rows
 
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
@@ -73,7 +72,7 @@ async def test_cancelling_a_running_task_aborts_the_call_and_frees_the_slot(star
     assert await state(service, task_id) == "cancelled"
 
 
-@pytest.mark.parametrize("method", ["delete", "post"])
+@over_rows("method", ["delete", "post"])
 async def test_a_finished_task_can_not_be_cancelled(service, method: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
@@ -89,7 +88,7 @@ async def test_a_cancelled_task_is_finished(start_service) -> None:
     await assert_rejected(await service.delete(f"/api/images/{task_id}"), "already_finished")
 
 
-@pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
+@over_rows("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
 async def test_an_unknown_task_is_neither_cancelled_nor_retried(service, task_id: str) -> None:
     for answer in (
         await service.delete(f"/api/images/{task_id}"),

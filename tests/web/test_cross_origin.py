@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
+from support import over_rows
 
 from imagegen.errors import ApiError, BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.cross_origin import CrossOriginPolicy, is_local_host
@@ -158,7 +159,7 @@ async def test_an_allowed_page_makes_images_and_another_makes_none(shop: Client)
     assert "Access-Control-Allow-Origin" not in refused.headers
 
 
-@pytest.mark.parametrize("path", [GENERATE, "/api/images/x/retry", "/api/images/x/cancel", "/api/uploads", "/nowhere"])
+@over_rows("path", [GENERATE, "/api/images/x/retry", "/api/images/x/cancel", "/api/uploads", "/nowhere"])
 async def test_a_form_of_another_site_is_refused_before_its_body_and_any_look_up(service: Client, path: str) -> None:
     async def endless() -> Any:
         yield b"a=b"
@@ -298,7 +299,7 @@ def test_a_proxy_on_the_same_machine_serves_the_names_that_the_operator_set(
             policy.check_host(request, "img.example:8443")
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@over_rows("method", ["GET", "POST"])
 async def test_a_proxy_that_needs_a_setting_gets_an_answer_that_names_it(service: Client, method: str) -> None:
     headers = {"Host": "img.example", "Accept-Language": "en", "X-Forwarded-For": "198.51.100.1"}
     answer = await service.request(method, "/api/health", headers=headers)

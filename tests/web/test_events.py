@@ -228,7 +228,7 @@ async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstr
     assert (end.event, end.data["status"]) == ("cancelled", "cancelled")
 
 
-@pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7B"])
+@over_rows("task_id", [UNKNOWN, "odd", "%7B"])
 async def test_an_unknown_task_has_no_stream(service, task_id: str) -> None:
     response = await service.get(f"/api/images/{task_id}/events")
     assert response.status == 404
@@ -494,7 +494,7 @@ async def test_an_unknown_task_in_a_stream_is_reported(service) -> None:
     assert (await many(service, UNKNOWN)).status == 404
 
 
-@pytest.mark.parametrize("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
+@over_rows("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
 async def test_a_stream_accepts_1_to_50_tasks(service, query: str) -> None:
     answer = await service.get(f"/api/events{query}")
     body = await answer.json()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-import pytest
 from support import over_rows
 from web.conftest import Client
 
@@ -18,7 +17,7 @@ async def submitted(service: Client, body: dict[str, Any], path: str = "/api/ima
     return str((await response.json())["taskId"])
 
 
-@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+@over_rows("newline", ["\r\n", "\r"])
 async def test_newlines_of_every_system_are_one_request(service: Client, newline: str) -> None:
     other = BODY | {"prompt": f"a lighthouse{newline}in a storm{newline}"}
     assert await submitted(service, other) == await submitted(service, BODY)
@@ -52,7 +51,7 @@ async def test_an_empty_required_value_is_rejected(service: Client, field: str, 
     assert [fault["field"] for fault in (await response.json())["details"]] == [field]
 
 
-@pytest.mark.parametrize("digits", ["٦٤", "６４"])
+@over_rows("digits", ["٦٤", "６４"])
 async def test_digits_are_ascii(service: Client, digits: str) -> None:
     assert (await service.post("/api/images/generate", json=BODY | {"width": digits})).status == 400
     assert (await service.post("/v1/images/generations", json={"prompt": "x", "size": f"{digits}x64"})).status == 400
@@ -75,12 +74,12 @@ async def test_an_image_that_a_task_does_not_have_is_not_called_an_unknown_task(
     assert ("index" in (await own.json())["message"], "task" in (await unknown.json())["message"]) == (True, True)
 
 
-@pytest.mark.parametrize("query", ["wait=05", "wait=%D9%A5", "wait=+5", "wait=5.0"])
+@over_rows("query", ["wait=05", "wait=%D9%A5", "wait=+5", "wait=5.0"])
 async def test_a_wait_is_a_plain_ascii_number(service: Client, query: str) -> None:
     assert (await service.get(f"/api/images/{'0' * 32}?{query}")).status == 400
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("field", "meant"),
     [
         ("size", "width and height"),
@@ -111,13 +110,13 @@ async def test_an_unknown_route_returns_the_address_of_the_documents(service: Cl
         assert error["message"].endswith(f"Did you mean {near}?") == (near is not None)
 
 
-@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf8"])
+@over_rows("charset", ["utf-8", "UTF-8", "utf8"])
 async def test_utf8_has_two_names(service: Client, charset: str) -> None:
     headers = {"Content-Type": f"application/json; charset={charset}"}
     assert (await service.post("/api/images/generate", data=b'{"prompt":"x","width":64}', headers=headers)).status < 300
 
 
-@pytest.mark.parametrize("kind", ["application/json; charset=gbk", "application/x-www-form-urlencoded", "text/plain"])
+@over_rows("kind", ["application/json; charset=gbk", "application/x-www-form-urlencoded", "text/plain"])
 async def test_another_content_type_is_answered_with_the_right_one(service: Client, kind: str) -> None:
     headers = {"Content-Type": kind, "Accept-Language": "en"}
     answer = await service.post("/api/images/generate", data=b'{"prompt":"x"}', headers=headers)

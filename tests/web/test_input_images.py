@@ -8,7 +8,6 @@ import json
 import os
 from typing import Any
 
-import pytest
 from image_bytes import data_uri, encoded, image_file
 from PIL import Image
 from support import eventually, over_rows
@@ -47,7 +46,7 @@ async def stored_values(client: Client) -> dict[str, bytes]:
     return values | {f"entry {id_}": repr(fields).encode() for id_, fields in await commands.xrange(keys.stream)}
 
 
-@pytest.mark.parametrize("megabytes", [0.001, 0.02, 0.3, 2.0])
+@over_rows("megabytes", [0.001, 0.02, 0.3, 2.0])
 async def test_an_image_is_one_request_by_upload_and_by_data_uri(service: Client, megabytes: float) -> None:
     data = noise(megabytes)
     first, by_uri = await submit(service, imageUrl=data_uri(data))
@@ -60,7 +59,7 @@ async def test_an_image_is_one_request_by_upload_and_by_data_uri(service: Client
     assert other["taskId"] != by_uri["taskId"]
 
 
-@pytest.mark.parametrize("field", ["imageUrl", "mask"])
+@over_rows("field", ["imageUrl", "mask"])
 async def test_every_part_of_a_request_counts_by_its_bytes(service: Client, field: str) -> None:
     ids = set()
     for data in (image_file("red"), image_file("blue")):
@@ -80,8 +79,8 @@ async def test_no_bytes_of_an_image_are_in_redis(start_service: Any) -> None:
     assert sum(":upload:" in key for key in stored) == 6
 
 
-@pytest.mark.parametrize("megabytes", [0.01, 1.5])
-@pytest.mark.parametrize("route", ["/api/images/batch", "/v1/images/generations"])
+@over_rows("megabytes", [0.01, 1.5])
+@over_rows("route", ["/api/images/batch", "/v1/images/generations"])
 async def test_the_other_routes_take_data_uris_too(service: Client, route: str, megabytes: float) -> None:
     data = noise(megabytes)
     entry = PROMPT | {"image_url": data_uri(data), "reference_images": [data_uri(image_file("red"))]}
@@ -99,7 +98,7 @@ async def test_the_other_routes_take_data_uris_too(service: Client, route: str, 
 UNKNOWN = f"upload:{'0' * 64}"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("fields", "named"),
     [
         ({"imageUrl": UNKNOWN}, "imageUrl"),
@@ -184,7 +183,7 @@ async def test_an_idempotency_key_holds_for_a_body_with_an_image(service: Client
     assert answers[2].status == 422
 
 
-@pytest.mark.parametrize("field", ["prompt", "model", "style"])
+@over_rows("field", ["prompt", "model", "style"])
 async def test_an_image_in_another_field_is_refused(service: Client, field: str) -> None:
     status, shown = await submit(service, **{field: data_uri(noise(1.5))})
     assert (status, shown["code"]) == (413, "body_too_large")

@@ -100,7 +100,7 @@ async def test_a_wait_outside_1_to_60_is_rejected_first(service, wait: str) -> N
     assert (await service.post("/api/images/generate", json=request_body(f"with {wait}"))).headers["X-Cache"] == "MISS"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("prefer", "applied"),
     [("wait=7", "wait=7"), ("Wait = 9; x", "wait=9"), ("a, wait=100", "wait=60"), ("wait=0", None), ("wait=x", None)],
 )

@@ -10,7 +10,7 @@ from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
 from prometheus_client.parser import text_string_to_metric_families
-from support import AS_ADMIN, eventually, submission
+from support import AS_ADMIN, eventually, over_rows, submission
 
 from imagegen.accounts.alerts import Alerts
 from imagegen.accounts.budget_watch import BudgetWatch
@@ -255,7 +255,7 @@ async def test_stats_show_the_stored_dead_letters(start, instance) -> None:
     assert report["deadLetters"] == {"sinceStart": 0, "kept": 2}
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/api/stats", "/api/images"])
+@over_rows("path", ["/metrics", "/api/stats", "/api/images"])
 async def test_the_admin_routes_of_the_service_need_the_token_from_every_address(service, path) -> None:
     for headers in ({}, {"X-Forwarded-For": "127.0.0.1"}, {"Authorization": "Bearer another-token-than-that"}):
         answer = await service.get(path, headers=headers)

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient
 from jsonschema import Draft202012Validator
 from jsonschema import ValidationError as SchemaError
 from openapi_spec_validator import validate
-from support import ADMIN_TOKEN, AS_ADMIN
+from support import ADMIN_TOKEN, AS_ADMIN, over_rows
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
@@ -385,6 +385,6 @@ async def test_the_documents_server_is_the_public_address(start_service: Any) ->
     assert document["servers"] == [{"url": "https://h/imagegen"}]
 
 
-@pytest.mark.parametrize("name", ["nothing.js", "..%2F__init__.py", "%2e%2e%2f%2e%2e%2fapp.py"])
+@over_rows("name", ["nothing.js", "..%2F__init__.py", "%2e%2e%2f%2e%2e%2fapp.py"])
 async def test_a_file_that_is_not_the_pages_is_a_404(service: Client, name: str) -> None:
     assert (await service.get(f"/docs/{name}")).status == 404

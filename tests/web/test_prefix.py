@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 
 import pytest
 from aiohttp import ClientResponse
-from support import eventually
+from support import eventually, over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
@@ -108,7 +108,7 @@ async def test_a_trusted_proxy_may_name_the_path(start_service: Any, hops: int, 
     assert document["servers"] == [{"url": f"http://127.0.0.1:{service.port}{prefix}"}]
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "path",
     [
         "/v1//images/generations",
@@ -127,7 +127,7 @@ async def test_slashes_too_many_are_the_same_route_on_v1(service: Any, path: str
     assert (await refused.json())["error"]["param"] == "prompt"
 
 
-@pytest.mark.parametrize("path", ["/v1/models/", "/v1//models", "/models/"])
+@over_rows("path", ["/v1/models/", "/v1//models", "/models/"])
 async def test_slashes_too_many_list_the_models(service: Any, path: str) -> None:
     assert (await service.get(path)).status == 200
 

@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 import pytest
+from support import over_rows
 
 from imagegen.providers.model_table import load_table
 from imagegen.providers.prices import estimate
@@ -45,7 +46,7 @@ def named_files(page: str) -> list[str]:
     return re.findall(r'(?:href|src)="(assets/[^"]+)"', page)
 
 
-@pytest.mark.parametrize("path", PAGES)
+@over_rows("path", PAGES)
 async def test_the_page_allows_nothing_inline_and_no_other_host(service: Client, path: str) -> None:
     response = await service.get(path)
     page, policy = await response.text(), response.headers["Content-Security-Policy"]
@@ -67,7 +68,7 @@ def test_no_file_of_ours_names_another_host_or_makes_markup_of_text() -> None:
         assert "@import" not in code
 
 
-@pytest.mark.parametrize("path", PAGES)
+@over_rows("path", PAGES)
 async def test_the_first_load_is_small_and_each_file_is_kept_for_ever(service: Client, path: str) -> None:
     session: aiohttp.ClientSession = service.session
     first = await session.get(service.make_url(path), headers={"Accept-Encoding": "gzip"}, auto_decompress=False)
@@ -86,7 +87,7 @@ async def test_the_first_load_is_small_and_each_file_is_kept_for_ever(service: C
     assert size <= MAX_FIRST_LOAD_BYTES
 
 
-@pytest.mark.parametrize("path", PAGES)
+@over_rows("path", PAGES)
 async def test_every_module_that_is_loaded_is_named_in_the_page(service: Client, path: str) -> None:
     page = await (await service.get(path)).text()
     named = set(named_files(page))
@@ -116,7 +117,7 @@ async def test_the_page_of_another_version_gets_files_that_it_does_not_keep(serv
     assert await response.text() == (FOLDER / "app.js").read_text()
 
 
-@pytest.mark.parametrize("name", ["index.html", "nothing.js", "..%2Fdocs%2Fdocs.js", "%2e%2e%2f%2e%2e%2fapp.py"])
+@over_rows("name", ["index.html", "nothing.js", "..%2Fdocs%2Fdocs.js", "%2e%2e%2f%2e%2e%2fapp.py"])
 async def test_a_file_that_no_page_loads_is_a_404(service: Client, name: str) -> None:
     assert (await service.get(f"/assets/000000000000/{name}")).status == 404
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import FormData
 from image_bytes import image_file, png_file
+from support import over_rows
 from web.conftest import Client
 
 from imagegen.app import STORE
@@ -43,7 +44,7 @@ def kept_files(client: Client) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@over_rows("kind", ["PNG", "JPEG", "WEBP"])
 async def test_bare_bytes_are_uploaded_once(service: Client, kind: str) -> None:
     data = image_file(kind=kind)
     first = await service.post("/api/uploads", data=data, headers={"Content-Type": f"image/{kind.lower()}"})
@@ -75,8 +76,8 @@ async def test_a_form_is_the_same_upload(service: Client) -> None:
 PAGE = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
 
 
-@pytest.mark.parametrize("in_form", [False, True])
-@pytest.mark.parametrize(
+@over_rows("in_form", [False, True])
+@over_rows(
     ("data", "status", "code"),
     [
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_image"),
@@ -99,7 +100,7 @@ async def test_another_file_is_refused_and_not_kept(
     assert kept_files(service) == []
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "status", "code", "field"),
     [
         (form(), 400, "invalid_request", "file"),
@@ -125,8 +126,8 @@ async def test_a_form_that_is_not_one_file_is_refused(
     assert [detail["field"] for detail in shown["details"]] == [field]
 
 
-@pytest.mark.parametrize("route", ["/api/uploads", "/v1/images/edits"])
-@pytest.mark.parametrize("encoding", [b"", b"Content-Transfer-Encoding: base64\r\n"], ids=["plain", "encoded"])
+@over_rows("route", ["/api/uploads", "/v1/images/edits"])
+@over_rows("encoding", [b"", b"Content-Transfer-Encoding: base64\r\n"])
 async def test_a_part_with_a_name_that_is_not_utf_8_is_refused(service: Client, route: str, encoding: bytes) -> None:
     head = encoding + b'Content-Disposition: form-data; name="im\xff\xfeage"'
     body = b"--a-boundary\r\n" + head + b"\r\n\r\nx\r\n--a-boundary--\r\n"

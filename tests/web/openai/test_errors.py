@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import pytest
+from support import over_rows
 
 from imagegen.app import SERVICES
 from imagegen.errors import ApiError, FieldError, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
@@ -25,7 +26,7 @@ def envelope(error: ApiError) -> dict[str, Any]:
     return dict(fields)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@over_rows("path", PATHS)
 async def test_a_wrong_body_names_its_first_field_and_all_faults(service: Service, path: str) -> None:
     answer = await service.generate(path=path, size="large", n=0)
     assert answer.status == 400
@@ -41,7 +42,7 @@ async def test_a_wrong_body_names_its_first_field_and_all_faults(service: Servic
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@over_rows("path", PATHS)
 async def test_invalid_bodies_are_rejected_in_the_envelope(service: Service, path: str) -> None:
     json = {"Content-Type": "application/json"}
     cases: list[tuple[int, str, dict[str, Any]]] = [

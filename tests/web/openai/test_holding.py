@@ -201,9 +201,7 @@ async def test_an_unknown_asynchronous_task_is_a_404(service: Service, path: str
     assert (answer.status, error["type"], error["code"]) == (404, "invalid_request_error", "not_found")
 
 
-@pytest.mark.parametrize(
-    "path", ["/images/generations/async", "/v1/v1/images/generations/async", "/v1//images/generations//async/"]
-)
+@over_rows("path", ["/images/generations/async", "/v1/v1/images/generations/async", "/v1//images/generations//async/"])
 async def test_asynchronous_calls_have_all_paths(service: Service, path: str) -> None:
     answer = await service.generate(path=path)
     assert (answer.status, answer.headers["Location"].startswith("/v1/images/tasks/")) == (202, True)

@@ -84,7 +84,7 @@ async def test_a_number_that_json_lacks_is_refused(service: Service, upstream: E
     assert not upstream.ledger.calls
 
 
-@pytest.mark.parametrize("name", ["maxCostUSD", "MAX_COST_USD", "max-cost-usd", "MaxCostUsd"])
+@over_rows("name", ["maxCostUSD", "MAX_COST_USD", "max-cost-usd", "MaxCostUsd"])
 async def test_another_spelling_is_refused_and_not_sent_upstream(
     service: Service, upstream: EmulatedUpstream, name: str
 ) -> None:
@@ -96,7 +96,7 @@ async def test_another_spelling_is_refused_and_not_sent_upstream(
     assert not upstream.ledger.calls
 
 
-@pytest.mark.parametrize("absent", [None, ""])
+@over_rows("absent", [None, ""])
 async def test_an_absent_limit_is_none(service: Service, absent: object) -> None:
     assert (await post(service, maxCostUsd=absent))[0] == 200
 

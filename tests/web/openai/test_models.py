@@ -42,7 +42,7 @@ def catalogue(fake: FakeUpstream) -> ModelListCache:
     return ModelListCache(clock=lambda: fake.now)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@over_rows("path", PATHS)
 async def test_openais_clients_get_an_object(service: Service, path: str) -> None:
     body = await (await service.request("GET", path, headers={"User-Agent": "OpenAI/Python 3.54.0"})).json()
     assert (body["object"], DEFAULT in {entry["id"] for entry in body["data"]}) == ("list", True)
