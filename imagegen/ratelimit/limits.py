@@ -136,6 +136,7 @@ class RateLimits:
         self._generation = _rules("generation", limits.generation, limits.window_s)
         self._units = _rules("units", limits.units, limits.window_s)
         self._units_per_generation = limits.units_per_generation
+        self._limits = {kind: self._decorator(kind) for kind in ("general", "generation")}
         self.limits_units = bool(self._units)
 
     def use(self, store: LocalRateLimitStore) -> None:
@@ -248,9 +249,7 @@ class RateLimits:
             raise _refusal(request, state.retry_s)
 
     def _limited(self, handler: Handler, kind: str) -> LimitedHandler:
-        limiter = Limiter(keyfunc=self._name_client, error_handler=_refuse)
-        limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit, partial(self._rules_of, kind=kind))
-        limited: Handler = limiter.limit(_UNUSED_RULE, path_id=kind)(handler)
+        limited = self._limits[kind](handler)
         if self._default_rules(kind):
             return LimitedHandler(limited, limited)
 
@@ -264,6 +263,13 @@ class RateLimits:
             return response
 
         return LimitedHandler(handler, handle)
+
+    def _decorator(self, kind: str) -> Callable[[Handler], Handler]:
+        """Return the decorator that counts the requests of all handlers of a kind."""
+        limiter = Limiter(keyfunc=self._name_client, error_handler=_refuse)
+        limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit, partial(self._rules_of, kind=kind))
+        decorate: Callable[[Handler], Handler] = limiter.limit(_UNUSED_RULE, path_id=kind)
+        return decorate
 
     def _default_rules(self, kind: str) -> tuple[_Rule, ...]:
         match kind:
