@@ -318,6 +318,8 @@ def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    if "PYTHONUNBUFFERED" in os.environ:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     arguments = request["arguments"]
     if arguments[0] == "-m":
         sys.argv = arguments[1:]

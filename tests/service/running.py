@@ -24,6 +24,7 @@ from forked import ForkedProcess
 from imagegen.redis_client.server_binary import find_binary
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
+STREAMLESS = Path(__file__).with_name("streamless.py")
 KEY = "tgp_v1_a-key-that-nobody-may-see"
 START_S = 60.0
 END_S = 40.0

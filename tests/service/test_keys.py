@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
+from forked import ForkedProcess
 from ports import free_port
-from service.running import RUN, Service, environment, eventually, redis_server, run_to_its_end
+from service.running import RUN, STREAMLESS, Service, environment, eventually, redis_server, run_to_its_end
 from service.test_command import run
 
 StartService = Callable[..., Service]
@@ -84,19 +84,22 @@ def test_a_public_service_starts_only_once_there_is_a_key(start_service: StartSe
     assert service.request("GET", "/api/images/x", headers={"X-API-Key": secret.strip()}).status == 404
 
 
-def without_stdout(folder: Path, to: str, *arguments: str, **settings: str) -> tuple[int, str]:
-    """Run a command with stdout where a shell's redirection leads; return its exit code and its errors."""
-    command = ["sh", "-c", f'exec "$@" {to}', "sh", sys.executable, str(RUN), *arguments]
-    environ = environment(folder, settings)
-    ended = subprocess.run(command, cwd=folder, env=environ, stderr=-1, text=True, timeout=90, check=False)
-    return ended.returncode, ended.stderr
+def without_stdout(folder: Path, program: Sequence[str], *arguments: str, **settings: str) -> tuple[int, str]:
+    """Run a command with a stdout that takes nothing; return its exit code and its errors."""
+    command, environ = [*program, *arguments], environment(folder, settings)
+    with Path("/dev/full").open("w") as full, TemporaryFile("w+") as stderr:
+        code = ForkedProcess(command, cwd=folder, env=environ, stdout=full, stderr=stderr).wait(90)
+        stderr.seek(0)
+        return code, stderr.read()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("to", [">/dev/full", ">&-"])
-def test_a_secret_that_cannot_be_printed_is_an_error_with_the_way_to_another_one(tmp_path: Path, to: str) -> None:
+@pytest.mark.parametrize("program", [[str(RUN)], [str(STREAMLESS), "1"]], ids=["full", "closed"])
+def test_a_secret_that_cannot_be_printed_is_an_error_with_the_way_to_another_one(
+    tmp_path: Path, program: list[str]
+) -> None:
     settings = {"DATA_DIR": str(tmp_path / "data")}
-    code, errors = without_stdout(tmp_path, to, "keys", "create", "web", **settings)
+    code, errors = without_stdout(tmp_path, program, "keys", "create", "web", **settings)
     assert (code, errors.count("\n")) == (1, 2)
     assert "stdout can't be written" in errors
     remedy = errors.partition("`imagegen keys ")[2].partition("`")[0].split()
@@ -109,7 +112,7 @@ def test_a_secret_that_cannot_be_printed_is_an_error_with_the_way_to_another_one
 @pytest.mark.parametrize("command", ["keys list", "usage --json", "doctor --models"])
 def test_a_command_that_cannot_print_its_result_fails_with_one_line(tmp_path: Path, command: str) -> None:
     settings = {"DATA_DIR": str(tmp_path / "data"), "API_KEYS": "fixed:12345678", "PYTHONUNBUFFERED": "1"}
-    ended = without_stdout(tmp_path, ">/dev/full", *command.split(), **settings)
+    ended = without_stdout(tmp_path, [str(RUN)], *command.split(), **settings)
     assert ended == (1, "stdout can't be written (No space left on device)\n")
 
 

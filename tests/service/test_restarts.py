@@ -10,9 +10,7 @@ import pytest
 from emulator_fixtures import EmulatorProcess
 from forked import ForkedProcess, run
 from ports import free_port
-from service.running import RUN, START_S, Service, at_once, calls_about, environment, eventually, listens
-
-STREAMLESS = Path(__file__).with_name("streamless.py")
+from service.running import RUN, START_S, STREAMLESS, Service, at_once, calls_about, environment, eventually, listens
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +125,7 @@ def test_a_signal_without_a_meaning_changes_nothing(service: Service) -> None:
 @pytest.mark.parametrize("closed", ["01", "2", "12"])
 def test_closed_standard_streams_do_not_change_the_exit_code(tmp_path: Path, closed: str) -> None:
     environ = environment(tmp_path, {"PORT": "none"})
-    assert run([str(STREAMLESS), *closed], cwd=tmp_path, env=environ).returncode == 2
+    assert run([str(STREAMLESS), closed], cwd=tmp_path, env=environ).returncode == 2
 
 
 def test_a_full_disk_of_the_log_does_not_change_the_exit_code(tmp_path: Path) -> None:
