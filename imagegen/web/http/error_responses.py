@@ -59,10 +59,14 @@ def error_view(error: ApiError, request_id: str, language: Language) -> ErrorVie
 
 
 def error_response(error: ApiError, request_id: str, language: Language) -> web.Response:
-    """Return the response for an error; if `error.closes_connection`, the connection ends with it."""
-    body = error_view(error, request_id, language)
-    headers = {hdrs.CONTENT_TYPE: _JSON, **error.headers}
-    response = web.Response(body=orjson.dumps(body), status=error.status, headers=headers)
+    """Return the response for an error."""
+    return response_with(orjson.dumps(error_view(error, request_id, language)), _JSON, error)
+
+
+def response_with(body: bytes, content_type: str, error: ApiError) -> web.Response:
+    """Return the response with a body for an error; if `error.closes_connection`, the connection ends with it."""
+    headers = {hdrs.CONTENT_TYPE: content_type, **error.headers}
+    response = web.Response(body=body, status=error.status, headers=headers)
     if error.status == 503:
         response.headers.setdefault(hdrs.RETRY_AFTER, _RETRY_AFTER_S)
     elif error.status == 401:
