@@ -51,7 +51,7 @@ class UsageQuery(Struct, frozen=True):
     first: int
     last: int
     by: Grouping
-    key: str | None = None
+    key: str | None
 
     @classmethod
     def parse(cls, values: Mapping[str, str], now: float, key: str | None = None) -> UsageQuery:

@@ -34,8 +34,8 @@ class Origin:
     resolver: finds the addresses of its names.
     """
 
-    own_hosts: frozenset[str] = frozenset()
-    base_url: URL | None = None
+    own_hosts: frozenset[str]
+    base_url: URL | None
     resolver: AbstractResolver = field(default_factory=ThreadedResolver)
 
     def owns(self, url: URL) -> bool:

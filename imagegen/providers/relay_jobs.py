@@ -70,10 +70,10 @@ class Acceptance:
     """An accepted job. address: as the upstream gave it, not checked. guess: the path below the base to try without."""
 
     id: str
-    address: str = ""
-    guess: str = "tasks"
-    expires_at: float | None = None
-    retry_after_s: float | None = None
+    address: str
+    guess: str
+    expires_at: float | None
+    retry_after_s: float | None
 
 
 def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | bytearray) -> Acceptance | None:

@@ -91,11 +91,11 @@ class _ErrorInfo:
     param: the request field that it names. codes: its code, type, name, status and reasons, lower case.
     """
 
-    message: str = ""
-    kind: str = ""
-    code: str = ""
-    param: str = ""
-    codes: tuple[str, ...] = ()
+    message: str
+    kind: str
+    code: str
+    param: str
+    codes: tuple[str, ...]
 
 
 def parse_reply(

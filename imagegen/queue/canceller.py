@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 class CancelResult(Struct, frozen=True, gc=False):
     """A task after a cancel, None if it is unknown. left: it goes on for its other clients."""
 
-    task: Task | None = None
+    task: Task | None
     left: bool = False
 
 

@@ -29,8 +29,8 @@ _SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "jo
 class KnownProgress(Struct, frozen=True, gc=False):
     """Checkpoint that is probably stored, empty for none, and what the task has cost by then."""
 
-    checkpoint: bytes = b""
-    cost: Cost | None = None
+    checkpoint: bytes
+    cost: Cost | None
 
 
 class CancelledTask(Struct, frozen=True, gc=False):

@@ -19,8 +19,8 @@ class WaitingEntryIds(Struct, frozen=True, gc=False):
     of those, empty if there is none."""
 
     ids: list[str]
-    behind: int = 0
-    last: str = ""
+    behind: int
+    last: str
 
 
 async def list_waiting(context: VerbContext) -> WaitingEntryIds:

@@ -30,7 +30,7 @@ class ExtensionReply(Struct, frozen=True, gc=False):
     """Reply: whether the amount is reserved; else existing is the other checkpoint, empty if a budget is used up."""
 
     reserved: bool
-    existing: bytes = b""
+    existing: bytes
 
 
 async def reserve_more(context: VerbContext, item: Extension) -> ExtensionReply:

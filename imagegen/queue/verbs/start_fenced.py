@@ -32,7 +32,7 @@ class FencedStart(Struct, frozen=True, gc=False):
     expected: bytes
     value: bytes
     possibly_billed_twice: int
-    cost: Cost | None = None
+    cost: Cost | None
 
 
 async def start_fenced(context: VerbContext, consumer: str, item: FencedStart) -> bytes | None:

@@ -58,7 +58,7 @@ class RpcMessage(Struct, frozen=True):
 
     method: str
     params: dict[str, Any]
-    id: RequestId | None = None
+    id: RequestId | None
 
     @property
     def meta(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class OpenAIRequest:
     request: GenerationRequest
     as_base64: bool | None
     streamed: bool
-    named_model: str = ""
-    max_micro_usd: int | None = None
+    named_model: str
+    max_micro_usd: int | None
 
 
 def parse(
