@@ -62,18 +62,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier_of(paths[item]))
 
 
-@pytest.fixture(autouse=True)
-def no_io(request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def no_io(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a unit test that opens a connection or starts a process."""
-    if request.node.get_closest_marker("unit"):
-        monkeypatch = request.getfixturevalue("monkeypatch")
 
-        def refuse(*_args: object, **_options: object) -> None:
-            raise AssertionError("a unit test does no I/O")
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("a unit test does no I/O")
 
-        monkeypatch.setattr("socket.socket.connect", refuse)
-        monkeypatch.setattr("socket.socket.bind", refuse)
-        monkeypatch.setattr("subprocess.Popen", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        if tier_of(request.path.relative_to(TESTS).as_posix()) == "unit":
+            for name in ("socket.socket.connect", "socket.socket.bind", "subprocess.Popen"):
+                patch.setattr(name, refuse)
+        yield
 
 
 @pytest.fixture(scope="module")
