@@ -56,10 +56,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    paths = {item: item.path.relative_to(TESTS).as_posix() for item in items}
-    items.sort(key=lambda item: order_of(paths[item]))
+    places = {path: path.relative_to(TESTS).as_posix() for path in {item.path for item in items}}
+    orders, tiers = ({path: of(place) for path, place in places.items()} for of in (order_of, tier_of))
+    items.sort(key=lambda item: orders[item.path])
     for item in items:
-        item.add_marker(tier_of(paths[item]))
+        item.add_marker(tiers[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)
