@@ -384,9 +384,11 @@ class Attempt:
             self._runner.permits.failed(permit, error, unfinished=None)
             raise _FewerImages
         is_useless = is_useless_response(error)
+        cause = self._judging.cause(permit, error, rest)
         is_changed = self._form.change(error)
         excused = self._judging.excuses(permit, error)
-        cause = self._form.first_refusal or self._judging.cause(permit, error)
+        if cause is error:
+            cause = self._form.first_refusal or error
         outcome = None if is_useless or is_changed else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.permits.failed(permit, error, unfinished=unfinished)

@@ -6,10 +6,10 @@ from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.retry import was_never_sent
-from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL
 from imagegen.worker.permits import Choice, Permit
 
-_CHANNEL_CODES = ("upstream_overloaded", "model_not_available")
+_CHANNEL_CODES = ("upstream_overloaded", NO_MODEL)
 _CONFLICT = 409
 
 

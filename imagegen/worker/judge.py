@@ -15,7 +15,7 @@ from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_search import SEARCH_RETRY_S
-from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL
 from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
 
@@ -56,19 +56,20 @@ class Judge:
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)
         return outcome
 
-    def cause(self, permit: Permit, error: UpstreamError) -> UpstreamError:
-        """Return why the task has no image: while another key only rests, that it rests.
+    def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None) -> UpstreamError:
+        """Return why the task has no image: while another key, or channel of the model, only rests, that it rests.
 
-        A call that may have been paid is itself the cause, so that it is counted.
+        A call that may have been paid is itself the cause, so that it is counted. rest: what was not tried yet.
         """
         if error.ambiguous:
             self.allow_other_key(permit.route.channel.name, permit.route.account, permit.model, error)
             return error
-        other_keys = Choice(keys=frozenset({permit.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        if not is_of_key or not self.permits.recovers(permit.model, other_keys):
+        others = Choice(keys=frozenset({permit.route.account})) if is_of_key else rest
+        is_elsewhere = is_of_key or error.code == NO_MODEL
+        if not is_elsewhere or others is None or not self.permits.recovers(permit.model, others):
             return error
-        blocked = self.permits.blocked(permit.model, other_keys)
+        blocked = self.permits.blocked(permit.model, others)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
 

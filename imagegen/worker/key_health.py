@@ -24,6 +24,7 @@ REFUSED_MODELS = 2
 
 MAX_MODELS = 200
 LIMITED = "upstream_rate_limited"
+NO_MODEL = "model_not_available"
 KEY_REFUSALS = ("upstream_auth", "upstream_billing")
 
 _FORBIDDEN = 403

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from image_bytes import image_file
 from ports import free_port
-from service.running import Service, run_to_its_end
+from service.running import Service, eventually, run_to_its_end
 
 Start = Callable[..., Service]
 SCHNELL = "black-forest-labs/FLUX.1-schnell"
@@ -81,6 +81,9 @@ def serving(*upstreams: Upstream) -> Iterator[None]:
 def error(status: int, message: str = "no", **headers: str) -> Reply:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return status, named, json.dumps({"error": {"message": message, "type": "error"}}).encode()
+
+
+NO_MODEL = error(404, "Unable to access model X.")
 
 
 def write(path: Path, *channels: Mapping[str, Any]) -> str:
@@ -190,6 +193,25 @@ def test_only_a_call_that_was_certainly_not_paid_goes_to_another_channel(
         task = service.finished(service.accepted(prompt="one"))
         assert (task["status"] == "completed", task["channel"]) == (passes_on, "second" if passes_on else "first")
         assert len(second.calls) == passes_on
+
+
+def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_service: Start, tmp_path: Path) -> None:
+    lacking, limited = Upstream({GOOD: NO_MODEL}), Upstream({GOOD: error(429, "slow down", Retry_After="1")})
+    file = write(
+        tmp_path / "c.toml",
+        channel("lacking", lacking.url, GOOD, priority=5),
+        channel("limited", limited.url, GOOD),
+    )
+    with serving(lacking, limited):
+        service = start_service(CHANNELS_FILE=file)
+        task_id = service.accepted(prompt="only one has it")
+        eventually(lambda: len(lacking.calls) > 1)
+        limited.replies.clear()
+        task = service.completed(task_id)
+        assert (task["channel"], task["attempts"]) == ("limited", 1)
+        limited.replies[GOOD] = NO_MODEL
+        task = service.finished(service.accepted(prompt="none has it"))
+        assert task["error"]["code"] == "model_not_available"
 
 
 def test_a_model_without_a_channel_is_refused_and_models_name_their_channel(
