@@ -15,7 +15,7 @@ from imagegen.providers.large_body import CutObject, cut_object, load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.providers.refusal_codes import is_refusal_text
-from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 from imagegen.tasks.image import GivenImage
 from imagegen.tasks.reply_details import ReplyDetails, Usage
 
@@ -57,13 +57,19 @@ class _Candidates:
 def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> Reply:
     """Return the images of a response. Raises UpstreamError for one without any; `charged` if its tokens are billed."""
     cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
+    if cut is None and 200 <= answer.status < 300 and (found := search_images(answer.body)):
+        return Reply(found)  # such as the list of a streamed response
     if cut is None or cut.fields.get("error"):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
     parts = _read_candidates(cut)
     usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(parts.texts and not parts.images))
     if parts.images:
         return Reply(tuple(parts.images), details=ReplyDetails(usage=usage) if usage else None)
-    raise _without_image(cut.fields, parts, usage, secret)
+    error = _without_image(cut.fields, parts, usage, secret)
+    is_draft = b'"thought"' in answer.body
+    if error.code == "upstream_bad_response" and not is_draft and (found := search_images(answer.body)):
+        return Reply(found, details=ReplyDetails(usage=usage) if usage else None)
+    raise error
 
 
 def error_of(

@@ -29,7 +29,9 @@ _BASE64 = re.compile(
     r"(?:data:image/[a-z+.-]{1,20};base64,|iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/=\s_-]{64}", re.IGNORECASE
 )
 _LINK = re.compile(r"https?://[^\s\"'<>]{3,4000}", re.IGNORECASE)
-MARKDOWN_LINK = re.compile(r"!\[[^\]\n]{0,500}\]\(\s*<?(https?://[^\s)<>]{1,4000})")
+MARKDOWN_LINK = re.compile(
+    r"!\[[^\]\n]{0,500}\]\(\s*<?(https?://[^\s)<>]{1,4000}|data:image/[a-z+.-]{1,20};base64,[A-Za-z0-9+/=_-]+)"
+)
 _IMAGE_FILE = re.compile(r"[^?#]+\.(?:png|jpe?g|webp)(?:[?#]|$)", re.IGNORECASE)
 _LINK_NAME = re.compile(r"(?:.*_)?(?:src|data)|.*(?:urls?|uris?|links?|images?|img|outputs?|results?|files?)")
 _OTHER_NAME = re.compile(

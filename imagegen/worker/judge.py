@@ -56,7 +56,7 @@ class Judge:
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)
         return outcome
 
-    def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None) -> UpstreamError:
+    def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None = None) -> UpstreamError:
         """Return why the task has no image: while another key, or channel of the model, only rests, that it rests.
 
         A call that may have been paid is itself the cause, so that it is counted. rest: what was not tried yet.

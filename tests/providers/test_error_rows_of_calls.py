@@ -29,7 +29,8 @@ from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.siliconflow import SiliconFlowProvider
 from imagegen.providers.together import TogetherProvider
 
-B64 = base64.b64encode(b"\x89PNG" + bytes(60)).decode()
+B64 = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
+URI = f"data:image/png;base64,{B64}"
 UNSURE: dict[str, Any] = {"retry": True, "paid": "unsure"}
 EMPTY: dict[str, Any] = {"code": "upstream_bad_response", "paid": "yes"}
 
@@ -74,6 +75,9 @@ GEMINI = with_odd_answers(
     row_of("image", 200, candidate(DRAWN), 1),
     row_of("image with text", 200, candidate({"text": "Here it is."}, DRAWN), 1),
     row_of("image in a thought", 200, candidate(DRAWN | {"thought": True}), **EMPTY),
+    row_of("list of a streamed response", 200, [candidate({"text": "Here"}, end=""), candidate(DRAWN)], 1),
+    row_of("Markdown image in the text", 200, candidate({"text": f"Here: ![cat]({URI})"}), 1),
+    row_of("Markdown link in the text", 200, candidate({"text": f"Here: ![cat]({IMAGE})"}), 1),
     row_of("image in snake case", 200, candidate({"inline_data": {"mime_type": "image/png", "data": B64}}), 1),
     row_of("400", 400, google(400, "INVALID_ARGUMENT", "Request contains an invalid argument."), "upstream_invalid_request"),
     row_of("400 in a list", 400, [google(400, "INVALID_ARGUMENT", "Bad.")], "upstream_invalid_request"),
@@ -119,8 +123,6 @@ def chat(end: str = "stop", usage: object = None, **message: object) -> dict[str
     reply = {"choices": [{"message": {"role": "assistant", "content": ""} | message, "finish_reason": end}]}
     return reply | ({"usage": usage} if usage else {})
 
-
-URI = f"data:image/png;base64,{B64}"
 
 CHAT = with_odd_answers(
     row_of("list of images", 200, chat(images=[{"type": "image_url", "image_url": {"url": URI}}]), 1),
