@@ -48,11 +48,16 @@ class WorkThreads:
         self._check: asyncio.TimerHandle | None = None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function in a thread. If the caller is cancelled, the function still runs to its end."""
+        """Run a function in a thread. If the caller is cancelled, the function still runs to its end.
+
+        Where the system has no thread left, the loop runs it: it may be the check of an image that is paid for.
+        """
         loop = asyncio.get_running_loop()
         if self._thread is None:
-            self._thread = self._thread_of(self._work_forever, self._name)
-            self._thread.start()
+            thread = self._thread_of(self._work_forever, self._name)
+            if not _start(thread):
+                return function(*args, **kwargs)
+            self._thread = thread
         is_idle = not self._busy and self._calls.empty()
         sleeps = is_idle and self._patience_s > 0 and loop.time() >= self._no_sleep_until
         call = _Call(loop, partial(function, *args, **kwargs), sleeps=sleeps)
@@ -77,7 +82,8 @@ class WorkThreads:
         if self._put - queued < put and len(self._extra) < self._max_extra:
             thread = self._thread_of(self._work_while_queued, f"{self._name}-extra")
             self._extra.add(thread)  # before its start: it removes itself
-            thread.start()
+            if not _start(thread):
+                self._extra.discard(thread)
         if queued:
             self._check_later(loop)
 
@@ -99,6 +105,15 @@ class WorkThreads:
                 self._calls.get_nowait().run()
         except Empty:
             self._extra.discard(threading.current_thread())
+
+
+def _start(thread: threading.Thread) -> bool:
+    """Start a thread. Return False if the system has none left, as under a limit of processes."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Results:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -50,6 +51,38 @@ async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> Non
     hang.set()
     await asyncio.gather(*stuck)
     assert await waiting
+
+
+@contextmanager
+def no_thread_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+async def test_calls_are_run_also_while_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = WorkThreads(2, "late")
+    with no_thread_left(monkeypatch):
+        assert await threads.run(name_of_thread) == "MainThread"
+        with pytest.raises(ZeroDivisionError):
+            await threads.run(divmod, 1, 0)
+    assert await threads.run(name_of_thread) == "late"
+
+
+async def test_a_further_thread_that_could_not_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, hang, looked = WorkThreads(2, "late"), threading.Event(), asyncio.Event()
+    stuck = asyncio.create_task(threads.run(hang.wait, 10))
+    waiting = asyncio.create_task(threads.run(name_of_thread))
+    await asyncio.sleep(0)
+    with no_thread_left(monkeypatch):
+        asyncio.get_running_loop().call_later(3 * MAX_QUEUED_S, looked.set)
+        await looked.wait()
+    assert await asyncio.wait_for(waiting, 20) == "late-extra"
+    hang.set()
+    await stuck
 
 
 class PausingQueue(SimpleQueue[Any]):
