@@ -292,8 +292,8 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         limits,
         permits,
         PaymentRules(app[BUDGETS].limits_of_slots),
+        app[INPUTS],
         clock=clock,
-        inputs=app[INPUTS],
         counts=ImageCounts(app[MODEL_TABLE].max_images_per_call),
         seeds=seed_support(app[ROUTES], app[MODEL_TABLE]),
     )

@@ -60,8 +60,8 @@ class AttemptRunner:
     rules: AttemptLimits
     permits: PermitLine
     payments: PaymentRules
+    inputs: InputOpener
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
-    inputs: InputOpener | None = field(default=None, kw_only=True)
     counts: ImageCounts = field(default_factory=ImageCounts, kw_only=True)
     seeds: SeedSupport = field(default_factory=SeedSupport, kw_only=True)
 

@@ -37,7 +37,7 @@ class InputOpener:
 class AttemptInputs:
     """Input images of one attempt; close it after use."""
 
-    def __init__(self, opener: InputOpener | None, request: GenerationRequest) -> None:
+    def __init__(self, opener: InputOpener, request: GenerationRequest) -> None:
         self._opener = opener
         self._sources = request.image_sources
         self._opened: dict[str, InputImage] = {}
@@ -49,7 +49,7 @@ class AttemptInputs:
         Raises UpstreamError for an unusable one, and QueueUnavailable or StoreUnavailable if one can't be read now,
         before anything is paid.
         """
-        if self._opener is None or not self._sources:
+        if not self._sources:
             return self._opened
         links = edits is not None and edits.links
         try:
@@ -67,9 +67,8 @@ class AttemptInputs:
 
     async def aclose(self) -> None:
         """Remove the fetched images."""
-        if self._opener is not None:
-            for image in self._fetched:
-                await in_file_thread(self._opener.spool.discard, image)
+        for image in self._fetched:
+            await in_file_thread(self._opener.spool.discard, image)
 
     async def _find(self, uploads: Uploads, upload_id: str) -> InputImage:
         upload = await uploads.describe(upload_id)
