@@ -29,6 +29,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--process-per-site", "--renderer-proc
 """The pages of a context share one renderer, since a new one costs as much CPU as a visit."""
 
 TIMEOUT_MS = 20_000
+TASK_ADDRESS = re.compile(r"#/task/[0-9a-f]{32}$")
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
@@ -43,7 +44,7 @@ FOCUSED_LABEL = """() => {
   return element.getAttribute("aria-label") || element.labels?.[0]?.textContent.trim() || element.textContent.trim();
 }"""
 
-FIND_FAULTS = """() => {
+FIND_FAULTS = """async () => {
   const behind = new Map(), looks = new Set();
   for (const element of document.querySelectorAll("*")) {
     const style = getComputedStyle(element);
@@ -57,7 +58,10 @@ FIND_FAULTS = """() => {
     looks.add(look);
   }
   axe.configure({ rules: [{ id: "color-contrast", selector: ":not([data-same-look])" }] });
-  return axe.run({ resultTypes: ["violations"], selectors: false });
+  const part = document.querySelector("dialog[open]") ?? document;
+  const { violations } = await axe.run(part, { resultTypes: ["violations"], selectors: false });
+  const faults = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+  return faults.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`));
 }"""
 """Checks the contrast of one text of each look, since it takes axe-core a millisecond and more for each."""
 
@@ -105,28 +109,23 @@ class Visit:
         raise AssertionError(f"no Tab leads to {name}")
 
     async def accessibility_faults(self) -> list[str]:
-        """Return what axe-core finds in the page, without what it calls minor or moderate."""
+        """Return what axe-core finds in the page, or in its dialog, without what it calls minor or moderate."""
         from axe_playwright_python.async_playwright import Axe
 
         if await self.page.evaluate("typeof axe") == "undefined":
             await self.page.evaluate(Axe().axe_script)
-        found = await self.page.evaluate(FIND_FAULTS)
-        return [
-            f"{fault['id']}: {node['html']} {node['failureSummary']}"
-            for fault in found["violations"]
-            if fault["impact"] in ("serious", "critical")
-            for node in fault["nodes"]
-        ]
+        return list(await self.page.evaluate(FIND_FAULTS))
 
 
 class StudioVisit(Visit):
     """The studio, as a person uses it."""
 
     async def make(self, prompt: str) -> str:
-        """Submit a prompt by the keyboard; return the id of its task."""
+        """Submit a prompt by the keyboard, for a task that the page does not show yet; return the id of the task."""
+        before = self.page.url
         await self.page.get_by_label("Prompt", exact=True).fill(prompt)
         await self.page.keyboard.press("Control+Enter")
-        await self.page.wait_for_url(re.compile(r"#/task/[0-9a-f]{32}$"))
+        await self.page.wait_for_url(lambda url: url != before and TASK_ADDRESS.search(url) is not None)
         return str(self.page.url).rpartition("/")[2]
 
     async def state(self, state: str) -> None:

@@ -123,13 +123,21 @@ async def test_every_page_fits_its_window_and_has_no_serious_fault_of_accessibil
     task = await visit.make("a lighthouse of every page")
     await visit.state("completed")
     await eventually(visit.shown_images)
-    pages = (f"#/task/{task}", f"#/task/{task}/0", "#/gallery", f"#/compare/{task}.0/{task}.0", "#/help", "#/")
+    pages = {
+        f"#/task/{task}": ".images img",
+        f"#/task/{task}/0": "dialog[open]",
+        "#/gallery": ".gallery",
+        f"#/compare/{task}.0/{task}.0": "figure",
+        "#/help": "dialog[open]",
+        "#/": "main.make a.card",
+    }
     for viewport, scheme in ((PHONE, "light"), (DESK, "dark")):
         await page.set_viewport_size(viewport)
         await page.emulate_media(color_scheme=scheme)
         assert (await page.evaluate(BACKGROUND) == WHITE) == (scheme == "light")
-        for address in pages:
+        for address, content in pages.items():
             await visit.open(address)
+            await page.locator(content).first.wait_for()
             assert await visit.fits_its_window(), address
             assert await visit.accessibility_faults() == [], address
     for is_light in (True, False):
@@ -155,6 +163,7 @@ async def test_faults_and_live_states_have_no_serious_fault_of_accessibility(
     await visit.page.get_by_text("Change the prompt or the images.").wait_for()
     assert await visit.accessibility_faults() == []
     await visit.open("#/mask")
+    await visit.page.locator("dialog[open]").wait_for()
     assert await visit.accessibility_faults() == []
 
 
