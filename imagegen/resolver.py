@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -71,10 +72,53 @@ class SystemResolver:
         return await future
 
 
+class FallbackExecutor(ThreadPoolExecutor):
+    """Pool of threads whose caller does the work itself while the system has no thread left."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Return the future of a call, which is done if no thread could be started for it."""
+        future: Future[Any] = Future()
+        turn = [None]  # taken once: the pool keeps a call for which it could not start a thread
+
+        def work() -> None:
+            try:
+                turn.pop()
+            except IndexError:
+                return
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                    future.set_exception(error)
+
+        try:
+            super().submit(work)
+        except RuntimeError as error:
+            if "new thread" not in str(error):  # it is shut down
+                raise
+            work()
+        return future
+
+
 class EventLoop(asyncio.SelectorEventLoop):
-    """The event loop of the service: names are not resolved in the pool of threads that serves the disk."""
+    """The event loop of the service: names are not resolved in the pool of threads that serves the disk.
+
+    No call in that pool fails because the system has no thread left.
+    """
 
     _system: SystemResolver | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._executor = FallbackExecutor(thread_name_prefix="asyncio")
+        self.set_default_executor(self._executor)
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Wait for the calls of the pool; not if that needs a thread which the system does not have."""
+        try:
+            await super().shutdown_default_executor(*args)
+        except RuntimeError:
+            self._executor.shutdown(wait=False)
 
     async def getaddrinfo(  # type: ignore[override]
         self,

@@ -172,3 +172,21 @@ def test_the_loop_resolves_names_as_the_system_does() -> None:
 
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         assert runner.run(main()) == socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
+
+
+def test_work_in_threads_is_done_once_also_while_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def work() -> None:
+        calls = iter(range(10))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            assert await asyncio.to_thread(next, calls) == 0
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.to_thread(divmod, 1, 0)
+        assert [await asyncio.to_thread(next, calls) for _ in range(2)] == [1, 2]
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(work())
