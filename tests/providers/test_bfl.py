@@ -36,7 +36,7 @@ def state(body: object, status: int = 200, **headers: str):
     return parse_job(status, headers, orjson.dumps(body), now_s=NOW)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "given", "sent"),
     [
         ("flux-2-pro", {"width": 1024, "height": 768}, {"width": 1024, "height": 768}),
@@ -75,7 +75,7 @@ def test_a_seed_is_sent_as_the_call_has_it(make_call) -> None:
     assert fields_of(make_call(model="flux-2-pro", seed=11))["seed"] == 11
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "names", "max_images", "links"),
     [
         ("flux-2-pro", ["input_image", "input_image_2"], 8, True),

@@ -88,7 +88,7 @@ def test_the_older_shape_has_the_prompts_in_its_input(make_call) -> None:
     }
 
 
-@pytest.mark.parametrize("model", [MESSAGE, SYNC])
+@over_rows("model", [MESSAGE, SYNC])
 def test_a_message_has_the_prompt_and_all_else_is_a_parameter(make_call, model: str) -> None:
     call = make_call(model=model, negativePrompt="dog", promptUpsampling=False, extra={"watermark": True})
     assert fields_of(call) == {

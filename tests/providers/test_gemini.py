@@ -49,7 +49,7 @@ def sent(call) -> dict:
 # --- requests ---
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "given", "image_config"),
     [
         (FLASH, {}, {"aspectRatio": "1:1"}),

@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -28,7 +29,7 @@ def provider(session, base_url, api_key=KEY, **more) -> OpenAICompatibleProvider
     return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=5, **more)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("base_url", "expected"),
     [
         ("https://api.openai.com/v1", {"size": "1024x768", "output_format": "png"}),
@@ -108,7 +109,7 @@ def test_a_count_over_one_is_sent_as_n(make_call):
     assert fields_of(make_call(count=3), Dialect())["n"] == 3
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("without", "gone"),
     [
         ("steps", "num_inference_steps"),
@@ -131,7 +132,7 @@ def test_a_rejected_negative_prompt_is_not_appended_to_the_prompt(make_call):
     assert fields_of(call, Dialect(negative_name=None))["prompt"] == "a cat"
 
 
-@pytest.mark.parametrize("model", ["gpt-image-1.5", "openai/gpt-image-2"])
+@over_rows("model", ["gpt-image-1.5", "openai/gpt-image-2"])
 def test_a_gpt_image_model_is_strict_behind_a_gateway(make_call, model):
     fields = fields_of(make_call(seed=3, **EVERYTHING | {"model": model}), Dialect().for_model(model))
     assert fields == {"model": model, "prompt": "a cat", "size": "1024x768", "output_format": "png"}

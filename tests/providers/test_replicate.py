@@ -65,7 +65,7 @@ def test_a_name_that_is_no_model_is_not_sent(model: str) -> None:
     assert (caught.value.code, caught.value.retryable) == ("model_not_available", False)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "given", "sent"),
     [
         (MODEL, {}, {"aspect_ratio": "1:1", "megapixels": "0.25"}),
@@ -112,7 +112,7 @@ def test_a_call_for_several_images_with_a_seed(make_call) -> None:
     assert (fields["num_outputs"], fields["seed"]) == (3, 7)
 
 
-@pytest.mark.parametrize("model", ["black-forest-labs/flux-1.1-pro", "google/nano-banana", f"a/b:{HASH}"])
+@over_rows("model", ["black-forest-labs/flux-1.1-pro", "google/nano-banana", f"a/b:{HASH}"])
 def test_a_model_of_one_image_a_call_is_not_called_for_more(make_call, model: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         body_of(make_call(model=model, count=2, n=2))

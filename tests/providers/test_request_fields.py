@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from support import over_rows
 from yarl import URL
 
@@ -36,7 +35,7 @@ def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
     assert nearest_ratio(width, height) == ratio
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("given", "size"),
     [
         ({"aspect_ratio": "16:9"}, {"width": 1360, "height": 768}),
@@ -54,7 +53,7 @@ def test_together_gets_a_ratio_only_for_models_that_are_sized_by_one(make_call, 
     assert {name: value for name, value in fields.items() if name in shape} == size
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("given", "shape", "warned"),
     [
         ({"aspect_ratio": "16:9"}, ("16:9", "1k"), False),
@@ -73,7 +72,7 @@ def test_a_service_by_ratio_gets_the_given_ratio_or_the_nearest(make_call, given
     assert bool(left_out_warnings(call, XAI.vocabulary)) is warned
 
 
-@pytest.mark.parametrize("dialect", [UNKNOWN, SILICONFLOW])
+@over_rows("dialect", [UNKNOWN, SILICONFLOW])
 def test_every_option_is_sent_to_a_service_that_may_take_it(make_call, dialect):
     call = make_call(**OPTIONS)
     assert (
@@ -90,7 +89,7 @@ def test_gpt_image_gets_its_options_and_no_response_format(make_call):
     assert not {"response_format", "steps", "image_loras", "disable_safety_checker"} & fields.keys()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "build",
     [
         lambda call: together.fields_of(call, "url"),
@@ -117,7 +116,7 @@ def test_a_field_in_the_providers_own_word_takes_precedence(make_call):
     assert left_out_warnings(call, a1111.VOCABULARY) == ("guidance_scale was left out: extra has cfg_scale",)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("dialect", "left_out"),
     [
         (OPENAI, {"disable_safety_checker", "prompt_upsampling", "image_loras"}),

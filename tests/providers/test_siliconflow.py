@@ -6,6 +6,7 @@ import json
 
 import pytest
 from emulated_jobs import emulated, made
+from support import over_rows
 
 from imagegen.emulator.siliconflow import SiliconFlowEmulator
 from imagegen.errors import UpstreamError
@@ -35,7 +36,7 @@ def siliconflow(session, cloud) -> SiliconFlowProvider:
     return SiliconFlowProvider(session, api_key="sk-secret", base_url=cloud.url, timeout_s=2)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("model", "given", "sent"),
     [
         (KOLORS, {}, {"image_size": "512x512"}),
