@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from emulator_fixtures import EmulatedUpstream
 from PIL import Image
+from support import over_rows
 
 from tests.web.openai.conftest import Serve, Service
 from tests.web.openai.sdks import Call, Packages, Sdk
@@ -40,11 +41,11 @@ async def linked(service: Service, entry: dict[str, Any]) -> str:
     return hashlib.sha256(await service.fetch_image(entry["url"])).hexdigest()
 
 
-@every_client
+@over_rows("sdk", [*OPENAI, *TOGETHER])
 async def test_a_client_gets_links_and_bytes_from_both_base_urls(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
-    fields: dict[str, Any] = {"model": "some/model", "prompt": "a cat", "n": 2, "extra_body": {"seed": 1}}
+    fields: dict[str, Any] = {"model": "some/model", "prompt": f"a cat of {sdk}", "n": 2, "extra_body": {"seed": 1}}
     size = {"size": "512x256"} if sdk.name == "openai" else {"width": 512, "height": 256}
     encoded = {"response_format": "b64_json" if sdk.name == "openai" else "base64"}
     bases = (service.url, f"{service.url}/v1", f"{service.url}/v1/")
@@ -62,18 +63,19 @@ async def test_a_client_gets_links_and_bytes_from_both_base_urls(
         ]
     for answer in answers[3:]:
         assert [entry["b64_json"] for entry in answer["data"]] == digests
-    assert upstream.ledger.total == 1
+    assert len(upstream.ledger.matching(f"a cat of {sdk}")) == 1
 
 
-@every_client
+@over_rows("sdk", [*OPENAI, *TOGETHER])
 async def test_fields_of_the_other_api_are_sent_in_the_extra_body(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     extra = {"steps": 3, "seed": 7, "width": 256, "height": 128, "negative_prompt": "a dog", "quality": None}
-    call = Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat", "extra_body": extra}, options=STRICT)
+    call = Call(f"{service.url}/v1", {"model": "m", "prompt": f"a cat of {sdk}", "extra_body": extra}, options=STRICT)
     (result,) = await packages.run(sdk, [call])
     assert result["answer"]["data"][0]["url"]
-    sent = upstream.ledger.calls[0].body
+    (call_upstream,) = upstream.ledger.matching(f"a cat of {sdk}")
+    sent = call_upstream.body
     assert {name: sent.get(name) for name in extra} == extra
 
 
@@ -209,7 +211,7 @@ async def test_an_interrupted_stream_raises_its_error(
     assert (result["error"], result["code"]) == ("APIError", "content_policy_violation")
 
 
-@pytest.mark.parametrize("sdk", [*OPENAI, *(sdk for sdk in TOGETHER if sdk.major == 2)], ids=str)
+@over_rows("sdk", [*OPENAI, *(sdk for sdk in TOGETHER if sdk.major == 2)])
 async def test_models_are_listed(sdk: Sdk, packages: Packages, service: Service) -> None:
     calls = [Call(f"{service.url}{base}", method="models.list", options=STRICT) for base in ("/v1", "")]
     for result in await packages.run(sdk, calls):
@@ -218,20 +220,21 @@ async def test_models_are_listed(sdk: Sdk, packages: Packages, service: Service)
         assert "black-forest-labs/FLUX.1-schnell" in {model["id"] for model in models}
 
 
-@pytest.mark.parametrize("sdk", LITELLM, ids=str)
-@pytest.mark.parametrize("route", ["openai", "together_ai", "litellm_proxy"])
+@over_rows("sdk", LITELLM)
+@over_rows("route", ["openai", "together_ai", "litellm_proxy"])
 async def test_litellm_generates_with_each_of_its_modes(
     sdk: Sdk, packages: Packages, route: str, service: Service, upstream: EmulatedUpstream
 ) -> None:
-    fields = {"model": f"{route}/some-model", "prompt": "a cat", "n": 2, "size": "512x256"}
+    prompt = f"a cat of {sdk} by {route}"
+    fields = {"model": f"{route}/some-model", "prompt": prompt, "n": 2, "size": "512x256"}
     extra = {"steps": 3, "seed": 7}
     bodies = (extra, extra | {"response_format": "b64_json"})
     calls = [Call(f"{service.url}/v1", fields | {"extra_body": body}) for body in bodies]
     by_link, by_bytes = await packages.run(sdk, calls)
     digests = [await linked(service, entry) for entry in by_link["answer"]["data"]]
     assert [entry["b64_json"] for entry in by_bytes["answer"]["data"]] == digests
-    assert upstream.ledger.total == 1
-    assert (upstream.ledger.calls[0].body["steps"], upstream.ledger.calls[0].model) == (3, "some-model")
+    (sent,) = upstream.ledger.matching(prompt)
+    assert (sent.body["steps"], sent.model) == (3, "some-model")
 
 
 @pytest.mark.parametrize("sdk", LITELLM, ids=str)
@@ -267,13 +270,14 @@ async def editing(serve: Serve, upstream: EmulatedUpstream) -> Service:
     return await serve(provider="openai", openai_api_url=f"{upstream.url}/v1", openai_api_key="any")
 
 
-@pytest.mark.parametrize("sdk", [*OPENAI, *LITELLM], ids=str)
+@over_rows("sdk", [*OPENAI, *LITELLM])
 async def test_a_client_edits_one_image_and_three_with_a_mask(
     sdk: Sdk, packages: Packages, editing: Service, upstream: EmulatedUpstream
 ) -> None:
+    prompt = f"a cat of {sdk}"
     name = "openai/an-edit-model" if sdk.name == "litellm" else "an-edit-model"
     options = STRICT if sdk.name == "openai" else {}
-    fields: dict[str, Any] = {"model": name, "prompt": "a cat", "size": "512x256", "n": 1, "quality": "high"}
+    fields: dict[str, Any] = {"model": name, "prompt": prompt, "size": "512x256", "n": 1, "quality": "high"}
     results = await packages.run(
         sdk,
         [
@@ -284,12 +288,12 @@ async def test_a_client_edits_one_image_and_three_with_a_mask(
     for result in results:
         (entry,) = result["answer"]["data"]
         assert await linked(editing, entry)
-    one, three = upstream.ledger.paid
+    one, three = upstream.ledger.matching(prompt)
     assert [file.sha256 for file in one.inputs] == HASHES[:1]
     assert [(file.field, file.sha256) for file in three.inputs] == list(
         zip(["image[]"] * 3 + ["mask"], HASHES, strict=True)
     )
-    assert (one.prompt, one.body["quality"], one.body["size"]) == ("a cat", "high", "512x256")
+    assert (one.prompt, one.body["quality"], one.body["size"]) == (prompt, "high", "512x256")
 
 
 @pytest.mark.parametrize("sdk", OPENAI, ids=str)
@@ -313,16 +317,16 @@ async def test_a_client_streams_an_edit_and_repeats_it_without_a_second_payment(
     assert len(upstream.ledger.matching("slow")) == 1
 
 
-@pytest.mark.parametrize("sdk", TOGETHER, ids=str)
+@over_rows("sdk", TOGETHER)
 async def test_togethers_client_sends_an_image_to_start_from(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     link = "https://images.example/a.png"
     uri = f"data:image/png;base64,{FILES[0]}"
-    fields = {"model": "black-forest-labs/FLUX.1-kontext-pro", "prompt": "a cat"}
+    fields = {"model": "black-forest-labs/FLUX.1-kontext-pro", "prompt": f"a cat of {sdk}"}
     calls = [Call(f"{service.url}/v1", fields | {"image_url": image}, options=STRICT) for image in (link, uri)]
     for result in await packages.run(sdk, calls):
         assert result["answer"]["data"][0]["url"]
-    linked_call, with_bytes = upstream.ledger.paid
+    linked_call, with_bytes = upstream.ledger.matching(f"a cat of {sdk}")
     assert linked_call.body["image_url"] == link
     assert [file.sha256 for file in with_bytes.inputs] == HASHES[:1]
