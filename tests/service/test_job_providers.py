@@ -18,11 +18,13 @@ Start = Callable[..., Service]
 
 @dataclass(frozen=True)
 class Provider:
-    """An emulated provider, and a service that uses it."""
+    """An emulated provider, and a service that uses it. unknown, several: tasks that run from its start on."""
 
     name: str
     upstream: EmulatorProcess
     service: Service
+    unknown: str
+    several: str
 
     def jobs(self, text: str) -> list[dict[str, Any]]:
         return [call["job"] for call in calls_about(self.upstream, text) if call["job"]]
@@ -54,7 +56,9 @@ def provider(
     with EmulatorProcess(request.param, module="imagegen.emulator.job_command") as upstream:
         settings = settings_of(request.param, upstream.url) | {"DRAIN_SECONDS": "0.1"}
         service = start_for_module(home=tmp_path_factory.mktemp(request.param), **settings)
-        yield Provider(request.param, upstream, service)
+        unknown = service.accepted(prompt="unknown at first {{fault:job unknown_s=3}}")
+        several = service.accepted(prompt="three of them", n=3)
+        yield Provider(request.param, upstream, service, unknown, several)
 
 
 def test_an_image_of_the_default_model_is_made_by_one_job(provider: Provider) -> None:
@@ -65,7 +69,7 @@ def test_an_image_of_the_default_model_is_made_by_one_job(provider: Provider) ->
 
 
 def test_several_images_are_one_job_if_the_provider_makes_several(provider: Provider) -> None:
-    task = provider.service.made(prompt="three of them", n=3)
+    task = provider.service.completed(provider.several)
     assert len({image["sha256"] for image in task["data"]}) == 3
     assert len(provider.jobs("three of them")) == (3 if provider.name == "bfl" else 1)
 
@@ -103,7 +107,7 @@ def test_a_rate_limit_is_waited_out_and_is_no_attempt(provider: Provider) -> Non
 
 
 def test_a_job_that_is_unknown_at_first_is_not_submitted_again(provider: Provider) -> None:
-    provider.service.made(prompt="unknown at first {{fault:job unknown_s=3}}")
+    provider.service.completed(provider.unknown)
     assert len(provider.jobs("unknown at first")) == 1
 
 
@@ -148,8 +152,9 @@ def test_a_job_with_a_lost_response_is_found_or_recorded_as_paid_twice(provider:
 
 def test_the_ledger_of_the_provider_has_the_price_of_each_charged_job(provider: Provider) -> None:
     provider.upstream.clear()
-    for number in range(3):
-        provider.service.made(prompt=f"counted {number} at {time.time()}", n=2)
+    ids = [provider.service.accepted(prompt=f"counted {number} at {time.time()}", n=2) for number in range(3)]
+    for task_id in ids:
+        provider.service.completed(task_id)
     ledger = provider.upstream.ledger()
     jobs = 6 if provider.name == "bfl" else 3
     assert (ledger["submitted"], ledger["charged"], ledger["cost_usd"]) == (jobs, jobs, 0.06)
