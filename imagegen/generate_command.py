@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import httpx
 
 from imagegen import log
-from imagegen.channels_file import SANDBOX
 from imagegen.client import (
     AsyncImageClient,
     ClientError,
@@ -145,7 +144,7 @@ async def _service(
     from imagegen.local_service import run_local_service  # noqa: PLC0415 - a running service needs none of it
 
     settings = Settings.load()
-    if settings.provider == SANDBOX:
+    if settings.is_sandbox:
         print("The sandbox draws the images: for real ones set TOGETHER_API_KEY, or --url", file=sys.stderr)
     async with run_local_service(settings, stop) as local:
         http = httpx.AsyncClient(trust_env=False)  # no proxy for this machine

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from imagegen.channels_file import KINDS, SANDBOX
+from imagegen.channels_file import KINDS
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
 from imagegen.ssrf import check_host
@@ -127,7 +127,7 @@ def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]
     yield f"Redis {_redis(settings)}, limits of a client: {each}, {call_slots} upstream calls at once"
     base = settings.public_url or address
     yield f"The studio is at {base}/ and the API is shown at {base}/docs"
-    if settings.provider == SANDBOX:
+    if settings.is_sandbox:
         yield "The sandbox draws the images itself: for real ones set TOGETHER_API_KEY, or PROVIDER and what it needs"
 
 

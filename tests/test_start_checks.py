@@ -11,7 +11,7 @@ from support import over_rows
 from imagegen.channels_file import Channel
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
-from imagegen.start_checks import check_alert_webhook, check_exposure, warnings
+from imagegen.start_checks import check_alert_webhook, check_exposure, overview, warnings
 
 PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
 BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}
@@ -97,3 +97,10 @@ def test_a_time_limit_that_cuts_off_paid_calls_of_openai_is_warned_of() -> None:
     assert len(list(warnings(Settings(file_channels=(channel,))))) == 1
     assert list(warnings(replace(openai, upstream_timeout_s=300.0))) == []
     assert list(warnings(replace(openai, openai_api_url="http://127.0.0.1:8000"))) == []
+
+
+def test_the_sandbox_is_named_only_where_no_call_is_paid() -> None:
+    drawn, paid = Channel("drawn", "sandbox"), Channel("paid", "together", base_url="https://api.together.xyz/v1")
+    for channels, is_named in (((), True), ((drawn,), True), ((drawn, paid), False)):
+        lines = overview(Settings(provider="sandbox", file_channels=channels), "http://localhost:3000", 5)
+        assert any(line.startswith("The sandbox draws") for line in lines) is is_named
