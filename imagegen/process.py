@@ -44,7 +44,8 @@ async def serve(settings: Settings) -> int:
     app = create_app(settings, [listening.getsockname()[:2] for listening in sockets])
     runner = ImagegenRunner(app, max_connections=cap)
     try:
-        await runner.setup()
+        if not await _set_up(runner, stop):
+            return 0
         tune_gc()
         tune_malloc()
         await ListeningSite(runner, sockets, runner.connections).start()
@@ -68,6 +69,19 @@ async def serve(settings: Settings) -> int:
         await runner.cleanup()
         for listening in sockets:
             listening.close()
+
+
+async def _set_up(runner: ImagegenRunner, stop: asyncio.Event) -> bool:
+    """Start all parts; return False if a signal came before, as while the embedded Redis reads much data."""
+    setting_up, stopping = asyncio.create_task(runner.setup()), asyncio.create_task(stop.wait())
+    await asyncio.wait((setting_up, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if setting_up.done():
+        await setting_up
+        return True
+    setting_up.cancel()
+    await asyncio.gather(setting_up, return_exceptions=True)
+    return False
 
 
 async def _until_exposed(ring: KeyRing, settings: Settings) -> None:

@@ -222,6 +222,35 @@ def test_a_start_stays_within_its_budget(detached: Service) -> None:
     assert rss_mb < 120
 
 
+LOADING = """#!{python}
+import socket, sys
+if "--version" in sys.argv:
+    sys.exit(print("Valkey server v=9.1.2 sha=0"))
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[sys.argv.index("--unixsocket") + 1])
+server.listen()
+while True:
+    client, _ = server.accept()
+    client.sendall(b"-LOADING Valkey is loading the dataset in memory\\r\\n")
+    client.close()
+"""
+"""Server program that never ends to read its data."""
+
+
+def test_a_signal_ends_the_service_also_while_its_redis_reads_data(tmp_path: Path) -> None:
+    program = tmp_path / "valkey-server"
+    program.write_text(LOADING.format(python=sys.executable))
+    program.chmod(0o755)
+    environ = environment(tmp_path, {"REDIS_SERVER": str(program)})
+    with subprocess.Popen([sys.executable, str(RUN)], cwd=tmp_path, env=environ) as process:
+        try:
+            eventually(lambda: list(tmp_path.glob("data/*/redis.sock")), 60)
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
 def test_the_start_logs_settings_and_unknown_names(start_service: Callable[..., Service]) -> None:
     service = start_service(TOGETHER_APIKEY="hunter2-misspelled", OPENAI_API_KEY="hunter2-unused")
     log = eventually(lambda: service.log if "/docs" in service.log else "")
