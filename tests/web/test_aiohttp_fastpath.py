@@ -10,6 +10,7 @@ import pytest
 from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
+from support import over_rows
 
 from imagegen.web.http import middleware, server
 from imagegen.web.http.responses import json_bytes, json_response
@@ -74,7 +75,7 @@ async def test_a_fast_response_equals_the_response_of_aiohttp(headers: dict[str,
     await compare(app_of(headers))
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "request_text",
     [
         "HEAD {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n",
@@ -89,7 +90,7 @@ async def test_a_fast_response_equals_aiohttp_for_every_request(request_text: st
     await compare(app_of({"ETag": '"1"'}), request_text)
 
 
-@pytest.mark.parametrize("status", [202, 204, 404, 503])
+@over_rows("status", [202, 204, 404, 503])
 async def test_a_fast_response_equals_aiohttp_for_every_status(status: int) -> None:
     await compare(app_of({}, status=status))
 
@@ -98,7 +99,7 @@ async def test_a_fast_response_has_the_rate_limit_headers() -> None:
     assert "RateLimit: r" in await compare(app_of({}, more=True))
 
 
-@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\rb", "a\nb", "a\0b", "a\x01b", "a\x7fb"])
+@over_rows("value", ["a\r\nSet-Cookie: b", "a\rb", "a\nb", "a\0b", "a\x01b", "a\x7fb"])
 async def test_a_value_that_would_inject_a_header_is_not_sent(value: str) -> None:
     async with TestClient(edge_server(app_of({"X-Text": value}))) as client:
         with pytest.raises(ServerDisconnectedError):

@@ -14,7 +14,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples
+from support import examples, over_rows
 
 from imagegen.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
 from imagegen.web.http.body import parse_object, read_body
@@ -47,7 +47,7 @@ def request_with(stream: StreamReader, **headers: str) -> web.Request:
     return make_mocked_request("POST", "/", headers=JSON_TYPE | names, payload=stream)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "parsed"),
     [
         (b"{}", {}),
@@ -64,7 +64,7 @@ def test_a_plain_object_is_read(body: bytes, parsed: dict[str, Any]) -> None:
     assert parse_object(body) == parsed
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "reason"),
     [
         (b"", "is empty: send an object"),
@@ -132,7 +132,7 @@ def test_everything_else_is_invalid_json_with_its_reason(body: bytes, reason: st
     assert (refused.value.status, refused.value.code) == (400, "invalid_json")
 
 
-@pytest.mark.parametrize("body", [nested(32), b'{"a":' + nested(31, "[", "]") + b"}"])
+@over_rows("body", [nested(32), b'{"a":' + nested(31, "[", "]") + b"}"])
 def test_thirty_two_levels_are_allowed(body: bytes) -> None:
     assert parse_object(body) == json.loads(body)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
-from support import eventually, logged
+from support import eventually, logged, over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
@@ -261,7 +261,7 @@ async def test_running_out_of_descriptors_is_one_log_line_and_a_pause(
     assert lines == ["WARNING No connection can be accepted for now: Too many open files\n"]
 
 
-@pytest.mark.parametrize(("descriptors", "slots"), [(64, 5), (256, 5), (1024, 5), (1024, 100), (4096, 5), (10**6, 5)])
+@over_rows(("descriptors", "slots"), [(64, 5), (256, 5), (1024, 5), (1024, 100), (4096, 5), (10**6, 5)])
 def test_clients_never_use_the_reserved_descriptors(descriptors: int, slots: int) -> None:
     cap = connection_cap(descriptors, slots)
     assert 0 < cap <= 10_000
@@ -292,7 +292,7 @@ def test_both_any_addresses_together_are_bound_side_by_side() -> None:
         listening.close()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("hosts", "bound"),
     [
         (["localhost", "127.0.0.1"], ["127.0.0.1"]),
@@ -307,7 +307,7 @@ def test_an_address_that_two_hosts_have_is_bound_once(hosts: list[str], bound: l
         listening.close()
 
 
-@pytest.mark.parametrize("hosts", [["203.0.113.7"], ["127.0.0.1", "203.0.113.7"], ["no.such.host.invalid"]])
+@over_rows("hosts", [["203.0.113.7"], ["127.0.0.1", "203.0.113.7"], ["no.such.host.invalid"]])
 def test_an_unbindable_host_is_one_fault_and_leaves_nothing_open(hosts: list[str]) -> None:
     with pytest.raises(SettingsError, match="HOST"):
         open_sockets(hosts, 0)

@@ -81,7 +81,7 @@ async def test_a_page_on_the_web_may_reach_the_local_network_if_its_origin_is_al
     assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
 
 
-@pytest.mark.parametrize("origin", [SHOP, EVIL, None])
+@over_rows("origin", [SHOP, EVIL, None])
 async def test_every_answer_varies_by_origin_and_only_an_allowed_one_may_read_it(shop: Client, origin: str) -> None:
     task = await image_of(shop)
     image = task["data"][0]["url"].partition("/api")[2]
@@ -189,7 +189,7 @@ ALLOWING = CrossOriginPolicy(allowed=frozenset({SHOP, "chrome-extension://abc"})
 PLAIN = CrossOriginPolicy()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("policy", "headers"),
     [
         (PLAIN, {}),
@@ -216,7 +216,7 @@ def test_programs_own_pages_and_allowed_pages_are_not_refused(
     policy.check_site(request_of(**headers))
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("policy", "headers"),
     [
         (PLAIN, {"Origin": EVIL}),
@@ -255,13 +255,13 @@ FOREIGN_HOSTS = (
 MALFORMED_HOSTS = "::1 localhost:x localhost@evil.example"
 
 
-@pytest.mark.parametrize("host", [*LOCAL_HOSTS.split(), *DOCKER_HOSTS.split()])
+@over_rows("host", [*LOCAL_HOSTS.split(), *DOCKER_HOSTS.split()])
 def test_a_name_that_only_this_machine_can_have_is_local(host: str) -> None:
     assert is_local_host(host)
     LOOPBACK.check_host(request_of(host=host), host)
 
 
-@pytest.mark.parametrize("host", FOREIGN_HOSTS.split())
+@over_rows("host", FOREIGN_HOSTS.split())
 def test_a_foreign_name_on_loopback_is_refused(host: str) -> None:
     assert not is_local_host(host)
     with pytest.raises(ForeignHost):
@@ -269,7 +269,7 @@ def test_a_foreign_name_on_loopback_is_refused(host: str) -> None:
     PLAIN.check_host(request_of(host=host), host)
 
 
-@pytest.mark.parametrize("host", MALFORMED_HOSTS.split())
+@over_rows("host", MALFORMED_HOSTS.split())
 def test_a_malformed_host_is_a_bad_request_everywhere(host: str) -> None:
     for policy in (LOOPBACK, PLAIN):
         assert not policy.is_known_host(host)
@@ -277,7 +277,7 @@ def test_a_malformed_host_is_a_bad_request_everywhere(host: str) -> None:
             policy.check_host(request_of(host=host), host)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("policy", "headers", "passes"),
     [
         (CrossOriginPolicy(public_url="https://img.example/sub", loopback_only=True), {}, True),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import Mock
 
-import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
+from support import over_rows
 
 from imagegen.web.http.forwarded import TrustedHops, base_url, client_address, valid_host
 
@@ -25,12 +25,12 @@ def request_from(peer: str | None, *forwarded: str, **headers: str) -> web.Reque
     return make_mocked_request("GET", "/", headers=pairs, transport=transport)
 
 
-@pytest.mark.parametrize("forged", ["1.1.1.1", "1.1.1.1, 2.2.2.2", "unknown", "::1", "\x00"])
+@over_rows("forged", ["1.1.1.1", "1.1.1.1, 2.2.2.2", "unknown", "::1", "\x00"])
 def test_without_trusted_proxies_a_forged_header_is_not_read(forged: str) -> None:
     assert client_address(request_from("203.0.113.7", forged), 0) == "203.0.113.7"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("hops", "forwarded", "client"),
     [
         (1, ["198.51.100.1"], "198.51.100.1"),
@@ -47,15 +47,13 @@ def test_with_n_hops_the_nth_entry_from_the_right_counts(hops: TrustedHops, forw
     assert client_address(request_from("10.0.0.9", *forwarded), hops) == client
 
 
-@pytest.mark.parametrize(
-    "garbage", ["", "unknown", "999.1.1.1", "1.1.1.1\t2.2.2.2", "é", "_hidden", "a" * 5000, "1.2.3"]
-)
+@over_rows("garbage", ["", "unknown", "999.1.1.1", "1.1.1.1\t2.2.2.2", "é", "_hidden", "a" * 5000, "1.2.3"])
 def test_a_garbled_entry_falls_back_to_the_last_good_hop(garbage: str) -> None:
     assert client_address(request_from("10.0.0.9", garbage), 1) == "10.0.0.9"
     assert client_address(request_from("10.0.0.9", f"{garbage}, 198.51.100.1"), 2) == "198.51.100.1"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("peer", "forwarded", "client"),
     [
         ("::1", [f"198.51.100.1, {CLOUDFLARE}, 10.1.2.3"], "198.51.100.1"),
@@ -97,14 +95,12 @@ def test_a_very_long_chain_is_read_from_its_right_end_only() -> None:
     assert client_address(request_from("10.0.0.9", f"198.51.100.1, {chain}"), "auto") == "10.0.0.9"
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "api.example:3000", "127.0.0.1:80", "[::1]:3000", "[::1]", "my_service-1.internal"]
-)
+@over_rows("host", ["localhost", "api.example:3000", "127.0.0.1:80", "[::1]:3000", "[::1]", "my_service-1.internal"])
 def test_a_host_name_or_address_is_a_valid_host(host: str) -> None:
     assert valid_host(host)
 
 
-@pytest.mark.parametrize(
+@over_rows(
     "host",
     [
         "",
@@ -129,7 +125,7 @@ def test_other_hosts_are_invalid(host: str) -> None:
     assert not valid_host(host)
 
 
-@pytest.mark.parametrize("host", ["x" * 300, "localhost\n", "é.example"])
+@over_rows("host", ["x" * 300, "localhost\n", "é.example"])
 def test_a_host_is_short_ascii_to_its_last_character(host: str) -> None:
     assert not valid_host(host)
 
@@ -144,7 +140,7 @@ def test_links_ignore_forwarding_without_trusted_proxies() -> None:
     assert base_url(request, None, 0) == "http://api.example:3000"
 
 
-@pytest.mark.parametrize("hops", [1, 2, "auto"])
+@over_rows("hops", [1, 2, "auto"])
 def test_links_follow_the_trusted_proxy(hops: TrustedHops) -> None:
     request = request_from("10.0.0.9", X_Forwarded_Host="pictures.example", X_Forwarded_Proto="HTTPS")
     assert base_url(request, None, hops) == "https://pictures.example"
@@ -162,7 +158,7 @@ def test_auto_believes_no_forwarding_from_a_public_peer() -> None:
     assert base_url(request, None, "auto") == "http://api.example:3000"
 
 
-@pytest.mark.parametrize("bad", ["a b", "x\r\nSet-Cookie: y", "a/../b", "javascript:alert(1)", ""])
+@over_rows("bad", ["a b", "x\r\nSet-Cookie: y", "a/../b", "javascript:alert(1)", ""])
 def test_a_bad_forwarded_value_does_not_get_into_a_link(bad: str) -> None:
     request = request_from("10.0.0.9", X_Forwarded_Host=bad, X_Forwarded_Proto=bad)
     assert base_url(request, None, 1) == "http://api.example:3000"

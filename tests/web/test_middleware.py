@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
-from support import logged
+from support import logged, over_rows
 
 from imagegen import log
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
@@ -87,14 +87,14 @@ async def client(lines: list[str]) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 64])
+@over_rows("given", ["a", "A-b_c.9", "x" * 64])
 async def test_a_harmless_request_id_is_on_every_response(client: Client, given: str) -> None:
     for path in ("/hello", "/invalid", "/broken", "/nowhere", "/moved", "/stream"):
         answer = await client.get(path, headers={"X-Request-Id": given}, allow_redirects=False)
         assert answer.headers["X-Request-Id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "<script>", "a/b", "é"])
+@over_rows("given", ["", "x" * 65, "a b", "<script>", "a/b", "é"])
 async def test_another_request_id_is_replaced_by_a_fresh_one(client: Client, given: str) -> None:
     first, second = [await client.get("/hello", headers={"X-Request-Id": given}) for _ in range(2)]
     assert re.fullmatch("[0-9a-f]{16}", first.headers["X-Request-Id"])
@@ -183,7 +183,7 @@ async def test_an_error_in_a_stream_cuts_it_without_a_second_head(client: Client
     assert b"HTTP/1.1" not in await answer.content.readany()
 
 
-@pytest.mark.parametrize("host", ["a b", "a/b", "x" * 300, "a@b", "[::1"])
+@over_rows("host", ["a b", "a/b", "x" * 300, "a@b", "[::1"])
 async def test_a_bad_host_is_a_bad_request_and_closed(client: Client, host: str) -> None:
     answer = await client.get("/hello", headers={"Host": host})
     assert (answer.status, (await answer.json())["code"]) == (400, "bad_request")
@@ -213,7 +213,7 @@ async def test_without_access_log_nothing_is_logged(access_log: io.StringIO) -> 
     assert access_log.getvalue() == ""
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("header", "language"),
     [
         (None, "zh"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import http_parser, web, web_protocol
-from support import logged
+from support import logged, over_rows
 
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
@@ -209,7 +209,7 @@ async def test_unfinished_heads_hold_no_more_than_their_limit(server: Server) ->
         writer.close()
 
 
-@pytest.mark.parametrize("path", [b"/hello", b"/nowhere"])
+@over_rows("path", [b"/hello", b"/nowhere"])
 async def test_another_expectation_than_100_continue_is_417(server: Server, path: bytes) -> None:
     (answer,) = await server.send(b"GET %s HTTP/1.1\r\nHost: x\r\nExpect: %s\r\n\r\n" % (path, CANARY))
     check_refusal(answer, 417, "expectation_failed")
@@ -325,7 +325,7 @@ async def test_a_head_in_two_pieces_is_answered(
     writer.close()
 
 
-@pytest.mark.parametrize("target", [b"CONNECT x:443", b"OPTIONS *", b"TRACE /hello", b"PRI *", b"GET http://x/hello"])
+@over_rows("target", [b"CONNECT x:443", b"OPTIONS *", b"TRACE /hello", b"PRI *", b"GET http://x/hello"])
 async def test_unusual_legal_requests_are_answered(server: Server, target: bytes) -> None:
     (answer,) = await server.send(target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.status in {200, 400, 404, 405}

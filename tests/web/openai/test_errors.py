@@ -73,7 +73,7 @@ async def test_api_keeps_its_own_envelope(service: Service) -> None:
         assert (await (await service.request("GET", path)).json())["code"] == "route_not_found"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("path", "openai"),
     [
         ("/v1", True),
@@ -143,7 +143,7 @@ def test_an_error_keeps_its_headers_and_its_meaning() -> None:
     assert envelope(InvalidRequest(details=[FieldError("n", "is odd")]))["param"] == "n"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(-5, "1"), (0, "1"), (0.2, "1"), (1.2, "2"), (60, "60"), (9e9, "60")])
+@over_rows(("seconds", "text"), [(-5, "1"), (0, "1"), (0.2, "1"), (1.2, "2"), (60, "60"), (9e9, "60")])
 def test_retry_after_is_what_both_clients_honour(seconds: float, text: str) -> None:
     assert retry_after(seconds) == text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support import over_rows
 
 from imagegen.errors import InvalidRequest
 from imagegen.web.openai.fields import OpenAIRequest, parse
@@ -50,7 +51,7 @@ def test_every_field_of_ours_is_passed_on() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "field", "value"),
     [
         ({"guidance": 2}, "guidance_scale", 2),
@@ -66,7 +67,7 @@ def test_other_spellings_mean_the_same(body: dict[str, object], field: str, valu
     assert getattr(parsed(**body).request, field) == value
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "size"),
     [
         ({"size": "512x768"}, (512, 768)),
@@ -94,9 +95,7 @@ def test_a_size_is_read_in_each_way(body: dict[str, object], size: tuple[int, in
     assert (request.width, request.height) == size
 
 
-@pytest.mark.parametrize(
-    ("name", "as_base64"), [("url", False), ("b64_json", True), ("base64", True), (None, None), ("", None)]
-)
+@over_rows(("name", "as_base64"), [("url", False), ("b64_json", True), ("base64", True), (None, None), ("", None)])
 def test_bytes_have_two_names(name: str | None, as_base64: bool | None) -> None:
     assert parsed(response_format=name).as_base64 is as_base64
 
@@ -130,7 +129,7 @@ def test_every_unknown_field_is_sent_to_the_provider() -> None:
     assert parsed(x_style=1).request != parsed(x_style=2).request
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("name", "advice"),
     [
         ("num_images", "use n"),
@@ -162,7 +161,7 @@ def test_a_field_that_is_sent_twice_is_refused() -> None:
     assert faults_of(x_style=1, extra={"x_style": 1}) == {"x_style": "is in extra too: send one of them"}
 
 
-@pytest.mark.parametrize("other", [{"aspect_ratio": "16:9"}, {"resolution": "2K"}, {"width": 256}, {"height": 256}])
+@over_rows("other", [{"aspect_ratio": "16:9"}, {"resolution": "2K"}, {"width": 256}, {"height": 256}])
 def test_two_sizes_that_contradict_each_other_are_refused(other: dict[str, object]) -> None:
     assert faults_of(size="512x768", **other) == {next(iter(other)): "must not be sent together with size"}
 
@@ -177,7 +176,7 @@ def test_null_and_empty_are_absent() -> None:
     assert parsed(**nothing, **empty) == parsed()
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("body", "field"),
     [
         ({"prompt": ""}, "prompt"),

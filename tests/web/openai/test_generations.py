@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
-from support import eventually
+from support import eventually, over_rows
 
 from imagegen.app import SERVICES
 from imagegen.tasks.task import State
@@ -106,7 +106,7 @@ async def test_a_client_is_answered_before_its_timeout_and_may_repeat(
     assert early.headers["Location"] == f"/api/images/{(await repeated.json())['id']}"
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("given", "patience"),
     [
         (None, 54.0),
@@ -122,13 +122,13 @@ async def test_a_client_is_answered_before_its_timeout_and_may_repeat(
         ("inf", 54.0),
     ],
 )
-@pytest.mark.parametrize("name", ["x-stainless-read-timeout", "x-stainless-timeout"])
+@over_rows("name", ["x-stainless-read-timeout", "x-stainless-timeout"])
 def test_an_sdk_waits_slightly_shorter_than_its_timeout(name: str, given: str | None, patience: float) -> None:
     headers = {"x-stainless-retry-count": "0"} | ({} if given is None else {name: given})
     assert wait_limit_s(headers, 300.0) == pytest.approx(patience)
 
 
-@pytest.mark.parametrize("headers", [{}, {"user-agent": "Together/v1 PythonBindings/1.5.35"}])
+@over_rows("headers", [{}, {"user-agent": "Together/v1 PythonBindings/1.5.35"}])
 def test_a_client_without_marks_waits_for_the_longest_time(headers: dict[str, str]) -> None:
     assert wait_limit_s(headers, 300.0) == pytest.approx(297.0)
 
@@ -299,7 +299,7 @@ async def test_a_possibly_paid_call_is_marked_not_retryable(serve: Serve, upstre
     assert (answer.status, answer.headers["x-should-retry"]) == (502, "false")
 
 
-@pytest.mark.parametrize(
+@over_rows(
     ("headers", "expected"),
     [
         ({}, Mark(Marking.NEW)),
