@@ -94,7 +94,7 @@ def parse_job(
     if ends_at is not None and ends_at <= _their_time(headers, now_s):
         return JobState("forgotten")
     image = parse_image({"url": link}) if isinstance(link, str) else None
-    return JobState("done", reply=Reply(search_images(orjson.dumps(result)) if image is None else (image,)))
+    return JobState("done", reply=Reply(search_images(body) if image is None else (image,)))
 
 
 def _job_error(fields: Mapping[str, object], word: str, secret: str) -> UpstreamError:

@@ -255,6 +255,8 @@ BFL = with_odd_answers(
     Row("job: not found for long", bfl("Task not found"), "upstream_error", retry=True, paid="unsure"),
     Row("job: link that has ended", bfl("Ready", result={"sample": f"{IMAGE}?se=2020-01-01T00%3A00%3A00Z&sig=x"}), "upstream_error", retry=True, paid="unsure"),
     Row("job: a link under another name", bfl("Ready", result={"sample": None, "image_url": IMAGE}), 1),
+    Row("job: a link in place of the result", bfl("Ready", result=IMAGE), 1),
+    Row("job: a link beside its usual place", bfl("Ready", sample=IMAGE), 1),
     Row("job: no image", bfl("Ready", result={}), 0),
     Row("job: no result", bfl("Ready"), 0),
     Row("job: state as a number", bfl(3), "upstream_bad_response", paid="unsure"),
