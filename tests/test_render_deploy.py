@@ -91,13 +91,14 @@ def deploy(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]]) -
     async def run(render: SmallRender, secrets: dict[str, str]) -> tuple[int, str]:
         server = await aiohttp_server(render.app())
         base = str(server.make_url("")).rstrip("/")
-        env = {name: value.replace("BASE", base) for name, value in secrets.items()} | {
+        settings = {
             "RENDER_API_URL": f"{base}/v1",
             "GITHUB_SHA": COMMIT,
             "DEPLOY_POLL_S": "0.01",
-            "DEPLOY_WAIT_S": "0.5",
-            "SMOKE_WAIT_S": "0.5",
+            "DEPLOY_WAIT_S": "30",
+            "SMOKE_WAIT_S": "30",
         }
+        env = settings | {name: value.replace("BASE", base) for name, value in secrets.items()}
         ended = await asyncio.to_thread(forked.run, [str(SCRIPT)], cwd=SCRIPT.parent, env=env)
         printed = ended.stdout + ended.stderr
         assert API_KEY not in printed
@@ -135,7 +136,7 @@ async def test_a_failed_deploy_exits_with_an_error(deploy: Deploy, status: str) 
 
 
 async def test_an_endless_deploy_times_out(deploy: Deploy) -> None:
-    code, printed = await deploy(SmallRender(["build_in_progress"]), API)
+    code, printed = await deploy(SmallRender(["build_in_progress"]), API | {"DEPLOY_WAIT_S": "0.5"})
     assert code == 1
     assert "still build_in_progress after 0.5 s" in printed
 
@@ -150,7 +151,7 @@ async def test_a_rejected_deploy_exits_with_an_error_after_one_request(deploy: D
 
 
 async def test_a_live_service_that_is_not_ready_is_an_error(deploy: Deploy) -> None:
-    code, printed = await deploy(SmallRender(["live"], ready=[503]), API)
+    code, printed = await deploy(SmallRender(["live"], ready=[503]), API | {"SMOKE_WAIT_S": "0.5"})
     assert code == 1
     assert "/readyz: 503" in printed
 
