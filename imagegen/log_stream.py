@@ -33,7 +33,7 @@ class PatientStream:
 
     def __init__(self, stream: TextIO, on_dropped: Callable[[int], object]) -> None:
         self._stream = stream
-        self._number = stream.fileno()
+        self._number = _without_blocking(stream.fileno())
         self._on_dropped = on_dropped
         self._ready = select.poll()
         self._ready.register(self._number, select.POLLOUT)
@@ -43,7 +43,7 @@ class PatientStream:
         self._lock = threading.RLock()
 
     def fileno(self) -> int:
-        return self._number
+        return self._stream.fileno()
 
     def write(self, text: str) -> None:
         """Take lines, each with its end."""
@@ -61,6 +61,8 @@ class PatientStream:
             while self._waiting and self._ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 try:
                     count = os.write(self._number, self._waiting[:WRITE_BYTES])
+                except BlockingIOError:
+                    break
                 except OSError:
                     self._waiting.clear()
                     raise
@@ -88,6 +90,17 @@ class PatientStream:
                 dropped, self._dropped = self._dropped, 0
         if dropped:
             self._on_dropped(dropped)
+
+
+def _without_blocking(number: int) -> int:
+    """Return a descriptor of the same terminal that never blocks; the given one if it is no terminal.
+
+    A terminal is ready as soon as it takes one byte. The flag of the given descriptor would be that of the shell, too.
+    """
+    try:
+        return os.open(os.ttyname(number), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return number
 
 
 def patient(stream: TextIO, on_dropped: Callable[[int], object]) -> TextIO | PatientStream:

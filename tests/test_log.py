@@ -238,10 +238,10 @@ def test_a_failing_stream_does_not_raise(configure: Configure) -> None:
 
 
 class Unread:
-    """Pipe with a reader that reads nothing yet."""
+    """Pipe, or terminal, with a reader that reads nothing yet."""
 
-    def __init__(self) -> None:
-        self.reading, writing = os.pipe()
+    def __init__(self, open_pair: Callable[[], tuple[int, int]]) -> None:
+        self.reading, writing = open_pair()
         self.stream = os.fdopen(writing, "w")
 
     def read_until(self, end: str) -> str:
@@ -251,9 +251,9 @@ class Unread:
         return text.decode()
 
 
-@pytest.fixture
-def unread() -> Iterator[Unread]:
-    unread = Unread()
+@pytest.fixture(params=[os.pipe, os.openpty], ids=["pipe", "terminal"])
+def unread(request: pytest.FixtureRequest) -> Iterator[Unread]:
+    unread = Unread(request.param)
     yield unread
     os.close(unread.reading)
     unread.stream.close()
