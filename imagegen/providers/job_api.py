@@ -23,11 +23,11 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import Account, ProviderClient
 from imagegen.providers.job_addresses import in_domains
 from imagegen.providers.job_polling import (
-    FIRST_DELAY_S,
     MAX_ID_CHARS,
     POLL_TIMEOUT_S,
     REDIRECTS,
     JobState,
+    first_delay_s,
     poll_until_end,
 )
 from imagegen.providers.post import RawResponse
@@ -161,7 +161,7 @@ class JobApiProvider(ABC):
         if (state := accepted.state) and (state.error or (state.reply and state.reply.images)):
             reply = _ended(state)
         else:
-            reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), FIRST_DELAY_S)
+            reply = await poll_until_end(handle, observer, partial(self._poll_checked, handle), first_delay_s(None))
         return replace(_completed(reply, handle), images=reply.images[: call.count])
 
     async def _submit(self, form: SubmitForm, observer: CallObserver) -> RawResponse:
