@@ -377,14 +377,15 @@ class Attempt:
     def _failed(self, permit: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
         """Return the channels for the call if it is to be repeated at once; raise otherwise."""
         rest = without_tried(choice, permit, error, has_job=self._job_wait.has_job)
-        if rest and self._runner.permits.has_other(self._form.model, self._payments.affordable(self._form.model, rest)):
+        others = self._payments.affordable(self._form.model, rest) if rest else None
+        if rest and others and self._runner.permits.has_other(self._form.model, others):
             self._runner.permits.failed(permit, error, unfinished=self._claim.task.id)
             return rest
         if self._form.lower_count(error, count):
             self._runner.permits.failed(permit, error, unfinished=None)
             raise _FewerImages
         is_useless = is_useless_response(error)
-        cause = self._judging.cause(permit, error, rest)
+        cause = self._judging.cause(permit, error, others)
         is_changed = self._form.change(error)
         excused = self._judging.excuses(permit, error)
         if cause is error:

@@ -202,6 +202,15 @@ def test_a_channel_beyond_the_limit_gets_no_call_when_the_cheap_one_fails(
         assert [(task["channel"], task["attempts"]) for task in (free, limited)] == [("dear", 1), ("cheap", 2)]
 
 
+def test_a_task_does_not_wait_for_a_channel_beyond_its_limit_if_the_cheap_one_lacks_the_model(
+    start_service: Start, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    with serving(dear := Upstream()):
+        service = start_service(CHANNELS_FILE=two_prices(upstream, dear, tmp_path, "cheap"))
+        task = service.finished(service.accepted(prompt="{{fault:404}}", model="drawn", maxCostUsd=0.005))
+        assert (task["error"]["code"], task["attempts"], dear.calls) == ("model_not_available", 1, [])
+
+
 def test_a_task_stays_at_its_channel_if_the_budget_is_below_a_dearer_one(
     start_service: Start, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
