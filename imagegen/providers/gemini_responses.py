@@ -66,8 +66,7 @@ def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | No
     if parts.images:
         return Reply(tuple(parts.images), details=ReplyDetails(usage=usage) if usage else None)
     error = _without_image(cut.fields, parts, usage, secret)
-    is_draft = b'"thought"' in answer.body
-    if error.code == "upstream_bad_response" and not is_draft and (found := search_images(answer.body)):
+    if error.code == "upstream_bad_response" and (found := search_images(answer.body)):
         return Reply(found, details=ReplyDetails(usage=usage) if usage else None)
     raise error
 

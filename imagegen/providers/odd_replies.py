@@ -35,9 +35,13 @@ MARKDOWN_LINK = re.compile(
 _IMAGE_FILE = re.compile(r"[^?#]+\.(?:png|jpe?g|webp)(?:[?#]|$)", re.IGNORECASE)
 _LINK_NAME = re.compile(r"(?:.*_)?(?:src|data)|.*(?:urls?|uris?|links?|images?|img|outputs?|results?|files?)")
 _OTHER_NAME = re.compile(
-    r"thumb|preview|input|init|mask|source|reference|request|param|(?<![a-z])arg|origin|prompt"
-    r"|avatar|logo|doc|help|poll|status|cancel|webhook|callback"
+    r"thumb|preview|input|init|mask|control|source|reference|(?<![a-z])refs?(?:_|\.|image|img|url|$)|origin"
+    r"|request|param|config|(?<![a-z])arg|args|prompt"
+    r"|avatar|profile|icon|logo|doc|help|poll|status|cancel|webhook|callback"
 )
+_DRAFT = ("thought", True)
+"""Member of a part in which a model of Gemini thinks, also in images: https://ai.google.dev/gemini-api/docs/thinking"""
+
 _JSON_START = re.compile(r'[\[{"]')
 
 
@@ -74,10 +78,12 @@ def _values(text: str) -> Iterator[object]:
 
 
 def _nodes(value: object, name: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield each text with the names that lead to it, also from JSON within a text."""
+    """Yield each text with the names that lead to it, also from JSON within a text, but none of a draft."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(value, _Members):
+        if _DRAFT in value:
+            return
         for key, member in value:
             yield from _nodes(member, f"{name}.{key}"[-_MAX_NAME_CHARS:].lower(), depth + 1)
     elif isinstance(value, list):

@@ -68,6 +68,7 @@ def candidate(*parts: object, end: str = "STOP", drawn: int = 1290) -> dict[str,
 
 
 DRAWN = {"inlineData": {"mimeType": "image/png", "data": B64}}
+DRAFT = {"inlineData": {"mimeType": "image/png", "data": B64.replace("A", "B")}, "thought": True}
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "12s"}
 INVALID_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 
@@ -76,6 +77,9 @@ GEMINI = with_odd_answers(
     row_of("image with text", 200, candidate({"text": "Here it is."}, DRAWN), 1),
     row_of("image in a thought", 200, candidate(DRAWN | {"thought": True}), **EMPTY),
     row_of("list of a streamed response", 200, [candidate({"text": "Here"}, end=""), candidate(DRAWN)], 1),
+    row_of("draft before the image of a list", 200, [candidate(DRAFT), candidate(DRAWN)], 1),
+    row_of("list of a draft", 200, [candidate(DRAFT)], **EMPTY),
+    row_of("Markdown link after a thought", 200, candidate({"text": "Hm.", "thought": True}, {"text": f"![]({IMAGE})"}), 1),
     row_of("Markdown image in the text", 200, candidate({"text": f"Here: ![cat]({URI})"}), 1),
     row_of("Markdown link in the text", 200, candidate({"text": f"Here: ![cat]({IMAGE})"}), 1),
     row_of("image in snake case", 200, candidate({"inline_data": {"mime_type": "image/png", "data": B64}}), 1),

@@ -33,6 +33,7 @@ def images_of(body: bytes) -> tuple[object, ...]:
         {"output": [LINK]},
         {"output": "https://h.example/files/1"},
         {"output": [{"image": {"large": LINK}}]},
+        {"refined_image": LINK, "charge_url": "none"},
         {"data": {"resultUrls": ["https://h.example/files/1"]}},
         {"text": f"Here it is: ![a cat]({LINK}) as requested"},
         {"Images": [{"URL": LINK, "thumbnailUrl": "https://h.example/t.png"}]},
@@ -67,6 +68,8 @@ def test_a_response_that_is_the_image_itself_is_read(start):
         {"message": f"see {LINK}", "docs_url": "https://h.example/docs", "status_url": "https://h.example/s"},
         {"name": "https://h.example/some/page"},
         {"prompt": f"as in ![this]({LINK})", "args": {"url": LINK}},
+        {"taskArgs": {"image": LINK}, "config": {"image_url": LINK}, "user": {"profile": LINK}, "icon_url": LINK},
+        {"control_image": LINK, "ref_images": [LINK], "image_refs": [LINK], "refImageUrl": LINK},
     ],
 )
 def test_links_to_other_things_are_no_images(body):
