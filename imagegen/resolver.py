@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import aiodns
@@ -73,31 +74,39 @@ class SystemResolver:
 
 
 class FallbackExecutor(ThreadPoolExecutor):
-    """Pool of threads whose caller does the work itself while the system has no thread left."""
+    """Pool of threads whose caller does the work itself if the system does not even have one thread for it."""
+
+    _has_thread = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Return the future of a call, which is done if no thread could be started for it."""
+        """Return the future of a call, which is done if the pool has no thread and none could be started."""
         future: Future[Any] = Future()
-        turn = [None]  # taken once: the pool keeps a call for which it could not start a thread
+        calls = [(future, partial(fn, *args, **kwargs))]  # emptied by the call: the pool keeps what it can't start
 
         def work() -> None:
-            try:
-                turn.pop()
-            except IndexError:
-                return
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except BaseException as error:  # noqa: BLE001 - it belongs to the caller
-                    future.set_exception(error)
+            if calls:
+                _run(*calls.pop())
 
         try:
             super().submit(work)
         except RuntimeError as error:
             if "new thread" not in str(error):  # it is shut down
                 raise
-            work()
+            if not self._has_thread:
+                work()
+        else:
+            self._has_thread = True
         return future
+
+
+def _run(future: Future[Any], call: Callable[[], Any]) -> None:
+    """Run a call and pass its end to its future, unless that is cancelled."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+        future.set_exception(error)
 
 
 class EventLoop(asyncio.SelectorEventLoop):

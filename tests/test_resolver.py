@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
@@ -30,6 +32,10 @@ def silent_socket() -> Iterator[socket.socket]:
 def silent(silent_socket: socket.socket) -> str:
     """Return the address of a DNS server that never answers."""
     return f"127.0.0.1:{silent_socket.getsockname()[1]}"
+
+
+def no_thread(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 class Answers(asyncio.DatagramProtocol):
@@ -128,11 +134,8 @@ async def test_a_refused_thread_is_a_dns_error_and_frees_its_place(
 ) -> None:
     resolver = SystemResolver()
 
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", no_thread)
         for _ in range(SYSTEM_AT_ONCE):
             with pytest.raises(socket.gaierror):
                 await resolver.getaddrinfo("localhost", 80)
@@ -175,18 +178,50 @@ def test_the_loop_resolves_names_as_the_system_does() -> None:
 
 
 def test_work_in_threads_is_done_once_also_while_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     async def work() -> None:
         calls = iter(range(10))
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(threading.Thread, "start", no_thread)
             assert await asyncio.to_thread(next, calls) == 0
             with pytest.raises(ZeroDivisionError):
                 await asyncio.to_thread(divmod, 1, 0)
         assert [await asyncio.to_thread(next, calls) for _ in range(2)] == [1, 2]
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
 
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(work())
+
+
+def test_work_waits_for_a_busy_thread_while_the_system_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+
+    async def work() -> None:
+        first = asyncio.ensure_future(asyncio.to_thread(free.wait, 20))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        second = asyncio.ensure_future(asyncio.to_thread(threading.current_thread))
+        await asyncio.sleep(0)
+        assert not second.done()
+        free.set()
+        assert await first
+        assert await second is not threading.main_thread()
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(work())
+
+
+def test_work_that_the_loop_did_keeps_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Body(bytearray):
+        """Bytes that can be referenced weakly."""
+
+    async def work() -> None:
+        body = Body(1000)
+        kept = [weakref.ref(body), weakref.ref(result := await asyncio.to_thread(Body, body))]
+        del body, result
+        await asyncio.sleep(0)  # this step of the loop holds the result
+        gc.collect()
+        assert [each() for each in kept] == [None, None]
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(work())
