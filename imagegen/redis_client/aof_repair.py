@@ -15,6 +15,7 @@ from pathlib import Path
 
 _LAST_FILE = re.compile(rb"^file (\S+) seq \d+ type i", re.MULTILINE)
 _NUMBER = re.compile(rb"[*$](\d{1,10})\r\n")
+_FIRST_BASE = "appendonly.aof.1.base.rdb"
 _FIRST_WORDS = 64
 """Bytes of a command's first argument that are compared with MULTI and EXEC."""
 
@@ -48,9 +49,13 @@ def repair(folder: Path) -> Repair | None:
 
 
 def lacks_manifest(folder: Path) -> bool:
-    """Return whether a server would begin with nothing, and overwrite the append-only files that are there."""
-    names = [path.name for path in (folder / "appendonlydir").glob("appendonly.aof.*")]
-    return bool(names) and not any(name.endswith(".manifest") for name in names)
+    """Return whether a server would begin with nothing, and overwrite commands in append-only files without a manifest.
+
+    A first start that is cut off before it writes the manifest leaves the first base, which holds none, and an empty
+    file. Raises OSError.
+    """
+    files = [path for path in (folder / "appendonlydir").glob("appendonly.aof.*") if path.name != _FIRST_BASE]
+    return any(path.stat().st_size for path in files) and not any(path.suffix == ".manifest" for path in files)
 
 
 def whole_bytes(path: Path) -> int:

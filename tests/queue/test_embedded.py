@@ -517,6 +517,17 @@ async def test_data_without_its_manifest_is_not_overwritten(tmp_path: Path) -> N
     await server.stop()
 
 
+async def test_a_first_start_that_ended_before_its_manifest_is_begun_again(tmp_path: Path) -> None:
+    (await _written(tmp_path, 0)).write_bytes(b"")
+    the_only(tmp_path, "*/appendonlydir/*.manifest").unlink()
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    async with Redis.from_url(server.url) as redis:
+        assert await redis.set("new", 1)
+    await server.stop()
+    assert the_only(tmp_path, "*/appendonlydir/*.manifest")
+
+
 async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
     path = await _written(tmp_path, 3)
     assert repair(path.parent.parent) is None
