@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
@@ -136,8 +135,7 @@ class _Lines:
     def finish(self, within_s: float) -> None:
         self.flush()
         if isinstance(self._stream, PatientStream):
-            with suppress(OSError):
-                self._stream.flush(within_s)
+            self._stream.finish(within_s)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -157,7 +155,7 @@ _lines: _Lines | None = None
 
 
 def finish(within_s: float) -> None:
-    """Write what waits for a slow reader, at the end of the process."""
+    """Write what waits for a slow reader, and how many lines were dropped, at the end of the process."""
     if _lines is not None:
         _lines.finish(within_s)
 

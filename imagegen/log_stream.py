@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 MAX_WAITING_BYTES = 1024**2
@@ -54,9 +55,19 @@ class PatientStream:
             else:
                 self._waiting += data
 
-    def flush(self, within_s: float = 0.0) -> None:
-        """Write what the reader takes within a time; the event loop tries again later. Raises OSError."""
+    def flush(self) -> None:
+        """Write what the reader takes at once; the event loop tries again later. Raises OSError."""
+        self._write_until(time.monotonic())
+
+    def finish(self, within_s: float) -> None:
+        """Write what the reader takes within a time, at the end."""
         deadline = time.monotonic() + within_s
+        with suppress(OSError):
+            self._write_until(deadline)
+            self._report_dropped()
+            self._write_until(deadline)
+
+    def _write_until(self, deadline: float) -> None:
         with self._lock:
             while self._waiting and self._ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 try:
@@ -80,11 +91,13 @@ class PatientStream:
         self._is_retrying = True
 
     def _retry(self) -> None:
-        self._is_retrying, dropped = False, 0
-        try:
+        self._is_retrying = False
+        with suppress(OSError):
             self.flush()
-        except OSError:
-            return
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        dropped = 0
         with self._lock:
             if not self._waiting:
                 dropped, self._dropped = self._dropped, 0

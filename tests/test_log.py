@@ -279,15 +279,20 @@ async def test_a_reader_that_stands_still_stops_nobody_and_gets_the_lines_in_ord
     assert dropped.endswith(f"{3000 - len(numbers)} lines of the log were dropped, since its reader stood still")
 
 
-def test_the_last_lines_wait_for_a_slow_reader(configure: Configure, unread: Unread) -> None:
+def test_the_last_lines_and_the_count_of_dropped_ones_wait_for_a_slow_reader(
+    configure: Configure, unread: Unread
+) -> None:
     configure()
     log.configure("INFO", "text", sink=unread.stream)
-    for number in range(200):
+    for number in range(2000):
         logger.info("{} {}", number, "x" * 1000)
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(unread.read_until, " 199 ")
+        reading = pool.submit(unread.read_until, "end of the log")
         log.finish(20.0)
-        assert " 198 " in reading.result(20)
+        unread.stream.write("end of the log")
+        unread.stream.flush()
+        *lines, dropped, _ = reading.result(20).splitlines()
+    assert dropped.split(" WARNING  ")[-1].startswith(f"{2000 - len(lines)} lines of the log were dropped")
 
 
 @over_rows("closing", ["exec 2>&-; exec", "exec"])
