@@ -52,7 +52,14 @@ _DEATH_LOG_S = 60.0
 _MAX_SOCKET_BYTES = 100
 """Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FREE_SPACE, _GIVE_RIGHTS = "Free some space", "Make all of it readable and writable for this user"
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EACCES: _GIVE_RIGHTS,
+    errno.EPERM: _GIVE_RIGHTS,
+    errno.EROFS: _GIVE_RIGHTS,
+}
 
 _PONG = b"+PONG\r\n"
 _PR_SET_PDEATHSIG = 1
@@ -374,8 +381,8 @@ def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = "Free some space" if error.errno in _FULL else "Make all of it readable and writable for this user"
-        advice = f"{first}, or set another DATA_DIR, or set REDIS_URL"
+        remedy = _REMEDIES.get(error.errno or 0, "Remove the cause")
+        advice = f"{remedy}, or set another DATA_DIR, or set REDIS_URL"
         raise SettingsError(
             f"DATA_DIR: {error.filename or folder} can't be used ({error.strerror}). {advice}"
         ) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -235,6 +237,17 @@ async def test_a_long_and_odd_path_works(servers: Servers, tmp_path: Path) -> No
     server = await servers.start(tmp_path / 'it\'s 10% "odd" 图' / ("x" * 120))
     await put(server, "stored")
     assert await got(server) == "stored"
+
+
+async def test_a_system_without_a_free_process_is_not_called_a_matter_of_rights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_process(*_arguments: object, **_options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    with pytest.raises(SettingsError, match=r"can't be used \(Resource temporarily unavailable\)\. Remove the cause"):
+        await EmbeddedRedis(tmp_path).start()
 
 
 async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
