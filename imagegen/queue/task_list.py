@@ -92,7 +92,7 @@ class TaskList:
         return [(epoch, task_id) for task_id, (epoch, _) in heads.items()]
 
     def _calls(self, stored: bytes | None) -> bool:
-        """Return whether an attempt checkpoints, according to its checkpoint."""
+        """Return whether an attempt runs, according to its checkpoint."""
         owner = owner_of(stored)
         return owner is not None and self._may_live(owner)
 
