@@ -327,7 +327,9 @@ class Attempt:
                 return await self._waiting.permit(self._form.model, self._payments.affordable(self._form.model, choice))
             except UpstreamError as error:
                 if not self._form.change(error):
-                    raise
+                    outcome = self._judge(error)
+                    kept = replace(outcome, keeps_images=True) if isinstance(outcome, Failed) else outcome
+                    raise AttemptEnded(kept) from error
 
     def _first_choice(self) -> Choice:
         """Return the channels for a call: after a lost response only the channel that may have been paid."""

@@ -214,6 +214,15 @@ def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_
         assert task["error"]["code"] == "model_not_available"
 
 
+def test_a_task_without_a_key_for_its_call_is_not_recorded_as_paid_twice(start_service: Start, tmp_path: Path) -> None:
+    upstream = Upstream({key: error(401, "Invalid API key") for key in (REVOKED, GOOD)})
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=write(tmp_path / "c.toml", channel("pool", upstream.url, REVOKED, GOOD)))
+        tasks = all_done(service, 2)
+        assert [task["error"]["code"] for task in tasks] == ["upstream_auth"] * 2
+        assert (len(upstream.calls), [task.get("possiblyBilledTwice") for task in tasks]) == (2, [None, None])
+
+
 def test_a_model_without_a_channel_is_refused_and_models_name_their_channel(
     start_service: Start, tmp_path: Path
 ) -> None:
