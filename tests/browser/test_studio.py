@@ -155,10 +155,10 @@ async def test_a_fault_is_shown_at_its_field_and_gets_the_focus(
     start_paid: StartService, open_studio: OpenStudio
 ) -> None:
     visit = await open_studio(await start_paid())
+    await visit.page.get_by_label("Prompt", exact=True).fill("a lighthouse")
     await visit.page.get_by_label("Size", exact=True).select_option("own")
     await visit.page.get_by_label("Width", exact=True).fill("8000")
-    await visit.page.get_by_label("Prompt", exact=True).fill("a lighthouse")
-    await visit.page.keyboard.press("Control+Enter")
+    await visit.page.keyboard.press("Control+Enter")  # with the focus still in the field
     fault = visit.page.locator("#size-fault")
     await fault.wait_for()
     assert "1792" in await fault.inner_text()

@@ -84,7 +84,8 @@ function Size() {
   const size = sizeOf(state.draft, model);
   const shown = free && (state.draft.ownSize || !sizes.includes(size)) ? "own" : size;
   const [width, height] = size.split("x");
-  const side = (value) => bounded(value, 0, MAX_SIDE);
+  const side = (value) => (value === "" ? "" : bounded(value, 0, MAX_SIDE));
+  const onSides = (one, other) => studio.edit({ ownSize: true, size: `${side(one)}x${side(other)}` });
   const onChoice = ({ target }) => studio.edit(target.value === "own" ? { ownSize: true, size } : { ownSize: false, size: target.value });
   return html`<div class="row">
     <${Field} name="size" label=${t("size")}>
@@ -94,8 +95,8 @@ function Size() {
       </select>
     <//>
     ${shown === "own" && html`
-      <${Field} name="width" label=${t("width")}><input id="width" type="number" min=${MIN_SIDE} max=${MAX_SIDE} step=${stepOfSide(model)} value=${width} onChange=${({ target }) => studio.edit({ size: `${side(target.value)}x${height}` })} /><//>
-      <${Field} name="height" label=${t("height")}><input id="height" type="number" min=${MIN_SIDE} max=${MAX_SIDE} step=${stepOfSide(model)} value=${height} onChange=${({ target }) => studio.edit({ size: `${width}x${side(target.value)}` })} /><//>`}
+      <${Field} name="width" label=${t("width")}><input id="width" type="number" min=${MIN_SIDE} max=${MAX_SIDE} step=${stepOfSide(model)} value=${width} onInput=${({ target }) => onSides(target.value, height)} /><//>
+      <${Field} name="height" label=${t("height")}><input id="height" type="number" min=${MIN_SIDE} max=${MAX_SIDE} step=${stepOfSide(model)} value=${height} onInput=${({ target }) => onSides(width, target.value)} /><//>`}
   </div>`;
 }
 
