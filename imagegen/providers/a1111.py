@@ -77,6 +77,7 @@ class A1111Provider(WithoutJobs):
         self._poll_s = poll_s
         self._running = 0
         self.max_images_per_call = max_images_per_call
+        self.images_inline = True
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 

@@ -65,6 +65,7 @@ class ChatImagesProvider(WithoutJobs):
     """
 
     max_images_per_call = 1
+    images_inline = True
 
     def __init__(
         self,

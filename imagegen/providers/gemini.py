@@ -66,6 +66,7 @@ class GeminiProvider(WithoutJobs):
 
     name = "gemini"
     max_images_per_call = 1
+    images_inline = True
 
     def __init__(
         self,

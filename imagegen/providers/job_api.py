@@ -93,6 +93,7 @@ class JobApiProvider(ABC):
     key_check: ClassVar[str | None] = None
     """Path below the base that only an accepted key may GET, and that costs nothing; None without one."""
     max_images_per_call: int
+    images_inline = False
 
     def __init__(
         self, session: aiohttp.ClientSession, base: URL, account: Account, timeout_s: float, *, channel: str = ""

@@ -70,6 +70,10 @@ class MeteredProvider:
         return self.plain.max_images_per_call
 
     @property
+    def images_inline(self) -> bool:
+        return self.plain.images_inline
+
+    @property
     def own_hosts(self) -> frozenset[str]:
         return self.plain.own_hosts
 

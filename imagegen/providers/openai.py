@@ -178,6 +178,7 @@ class OpenAICompatibleProvider(WithoutJobControl):
             jobs_of=self.name,
         )
         self.max_images_per_call = self._dialect.max_images_per_call
+        self.images_inline = self._dialect.response_format != "url"
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 

@@ -143,6 +143,7 @@ class Provider(Protocol):
 
     name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `fal`, …).
     max_images_per_call: images of one call at most.
+    images_inline: whether responses hold the images themselves, or may do so, and not links.
     own_hosts: `host` or `host:port` of image links that may be fetched from addresses that are not public.
     base_url: against which relative image links are resolved; None if there are none.
     """
@@ -152,6 +153,9 @@ class Provider(Protocol):
 
     @property
     def max_images_per_call(self) -> int: ...
+
+    @property
+    def images_inline(self) -> bool: ...
 
     @property
     def own_hosts(self) -> frozenset[str]: ...

@@ -17,7 +17,7 @@ from imagegen.providers.large_body import LARGE_BYTES, MAX_VALUES, LargeBody, ha
 from imagegen.providers.streamed_answer import is_event_stream, read_answer
 
 MAX_BODY_BYTES = 48 * 2**20
-"""The images of one call fit as base64 (`MAX_CALL_PIXELS`); larger bodies, also after decompression, are not read."""
+"""The images of one call fit as base64 (`MAX_INLINE_PIXELS`); larger bodies, also after decompression, are not read."""
 
 _RESERVED_BYTES = 2**20
 """Of memory for the rest of a body of unknown length; more is reserved as it comes."""

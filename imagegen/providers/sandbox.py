@@ -55,6 +55,7 @@ class SandboxProvider(WithoutJobs):
 
     name = "sandbox"
     max_images_per_call = 1
+    images_inline = True
     own_hosts: frozenset[str] = frozenset()
     base_url = None
     sent_request = staticmethod(partial(sent_request, vocabulary=Vocabulary()))

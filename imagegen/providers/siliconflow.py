@@ -55,6 +55,7 @@ class SiliconFlowProvider(WithoutJobs):
 
     name = "siliconflow"
     max_images_per_call = 4
+    images_inline = False
 
     def __init__(self, session: aiohttp.ClientSession, *, api_key: str, timeout_s: float, base_url: str) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)

@@ -57,6 +57,7 @@ class TogetherProvider(WithoutJobs):
             session, base, "images/generations", timeout_s, Account(f"Bearer {api_key}", api_key)
         )
         self._response_format = response_format
+        self.images_inline = response_format == "base64"
         self._input_field = input_field
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url

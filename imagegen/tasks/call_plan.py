@@ -15,8 +15,8 @@ MAX_VARIANT_SEED = 2**31 - 1 - 1_024
 for the images of one task."""
 
 
-MAX_CALL_PIXELS = 12 * 2**20
-"""Of the images of one call together: as PNG in base64, four bytes a pixel at most, they fill a response of 48 MiB, and
+MAX_INLINE_PIXELS = 12 * 2**20
+"""Of the images in one response together: as PNG in base64, four bytes a pixel at most, they fill one of 48 MiB, and
 more of a response is not read."""
 
 
@@ -27,9 +27,9 @@ class PlannedCall(Struct, frozen=True, gc=False):
     seed: int | None
 
 
-def most_by_size(request: GenerationRequest) -> int:
-    """Return how many images of a request's size one call may request."""
-    return max(MAX_CALL_PIXELS // max(request.width * request.height, 1), 1)
+def most_inline(pixels: int) -> int:
+    """Return how many images of a size one call may request if its response holds them, and not links."""
+    return max(MAX_INLINE_PIXELS // max(pixels, 1), 1)
 
 
 def plan_calls(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[PlannedCall]:

@@ -16,7 +16,7 @@ from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import InputImage, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
-from imagegen.tasks.call_plan import PlannedCall, most_by_size, plan_calls, plan_missing_calls, variant_seed
+from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls, variant_seed
 from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import add_details
@@ -207,8 +207,9 @@ class Attempt:
 
     async def _make_calls(self) -> None:
         """Make the calls that are still needed; request missing images once more, and never again."""
-        n, seed, per_call = self._request.n, self._first_seed(), self._runner.routes.most_images(self._form.model)
-        per_call = self._runner.counts.most(self._form.model, min(per_call, most_by_size(self._request)))
+        n, seed, pixels = self._request.n, self._first_seed(), self._request.width * self._request.height
+        per_call = self._runner.routes.most_images(self._form.model, pixels)
+        per_call = self._runner.counts.most(self._form.model, per_call)
         last: UpstreamError | None = self._places.fault
         barren = 0
         if not self._claim.checkpoint.missing_requested:

@@ -17,6 +17,7 @@ from imagegen.providers.channel_counts import CallCounts
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, ForwardingObserver, Reply, forgotten_job
+from imagegen.tasks.call_plan import most_inline
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
@@ -240,11 +241,11 @@ class Routes:
             return self.all
         return (route for channel in self.channels.serving(model) for route in self.of_channel(channel))
 
-    def most_images(self, model: str) -> int:
-        """Return how many images one call for a model may request, whichever channel it goes to."""
-        if self.only:
-            return self.only.provider.max_images_per_call
-        return min((route.provider.max_images_per_call for route in self.serving(model)), default=1)
+    def most_images(self, model: str, pixels: int) -> int:
+        """Return how many images of a size one call for a model may request, whichever channel it goes to."""
+        providers = [self.only.provider] if self.only else [route.provider for route in self.serving(model)]
+        most = min((provider.max_images_per_call for provider in providers), default=1)
+        return min(most, most_inline(pixels)) if any(provider.images_inline for provider in providers) else most
 
     def edits(self, model: str) -> Edits | None:
         """Return the input images that every channel of a model takes, None if one takes none."""

@@ -19,6 +19,7 @@ CALL = Call(validation.parse({"prompt": "a cat"}, default_model="m", aliases={})
 class Provider:
     name = "fake"
     max_images_per_call = 4
+    images_inline = True
     own_hosts = frozenset({"here"})
 
     def __init__(self, error: BaseException | None = None) -> None:

@@ -174,6 +174,7 @@ async def test_a_custom_dialect_can_be_configured(session, upstream, make_call, 
     own = provider(session, "http://api.example.com", dialect=dialect)
     reply = await own.generate(make_call(), watcher)
     assert (reply.images, own.max_images_per_call) == ((ImageBytes(IMAGE),), 6)
+    assert not own.images_inline
     assert upstream.request.fields == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
 
 
@@ -238,6 +239,7 @@ async def test_models_are_listed_with_and_without_a_type(session, mocked):
 async def test_openai_implements_the_provider_interface(session):
     openai: Provider = provider(session, "http://api.openai.com/v1")
     assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, {"api.openai.com"})
+    assert openai.images_inline
     assert provider(session, "http://u:p@127.0.0.1:8080").own_hosts == {"127.0.0.1:8080"}
     await openai.close()
     assert not session.closed

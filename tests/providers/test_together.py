@@ -145,6 +145,7 @@ async def test_a_model_list_that_fails_is_an_upstream_error(session, mocked, sta
 async def test_together_implements_the_provider_interface(session):
     provider: Provider = together(session, "http://127.0.0.1:9001")
     assert (provider.name, provider.max_images_per_call) == ("together", 4)
+    assert (provider.images_inline, together(session, response_format="base64").images_inline) == (False, True)
     assert provider.own_hosts == {"127.0.0.1:9001"}
     await provider.close()
     assert not session.closed

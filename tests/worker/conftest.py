@@ -70,6 +70,7 @@ class ScriptedProvider(WithoutJobControl):
     default: Step | None = None
     name: str = "scripted"
     max_images_per_call: int = 4
+    images_inline: bool = True
     own_hosts: frozenset[str] = frozenset()
     base_url: None = None
     editable: Edits | None = field(default_factory=Edits)

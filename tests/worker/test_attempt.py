@@ -70,6 +70,13 @@ async def test_the_images_of_a_call_fit_into_a_response_that_is_read(
     assert [call.count for call in harness.provider.calls] == counts
 
 
+async def test_large_images_that_come_as_links_are_requested_by_one_call(make_harness: MakeHarness) -> None:
+    harness = make_harness(pool=False)
+    harness.provider.images_inline = False
+    assert isinstance(await harness.attempts.run(await harness.claim(n=4, width=2048, height=2048)), Succeeded)
+    assert [call.count for call in harness.provider.calls] == [4]
+
+
 async def test_progress_rises_with_each_event(make_harness: MakeHarness) -> None:
     harness, seen = make_harness(pool=False, per_call=1), []
     claim = await harness.claim(n=2)
