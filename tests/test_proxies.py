@@ -189,7 +189,7 @@ async def test_a_name_with_slow_dns_is_left_to_the_proxy(port: int, monkeypatch:
 
     class Silent(Names):
         async def resolve(self, *args: object, **options: object) -> list[ResolveResult]:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
             raise AssertionError
 
     with ForwardProxy({"unknown.example": port}) as proxy:

@@ -97,7 +97,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
 
     async def held(request: web.Request) -> web.Response:
         handled.append(request)
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
         return json_response({})
 
     async def body(request: web.Request) -> web.Response:
