@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".sdks"
 
-_FAST = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-_INSTALL_S = 240.0
+_FAST = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-timeout=15000")
+_ATTEMPTS = 3
+_ATTEMPT_S = 100.0
 
 
 def installed_packages(folder: Path) -> Path:
@@ -32,9 +33,24 @@ def installed_packages(folder: Path) -> Path:
             if source.is_file():
                 shutil.copy(source, place / source.name)
         if not (place / "node_modules" / ".package-lock.json").exists():
-            done = subprocess.run(
-                [npm, "ci", *_FAST], cwd=place, capture_output=True, text=True, timeout=_INSTALL_S, check=False
-            )
-            if done.returncode:
-                pytest.skip(f"the packages for Node could not be installed: {done.stderr[-300:]}")
+            for _ in range(_ATTEMPTS):
+                failure = _install(npm, place)
+                if failure is None:
+                    break
+            else:
+                pytest.skip(f"the packages for Node could not be installed: {failure}")
     return place
+
+
+def _install(npm: str, place: Path) -> str | None:
+    """Return why the packages were not installed, or None.
+
+    npm doesn't repeat a download that stops in its middle; the next attempt continues with what its cache has.
+    """
+    try:
+        done = subprocess.run(
+            [npm, "ci", *_FAST], cwd=place, capture_output=True, text=True, timeout=_ATTEMPT_S, check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        return str(late)
+    return done.stderr[-300:] if done.returncode else None

@@ -29,7 +29,8 @@ LACKING = {"openai": ("httpx2==2.16.2", "httpcore2==2.16.2", "truststore==0.10.5
 """Dependencies of the installed versions that are not in this environment."""
 
 _END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
-_INSTALL_S = 240.0
+_ATTEMPTS = 3
+_ATTEMPT_S = 100.0
 _RUN_S = 180.0
 _END_S = 10.0
 
@@ -152,12 +153,19 @@ def installed(name: str, version: str) -> Path | None:
 
 
 def _install(name: str, version: str, place: Path) -> None:
-    """Install atomically, without compiling the many modules that no test imports."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        target = Path(folder) / "packages"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-        command += ["--no-deps", "--target", str(target), f"{name}=={version}", *LACKING.get(name, ())]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name} {version} could not be installed:\n{done.stderr[-2000:]}")
-        target.rename(place)
+    """Install atomically, without compiling the many modules that no test imports. Raises RuntimeError if it can't."""
+    for _ in range(_ATTEMPTS):
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            target = Path(folder) / "packages"
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+            command += ["--no-deps", "--target", str(target), f"{name}=={version}", *LACKING.get(name, ())]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_ATTEMPT_S, check=False)
+            except subprocess.TimeoutExpired as late:
+                failure = str(late)
+                continue
+            if not done.returncode:
+                target.rename(place)
+                return
+            failure = done.stderr[-2000:]
+    raise RuntimeError(f"{name} {version} could not be installed:\n{failure}")
