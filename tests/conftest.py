@@ -9,18 +9,17 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import orphans
-import parallel
 import pytest
-from s3_server import S3Server
-from support import cache_library_paths
-from tiers import order_of, tier_of
 
 from imagegen.queue import change_relay
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
+from tests import orphans, parallel
+from tests.s3_server import S3Server
+from tests.support import cache_library_paths
+from tests.tiers import order_of, tier_of
 
 TESTS = Path(__file__).parent
 

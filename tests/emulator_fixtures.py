@@ -25,9 +25,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 from urllib.parse import quote
 
-from forked import ForkedProcess
-
 from imagegen.emulator import CallLedger, Emulator, Options
+from tests.forked import ForkedProcess
 
 _START_S = 60.0
 _STOP_S = 20.0

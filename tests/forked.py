@@ -29,7 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any, NoReturn, Self
 
-import orphans
+from tests import orphans
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = Path(__file__).with_name("forked_command.py")
@@ -207,8 +207,8 @@ def start_parents(count: int) -> tuple[list[socket.socket], subprocess.Popen[byt
     """Start a Python that imports the modules and then forks for the other ends of `count` channels."""
     pairs = [socket.socketpair() for _ in range(count)]
     numbers = [theirs.fileno() for _, theirs in pairs]
-    command = [sys.executable, __file__, *map(str, numbers)]
-    process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL, process_group=0)
+    command = [sys.executable, "-m", "tests.forked", *map(str, numbers)]
+    process = subprocess.Popen(command, cwd=ROOT, pass_fds=numbers, stdin=subprocess.DEVNULL, process_group=0)
     for _, theirs in pairs:
         theirs.close()
     return [ours for ours, _ in pairs], process
@@ -370,8 +370,8 @@ def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("imagegen.redis_client.server_binary").find_binary()  # asked once for its version
-    importlib.import_module("quick_drawing").install()
-    importlib.import_module("support").cache_library_paths()
+    importlib.import_module("tests.quick_drawing").install()
+    importlib.import_module("tests.support").cache_library_paths()
     _fill_caches()
     gc.collect()
     gc.freeze()

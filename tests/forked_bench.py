@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orphans
-from forked import PipedProcess, fork_parent
-
 from bench.__main__ import main
+from tests import orphans
+from tests.forked import PipedProcess, fork_parent
 
 new_process = subprocess.Popen
 

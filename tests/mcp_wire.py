@@ -9,9 +9,9 @@ from typing import Any
 
 import jsonschema
 import orjson
-from support import AS_ADMIN
 
 from imagegen.web.mcp.tool_definitions import listing
+from tests.support import AS_ADMIN
 
 MODERN = "2026-07-28"
 LEGACY = "2025-11-25"

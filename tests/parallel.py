@@ -21,10 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import forked
-import orphans
 import pytest
-from tiers import first_of, waits
+
+from tests import forked, orphans
+from tests.tiers import first_of, waits
 
 File = list[pytest.Item]
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from emulated_jobs import made, quick_polls
-from support import check_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers import dashscope, job_api, job_polling, replicate
@@ -22,6 +20,8 @@ from imagegen.tasks.retry import is_useless_response
 from imagegen.worker.failover import without_tried
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
 from imagegen.worker.permits import ANY
+from tests.emulated_jobs import made, quick_polls
+from tests.support import check_rows
 
 Answer = tuple[int, object] | tuple[int, object, Mapping[str, str]]
 """Status, body (a text is sent as it is, `{BASE}` is the upstream's address), headers."""

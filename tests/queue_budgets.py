@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from msgspec.structs import replace
-from support import submission
 
 from imagegen.queue.claim import StartResult
 from imagegen.tasks.cost import Cost, day_of
+from tests.support import submission
 
 PRICE = 700
 TOTAL, KEY = 0, 7

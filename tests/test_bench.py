@@ -10,11 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import pytest
-from forked import ForkedProcess
 
 from bench.__main__ import BENCHES
 from bench.report import Options, Table, command, percentile, spread
 from tests.browser.conftest import BROWSER
+from tests.forked import ForkedProcess
 
 MAX_SUBMIT_FILES, MAX_SUBMIT_CHANGES = 24, 44
 """Of one traced submit: lower them with each step towards the goals in bench/trace.py."""

@@ -18,11 +18,11 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from packaging.requirements import Requirement
-from support import over_rows
 
 from imagegen import __version__
 from imagegen.settings import Settings, setting_names
 from imagegen.start_checks import check_exposure
+from tests.support import over_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

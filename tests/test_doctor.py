@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import over_rows
 
 from imagegen import doctor
 from imagegen.accounts.api_keys import ApiKey
@@ -21,6 +20,7 @@ from imagegen.providers.model_table import MAX_AGE, load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
+from tests.support import over_rows
 
 CHECKED = date(2026, 11, 28)
 

@@ -15,7 +15,6 @@ from unittest.mock import patch
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from support import over_rows
 
 from imagegen import doctor, doctor_probes
 from imagegen.doctor_probes import ClockReading, Probed, check_clocks, check_disk, probe_provider, probe_public_url
@@ -23,6 +22,7 @@ from imagegen.providers.model_table import load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.settings import Settings
+from tests.support import over_rows
 
 KEY = "tgp_v1_a-key-that-nobody-may-see"
 StartServer = Callable[..., Awaitable[str]]

@@ -2,10 +2,10 @@ from datetime import UTC, datetime
 
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from support import over_rows
 
 from imagegen.backoff import Backoff, doubled
 from imagegen.formats import parse_digits, parse_http_date, printable, rfc3339
+from tests.support import over_rows
 
 
 @settings(deadline=None)

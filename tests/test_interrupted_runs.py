@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from service.running import eventually
+
+from tests.service.running import eventually
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = """
 import sys
-sys.path.insert(0, "tests")
-from ports import free_port
+from tests.ports import free_port
 print(*(free_port() for _ in range(50)), flush=True)
 sys.stdin.read()
 """

@@ -20,9 +20,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadStatusLine
 from aiohttp.test_utils import TestServer
 from loguru import logger
-from support import over_rows
 
 from imagegen import log
+from tests.support import over_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 Configure = Callable[..., io.StringIO]

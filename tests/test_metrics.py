@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from support import Clock
 
 from imagegen.metrics import COMMAND_PURPOSES, MONTH_S, Histogram, Meter, RecentRates, TaskLabels
+from tests.support import Clock
 
 
 def test_a_value_on_a_bucket_bound_counts_in_that_bucket() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import over_rows
 
 from imagegen.generate_progress import dollars, printable
 from imagegen.output_files import MAX_NAME_BYTES, check_folder, extension, file_stem, write_image
+from tests.support import over_rows
 
 
 @over_rows(

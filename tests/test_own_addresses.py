@@ -6,10 +6,10 @@ import socket
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from support import over_rows
 
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.ssrf import AddressBlocked
+from tests.support import over_rows
 
 LOOPBACK = OwnAddresses([("127.0.0.1", 3000)], "https://images.example.com/base")
 EVERYWHERE = OwnAddresses([("0.0.0.0", 3000), ("::", 3000)])

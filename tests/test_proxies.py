@@ -10,8 +10,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from forward_proxy import ForwardProxy
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -20,6 +18,8 @@ from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.ssrf import AddressBlocked, blocked_cause, guarded_connector
 from imagegen.tasks.provider_job import FailedPolls
 from imagegen.tasks.retry import was_never_sent
+from tests.forward_proxy import ForwardProxy
+from tests.support import over_rows
 
 PROXY = "http://proxy.example:3128"
 

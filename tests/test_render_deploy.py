@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import forked
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+
+from tests import forked
 
 SCRIPT = Path(__file__).resolve().parent.parent / ".github" / "render_deploy.py"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
-from support import eventually
 
 from imagegen import resolver as module
 from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver, SystemResolver
 from imagegen.ssrf import AddressBlocked, PublicResolver
+from tests.support import eventually
 
 
 @pytest.fixture

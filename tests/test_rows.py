@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support import over_rows
+
+from tests.support import over_rows
 
 
 async def test_a_table_fails_with_each_row_that_fails() -> None:

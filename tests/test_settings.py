@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from redis.asyncio.connection import parse_url
-from support import over_rows
 
 from imagegen import settings as module
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings, setting_names
+from tests.support import over_rows
 
 EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
 WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
-from support import over_rows
 from yarl import URL
 
 from imagegen.ssrf import AddressBlocked, PublicResolver, blocked_cause, check_host, guarded_connector, is_public
+from tests.support import over_rows
 
 PUBLIC = [
     "1.1.1.1", "8.8.8.8", "93.184.215.14", "104.16.0.1", "151.101.1.69", "172.15.255.255", "172.32.0.1", "192.0.1.1",

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support import over_rows
 
 from imagegen.channels_file import Channel
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
 from imagegen.start_checks import check_alert_webhook, check_exposure, overview, warnings
+from tests.support import over_rows
 
 PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
 BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import logged
 
 from imagegen.accounts import admin_token
 from imagegen.accounts.admin_token import FILE_NAME, load_admin_token
+from tests.support import logged
 
 
 @pytest.fixture

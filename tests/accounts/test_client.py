@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from support import over_rows
-
 from imagegen.accounts.api_keys import ApiKey
 from imagegen.web.guard import Client
+from tests.support import over_rows
 
 KEY = ApiKey("a")
 CLIENTS = {

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from msgspec.structs import replace
-from support import eventually
 
 from imagegen.accounts import key_store
 from imagegen.accounts.api_keys import ApiKey, fixed_keys, secret_digest
 from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
+from tests.support import eventually
 
 FIXED = fixed_keys({"web": secret_digest("web-secret").hex()})
 MakeStore = Callable[..., KeyStore]

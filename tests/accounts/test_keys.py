@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support import Clock, over_rows
 
 from imagegen.accounts.api_keys import (
     MAX_SECRETS,
@@ -23,6 +22,7 @@ from imagegen.accounts.api_keys import (
 from imagegen.accounts.key_fields import NewKeyFields, parse_fields
 from imagegen.accounts.key_store import KeyRing
 from imagegen.errors import InvalidRequest
+from tests.support import Clock, over_rows
 
 
 def sha256(text: str) -> str:

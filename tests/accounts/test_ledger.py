@@ -9,9 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
-from faults.proxy import FaultProxy
 from msgspec.structs import replace
-from support import eventually, logged, submission
 
 from imagegen.accounts.counts import Counts, RowName, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
@@ -22,6 +20,8 @@ from imagegen.tasks import transitions
 from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, TaskError
+from tests.faults.proxy import FaultProxy
+from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 TODAY = day_of(time.time())

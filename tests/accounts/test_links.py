@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 from multidict import MultiDict
-from support import eventually, over_rows
 from yarl import URL
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
@@ -18,6 +17,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.task import Task
+from tests.support import eventually, over_rows
 
 NOW = 1_000_000.0
 TASK = Task("ab" * 16, 1, 1, "digest", "model", b"{}", NOW, expires_at=NOW + 60.5)

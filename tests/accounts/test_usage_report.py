@@ -7,12 +7,12 @@ import io
 import json
 
 import pytest
-from support import over_rows
 
 from imagegen.accounts.counts import Counts, RowName, Usage
 from imagegen.accounts.usage_report import COLUMNS, UsageQuery, UsageReport
 from imagegen.errors import InvalidRequest
 from imagegen.tasks.cost import day_of
+from tests.support import over_rows
 
 NOW = 1_767_225_600.0  # 2026-01-01
 DAY = day_of(NOW)

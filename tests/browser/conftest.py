@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from emulator_fixtures import EmulatedUpstream
-from orphans import find_browser
-from quick_drawing import draw_quickly
-from support import eventually
 
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.orphans import find_browser
 from tests.ports import free_port
+from tests.quick_drawing import draw_quickly
+from tests.support import eventually
 from tests.web.conftest import Client, StartService, open_services
 
 HERE = Path(__file__).parent

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import ADMIN_TOKEN, AS_ADMIN, eventually
 
 from imagegen.app import QUEUE
 from tests.browser.conftest import PHONE, OpenPage, Visit
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.ports import free_port
+from tests.support import ADMIN_TOKEN, AS_ADMIN, eventually
 from tests.web.conftest import Client, StartService, wait_until_discovered
 
 HOSTILE = '<img src=x onerror="document.title=1"> \u202eabc ' + "x" * 31_900 + " 🖼"

@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from image_bytes import image_file
-from support import ADMIN_TOKEN
-
 from imagegen.web.routes import build_document
 from tests.browser.conftest import PHONE, OpenPage, Visit
+from tests.image_bytes import image_file
+from tests.support import ADMIN_TOKEN
 from tests.web.conftest import Client, StartService
 
 HOSTILE = '<img src=x onerror="window.hacked=1">\'"`$(id) \u202eevil'

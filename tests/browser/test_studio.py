@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from support import eventually
 
 from imagegen.app import METER
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from tests.browser.conftest import OpenStudio
+from tests.support import eventually
 from tests.web.conftest import Client, StartService
 
 KEY = "ig_" + "k" * 43

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from support import ADMIN_TOKEN, eventually
-
 from tests.browser.conftest import DESK, PHONE, OpenStudio, StudioVisit
+from tests.support import ADMIN_TOKEN, eventually
 from tests.web.conftest import Client
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> \u202eevil \U0001f408'

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 from standardwebhooks.webhooks import Webhook
-from support import over_rows
 
 from imagegen.client import (
     AuthenticationFailed,
@@ -38,6 +37,7 @@ from imagegen.client import (
 )
 from imagegen.client.event_feed import EventFeed, EventParser
 from imagegen.client.exceptions import parse_retry_after_s, response_error
+from tests.support import over_rows
 
 ID = "0" * 32
 BASE = "http://service.test/behind"

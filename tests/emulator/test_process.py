@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import aiohttp
-import forked
 import pytest
 
 from imagegen.emulator.__main__ import main
+from tests import forked
 from tests.emulator_fixtures import EmulatedUpstream, EmulatorProcess
 
 REQUEST = {"model": "m", "prompt": "a cat"}

@@ -10,9 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from faults.proxy import FaultProxy
 
 from imagegen.redis_client.embedded import EmbeddedRedis
+from tests.faults.proxy import FaultProxy
 
 
 @pytest.fixture

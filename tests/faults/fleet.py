@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Self
 
 import aiohttp
-from faults.proxy import FaultProxy
-from forked import ForkedProcess
-from ports import free_port
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from imagegen.redis_client.server_binary import find_binary
+from tests.faults.proxy import FaultProxy
+from tests.forked import ForkedProcess
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0

@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator_fixtures import EmulatorProcess
-from faults.load import FINAL, POISON, Load
-from faults.money import BROUGHT_NONE
 from redis.asyncio import Redis
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.faults.load import FINAL, POISON, Load
+from tests.faults.money import BROUGHT_NONE
 
 SHOWN = 3
 """Tasks of each broken invariant that are printed."""

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
-from faults.fleet import ServiceProcess
+
+from tests.faults.fleet import ServiceProcess
 
 CALL_S = 0.15
 SLOTS = 4

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
-from support import AS_ADMIN
 
 from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.tasks.request import GenerationRequest
+from tests.support import AS_ADMIN
 
 BROUGHT_NONE = (500, 503)
 """Outcomes of calls that the emulator counts as paid and that returned no image."""

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from ports import free_port
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from tests.ports import free_port
 
 SERVER = shutil.which("redis-server")
 

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
-from emulator_fixtures import EmulatorProcess
-from faults.fleet import RedisPair, ServiceProcess
-from faults.invariants import Rest
-from faults.load import CALL_S, SLOTS, Load, Receivers
-from faults.money import check_money
 from redis.asyncio import Redis
-from service.topology import Cluster, cluster, port_of, url_of
-from support import ADMIN_TOKEN
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.faults.fleet import RedisPair, ServiceProcess
+from tests.faults.invariants import Rest
+from tests.faults.load import CALL_S, SLOTS, Load, Receivers
+from tests.faults.money import check_money
+from tests.service.topology import Cluster, cluster, port_of, url_of
+from tests.support import ADMIN_TOKEN
 
 LEASE_S = 2.0
 MAX_ATTEMPTS = 5

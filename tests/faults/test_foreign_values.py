@@ -8,13 +8,13 @@ import re
 import time
 
 import pytest
-from support import eventually, logged, submission
 
 from imagegen.queue import unreadable
 from imagegen.queue.claim import StartResult
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
+from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 CHANCE = random.Random(5)

@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulator_fixtures import EmulatorProcess
-from faults.money import check_money
-from forked import ForkedProcess
-from ports import free_port
-from support import ADMIN_TOKEN
 
 from imagegen.redis_client.embedded import EmbeddedRedis
+from tests.emulator_fixtures import EmulatorProcess
+from tests.faults.money import check_money
+from tests.forked import ForkedProcess
+from tests.ports import free_port
+from tests.support import ADMIN_TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("KILL_SEED", "20261123"))

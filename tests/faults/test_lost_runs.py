@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from support import eventually, submission
-
 from imagegen.queue.claim import MAX_OUTAGE_S, StartResult
+from tests.support import eventually, submission
 
 LEASE_S = 1.5
 

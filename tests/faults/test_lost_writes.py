@@ -9,10 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from faults.proxy import FaultProxy
-from faults.servers import RedisServer, primary_and_replica, promote
 from msgspec.structs import replace
-from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import recovery
@@ -22,6 +19,9 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
+from tests.faults.proxy import FaultProxy
+from tests.faults.servers import RedisServer, primary_and_replica, promote
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from faults.proxy import FaultProxy
-from faults.servers import RedisServer, primary_and_replica, promote
-from forked import ForkedProcess
-from ports import free_port
-from support import ADMIN_TOKEN, AS_ADMIN, eventually
+
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.faults.proxy import FaultProxy
+from tests.faults.servers import RedisServer, primary_and_replica, promote
+from tests.forked import ForkedProcess
+from tests.ports import free_port
+from tests.support import ADMIN_TOKEN, AS_ADMIN, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = "{imagegen}:tasks"

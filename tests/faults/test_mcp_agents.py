@@ -17,10 +17,11 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from emulator_fixtures import EmulatorProcess
 from mcp import Client, StdioServerParameters, stdio_client
-from mcp_wire import call, events, headers_of, tokens
-from service.running import KEY, RUN, Service
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.mcp_wire import call, events, headers_of, tokens
+from tests.service.running import KEY, RUN, Service
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

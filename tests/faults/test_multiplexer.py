@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from faults.proxy import FaultProxy
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from support import eventually
 
 from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.connection import Connection
@@ -26,6 +24,8 @@ from imagegen.redis_client.multiplexer import (
     Script,
 )
 from imagegen.redis_client.topology import Servers
+from tests.faults.proxy import FaultProxy
+from tests.support import eventually
 
 MakeWire = Callable[..., Multiplexer]
 

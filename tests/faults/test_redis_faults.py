@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 from redis.exceptions import AuthenticationError
-from support import eventually, logged, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
@@ -17,6 +16,7 @@ from imagegen.redis_client import redis_errors, redis_health
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
+from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

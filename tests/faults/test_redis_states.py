@@ -8,13 +8,13 @@ import signal
 import time
 
 import pytest
-from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

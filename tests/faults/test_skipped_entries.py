@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import eventually, submission
 
 from imagegen.queue import change_relay, takeover, task_lookup
+from tests.support import eventually, submission
 
 LEASE_S = 1.2
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, Service, eventually
 
 TASKS, HOOKS_EACH, HOLD_S = 105, 20, 9.0
 

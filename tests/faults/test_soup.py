@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from faults.invariants import SILENT_S
-from faults.soup import OF_CLUSTER, OF_PAIR, cluster_world, pair_world, play
+
+from tests.faults.invariants import SILENT_S
+from tests.faults.soup import OF_CLUSTER, OF_PAIR, cluster_world, pair_world, play
 
 SEED = int(os.environ.get("SOUP_SEED", "20261128"))
 DURATION_S = float(os.environ.get("SOUP_SECONDS", "0"))

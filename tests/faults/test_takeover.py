@@ -8,13 +8,13 @@ import signal
 
 import pytest
 from redis.exceptions import ResponseError
-from support import eventually, submission
 
 from imagegen.queue import takeover
 from imagegen.queue.claim import Claim
 from imagegen.queue.verbs.group import PendingEntry
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
+from tests.support import eventually, submission
 
 LEASE_S = 1.2
 

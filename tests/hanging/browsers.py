@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from orphans import find_browser
+from tests.orphans import find_browser
 
 
 async def test_browsers_run(tmp_path: Path) -> None:

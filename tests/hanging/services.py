@@ -6,9 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import Service, redis_server
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Service, redis_server
 
 
 def test_services_run(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from support import over_rows
 
 from imagegen.history.minutes import Minute, merge_into, quantile
+from tests.support import over_rows
 
 BOUNDS = (1.0, 2.0, 4.0)
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Clock
 
 from imagegen.errors import QueueUnavailable
 from imagegen.history.history_store import LIFE_S, HistoryStore
 from imagegen.history.minutes import Minute
 from imagegen.history.recorder import HistoryRecorder, Sample, with_unwritten
+from tests.support import Clock
 
 NOTHING = Sample(0, 0.0, 0, 0, 0)
 

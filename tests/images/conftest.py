@@ -9,14 +9,14 @@ from contextlib import AsyncExitStack
 from functools import cache
 
 import pytest
-from images.backings import BACKINGS, Disk, InBucket, InRedis
 from PIL import Image
-from s3_server import Objects, S3Server
 
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
+from tests.images.backings import BACKINGS, Disk, InBucket, InRedis
+from tests.s3_server import Objects, S3Server
 
 MakeImage = Callable[..., VerifiedImage]
 

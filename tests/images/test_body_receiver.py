@@ -13,11 +13,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support import eventually, over_rows
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.images.link_client import LinkClient, LinkResponse
+from tests.support import eventually, over_rows
 
 BODY = os.urandom(3_000_000)
 Send = Callable[[asyncio.StreamWriter], Awaitable[None]]

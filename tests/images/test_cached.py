@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from pathlib import Path
 
 import pytest
-from images.backings import load
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images import cached
@@ -20,6 +19,7 @@ from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
+from tests.images.backings import load
 
 MakeImage = Callable[..., VerifiedImage]
 

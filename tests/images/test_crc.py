@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from support import over_rows
-
 from imagegen.images.crc import crc32, crc32_combine
+from tests.support import over_rows
 
 
 @over_rows("length", [0, 1, 4_096, 65_536, 65_537, 200_000])

@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from images.backings import load
 from loguru import logger
 from msgspec.structs import replace
-from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
@@ -24,6 +22,8 @@ from imagegen.images.disk_watch import read_mark
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
+from tests.images.backings import load
+from tests.support import Clock
 
 MakeImage = Callable[..., VerifiedImage]
 

@@ -12,8 +12,6 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from images.backings import load
-from support import Clock
 
 from imagegen.images import files
 from imagegen.images.checked_files import MAX_DATA_BYTES, MAX_IMAGE_BYTES
@@ -21,6 +19,8 @@ from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
+from tests.images.backings import load
+from tests.support import Clock
 
 TASK = "0123456789abcdef0123456789abcdef"
 LARGE_BYTES = 3_000_000

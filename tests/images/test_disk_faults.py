@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from images.backings import load
-from support import Clock, eventually, logged
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
@@ -28,6 +26,8 @@ from imagegen.images.files import SMALL_BYTES
 from imagegen.images.spool import Spool
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost, VerifiedImage
+from tests.images.backings import load
+from tests.support import Clock, eventually, logged
 
 MakeImage = Callable[..., VerifiedImage]
 OpenDisk = Callable[..., "asyncio.Future[DiskStore]"]

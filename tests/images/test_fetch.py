@@ -23,7 +23,6 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from PIL import Image
-from support import over_rows
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
@@ -35,6 +34,7 @@ from imagegen.images.sniff import sniff
 from imagegen.images.spool import Spool
 from imagegen.ssrf import guarded_connector
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
+from tests.support import over_rows
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from support import over_rows
-
 from imagegen.images.image_links import LINK_TTL_S, expires_at
+from tests.support import over_rows
 
 NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
 

@@ -11,9 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from image_bytes import decoded
 from PIL import Image, PngImagePlugin
-from support import over_rows
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.exif import parameters_block
@@ -21,6 +19,8 @@ from imagegen.images.metadata import spliced, splices
 from imagegen.images.sniff import sniff
 from imagegen.images.spool import SMALL_BYTES, Spool
 from imagegen.images.store import VerifiedImage
+from tests.image_bytes import decoded
+from tests.support import over_rows
 
 TEXT = "a fox, red\nNegative prompt: blur\nSteps: 4, Seed: 7, Size: 64x48, Model: m, Version: imagegen 1"
 CHINESE = f"狐狸 🦊\n{TEXT}"

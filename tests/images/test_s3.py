@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
-from s3_server import Objects, S3Object, S3Server
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
+from tests.s3_server import Objects, S3Object, S3Server
 
 MakeImage = Callable[..., VerifiedImage]
 MakeBytes = Callable[..., Awaitable[S3BlobStore]]

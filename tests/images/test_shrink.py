@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from image_bytes import black_webp, decoded, deflated_zeros, encoded, png_file
 from PIL import Image
-from support import over_rows
 
 from imagegen.images.shrink import NoThumbnail, shrink
+from tests.image_bytes import black_webp, decoded, deflated_zeros, encoded, png_file
+from tests.support import over_rows
 
 KINDS = ["PNG", "JPEG", "WEBP"]
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from support import examples, over_rows
 
 from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, ImageChecker, NotAnImage, sniff
 from imagegen.images.store import VerifiedImage
+from tests.support import examples, over_rows
 
 WIDTH, HEIGHT = 96, 56
 

@@ -7,9 +7,9 @@ import errno
 from collections.abc import Iterator
 
 import pytest
-from support import logged
 
 from imagegen.images.store_health import StoreHealth, describe
+from tests.support import logged
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from images.backings import load
 from msgspec.structs import replace
-from support import eventually
 
 from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
+from tests.images.backings import load
+from tests.support import eventually
 
 Open = Callable[..., Awaitable[ImageStore]]
 """`await open_store(max_bytes=…)`: a started store; all of one test share what lies beneath (folder, Redis, bucket)."""

@@ -11,9 +11,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from support import eventually
 
 from imagegen.images.threads import MAX_QUEUED_S, WorkThreads
+from tests.support import eventually
 
 
 def name_of_thread() -> str:

@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from image_bytes import image_file
-from images.backings import BACKINGS
 from PIL import Image
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable, UnsupportedImage
@@ -23,6 +21,8 @@ from imagegen.images.thumbnails import SIZES, Thumbnails, ThumbnailSpec
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
+from tests.image_bytes import image_file
+from tests.images.backings import BACKINGS
 
 TASK = "0123456789abcdef0123456789abcdef"
 

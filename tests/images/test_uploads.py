@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_bytes import image_file, png_file
 from PIL import Image
-from support import Clock
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
 from imagegen.images.disk import DiskLookups, DiskStore
@@ -29,6 +27,8 @@ from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from tests.image_bytes import image_file, png_file
+from tests.support import Clock
 
 OpenUploads = Callable[..., Awaitable[Uploads]]
 

@@ -6,8 +6,6 @@ import time
 
 import orjson
 import pytest
-from emulated_jobs import Recorder, emulated, quick_polls
-from support import over_rows
 
 from imagegen.emulator.bfl import BflEmulator
 from imagegen.errors import UpstreamError
@@ -18,6 +16,8 @@ from imagegen.providers.bfl_responses import parse_acceptance, parse_job, submit
 from imagegen.providers.input_bodies import Base64Image
 from imagegen.providers.protocol import InputImage
 from imagegen.tasks.image import ImageLink
+from tests.emulated_jobs import Recorder, emulated, quick_polls
+from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
 NOW = 1_795_000_000.0

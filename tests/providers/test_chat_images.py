@@ -6,8 +6,6 @@ import base64
 import json
 
 import pytest
-from emulated_jobs import emulated, made
-from support import over_rows
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import UpstreamError
@@ -20,6 +18,8 @@ from imagegen.providers.model_table import load_table
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.tasks.image import ImageBase64, ImageBytes, ImageLink
+from tests.emulated_jobs import emulated, made
+from tests.support import over_rows
 
 TABLE = load_table("gemini")
 SHAPES = shapes_of(TABLE)

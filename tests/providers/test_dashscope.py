@@ -6,8 +6,6 @@ import time
 
 import orjson
 import pytest
-from emulated_jobs import Recorder, emulated, made, quick_polls
-from support import over_rows
 
 from imagegen.emulator.dashscope import DashScopeEmulator
 from imagegen.errors import UpstreamError
@@ -34,6 +32,8 @@ from imagegen.providers.dashscope_responses import (
 )
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.tasks.image import ImageLink
+from tests.emulated_jobs import Recorder, emulated, made, quick_polls
+from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
 NOW = 1_795_000_000.0

@@ -7,10 +7,7 @@ from io import BytesIO
 
 import pytest
 from aiohttp import web
-from emulator_fixtures import EmulatedUpstream
-from image_bytes import image_file
 from PIL import Image, ImageStat
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.a1111 import A1111Provider
@@ -19,6 +16,9 @@ from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Call, Edits, InputImage
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.image_bytes import image_file
+from tests.support import over_rows
 
 LINK = "https://images.example/a.png"
 PNG = b"\x89PNG fake"

@@ -8,7 +8,13 @@ import base64
 from typing import Any
 
 import pytest
-from played_upstream import (
+
+from imagegen.providers.chat_images import ChatImagesProvider
+from imagegen.providers.gemini import GeminiProvider
+from imagegen.providers.openai import OpenAICompatibleProvider
+from imagegen.providers.siliconflow import SiliconFlowProvider
+from imagegen.providers.together import TogetherProvider
+from tests.played_upstream import (
     AGAIN,
     COOLS,
     FOREIGN,
@@ -22,12 +28,6 @@ from played_upstream import (
     quick_polls_of_rows,
     with_odd_answers,
 )
-
-from imagegen.providers.chat_images import ChatImagesProvider
-from imagegen.providers.gemini import GeminiProvider
-from imagegen.providers.openai import OpenAICompatibleProvider
-from imagegen.providers.siliconflow import SiliconFlowProvider
-from imagegen.providers.together import TogetherProvider
 
 B64 = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
 URI = f"data:image/png;base64,{B64}"

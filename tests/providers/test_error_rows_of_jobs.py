@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from played_upstream import (
+
+from imagegen.providers.bfl import BflProvider
+from imagegen.providers.dashscope import DashScopeProvider
+from imagegen.providers.fal import FalProvider
+from imagegen.providers.job_api import JobApiProvider
+from imagegen.providers.replicate import ReplicateProvider
+from tests.played_upstream import (
     AGAIN,
     COOLS,
     IMAGE,
@@ -21,12 +27,6 @@ from played_upstream import (
     quick_polls_of_rows,
     with_odd_answers,
 )
-
-from imagegen.providers.bfl import BflProvider
-from imagegen.providers.dashscope import DashScopeProvider
-from imagegen.providers.fal import FalProvider
-from imagegen.providers.job_api import JobApiProvider
-from imagegen.providers.replicate import ReplicateProvider
 
 _quick = pytest.fixture(quick_polls_of_rows, autouse=True)
 

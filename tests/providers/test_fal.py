@@ -7,8 +7,6 @@ import time
 
 import orjson
 import pytest
-from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
-from support import over_rows
 from yarl import URL
 
 from imagegen.emulator.fal import FalEmulator
@@ -20,6 +18,8 @@ from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_
 from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
+from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
 MODEL = "fal-ai/flux/dev"

@@ -6,8 +6,6 @@ import base64
 import json
 
 import pytest
-from emulated_jobs import emulated, made
-from support import over_rows
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import InvalidRequest, UpstreamError
@@ -23,6 +21,8 @@ from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import InputImage, Reply
 from imagegen.tasks.image import ImageBase64, ImageBytes
 from imagegen.tasks.retry import was_never_sent
+from tests.emulated_jobs import emulated, made
+from tests.support import over_rows
 
 TABLE = load_table("gemini")
 SHAPES = shapes_of(TABLE)

@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from emulated_jobs import Recorder, quick_polls
 from msgspec.structs import replace
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -23,6 +21,8 @@ from imagegen.providers.protocol import Edits, Reply
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
+from tests.emulated_jobs import Recorder, quick_polls
+from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
 BASE = URL("https://queue.jobs.example/v1")

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -16,6 +14,8 @@ from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.openai import OpenAICompatibleProvider, split_endpoint
 from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import over_rows
 
 
 @dataclass

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_polling import JobState
 from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
 from imagegen.tasks.image import ImageBytes, ImageLink
+from tests.support import over_rows
 
 BASE = URL("https://relay.example/v1")
 SUBMIT = URL("https://relay.example/v1/images/generations")

@@ -11,7 +11,6 @@ import pybase64
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from support import over_rows
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
@@ -21,6 +20,7 @@ from imagegen.providers.large_body import LargeBody, parse_large
 from imagegen.providers.post import PaidPost
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64, ImageLink
+from tests.support import over_rows
 
 DATA = os.urandom(600_001)
 TEXT = pybase64.b64encode(DATA).decode()

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from support import logged, over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
@@ -12,6 +11,7 @@ from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Call, Reply
 from imagegen.tasks import validation
 from imagegen.tasks.provider_job import FailedPolls
+from tests.support import logged, over_rows
 
 CALL = Call(validation.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
 

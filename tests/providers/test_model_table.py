@@ -6,12 +6,12 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import pytest
-from support import over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.providers.model_rules import ModelRow
 from imagegen.providers.model_table import load_table, parse_rows
 from imagegen.tasks.task import Task
+from tests.support import over_rows
 
 SCHNELL = "black-forest-labs/FLUX.1-schnell"
 

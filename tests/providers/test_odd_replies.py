@@ -4,11 +4,10 @@ import base64
 import json
 import time
 
-from support import over_rows
-
 from imagegen.errors import UpstreamError
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBytes, ImageLink
+from tests.support import over_rows
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 LINK, B64 = "https://h.example/1.png", base64.b64encode(PNG_START + bytes(100)).decode()

@@ -3,13 +3,13 @@
 import base64
 
 import pytest
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.openai import Dialect, OpenAICompatibleProvider, dialect_of, fields_of
 from imagegen.providers.protocol import Provider
 from imagegen.tasks.image import ImageBytes, ImageLink
+from tests.support import over_rows
 
 KEY = "sk-not-a-real-key"
 IMAGE = b"picture bytes"

@@ -8,7 +8,6 @@ import zlib
 import aiohttp
 import pytest
 from aiohttp.http import HttpProcessingError
-from support import eventually
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
@@ -16,6 +15,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
 from imagegen.providers.input_bodies import StreamedBody
 from imagegen.providers.post import NotSent, PaidPost
+from tests.support import eventually
 
 ZIPPED = gzip.compress(b"pictur")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"

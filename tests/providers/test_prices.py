@@ -5,11 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from support import over_rows
-
 from imagegen.providers.model_table import load_table
 from imagegen.providers.prices import PerMegapixel, PerMillionTokens, Price, estimate, settle
 from imagegen.tasks.request import GenerationRequest
+from tests.support import over_rows
 
 
 def request(**fields: Any) -> GenerationRequest:

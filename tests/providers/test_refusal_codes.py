@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.refusal_codes import GAVE_UP_WAITING, NEVER_REACHED, highest_count
 from imagegen.providers.response_parser import error_from_response, parse_reply
 from imagegen.tasks.retry import was_never_sent
+from tests.support import over_rows
 
 GATEWAY_PAGE = b"<html><head><title>Bad gateway</title></head></html>"
 

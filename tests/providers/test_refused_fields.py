@@ -6,12 +6,12 @@ import json
 import time
 
 from multidict import CIMultiDict
-from support import over_rows
 
 from imagegen.providers.refused_fields import sent_fields
 from imagegen.providers.response_parser import error_from_response
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import parse
+from tests.support import over_rows
 
 
 def requested(**fields: object) -> GenerationRequest:

@@ -7,8 +7,6 @@ import json
 import time
 
 import pytest
-from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
-from support import over_rows
 from yarl import URL
 
 from imagegen.emulator.replicate import PAGE, ReplicateEmulator
@@ -22,6 +20,8 @@ from imagegen.providers.replicate_requests import body_of, sent_request, target_
 from imagegen.providers.replicate_responses import job_error, job_state, parse_acceptance
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
+from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
 MODEL = "black-forest-labs/flux-schnell"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import orjson
-from support import over_rows
 
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64
 from imagegen.tasks.reply_details import ReplyDetails, add_details
+from tests.support import over_rows
 
 USAGE = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281, "input_tokens_details": {"text_tokens": 9}}
 LARGE = "A" * 300_000

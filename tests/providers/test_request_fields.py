@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from support import over_rows
 from yarl import URL
 
 from imagegen.providers import a1111, together
 from imagegen.providers.openai import dialect_of, fields_of
 from imagegen.providers.request_fields import left_out_warnings, nearest_ratio
+from tests.support import over_rows
 
 KONTEXT = "black-forest-labs/FLUX.1-kontext-pro"
 OPTIONS = {

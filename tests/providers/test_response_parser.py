@@ -6,12 +6,12 @@ import json
 import orjson
 import pytest
 from multidict import CIMultiDict
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.providers.response_parser import error_from_response, parse_models, parse_reply, sanitize_detail
 from imagegen.tasks.image import ImageBytes, ImageLink
+from tests.support import over_rows
 
 PIXELS = b"\x89PNG\r\n\x1a\n and so on"
 B64 = base64.b64encode(PIXELS).decode()

@@ -8,10 +8,8 @@ import threading
 import time
 
 import pytest
-from image_bytes import decoded
 from msgspec import structs
 from PIL import Image, ImageChops
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.drawing import render
@@ -20,6 +18,8 @@ from imagegen.providers.drawing.lettering import broken, fit, readable, text_wid
 from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.tasks.validation import parse
+from tests.image_bytes import decoded
+from tests.support import over_rows
 
 SIZES = [(64, 64), (512, 512), (640, 360), (360, 640), (2048, 64), (64, 2048)]
 LINEAR = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in range(256)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from emulated_jobs import emulated, made
-from support import over_rows
 
 from imagegen.emulator.siliconflow import SiliconFlowEmulator
 from imagegen.errors import UpstreamError
@@ -15,6 +13,8 @@ from imagegen.providers.model_table import load_table
 from imagegen.providers.protocol import Reply
 from imagegen.providers.siliconflow import SiliconFlowProvider, fields_of, sent_request
 from imagegen.tasks.image import ImageLink
+from tests.emulated_jobs import emulated, made
+from tests.support import over_rows
 
 KOLORS, QWEN, EDIT, EDIT_2509 = (
     "Kwai-Kolors/Kolors",

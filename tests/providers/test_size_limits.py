@@ -6,10 +6,10 @@ import itertools
 from decimal import Decimal
 
 import pytest
-from support import over_rows
 
 from imagegen.providers.model_table import load_table
 from imagegen.providers.size_limits import SizeLimits, parse_size
+from tests.support import over_rows
 
 FLUX = SizeLimits(multiple=16, min=64, max=1792)
 GPT_IMAGE_2 = SizeLimits(multiple=16, max=3840, min_pixels=655_360, max_pixels=8_294_400, ratio=Decimal(3))

@@ -8,8 +8,6 @@ from collections import Counter
 
 import pytest
 from msgspec.structs import replace
-from queue_budgets import KEY, PRICE, TOTAL, limited, priced, put, started, used
-from support import eventually, family_submission, submission
 
 from imagegen.errors import BudgetExceeded, PriceUnknown
 from imagegen.queue.claim import StartResult
@@ -21,6 +19,8 @@ from imagegen.tasks.cost import Cost, day_of
 from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
+from tests.queue_budgets import KEY, PRICE, TOTAL, limited, priced, put, started, used
+from tests.support import eventually, family_submission, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 LIMITS: Limits = ((TOTAL, 3 * PRICE),)

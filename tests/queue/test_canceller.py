@@ -6,15 +6,15 @@ import asyncio
 import time
 
 import pytest
-import queue_budgets
 from msgspec.structs import replace
-from queue_budgets import PRICE, TOTAL, limited, started, used
-from support import submission
 
 from imagegen.queue import canceller as canceller_module
 from imagegen.queue.codec import decode_record
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.task import State
+from tests import queue_budgets
+from tests.queue_budgets import PRICE, TOTAL, limited, started, used
+from tests.support import submission
 
 HANDLE = JobHandle("fal", "job_1")
 

@@ -9,7 +9,6 @@ from typing import Self
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, family_submission, submission
 
 from imagegen.accounts.counts import Counts, RowName
 from imagegen.accounts.usage_store import UsageStore
@@ -25,6 +24,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import IN_LINE, TaskError, WaitReason
+from tests.support import eventually, family_submission, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}

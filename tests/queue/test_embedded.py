@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from support import eventually, logged
 
 from imagegen.errors import SettingsError
 from imagegen.redis_client import server_binary as module
 from imagegen.redis_client.aof_repair import repair, whole_bytes
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.server_binary import find_binary
+from tests.support import eventually, logged
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = find_binary().path

@@ -5,10 +5,10 @@ import heapq
 import random
 
 import pytest
-from support import eventually, over_rows, submission
 
 from imagegen.queue.eta import EtaEstimator, SlotForecast, WaitingEntries
 from imagegen.tasks.task import State, Task
+from tests.support import eventually, over_rows, submission
 
 
 def task(name: str, **changes) -> Task:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, family_submission
 
 from imagegen.queue import families
 from imagegen.queue.client_queue import CacheResult
@@ -16,6 +15,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.family import RequestFamily, ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
+from tests.support import eventually, family_submission
 
 IMAGES = tuple(StoredImage(index, "image/png", 10, 8, 8, f"{index:x}" * 64) for index in range(16))
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import orjson
 import pytest
-from support import eventually, submission
 
 from imagegen.chosen_parts import other_instances
 from imagegen.queue import handover, notifier
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from tests.support import eventually, submission
 
 JOB = AcceptedJob(JobHandle("fal", "job_1", "account"), (0,))
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, submission
 
 from imagegen.errors import TooManyOpenTasks
 from imagegen.queue import joined_clients
@@ -16,6 +15,7 @@ from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, WaitReason
 from imagegen.tasks.webhook import Webhook
+from tests.support import eventually, submission
 
 
 def webhook_of(client: str) -> Webhook:

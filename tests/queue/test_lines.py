@@ -10,7 +10,6 @@ from random import Random
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, submission
 
 from imagegen.errors import QueueFull
 from imagegen.queue.claim import StartResult
@@ -20,6 +19,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import IN_LINE, State, TaskError
 from imagegen.tasks.webhook import Webhook
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

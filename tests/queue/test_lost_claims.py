@@ -6,13 +6,13 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 from msgspec.structs import replace
-from support import over_rows
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.lost_claims import LostClaims, uncounted_calls
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.task import State, Task
+from tests.support import over_rows
 
 pytestmark = pytest.mark.unit
 

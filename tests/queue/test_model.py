@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import submission
 
 from imagegen.queue.claim import Claim, StartResult, take_over_state
 from imagegen.queue.client_queue import CacheResult
@@ -28,6 +27,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
+from tests.support import submission
 
 NAMES = st.sampled_from(["a", "b", "c"])
 WHO = st.integers(0, 1)

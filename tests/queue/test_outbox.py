@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 from msgspec.structs import replace as changed
-from support import eventually, submission
 
 from imagegen.errors import InvalidRequest
 from imagegen.queue import delivery_lines as lines_module
@@ -29,6 +28,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import MAX_WEBHOOKS, Delivery, DeliveryStatus, Webhook
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 UNCOUNTED = {"info", "ping", "hello", "client", "client|setinfo", "script", "script|load", "monitor"}

@@ -8,7 +8,6 @@ import time
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support import eventually, over_rows, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import takeover
@@ -22,6 +21,7 @@ from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Retry
 from imagegen.tasks.task import TaskError, WaitReason
 from imagegen.tasks.transitions import completed, failed
+from tests.support import eventually, over_rows, submission
 
 JOB = AcceptedJob(JobHandle("openai", "task_1", "0a1b", "https://relay.example/v1/tasks/task_1", 5.0), (0,), 7, "m")
 

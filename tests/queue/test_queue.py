@@ -8,7 +8,6 @@ import orjson
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
-from support import eventually, submission
 
 from imagegen.errors import InternalError, QueueFull
 from imagegen.queue import change_relay as watching
@@ -21,6 +20,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, TaskError, WaitReason
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 from msgspec.structs import replace
-from support import submission
 
 from imagegen.queue.codec import encode_entry
 from imagegen.redis_client.connection import ServerClock
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.worker.attempt_limits import AttemptLimits
+from tests.support import submission
 
 
 def test_the_server_clock_ignores_jumps_of_the_local_clock() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from support import over_rows
-
 from imagegen.redis_client.server_info import ServerInfo
+from tests.support import over_rows
 
 ID, OTHER = "a" * 40, "b" * 40
 

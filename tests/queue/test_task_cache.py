@@ -6,13 +6,13 @@ import tracemalloc
 
 import pytest
 from msgspec.structs import replace
-from support import Clock
 
 from imagegen.queue import task_cache as module
 from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
+from tests.support import Clock
 
 
 @pytest.fixture

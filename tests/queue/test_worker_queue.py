@@ -7,7 +7,6 @@ import time
 
 import pytest
 from msgspec.structs import replace
-from support import submission
 
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import StartResult
@@ -16,6 +15,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, TaskError, WaitReason
+from tests.support import submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 

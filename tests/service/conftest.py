@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, RUN, Service
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, RUN, Service
 
 StartService = Callable[..., Service]
 """`start(upstream.url, LEASE_SECONDS="2")`; without an upstream it is the sandbox. All share one DATA_DIR."""

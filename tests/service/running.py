@@ -17,11 +17,10 @@ from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import forked
-from emulator_fixtures import EmulatorProcess
-from forked import ForkedProcess
-
 from imagegen.redis_client.server_binary import find_binary
+from tests import forked
+from tests.emulator_fixtures import EmulatorProcess
+from tests.forked import ForkedProcess
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 STREAMLESS = Path(__file__).with_name("streamless.py")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, at_once, calls_about
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, at_once, calls_about
 
 SLOW = "{{fault:ok delay_s=0.5}}"
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from service.conftest import StartService
-from service.running import Service
+
+from tests.service.conftest import StartService
+from tests.service.running import Service
 
 MIB = 2**20
 MAX_LOOP_S = 0.020

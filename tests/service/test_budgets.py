@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about, eventually
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512: 0.0027 dollars a megapixel."""

@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from ports import free_port
-from service.running import Service, eventually, redis_server
-from service.test_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
+
+from tests.ports import free_port
+from tests.service.running import Service, eventually, redis_server
+from tests.service.test_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
 
 COUNT = 40
 MODELS = ("mine", "theirs")

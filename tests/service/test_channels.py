@@ -14,9 +14,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from image_bytes import image_file
-from ports import free_port
-from service.running import Service, eventually, run_to_its_end
+
+from tests.image_bytes import image_file
+from tests.ports import free_port
+from tests.service.running import Service, eventually, run_to_its_end
 
 Start = Callable[..., Service]
 SCHNELL = "black-forest-labs/FLUX.1-schnell"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about
 
 DAYS_S = 3 * 86_400.0
 

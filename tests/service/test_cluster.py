@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, eventually
-from service.topology import Cluster, bundled, cluster, debian, kill, url_of
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, eventually
+from tests.service.topology import Cluster, bundled, cluster, debian, kill, url_of
 
 StartService = Callable[..., Service]
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import forked
 import pytest
-from service.running import RUN, environment, run_to_its_end
 
 from imagegen import __version__
+from tests import forked
+from tests.service.running import RUN, environment, run_to_its_end
 
 STARTS = ([sys.executable, str(RUN)], [sys.executable, "-m", "imagegen"])
 

@@ -10,8 +10,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about, eventually, run_to_its_end
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about, eventually, run_to_its_end
 
 LIMITED = Path(__file__).parent / "limited.py"
 COUNT = 600

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service, calls_about
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, Service, calls_about
 
 Start = Callable[..., Service]
 

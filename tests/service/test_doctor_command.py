@@ -12,12 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import forked
 import pytest
-from ports import free_port
 from redis import Redis
-from service.running import KEY, RUN, environment
-from service.topology import debian, packaged, server, url_of
+
+from tests import forked
+from tests.ports import free_port
+from tests.service.running import KEY, RUN, environment
+from tests.service.topology import debian, packaged, server, url_of
 
 PASSWORD = "a-password-that-nobody-may-see"
 WRONG_KEY = "a-wrong-key-that-nobody-may-see"

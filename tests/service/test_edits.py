@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from image_bytes import png_file
-from service.conftest import StartService
-from service.running import Service, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.image_bytes import png_file
+from tests.service.conftest import StartService
+from tests.service.running import Service, calls_about, eventually
 
 MIB = 2**20
 BOUNDARY = "a-boundary"

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Answer, Service
-from service.wire import JSON, head, over_the_wire
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Answer, Service
+from tests.service.wire import JSON, head, over_the_wire
 
 GENERATE = "/api/images/generate"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about
 
 PAIRS = {
     "quality": ["low", "high"],

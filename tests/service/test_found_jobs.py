@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import KEY, Service, calls_about, eventually, redis_server
-from service.test_channels import Start, write
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import KEY, Service, calls_about, eventually, redis_server
+from tests.service.test_channels import Start, write
 
 MODELS = {"replicate": "black-forest-labs/flux-schnell", "dashscope": "wan2.2-t2i-flash"}
 

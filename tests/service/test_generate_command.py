@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import forked
 import pytest
-from emulator_fixtures import EmulatorProcess
-from forked import ForkedProcess, PipedProcess
-from service.conftest import StartService
-from service.running import KEY, RUN, Service, calls_about, environment, eventually
-from support import slowness
+
+from tests import forked
+from tests.emulator_fixtures import EmulatorProcess
+from tests.forked import ForkedProcess, PipedProcess
+from tests.service.conftest import StartService
+from tests.service.running import KEY, RUN, Service, calls_about, environment, eventually
+from tests.support import slowness
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
 import pytest
-from service.running import Service
 
 from imagegen.emulator.small_images import DrawnImage, draw
+from tests.service.running import Service
 
 IDLE_S = 2.0
 """After which the upstream closes a connection: gunicorn's default, the shortest that is common."""

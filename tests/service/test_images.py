@@ -11,10 +11,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from emulator_fixtures import EmulatorProcess
 from PIL import Image
-from ports import free_port
-from service.running import Answer, Service, at_once, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Answer, Service, at_once, calls_about, eventually
 
 
 @pytest.fixture(scope="module")

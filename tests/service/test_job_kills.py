@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import KEY, Service, calls_about, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import KEY, Service, calls_about, eventually, redis_server
 
 DYING = Path(__file__).with_name("dying.py")
 PRICES = {"fal": 0.003, "replicate": 0.003, "bfl": 0.014, "dashscope": 0.025}

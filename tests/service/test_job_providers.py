@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, Service, calls_about, eventually
 
 Start = Callable[..., Service]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import pytest
-from forked import ForkedProcess
-from ports import free_port
-from service.running import RUN, STREAMLESS, Service, environment, eventually, redis_server, run_to_its_end
-from service.test_command import run
+
+from tests.forked import ForkedProcess
+from tests.ports import free_port
+from tests.service.running import RUN, STREAMLESS, Service, environment, eventually, redis_server, run_to_its_end
+from tests.service.test_command import run
 
 StartService = Callable[..., Service]
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 
 import pytest
-from service.running import Answer, Service, at_once, eventually
+
+from tests.service.running import Answer, Service, at_once, eventually
 
 MESSAGE = "请求频率过高，请稍后再试"
 WINDOW_S = 60

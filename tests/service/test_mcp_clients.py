@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import forked
 import jsonschema
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
-from service.running import RUN, environment
-from support import eventually
+
+from tests import forked
+from tests.service.running import RUN, environment
+from tests.support import eventually
 
 WIRES = [(mode, transport) for mode in ("auto", "legacy") for transport in ("http", "stdio")]
 TOOLS = [

@@ -7,13 +7,14 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import forked
 import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from mcp_wire import message, modern
-from service.running import RUN, environment
+
+from tests import forked
+from tests.mcp_wire import message, modern
+from tests.service.running import RUN, environment
 
 WORDS = ("-m", "imagegen", "mcp")
 LARGE = "x" * 700_000

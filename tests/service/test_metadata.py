@@ -7,9 +7,10 @@ import io
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
 from PIL import Image
-from service.running import Service, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, eventually
 
 USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
 KINDS = ["png", "jpeg", "webp"]

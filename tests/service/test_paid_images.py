@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from forked import PipedProcess
-from service.running import Service, at_once, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.forked import PipedProcess
+from tests.service.running import Service, at_once, calls_about, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_BYTES = 2_100_000

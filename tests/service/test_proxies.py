@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from forward_proxy import ForwardProxy
-from service.running import Service, calls_about, eventually, run_to_its_end
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.forward_proxy import ForwardProxy
+from tests.service.running import Service, calls_about, eventually, run_to_its_end
 
 
 @pytest.mark.parametrize("lower", [False, True])

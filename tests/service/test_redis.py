@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
 from redis import Redis
-from service.running import Service, calls_about, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Service, calls_about, eventually, redis_server
 
 LOST_REDIS = ("The embedded Redis died",)
 UNREADABLE = ("in Redis can't be read",)

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
 from redis import Redis
-from service.running import Service, at_once, eventually, run_to_its_end
-from service.topology import debian, packaged, port_of, server, url_of
-from support import ADMIN_TOKEN, AS_ADMIN
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, at_once, eventually, run_to_its_end
+from tests.service.topology import debian, packaged, port_of, server, url_of
+from tests.support import ADMIN_TOKEN, AS_ADMIN
 
 StartService = Callable[..., Service]
 

@@ -7,10 +7,21 @@ import time
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from forked import ForkedProcess, run
-from ports import free_port
-from service.running import RUN, START_S, STREAMLESS, Service, at_once, calls_about, environment, eventually, listens
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.forked import ForkedProcess, run
+from tests.ports import free_port
+from tests.service.running import (
+    RUN,
+    START_S,
+    STREAMLESS,
+    Service,
+    at_once,
+    calls_about,
+    environment,
+    eventually,
+    listens,
+)
 
 
 @pytest.fixture(scope="module")

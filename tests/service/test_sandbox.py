@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
-from service.running import Service, eventually
-from support import slowness
+
+from tests.service.running import Service, eventually
+from tests.support import slowness
 
 DRAWING = Path(__file__).with_name("drawing.py")
 

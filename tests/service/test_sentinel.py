@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
 from redis import Redis
 from redis.exceptions import ResponseError
-from service.running import Service, eventually, run_to_its_end
-from service.topology import kill, sentinels
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, eventually, run_to_its_end
+from tests.service.topology import kill, sentinels
 
 
 def test_after_a_failover_the_new_master_is_found_and_every_task_completes(

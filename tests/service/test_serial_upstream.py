@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
 import pytest
-from service.running import eventually
 
 from imagegen.emulator.small_images import DrawnImage, draw
+from tests.service.running import eventually
 
 CALL_S = 0.4
 IMAGE = base64.b64encode(draw(DrawnImage("png", 64, 64, "0" * 32))).decode()

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.running import Service, eventually
-from support import slowness
+from tests.service.running import Service, eventually
+from tests.support import slowness
 
 SILENT = Path(__file__).parent / "silent_dns.py"
 HOSTS = 12

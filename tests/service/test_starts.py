@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import forked
 import pytest
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import (
+
+from tests import forked
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import (
     KEY,
     RUN,
     Service,
@@ -26,7 +27,7 @@ from service.running import (
     redis_server,
     run_to_its_end,
 )
-from service.test_doctor_command import full_disk
+from tests.service.test_doctor_command import full_disk
 
 FOLDERLESS, SERVERLESS, UNPRIVILEGED = map(
     Path(__file__).with_name, ("folderless.py", "serverless.py", "unprivileged.py")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import Service, calls_about, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Service, calls_about, redis_server
 
 CAPTURED = Path(__file__).parent.parent / "data" / "stored_by_0_1.json"
 CAPTURED_AT_S = 1_795_891_541

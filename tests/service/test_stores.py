@@ -5,8 +5,8 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about
 
 
 def test_links_of_the_provider_are_returned_if_configured(

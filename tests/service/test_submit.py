@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Answer, Service, at_once, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Answer, Service, at_once, calls_about, eventually
 
 CREATED = "图像生成任务已创建，请使用任务ID查询结果"
 FOUND = "发现相同参数的图像已生成，可直接查询结果"

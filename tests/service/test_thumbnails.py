@@ -17,11 +17,12 @@ from typing import ClassVar
 from urllib.parse import quote
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from image_bytes import black_webp, deflated_zeros, encoded
 from PIL import Image
-from ports import free_port
-from service.running import Service, at_once, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.image_bytes import black_webp, deflated_zeros, encoded
+from tests.ports import free_port
+from tests.service.running import Service, at_once, eventually, redis_server
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from s3_server import S3Server
-from service.running import Answer, Service, at_once, calls_about, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.s3_server import S3Server
+from tests.service.running import Answer, Service, at_once, calls_about, eventually, redis_server
 
 _numbers = itertools.count()
 SLOW = "{{fault:ok delay_s=1.5}}"

@@ -6,10 +6,11 @@ import io
 import os
 from pathlib import Path
 
-from emulator_fixtures import EmulatorProcess
 from PIL import Image
-from ports import free_port
-from service.running import Service, calls_about, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Service, calls_about, eventually, redis_server
 
 NEWER = Path(__file__).with_name("newer.py")
 OLDER = Path(os.environ.get("OLDER_VERSION", Path(__file__).with_name("older.py")))

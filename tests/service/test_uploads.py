@@ -18,11 +18,12 @@ from statistics import median
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from image_bytes import data_uri, image_file, png_chunk, png_file
-from ports import free_port
-from service.conftest import StartService
-from service.running import Service, calls_about, eventually, redis_server
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.image_bytes import data_uri, image_file, png_chunk, png_file
+from tests.ports import free_port
+from tests.service.conftest import StartService
+from tests.service.running import Service, calls_about, eventually, redis_server
 
 MIB = 2**20
 MAX_GROWTH_BYTES = 8 * MIB

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service, at_once, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, Service, at_once, calls_about, eventually
 
 ATTEMPTS = 3
 

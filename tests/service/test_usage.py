@@ -7,8 +7,9 @@ import json
 import signal
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import KEY, Service
 
 PARTS = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low", "background": "opaque"}
 

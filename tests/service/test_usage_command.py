@@ -8,9 +8,9 @@ import json
 import subprocess
 from pathlib import Path
 
-import forked
-from service.conftest import StartService
-from service.running import RUN, environment
+from tests import forked
+from tests.service.conftest import StartService
+from tests.service.running import RUN, environment
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

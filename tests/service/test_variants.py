@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from service.running import Service, calls_about, eventually
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.running import Service, calls_about, eventually
 
 
 @pytest.fixture(scope="module")

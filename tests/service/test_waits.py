@@ -6,10 +6,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from emulator_fixtures import EmulatorProcess
-from ports import free_port
-from service.running import Service, calls_about, eventually
-from service.wire import JSON, connect, head, last_answer
+
+from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
+from tests.service.running import Service, calls_about, eventually
+from tests.service.wire import JSON, connect, head, last_answer
 
 UNREACHED_S = 15.0
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ports import free_port
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
-from service.running import eventually
 
 from imagegen.redis_client.server_binary import find_binary
+from tests.ports import free_port
+from tests.service.running import eventually
 
 SERVERS = Path(__file__).resolve().parents[2] / ".servers"
 SLOT = key_slot(b"{imagegen}")

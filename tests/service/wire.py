@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from http.client import HTTPResponse
 
-from service.running import Answer, Service
+from tests.service.running import Answer, Service
 
 JSON = "Content-Type: application/json"
 

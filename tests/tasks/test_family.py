@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from msgspec.structs import replace
-from support import over_rows
 
 from imagegen.queue.families import family_key
 from imagegen.tasks.call_plan import variant_seed
@@ -11,6 +10,7 @@ from imagegen.tasks.family import RequestFamily, reusable_images
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint
 from imagegen.tasks.task import State, Task
+from tests.support import over_rows
 
 PLAIN = GenerationRequest(prompt="a cat", model="m", width=512, height=512, n=2)
 ODD = replace(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-from support import over_rows
-
 from imagegen import __version__
 from imagegen.tasks.infotext import infotext
 from imagegen.tasks.validation import parse
+from tests.support import over_rows
 
 # modules/infotext_utils.py of v1.10.1
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

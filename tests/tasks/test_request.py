@@ -7,11 +7,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from support import over_rows
 
 from imagegen.errors import InvalidRequest
 from imagegen.tasks.request import GenerationRequest, fingerprint
 from imagegen.tasks.validation import GenerationParams, parse
+from tests.support import over_rows
 
 TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
 BODIES = some.fixed_dictionaries(

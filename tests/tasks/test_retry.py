@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from msgspec.structs import replace
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.retry import (
@@ -14,6 +13,7 @@ from imagegen.tasks.retry import (
     was_never_sent,
 )
 from imagegen.tasks.task import WaitReason
+from tests.support import over_rows
 
 POLICY = RetryPolicy(max_attempts=3, base_s=5.0)
 FIRST = FailureContext(attempts=1, ambiguous=0, left_s=3600.0)

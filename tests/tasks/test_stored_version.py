@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from support import over_rows
-
 from imagegen.queue.codec import FIRST_VERSION, INPUTS_VERSION, request_version
 from imagegen.tasks.request import GenerationRequest, Lora
+from tests.support import over_rows
 
 FIELDS = {"prompt": "a cat", "model": "m", "width": 512, "height": 512, "n": 1}
 FIRST = [

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from support import over_rows
 
 from imagegen.errors import InvalidRequest
 from imagegen.ssrf import check_host
@@ -27,6 +26,7 @@ from imagegen.tasks.webhook import (
     parse_url,
     with_added_webhooks,
 )
+from tests.support import over_rows
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 HOOK = Webhook("https://hooks.example.com/a", "http://here")

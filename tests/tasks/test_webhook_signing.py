@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support import over_rows
 from yarl import URL
 
 from imagegen.errors import InvalidRequest
 from imagegen.tasks.webhook import Webhook
 from imagegen.tasks.webhook_signing import OperatorSecret
+from tests.support import over_rows
 
 SECRET, OWN = "whsec_operator", "whsec_own"
 HOSTS = ("hooks.example.com", "[2001:db8::1]")

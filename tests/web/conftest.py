@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from edge_server import EdgeServer
-from emulator_fixtures import EmulatedUpstream
-from quick_drawing import draw_quickly
-from support import ADMIN_TOKEN, Clock, eventually
 
 from imagegen.app import QUEUE, create_app
 from imagegen.settings import Settings
+from tests.edge_server import EdgeServer
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.quick_drawing import draw_quickly
+from tests.support import ADMIN_TOKEN, Clock, eventually
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
-from edge_server import edge_server
-from support import over_rows
 
 from imagegen.web.http import middleware, server
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
+from tests.edge_server import edge_server
+from tests.support import over_rows
 
 Client = TestClient[web.Request, web.Application]
 

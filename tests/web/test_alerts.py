@@ -16,7 +16,6 @@ from aiohttp.test_utils import TestServer
 from loguru import logger
 from redis.exceptions import ResponseError
 from standardwebhooks import Webhook as Verifier
-from support import AS_ADMIN, eventually
 
 from imagegen.accounts import alert_sources, budget_watch
 from imagegen.accounts.alerts import Alerts
@@ -24,6 +23,7 @@ from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, ST
 from imagegen.metrics import Meter
 from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.webhooks import WebhookSender, webhook_session
+from tests.support import AS_ADMIN, eventually
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 PRICE_MICRO_USD = 708

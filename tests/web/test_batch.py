@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from support import over_rows
-
 from imagegen.web.handler_services import SERVICES
+from tests.support import over_rows
 
 SMALL = {"width": 64, "height": 64}
 

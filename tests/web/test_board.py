@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
-from emulator_fixtures import EmulatedUpstream
-from support import AS_ADMIN, eventually, logged, over_rows
 
 from imagegen.app import QUEUE
 from imagegen.queue.pause import PauseState
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import AS_ADMIN, eventually, logged, over_rows
 
 Client = TestClient[web.Request, web.Application]
 StartTwo = Callable[..., Awaitable[tuple[Client, Client]]]

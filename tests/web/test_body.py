@@ -14,10 +14,10 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples, over_rows
 
 from imagegen.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
 from imagegen.web.http.body import parse_object, read_body
+from tests.support import examples, over_rows
 
 JSON_TYPE = {"Content-Type": "application/json"}
 

@@ -6,10 +6,9 @@ import asyncio
 import random
 import time
 
-from support import eventually, over_rows
-
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
+from tests.support import eventually, over_rows
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32

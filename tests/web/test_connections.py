@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
-from support import eventually, logged, over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
@@ -22,6 +21,7 @@ from imagegen.web.http.connections import Connections, connection_cap
 from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
+from tests.support import eventually, logged, over_rows
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
-from support import over_rows
 
 from imagegen.errors import ApiError, BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.cross_origin import CrossOriginPolicy, is_local_host
+from tests.support import over_rows
 
 from .conftest import Client, StartService
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import AS_ADMIN
+
+from tests.support import AS_ADMIN
 
 GRAFANA = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
 UNUSED = {"process_virtual_memory_bytes", "process_start_time_seconds"}

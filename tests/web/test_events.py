@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, ClientResponse, web
 from msgspec.structs import replace
-from support import eventually, over_rows
 
 from imagegen.app import QUEUE, SUPERVISOR
 from imagegen.queue import change_relay
@@ -25,6 +24,7 @@ from imagegen.web.api import events
 from imagegen.web.api.events import event_name, new_images
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import event_stream
+from tests.support import eventually, over_rows
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32

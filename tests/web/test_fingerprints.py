@@ -8,7 +8,6 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from msgspec.structs import replace
-from support import examples
 from yarl import URL
 
 from imagegen.providers import (
@@ -32,6 +31,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.submission import TaskIdentity
 from imagegen.tasks.validation import parse
 from imagegen.web.openai import fields as v1
+from tests.support import examples
 
 MODELS = [
     "m",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from support import over_rows
-from web.conftest import Client
+from tests.support import over_rows
+from tests.web.conftest import Client
 
 BODY = {"prompt": "a lighthouse\nin a storm", "width": 64, "height": 64}
 

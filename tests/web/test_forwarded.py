@@ -8,9 +8,9 @@ from unittest.mock import Mock
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
-from support import over_rows
 
 from imagegen.web.http.forwarded import TrustedHops, base_url, client_address, valid_host
+from tests.support import over_rows
 
 CLOUDFLARE = "172.70.1.9"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from npm_packages import ROOT, installed_packages
 
+from tests.npm_packages import ROOT, installed_packages
 from tests.web.conftest import Client
 
 TOOLS = ROOT / "tests" / "npm" / "openapi"

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from loguru import logger
-from support import ADMIN_TOKEN, AS_ADMIN, eventually, over_rows
-from web.conftest import Client, StartService
 
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.web.guard import GUARD
 from imagegen.web.openapi.document import Operation
 from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.routes import ROUTES
+from tests.support import ADMIN_TOKEN, AS_ADMIN, eventually, over_rows
+from tests.web.conftest import Client, StartService
 
 SECRET = "canary-key-of-web"
 OTHER_SECRET = "canary-key-of-app"

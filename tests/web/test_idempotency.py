@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import eventually, over_rows
 
 from imagegen.app import QUEUE, STORE
 from imagegen.web.handler_services import SERVICES
+from tests.support import eventually, over_rows
 
 SMALL = {"width": 64, "height": 64}
 FRESH = {"Cache-Control": "no-cache"}

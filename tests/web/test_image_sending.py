@@ -17,7 +17,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from support import eventually
 
 from imagegen.images.store import OpenedImage
 from imagegen.metrics import Meter
@@ -25,6 +24,7 @@ from imagegen.web.api.images import requested_range
 from imagegen.web.http import middleware
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.server import ImagegenRunner
+from tests.support import eventually
 
 LARGE = os.urandom(12_000_000)
 Serve = Callable[..., Awaitable["Served"]]

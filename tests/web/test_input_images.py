@@ -8,12 +8,12 @@ import json
 import os
 from typing import Any
 
-from image_bytes import data_uri, encoded, image_file
 from PIL import Image
-from support import eventually, over_rows
-from web.conftest import Client
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
+from tests.image_bytes import data_uri, encoded, image_file
+from tests.support import eventually, over_rows
+from tests.web.conftest import Client
 
 PROMPT = {"prompt": "in autumn", "width": 64, "height": 64}
 

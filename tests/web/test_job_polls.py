@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
 
 from imagegen.app import QUEUE
 from imagegen.providers import job_polling
 from imagegen.worker import job_wait
+from tests.emulator_fixtures import EmulatedUpstream
 
 POLLS = 25
 """Failed ones of a job; without the time of `MIN_USELESS_S` it would be given up before."""

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from image_bytes import data_uri
 
 from imagegen.errors import BodyTooLarge, InvalidRequest, UnsupportedImage
 from imagegen.images.store import VerifiedImage
 from imagegen.web.http import body
 from imagegen.web.http.body import ReceivedBody, _Cutter
+from tests.image_bytes import data_uri
 
 LONG = bytes(range(256)) * 160
 """Bytes of an image: their base64 is longer than a URI that stays in the body."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import headers_of, modern
-from support import AS_ADMIN, eventually
-from web.conftest import Client, Receiver, StartService
 
 from imagegen.client import AsyncImageClient
 from imagegen.web.mcp import endpoint
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import headers_of, modern
+from tests.support import AS_ADMIN, eventually
+from tests.web.conftest import Client, Receiver, StartService
 
 SECRETS = {name: f"the-secret-of-{name}-with-32-characters" for name in "abc"}
 KEYS = {name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in SECRETS.items()}

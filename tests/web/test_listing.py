@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from support import AS_ADMIN, over_rows
-
 from imagegen.app import QUEUE
+from tests.support import AS_ADMIN, over_rows
 
 SMALL = {"width": 64, "height": 64}
 

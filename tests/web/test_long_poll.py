@@ -6,11 +6,11 @@ import asyncio
 import time
 
 import pytest
-from support import eventually, over_rows
 
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
 from imagegen.web.handler_services import SERVICES
+from tests.support import eventually, over_rows
 
 SMALL = {"width": 64, "height": 64}
 

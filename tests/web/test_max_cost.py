@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import AS_ADMIN, over_rows
 
 from imagegen.tasks.task import Task
 from imagegen.web.handler_services import SERVICES
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import AS_ADMIN, over_rows
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

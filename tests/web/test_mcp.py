@@ -12,16 +12,29 @@ import aiohttp
 import jsonschema
 import orjson
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import LEGACY, SCHEMAS, TASKS, call, events, headers_of, message, modern, pause, result, send, tokens
 from PIL import Image
-from support import ADMIN_TOKEN, eventually
 
 from imagegen.tasks.validation import GenerationParams
 from imagegen.web.api import tasks
 from imagegen.web.mcp import endpoint
 from imagegen.web.mcp.tool_definitions import listing
 from imagegen.web.openapi.json_schemas import Schemas
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import (
+    LEGACY,
+    SCHEMAS,
+    TASKS,
+    call,
+    events,
+    headers_of,
+    message,
+    modern,
+    pause,
+    result,
+    send,
+    tokens,
+)
+from tests.support import ADMIN_TOKEN, eventually
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import TASKS, call, events, headers_of, modern, pause, result, send
-from support import AS_ADMIN
 
 from imagegen.web.mcp import endpoint
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import TASKS, call, events, headers_of, modern, pause, result, send
+from tests.support import AS_ADMIN
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

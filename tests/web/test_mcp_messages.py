@@ -6,8 +6,8 @@ import base64
 import itertools
 from typing import Any
 
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import LEGACY, TASKS, call, headers_of, message, modern, result, send
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import LEGACY, TASKS, call, headers_of, message, modern, result, send
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}'

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import httpx2
 import pytest
-from emulator_fixtures import EmulatedUpstream
 from mcp import Client
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, Request, Result
-from mcp_wire import pause
 from pydantic import Field
 
 from imagegen.web.api import tasks
 from imagegen.web.mcp import endpoint
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import pause
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import call, result, tokens
-from support import AS_ADMIN
+
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import call, result, tokens
+from tests.support import AS_ADMIN
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import call, result
 
 from imagegen.app import QUEUE
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import call, result
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from mcp_wire import SCHEMAS, TASKS, call, modern, result, send, tokens
 
 from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import SCHEMAS, TASKS, call, modern, result, send, tokens
 
 MAX_TOKENS = 2_000
 PROMPT = "a fox, " * 4_500 + "and a hen"

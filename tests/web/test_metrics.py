@@ -8,9 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
-from edge_server import edge_server
 from prometheus_client.parser import text_string_to_metric_families
-from support import AS_ADMIN, eventually, over_rows, submission
 
 from imagegen.accounts.alerts import Alerts
 from imagegen.accounts.budget_watch import BudgetWatch
@@ -21,6 +19,8 @@ from imagegen.metrics import Meter, RecentRates
 from imagegen.web.http.middleware import PIPELINE
 from imagegen.web.ops import prometheus, stats
 from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
+from tests.edge_server import edge_server
+from tests.support import AS_ADMIN, eventually, over_rows, submission
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]

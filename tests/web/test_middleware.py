@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient
-from edge_server import edge_server
-from support import logged, over_rows
 
 from imagegen import log
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.http.responses import json_response, language, preferred_language, request_id_of
+from tests.edge_server import edge_server
+from tests.support import logged, over_rows
 
 Client = TestClient[web.Request, web.Application]
 

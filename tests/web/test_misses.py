@@ -6,12 +6,12 @@ import secrets
 from typing import Any
 
 import pytest
-from support import eventually
-from web.conftest import Client, wait_until_discovered
 
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.tasks.validation import parse
 from imagegen.web.handler_services import SERVICES
+from tests.support import eventually
+from tests.web.conftest import Client, wait_until_discovered
 
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 

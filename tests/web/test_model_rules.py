@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
 
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.web.conftest import Client, StartService
 
 BFL = "black-forest-labs/"

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import AS_ADMIN, eventually
-from web.conftest import Client, StartService
 
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.queue import open_tasks
 from imagegen.web.guard import GUARD
+from tests.support import AS_ADMIN, eventually
+from tests.web.conftest import Client, StartService
 
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 

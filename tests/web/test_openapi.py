@@ -14,12 +14,12 @@ from aiohttp.test_utils import TestClient
 from jsonschema import Draft202012Validator
 from jsonschema import ValidationError as SchemaError
 from openapi_spec_validator import validate
-from support import ADMIN_TOKEN, AS_ADMIN, over_rows
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
 from imagegen.web.openai.error_responses import FAILED_STATUS
 from imagegen.web.routes import ROUTES, build_document
+from tests.support import ADMIN_TOKEN, AS_ADMIN, over_rows
 
 Client = TestClient[web.Request, web.Application]
 

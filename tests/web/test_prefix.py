@@ -8,10 +8,10 @@ from urllib.parse import urljoin
 
 import pytest
 from aiohttp import ClientResponse
-from support import eventually, over_rows
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
+from tests.support import eventually, over_rows
 
 PUBLIC = "https://h.example/imagegen"
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}

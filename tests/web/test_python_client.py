@@ -8,9 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from image_bytes import image_file
-from web.conftest import Client, StartService
 
 from imagegen.client import (
     AsyncImageClient,
@@ -24,6 +21,9 @@ from imagegen.client import (
     TooManyRequests,
     WaitTimeout,
 )
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.image_bytes import image_file
+from tests.web.conftest import Client, StartService
 
 API_KEY = "k" * 40
 

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
-from edge_server import edge_server
 
 from imagegen.ratelimit.limits import Limits, RateLimits, networks
 from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
 from imagegen.web.http.forwarded import client_address
+from tests.edge_server import edge_server
 
 from .conftest import Clock
 

@@ -28,12 +28,12 @@ from schemathesis.generation.feedback import FeedbackSources
 from schemathesis.generation.modes import GenerationMode
 from schemathesis.pytest._test_builder import build_operation_test
 from schemathesis.schemas import BaseSchema
-from service.running import Service
-from support import ADMIN_TOKEN, AS_ADMIN, examples
 
 from imagegen.tasks.field_faults import VISIBLE_TEXT
 from imagegen.web.openai.operations import ALIASES
 from imagegen.web.routes import build_document
+from tests.service.running import Service
+from tests.support import ADMIN_TOKEN, AS_ADMIN, examples
 
 ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416"]
 """Statuses that schema-valid data may cause: 410 for another `v`."""

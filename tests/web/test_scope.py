@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from image_bytes import image_file
-from support import AS_ADMIN
-from web.conftest import Client, StartService
 from yarl import URL
 
 from imagegen.web.openapi.document import Operation
 from imagegen.web.routes import ROUTES
+from tests.image_bytes import image_file
+from tests.support import AS_ADMIN
+from tests.web.conftest import Client, StartService
 
 SECRETS = {name: f"secret-of-the-key-{name}" for name in ("a", "b", "c")}
 KEYS = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in SECRETS.items()}

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from aiohttp import http_parser, web, web_protocol
-from support import logged, over_rows
 
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
 from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
+from tests.support import logged, over_rows
 
 CANARY = b"hunter2"
 MakeServer = Callable[..., Awaitable["Server"]]

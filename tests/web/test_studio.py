@@ -11,7 +11,6 @@ from urllib.parse import urljoin
 
 import aiohttp
 import pytest
-from support import over_rows
 
 from imagegen.providers.model_table import load_table
 from imagegen.providers.prices import estimate
@@ -19,6 +18,7 @@ from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.request import GenerationRequest
 from imagegen.web.api.models import price_view
 from imagegen.web.ops.static_files import STATIC, accepts_gzip
+from tests.support import over_rows
 from tests.web.conftest import Client
 
 FOLDER = STATIC / "studio"

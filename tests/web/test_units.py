@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from image_bytes import data_uri, image_file
-from support import AS_ADMIN
 
 from imagegen.app import create_app
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.settings import Settings
 from imagegen.tasks.request import GenerationRequest
+from tests.image_bytes import data_uri, image_file
+from tests.support import AS_ADMIN
 
 from .conftest import Client, StartService
 

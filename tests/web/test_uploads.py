@@ -11,12 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import FormData
-from image_bytes import image_file, png_file
-from support import over_rows
-from web.conftest import Client
 
 from imagegen.app import STORE
 from imagegen.web.http import body_stream
+from tests.image_bytes import image_file, png_file
+from tests.support import over_rows
+from tests.web.conftest import Client
 
 BOUNDARY = "a-boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}

@@ -9,10 +9,10 @@ import json
 
 import pytest
 from aiohttp.test_utils import TestClient
-from faults.money import charged
-from support import AS_ADMIN
 
 from imagegen.web.ops.usage import prefers_csv
+from tests.faults.money import charged
+from tests.support import AS_ADMIN
 
 PRICE = 708e-6
 """Dollars of an image of 512 x 512."""

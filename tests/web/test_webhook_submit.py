@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 from standardwebhooks import Webhook as Verifier
-from support import eventually, over_rows
 from yarl import URL
+
+from tests.support import eventually, over_rows
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 ASKED = {"prompt": "a lighthouse", "webhook": {"url": "https://hooks.invalid/a?token=1"}}

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, logged
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
@@ -14,6 +13,7 @@ from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker.attempt_limits import SeedSupport
 from imagegen.worker.circuit_breaker import BreakerConfig
+from tests.support import eventually, logged
 
 from .conftest import MakeHarness, fault, images, loss, no_model, refused
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pytest
-from support import eventually, over_rows
-from worker.conftest import ScriptedProvider, WorkerHarness, images, loss, only_route
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
@@ -18,6 +16,8 @@ from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.worker.call_routes import Routes
+from tests.support import eventually, over_rows
+from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, loss, only_route
 
 PRICING = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
 HANDLE = JobHandle("scripted", "task_1")

@@ -7,7 +7,6 @@ import itertools
 import random
 
 import pytest
-from support import over_rows
 
 from imagegen.worker import destinations as module
 from imagegen.worker.destinations import (
@@ -21,6 +20,7 @@ from imagegen.worker.destinations import (
     Destinations,
     Try,
 )
+from tests.support import over_rows
 
 
 class Receivers:

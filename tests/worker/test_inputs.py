@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
-from support import eventually
-from worker.conftest import MakeHarness, images
 
 from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.store import OpenedImage, VerifiedImage
@@ -17,6 +15,8 @@ from imagegen.tasks.image import ImageLink
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import attempt
 from imagegen.worker.inputs import InputOpener
+from tests.support import eventually
+from tests.worker.conftest import MakeHarness, images
 
 LINK = "https://images.example/a.png"
 UPLOAD = f"upload:{'a' * 64}"

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support import over_rows
-from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
@@ -26,6 +24,8 @@ from imagegen.tasks.task import State
 from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
+from tests.support import over_rows
+from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 
 @dataclass

@@ -5,8 +5,6 @@ import math
 from itertools import count, pairwise
 
 import pytest
-from support import Clock, logged
-from worker.conftest import ScriptedProvider, only_route
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
@@ -14,6 +12,8 @@ from imagegen.tasks.task import WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import Permit
+from tests.support import Clock, logged
+from tests.worker.conftest import ScriptedProvider, only_route
 
 ROUTE = only_route(ScriptedProvider())
 OK = UpstreamLimits()

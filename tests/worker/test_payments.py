@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from worker.conftest import ScriptedProvider, fault, images, loss, no_model, submission
 
 from imagegen.channels_file import Channel, Channels, ModelName
 from imagegen.errors import UpstreamError
@@ -23,6 +22,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permits import Choice
+from tests.worker.conftest import ScriptedProvider, fault, images, loss, no_model, submission
 
 PRICE, DEARER = 1_000, 3_000
 

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 from msgspec.structs import replace
-from support import eventually
 
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
+from tests.support import eventually
 
 from .conftest import MakeHarness, WorkerHarness, fault, images, links, loss, refused
 

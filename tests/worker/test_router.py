@@ -6,8 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support import Clock
-from worker.conftest import UNPRICED, ScriptedProvider
 
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
@@ -19,6 +17,8 @@ from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
+from tests.support import Clock
+from tests.worker.conftest import UNPRICED, ScriptedProvider
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)

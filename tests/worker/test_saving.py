@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
-from support import eventually
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
@@ -15,6 +14,7 @@ from imagegen.tasks.image import ImageLink, PaidImage
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import saving
+from tests.support import eventually
 
 from .conftest import MakeHarness, fault, images, links
 

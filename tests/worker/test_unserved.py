@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from support import Clock, over_rows
-from worker.conftest import UNPRICED, MakeHarness, ScriptedProvider
 
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
@@ -16,6 +14,8 @@ from imagegen.tasks.retry import Failed
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.peer_channels import PeerChannels, Served, served_by
 from imagegen.worker.unserved import ALONE_S, MAX_HELD_S, PING_PEERS_INTERVAL_S, OtherInstances, UnservedTasks
+from tests.support import Clock, over_rows
+from tests.worker.conftest import UNPRICED, MakeHarness, ScriptedProvider
 
 OLD_VERSION: Mapping[str, Any] = {"kind": "hello"}
 

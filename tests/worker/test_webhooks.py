@@ -20,7 +20,6 @@ from aiohttp.test_utils import TestServer, unused_port
 from msgspec.structs import replace as changed
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
-from support import eventually, submission
 
 from imagegen.queue import outbox as outbox_module
 from imagegen.queue.claim import StartResult
@@ -33,6 +32,7 @@ from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
 from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.destinations import MAX_HEALTHY, MAX_SLOW_EACH, MAX_UNPROVEN
 from imagegen.worker.webhooks import ReceiverResponse, WebhookDispatcher, WebhookSender, webhook_session
+from tests.support import eventually, submission
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()

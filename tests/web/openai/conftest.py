@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
-from emulator_fixtures import EmulatedUpstream
+
+from tests.emulator_fixtures import EmulatedUpstream
 
 Client = TestClient[web.Request, web.Application]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support import Clock
 
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.openai.client_calls import (
@@ -16,6 +15,7 @@ from imagegen.web.openai.client_calls import (
     Marking,
     TrackedCall,
 )
+from tests.support import Clock
 
 NEW, UNSURE, REPEAT = Mark(Marking.NEW), Mark(Marking.UNSURE), Mark(Marking.REPEAT, 1)
 

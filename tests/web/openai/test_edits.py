@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from aiohttp import FormData
-from emulator_fixtures import EmulatedUpstream
-from image_bytes import data_uri, image_file
 from PIL import Image
-from support import over_rows
 
 from imagegen.app import CONNECTION, QUEUE
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.image_bytes import data_uri, image_file
+from tests.support import over_rows
 
 EDITOR = "an-edit-model"
 SIZE = {"size": "64x64"}

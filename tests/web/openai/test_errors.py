@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import orjson
 import pytest
-from support import over_rows
 
 from imagegen.app import SERVICES
 from imagegen.errors import ApiError, FieldError, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
 from imagegen.web.openai.error_responses import error_response, is_openai_path, retry_after
+from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service
 
 PATHS = ("/v1/images/generations", "/images/generations", "/v1/v1/images/generations")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import over_rows
 
 from imagegen.errors import InvalidRequest
 from imagegen.web.openai.fields import OpenAIRequest, parse
+from tests.support import over_rows
 
 
 def parsed(**body: object) -> OpenAIRequest:

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import eventually, over_rows
 
 from imagegen.app import SERVICES
 from imagegen.tasks.task import State
 from imagegen.web.openai.client_calls import Mark, Marking
 from imagegen.web.openai.sdk_retries import mark_of, wait_limit_s
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import eventually, over_rows
 from tests.web.openai.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import eventually, over_rows
 
 from imagegen.web.openai import keepalive
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import eventually, over_rows
 from tests.web.openai.conftest import Serve, Service
 
 SLOW = {"fault": "ok", "delay_s": 1.5}

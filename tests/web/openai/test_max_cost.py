@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from aiohttp import FormData
-from emulator_fixtures import EmulatedUpstream
-from image_bytes import data_uri, image_file
-from support import over_rows
 
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.image_bytes import data_uri, image_file
+from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service
 
 IMAGE_USD = 0.002832

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from support import over_rows
 
 from imagegen.errors import UpstreamError
 from imagegen.web.model_list import FRESH_S, RETRY_S, ListedModel, ModelListCache
 from imagegen.web.openai.models import entry_of
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service
 
 DEFAULT = "black-forest-labs/FLUX.1-schnell"

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import image_bytes
 import pytest
-from emulator_fixtures import EmulatedUpstream
-from npm_packages import ROOT, installed_packages
 
+from tests import image_bytes
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.npm_packages import ROOT, installed_packages
 from tests.web.openai.conftest import Serve, Service
 
 FOLDER = ROOT / "tests" / "npm"

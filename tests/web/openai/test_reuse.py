@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import pytest
 from aiohttp import ClientResponse
-from emulator_fixtures import EmulatedUpstream
-from support import Clock, eventually
 
 from imagegen.app import METER, QUEUE
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_VARIANT
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import Clock, eventually
 from tests.web.openai.conftest import Client, Serve, Service
 
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "60"}

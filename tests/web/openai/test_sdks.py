@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from emulator_fixtures import EmulatedUpstream
 from PIL import Image
-from support import over_rows
 
+from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service
 from tests.web.openai.sdks import Call, Packages, Sdk
 

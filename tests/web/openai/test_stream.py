@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from emulator_fixtures import EmulatedUpstream
 
 from imagegen.app import SERVICES
 from imagegen.images.store import ImageStore, OpenedImage
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.web.openai.conftest import Serve, Service
 
 Frame = tuple[str, dict[str, Any]]
