@@ -29,7 +29,7 @@ def chromium() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="imagegen-fonts-") as folder, sync_playwright() as playwright:
         (Path(folder) / "fonts").symlink_to(FONTS)
         browser = playwright.chromium.launch(
-            executable_path=binary, args=["--no-sandbox"], env=os.environ | {"XDG_DATA_HOME": folder}
+            executable_path=binary, args=["--no-sandbox"], env={**os.environ, "XDG_DATA_HOME": folder}
         )
         yield browser
         browser.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.http import GENERATE, Compared, Requests, bodies, compare, end
@@ -90,17 +91,12 @@ def reads(options: Options) -> None:
             Service(server.url, **calling) as service,
             Child([sys.executable, "-m", "bench.bare", str(port), str(size_bytes)]),
         ):
-            until(lambda port=port: answers(port, "/"), 10.0)
+            until(partial(answers, port, "/"), 10.0)
             task_id = submit(service.port, "an image to read", "?wait=30")
             url = asked(service.port, "GET", f"/api/images/{task_id}")["data"][0]["url"]
             path = "/" + url.split("/", 3)[3]
-            row = Compared(
-                size_of(size_bytes),
-                goal,
-                service,
-                lambda _mark, path=path: Requests("GET", path),
-                Requests("GET", "/image"),
-            )
+            image, bare_image = Requests("GET", path), Requests("GET", "/image")
+            row = Compared(size_of(size_bytes), goal, service, partial(_same, image), bare_image)
             table.add(*compare(row, port, seconds, options.runs))
     table.show(command("images", options), "x bare: the median of the rounds' ratios.")
 
@@ -124,9 +120,17 @@ def memory(options: Options) -> None:
         ):
             before = service.rss_bytes / MIB
             ids = [submit(service.port, f"huge {number}") for number in range(count)]
-            until(lambda ids=ids, service=service: all(_completed(service, task_id) for task_id in ids), 60.0, 0.05)
+            until(partial(_all_completed, service, ids), 60.0, 0.05)
             table.add(form, "120", f"{before:.0f}", f"{peak_bytes(service.process.pid) / MIB:.0f}")
     table.show(command("images", options), "most: the kernel's VmHWM.")
+
+
+def _same(requests: Requests, _mark: str) -> Requests:
+    return requests
+
+
+def _all_completed(service: Service, task_ids: Iterable[str]) -> bool:
+    return all(_completed(service, task_id) for task_id in task_ids)
 
 
 def _completed(service: Service, task_id: str) -> bool:

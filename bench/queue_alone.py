@@ -34,8 +34,8 @@ _IDENTITY = TaskIdentity("together", "m", {}, None, estimate=lambda _request, _m
 
 def submissions(count: int) -> list[Submission]:
     """Make distinct submissions, as the service does."""
-    fields = {"model": "m", "width": 512, "height": 512, "n": 1}
-    return [_IDENTITY.submission(GenerationRequest(prompt=f"{next(_numbers)}", **fields), None) for _ in range(count)]
+    one = GenerationRequest(prompt="", model="m", width=512, height=512, n=1)
+    return [_IDENTITY.submission(replace(one, prompt=f"{next(_numbers)}"), None) for _ in range(count)]
 
 
 async def no_images(_task_id: str, _family: RequestFamily, _finished: Sequence[Task]) -> ReusedImages:
