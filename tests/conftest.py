@@ -17,6 +17,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
 from tests import orphans, parallel
+from tests.certificates import shorten_bundle
 from tests.s3_server import S3Server
 from tests.support import cache_library_paths
 from tests.tiers import order_of, tier_of
@@ -25,6 +26,7 @@ TESTS = Path(__file__).parent
 
 orphans.end_started_programs()
 cache_library_paths()
+shorten_bundle()
 
 _numbers = itertools.count()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import with_whole_bundle
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".sdks"
 
@@ -48,8 +50,9 @@ def _install(npm: str, place: Path) -> str | None:
     npm doesn't repeat a download that stops in its middle; the next attempt continues with what its cache has.
     """
     try:
+        command, environ = [npm, "ci", *_FAST], with_whole_bundle()
         done = subprocess.run(
-            [npm, "ci", *_FAST], cwd=place, capture_output=True, text=True, timeout=_ATTEMPT_S, check=False
+            command, cwd=place, env=environ, capture_output=True, text=True, timeout=_ATTEMPT_S, check=False
         )
     except subprocess.TimeoutExpired as late:
         return str(late)

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from imagegen.redis_client.server_binary import find_binary
 from tests import forked
+from tests.certificates import FILE_SETTINGS
 from tests.emulator_fixtures import EmulatorProcess
 from tests.forked import ForkedProcess
 
@@ -95,7 +96,8 @@ def at_once(calls: Sequence[Callable[[], _Found]]) -> list[_Found]:
 
 def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with the settings and only what a process needs from this machine."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    names = ("PATH", "HOME", "TMPDIR", "LANG", *FILE_SETTINGS)
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
     return inherited | {"DATA_DIR": str(folder / "data")} | FAST | settings
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import certifi
+from tests.certificates import with_whole_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 CACHE = ROOT / ".sdks"
@@ -28,7 +28,6 @@ SCRIPT = Path(__file__).with_name("sdk_calls.py")
 LACKING = {"openai": ("httpx2==2.16.2", "httpcore2==2.16.2", "truststore==0.10.5")}
 """Dependencies of the installed versions that are not in this environment."""
 
-_END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
 _ATTEMPTS = 3
 _ATTEMPT_S = 100.0
 _RUN_S = 180.0
@@ -70,7 +69,6 @@ class Packages:
 
     def __init__(self) -> None:
         self._processes: dict[Path | None, subprocess.Popen[str]] = {}
-        self._folder = tempfile.TemporaryDirectory()
 
     async def run(self, sdk: Sdk, calls: Sequence[Call], *, at_once: bool = False) -> list[dict[str, Any]]:
         """Return each call's result: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`.
@@ -98,32 +96,23 @@ class Packages:
     def close(self) -> None:
         for process in self._processes.values():
             process.communicate(timeout=_END_S)
-        self._folder.cleanup()
 
     def _process(self, sdk: Sdk) -> subprocess.Popen[str]:
         place = installed(sdk.name, sdk.version)
         if place not in self._processes or self._processes[place].poll() is not None:
-            self._processes[place] = _start(place, Path(self._folder.name))
+            self._processes[place] = _start(place)
         return self._processes[place]
 
 
-def _start(place: Path | None, folder: Path) -> subprocess.Popen[str]:
+def _start(place: Path | None) -> subprocess.Popen[str]:
     """Start a process with the packages of a folder, or with those of this environment."""
     others = ("OPENAI_", "TOGETHER_", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it loads prices from the network
-    environment["SSL_CERT_FILE"] = str(_short_bundle(folder))
     if place is not None:
         environment["PYTHONPATH"] = str(place)
     command = [sys.executable, "-P", str(SCRIPT)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _short_bundle(folder: Path) -> Path:
-    """Write the first certificate of the usual bundle into a file. Each new client reads all of its bundle."""
-    file = folder / "certificates.pem"
-    file.write_text(Path(certifi.where()).read_text().partition(_END_OF_CERTIFICATE)[0] + _END_OF_CERTIFICATE)
-    return file
 
 
 def _exchange(process: subprocess.Popen[str], line: str) -> str:
@@ -160,7 +149,9 @@ def _install(name: str, version: str, place: Path) -> None:
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
             command += ["--no-deps", "--target", str(target), f"{name}=={version}", *LACKING.get(name, ())]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_ATTEMPT_S, check=False)
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=_ATTEMPT_S, env=with_whole_bundle(), check=False
+                )
             except subprocess.TimeoutExpired as late:
                 failure = str(late)
                 continue
