@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from imagegen.queue import change_relay
+from imagegen.queue.claim import Claim
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
+from imagegen.tasks.task import Task
 from tests import orphans, parallel
 from tests.certificates import shorten_bundle
 from tests.s3_server import S3Server
@@ -123,6 +125,37 @@ class Instance:
         """Stop the loops without a message, as kill -9 does."""
         await Supervisor().stop(self.loops)
         self.loops.clear()
+
+    async def claim(self, within_s: float = 20.0) -> Claim:
+        """Return the next claim; fail without one."""
+        async with asyncio.timeout(within_s):
+            claim = await self.worker_queue.claim()
+        assert claim is not None
+        return claim
+
+    async def task(self, task_id: str) -> Task:
+        """Return a task as clients see it; fail without one."""
+        task = await self.client_queue.get(task_id)
+        assert task is not None
+        return task
+
+    async def read(self, task_id: str) -> Task:
+        """Return a task as Redis has it; fail without one."""
+        task = await self.client_queue.read(task_id)
+        assert task is not None
+        return task
+
+    async def cancel(self, task_id: str) -> Task:
+        """Cancel a task for all of its clients; fail without one."""
+        task = await self.client_queue.cancel(task_id)
+        assert task is not None
+        return task
+
+    async def stored(self, key: str) -> bytes:
+        """Return the value of a key; fail without one."""
+        value = await self.connection.commands.get(key)
+        assert isinstance(value, bytes)
+        return value
 
 
 MakeInstance = Callable[..., Instance]

@@ -6,36 +6,59 @@ import asyncio
 
 from msgspec.structs import replace
 
-from imagegen.queue.claim import StartResult
+from imagegen.errors import BudgetExceeded
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.tasks.cost import Cost, day_of
+from imagegen.tasks.submission import Submission
+from imagegen.tasks.task import Task
+from tests.conftest import Instance
 from tests.support import submission
 
 PRICE = 700
 TOTAL, KEY = 0, 7
 
 
-def priced(name: object, client: str = "", price: int | None = PRICE):
+def priced(name: object, client: str = "", price: int | None = PRICE) -> Submission:
     return replace(submission(name), client=client, cost=Cost(price))
 
 
-async def used(instance, slot: int = TOTAL) -> int:
+def cost_of(task: Task) -> Cost:
+    """Return the cost of a task that has one."""
+    assert task.cost is not None
+    return task.cost
+
+
+async def used(instance: Instance, slot: int = TOTAL) -> int:
     """Return what a budget of today holds in Redis."""
     key = instance.keys.budgets(day_of(instance.client_queue.clock()))
     (value,) = await instance.connection.commands.execute_command("BITFIELD", key, "GET", "i64", f"#{slot + 1}")
     return int(value)
 
 
-def limited(instance, *limits: tuple[int, int]):
+def limited(instance: Instance, *limits: tuple[int, int]) -> Instance:
     instance.client_queue.limits.of_others = limits
     return instance
 
 
-async def put(instance, *names):
-    results = await asyncio.gather(*(instance.client_queue.submit(priced(n)) for n in names), return_exceptions=True)
-    return [result if isinstance(result, BaseException) else result.task for result in results]
+async def put(instance: Instance, *names: object) -> list[Task]:
+    """Submit a batch that is accepted."""
+    return [each.task for each in await asyncio.gather(*(instance.client_queue.submit(priced(n)) for n in names))]
 
 
-async def started(instance, *names):
+async def refusals(instance: Instance, *names: object) -> list[BudgetExceeded | None]:
+    """Submit a batch; return the refusal of each task, None if it is accepted."""
+
+    async def refusal(name: object) -> BudgetExceeded | None:
+        try:
+            await instance.client_queue.submit(priced(name))
+        except BudgetExceeded as error:
+            return error
+        return None
+
+    return list(await asyncio.gather(*map(refusal, names)))
+
+
+async def started(instance: Instance, *names: object) -> list[Claim]:
     await put(instance, *names)
     claims = await instance.parts.leases.hold(await instance.verbs.read_entries("i", 10, 0.01))
     for claim in claims:

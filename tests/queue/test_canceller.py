@@ -9,11 +9,13 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.queue import canceller as canceller_module
+from imagegen.queue.claim import Claim
 from imagegen.queue.codec import decode_record
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 from tests import queue_budgets
-from tests.queue_budgets import PRICE, TOTAL, limited, started, used
+from tests.conftest import Instance, MakeInstance
+from tests.queue_budgets import PRICE, TOTAL, cost_of, limited, started, used
 from tests.support import submission
 
 HANDLE = JobHandle("fal", "job_1")
@@ -23,7 +25,8 @@ class Upstream:
     """Provider that answers each cancel with `answer`, after `released`."""
 
     def __init__(self, answer: bool | None = True) -> None:
-        self.answer, self.cancelled = answer, []
+        self.answer = answer
+        self.cancelled: list[JobHandle] = []
         self.asked, self.released = asyncio.Event(), asyncio.Event()
         self.released.set()
 
@@ -34,69 +37,71 @@ class Upstream:
         return self.answer
 
 
-def with_upstream(instance, answer: bool | None = True) -> Upstream:
+def with_upstream(instance: Instance, answer: bool | None = True) -> Upstream:
     upstream = Upstream(answer)
     instance.client_queue.canceller.cancel_upstream = upstream.cancel
     return upstream
 
 
-async def with_job(instance, name: str = "a"):
+async def with_job(instance: Instance, name: str = "a") -> Claim:
     (claim,) = await started(instance, name)
     claim.checkpoint = claim.checkpoint.with_job(AcceptedJob(HANDLE, (0,)))
     assert await instance.worker_queue.record_job(claim, claim.checkpoint)
     return claim
 
 
-async def stored(instance, task_id: str):
-    return decode_record(await instance.connection.commands.get(instance.keys.record(task_id)))[1]
+async def stored(instance: Instance, task_id: str) -> Task:
+    return decode_record(await instance.stored(instance.keys.record(task_id)))[1]
 
 
 @pytest.fixture
-async def one(make_instance):
+async def one(make_instance: MakeInstance) -> Instance:
     instance = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
     await instance.verbs.create_group()
     return instance
 
 
-async def test_a_confirmed_cancel_is_shown_and_gives_the_money_back(one) -> None:
+async def test_a_confirmed_cancel_is_shown_and_gives_the_money_back(one: Instance) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
-    ended = []
+    ended: list[Task] = []
     one.client_queue.canceller.on_ended = ended.append
-    task = await one.client_queue.cancel(claim.task.id)
+    task = await one.cancel(claim.task.id)
     assert (task.state, task.cancelled_upstream, upstream.cancelled) == (State.CANCELLED, True, [HANDLE])
-    assert (task.cost.charged, task.cost.unsure, await used(one)) == (0, 0, 0)
+    assert (cost_of(task).charged, cost_of(task).unsure, await used(one)) == (0, 0, 0)
     kept = await stored(one, task.id)
-    assert (kept.cancelled_upstream, kept.cost.charged, ended) == (True, 0, [task])
+    assert (kept.cancelled_upstream, cost_of(kept).charged, ended) == (True, 0, [task])
 
 
-async def test_a_field_of_the_request_is_not_taken_for_a_confirmed_cancel(one, monkeypatch) -> None:
+async def test_a_field_of_the_request_is_not_taken_for_a_confirmed_cancel(
+    one: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _ = with_upstream(one)
     request = b'{"prompt":"a","model":"m","extra":{"upstream":true}}'
     monkeypatch.setattr(queue_budgets, "submission", lambda name: replace(submission(name), request_json=request))
     claim = await with_job(one)
-    task = await one.client_queue.cancel(claim.task.id)
-    assert (task.cancelled_upstream, task.cost.charged, await used(one)) == (True, 0, 0)
+    task = await one.cancel(claim.task.id)
+    assert (task.cancelled_upstream, cost_of(task).charged, await used(one)) == (True, 0, 0)
 
 
 @pytest.mark.parametrize("answer", [False, None])
-async def test_a_cancel_that_the_provider_does_not_confirm_stays_charged(one, answer: bool | None) -> None:
+async def test_a_cancel_that_the_provider_does_not_confirm_stays_charged(one: Instance, answer: bool | None) -> None:
     upstream, claim = with_upstream(one, answer), await with_job(one)
-    task = await one.client_queue.cancel(claim.task.id)
-    assert (task.cancelled_upstream, task.cost.charged, task.cost.unsure) == (False, PRICE, PRICE)
+    task = await one.cancel(claim.task.id)
+    assert (task.cancelled_upstream, cost_of(task).charged, cost_of(task).unsure) == (False, PRICE, PRICE)
     assert (await used(one), upstream.cancelled) == (PRICE, [HANDLE])
 
 
-async def test_a_task_without_a_job_is_not_cancelled_upstream(one) -> None:
+async def test_a_task_without_a_job_is_not_cancelled_upstream(one: Instance) -> None:
     upstream = with_upstream(one)
     (claim,) = await started(one, "a")
-    task = await one.client_queue.cancel(claim.task.id)
+    task = await one.cancel(claim.task.id)
     assert (task.cancelled_upstream, upstream.cancelled) == (False, [])
 
 
-async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(one) -> None:
+async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(one: Instance) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
-    cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
+    cancel = asyncio.ensure_future(one.cancel(claim.task.id))
     await asyncio.wait_for(upstream.asked.wait(), 20)
     assert claim.lost
     assert (await stored(one, claim.task.id)).state is State.CANCELLED
@@ -104,18 +109,20 @@ async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(on
     assert (await cancel).cancelled_upstream
 
 
-async def test_a_provider_that_does_not_answer_leaves_the_task_charged(one, monkeypatch) -> None:
+async def test_a_provider_that_does_not_answer_leaves_the_task_charged(
+    one: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(canceller_module, "UPSTREAM_S", 0.05)
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
-    task = await one.client_queue.cancel(claim.task.id)
-    assert (task.cancelled_upstream, task.cost.charged) == (False, PRICE)
+    task = await one.cancel(claim.task.id)
+    assert (task.cancelled_upstream, cost_of(task).charged) == (False, PRICE)
 
 
-async def test_a_cancel_is_completed_if_its_client_does_not_wait(one) -> None:
+async def test_a_cancel_is_completed_if_its_client_does_not_wait(one: Instance) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
-    cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
+    cancel = asyncio.ensure_future(one.cancel(claim.task.id))
     await asyncio.wait_for(upstream.asked.wait(), 20)
     cancel.cancel()
     await asyncio.wait([cancel])
@@ -124,21 +131,21 @@ async def test_a_cancel_is_completed_if_its_client_does_not_wait(one) -> None:
     assert ((await stored(one, claim.task.id)).cancelled_upstream, await used(one)) == (True, 0)
 
 
-async def test_two_cancels_at_once_are_one_upstream(make_instance, one) -> None:
+async def test_two_cancels_at_once_are_one_upstream(make_instance: MakeInstance, one: Instance) -> None:
     two = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
     first, second, claim = with_upstream(one), with_upstream(two), await with_job(one)
-    tasks = await asyncio.gather(*(each.client_queue.cancel(claim.task.id) for each in (one, two)))
+    tasks = await asyncio.gather(*(each.cancel(claim.task.id) for each in (one, two)))
     assert {task.state for task in tasks} == {State.CANCELLED}
     assert first.cancelled + second.cancelled == [HANDLE]
     assert await used(one) == 0
 
 
-async def late(instance, claim) -> None:
+async def late(instance: Instance, claim: Claim) -> None:
     instance.worker_queue.on_job_dropped(claim, HANDLE, PRICE)
     await instance.client_queue.canceller.close()
 
 
-async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one) -> None:
+async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one: Instance) -> None:
     upstream = with_upstream(one)
     (claim,) = await started(one, "a")
     taken_back = []
@@ -148,13 +155,15 @@ async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one) ->
     await late(one, claim)
     await late(one, claim)
     task = await stored(one, claim.task.id)
-    assert (task.cancelled_upstream, task.cost.charged, await used(one)) == (True, 0, 0)
+    assert (task.cancelled_upstream, cost_of(task).charged, await used(one)) == (True, 0, 0)
     assert taken_back == [PRICE]
     assert upstream.cancelled[0] == HANDLE
 
 
 @pytest.mark.parametrize("end", ["taken over", "submitted again"])
-async def test_a_job_of_a_task_that_continues_is_not_cancelled(make_instance, one, end: str) -> None:
+async def test_a_job_of_a_task_that_continues_is_not_cancelled(
+    make_instance: MakeInstance, one: Instance, end: str
+) -> None:
     upstream = with_upstream(one)
     (claim,) = await started(one, "a")
     if end == "taken over":
@@ -167,10 +176,10 @@ async def test_a_job_of_a_task_that_continues_is_not_cancelled(make_instance, on
     assert upstream.cancelled == []
 
 
-async def test_a_record_of_a_version_before_reads_as_not_confirmed(one) -> None:
+async def test_a_record_of_a_version_before_reads_as_not_confirmed(one: Instance) -> None:
     with_upstream(one, False)
     claim = await with_job(one)
-    task = await one.client_queue.cancel(claim.task.id)
-    record = await one.connection.commands.get(one.keys.record(task.id))
+    task = await one.cancel(claim.task.id)
+    record = await one.stored(one.keys.record(task.id))
     assert b"upstream" not in record.partition(b"\n")[2]
-    assert abs(task.finished_at - time.time()) < 60
+    assert task.finished_at == pytest.approx(time.time(), abs=60)

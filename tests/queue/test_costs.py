@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Self
 
 import pytest
@@ -13,24 +14,26 @@ from msgspec.structs import replace
 from imagegen.accounts.counts import Counts, RowName
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.errors import BudgetExceeded, QueueFull
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.queue.verbs.release import release_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost
-from imagegen.tasks.family import ReusedImages
+from imagegen.tasks.family import RequestFamily, ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import IN_LINE, TaskError, WaitReason
+from imagegen.tasks.submission import Submission
+from imagegen.tasks.task import IN_LINE, Task, TaskError, WaitReason
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, family_submission, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}
 
 
-async def server_count(instance) -> int:
+async def server_count(instance: Instance) -> int:
     """Return the number of commands that the server ran, without NOSCRIPT replies and those Upstash does not bill."""
     stats = await instance.connection.commands.info("commandstats")
     return sum(
@@ -43,7 +46,7 @@ async def server_count(instance) -> int:
 class CommandCount:
     """Commands within a block; metered: by our meters, counted: by the server."""
 
-    def __init__(self, *instances) -> None:
+    def __init__(self, *instances: Instance) -> None:
         self._instances = instances
 
     def _meters(self) -> int:
@@ -53,31 +56,31 @@ class CommandCount:
         self._before = self._meters(), await server_count(self._instances[0])
         return self
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.metered = self._meters() - self._before[0]
         self.counted = await server_count(self._instances[0]) - self._before[1]
 
 
 @pytest.fixture
-async def one(make_instance):
+async def one(make_instance: MakeInstance) -> Instance:
     """Return an instance without background loops and with its consumer group."""
     instance = make_instance(start=False, max_queue=3)
     await instance.verbs.create_group()
     return instance
 
 
-async def put(instance, *names):
+async def put(instance: Instance, *names: object) -> list[Task]:
     return [
         answer.task for answer in await asyncio.gather(*(instance.client_queue.submit(submission(n)) for n in names))
     ]
 
 
-async def claim(instance):
+async def claim(instance: Instance) -> list[Claim]:
     entries = await instance.verbs.read_entries("i", 10, 0.01)
     return await instance.parts.leases.hold(entries)
 
 
-async def started(instance, *names):
+async def started(instance: Instance, *names: object) -> list[Claim]:
     await put(instance, *names)
     claims = await claim(instance)
     for each in claims:
@@ -85,46 +88,46 @@ async def started(instance, *names):
     return claims
 
 
-def completed(task):
+def completed(task: Task) -> Task:
     return transitions.completed(task, [IMAGE], [], now=time.time(), ttl_s=60)
 
 
-async def finished(instance, *claims):
+async def finished(instance: Instance, *claims: Claim) -> None:
     await asyncio.gather(*(instance.worker_queue.finish(each, completed(each.task)) for each in claims))
 
 
 Verb = Callable[..., Awaitable[object]]
 
 
-async def submit_new(instance) -> None:
+async def submit_new(instance: Instance) -> None:
     await put(instance, "a", "b")
 
 
-async def submit_known(instance) -> None:
+async def submit_known(instance: Instance) -> None:
     (task,) = await put(instance, "a")
     assert (await instance.verbs.submit(replace(task, epoch=task.epoch + 1))).kind == "known"
 
 
-async def submit_repeated(instance) -> None:
+async def submit_repeated(instance: Instance) -> None:
     (task,) = await put(instance, "a")
     assert (await instance.verbs.submit(task)).kind == "new"
 
 
-async def submit_again(instance) -> None:
+async def submit_again(instance: Instance) -> None:
     (each,) = await started(instance, "a")
     error = TaskError("upstream_error", "no", retryable=True)
     await instance.worker_queue.finish(each, transitions.failed(each.task, error, now=time.time(), ttl_s=60))
     await put(instance, "a")
 
 
-async def submit_over_the_limit(instance) -> None:
+async def submit_over_the_limit(instance: Instance) -> None:
     await put(instance, "a", "b", "c")
     with pytest.raises(QueueFull):
         await put(instance, "d")
 
 
-async def submit_with_siblings(instance) -> None:
-    async def reuse(_task_id, family, finished):
+async def submit_with_siblings(instance: Instance) -> None:
+    async def reuse(_task_id: str, family: RequestFamily, finished: Sequence[Task]) -> ReusedImages:
         images = finished[0].images[: family.request.n]
         return ReusedImages(tuple(replace(image, reused=True) for image in images))
 
@@ -145,28 +148,28 @@ async def submit_with_siblings(instance) -> None:
         await instance.client_queue.submit(family_submission("e", 1), reuse)
 
 
-async def start_and_finish(instance) -> None:
+async def start_and_finish(instance: Instance) -> None:
     await finished(instance, *await started(instance, "a", "b"))
 
 
-async def finish_late(instance) -> None:
+async def finish_late(instance: Instance) -> None:
     (each,) = await started(instance, "a")
     await finished(instance, each)
     await finished(instance, each)
 
 
-async def retry(instance) -> None:
+async def retry(instance: Instance) -> None:
     (each,) = await started(instance, "a")
     await instance.worker_queue.retry(each, Retry(60.0, WaitReason.RETRYING))
     assert await instance.worker_queue.start(each) is StartResult.STARTED
 
 
-async def cancel(instance) -> None:
+async def cancel(instance: Instance) -> None:
     (task,) = await put(instance, "a")
     await instance.client_queue.cancel(task.id)
 
 
-async def keep_a_handle(instance) -> None:
+async def keep_a_handle(instance: Instance) -> None:
     (each,) = await started(instance, "a")
     before = instance.connection.meter.commands.total()
     each.checkpoint = each.checkpoint.with_job(AcceptedJob(JobHandle("fal", "1"), (0,)))
@@ -174,13 +177,13 @@ async def keep_a_handle(instance) -> None:
     assert instance.connection.meter.commands.total() == before + 1
 
 
-async def take_given(instance) -> None:
+async def take_given(instance: Instance) -> None:
     entry_ids = [each.entry_id for each in await started(instance, "a", "b")]
     assert len(await instance.verbs.take_given("i", "other", entry_ids)) == 2
     assert await instance.verbs.take_given("i", "other", entry_ids) == []
 
 
-async def take_found_job(instance) -> None:
+async def take_found_job(instance: Instance) -> None:
     a, b = await started(instance, "a", "b")
     b.checkpoint = b.checkpoint.with_job(AcceptedJob(JobHandle("replicate", "of_b"), (0,)))
     assert await instance.worker_queue.record_job(b, b.checkpoint)
@@ -195,8 +198,8 @@ async def take_found_job(instance) -> None:
     assert await take(a, JobHandle("replicate", "old", accepted_at=time.time() - 3_600))
 
 
-async def cancel_a_job(instance) -> None:
-    async def confirm(_handle):
+async def cancel_a_job(instance: Instance) -> None:
+    async def confirm(_handle: JobHandle) -> bool:
         return True
 
     instance.client_queue.canceller.cancel_upstream = confirm
@@ -207,10 +210,10 @@ async def cancel_a_job(instance) -> None:
     await instance.worker_queue.start(each)
     each.checkpoint = each.checkpoint.with_job(AcceptedJob(JobHandle("fal", "1"), (0,)))
     await instance.worker_queue.record_job(each, each.checkpoint)
-    assert (await instance.client_queue.cancel(each.task.id)).cancelled_upstream
+    assert (await instance.cancel(each.task.id)).cancelled_upstream
 
 
-async def join_and_leave(instance) -> None:
+async def join_and_leave(instance: Instance) -> None:
     (task,) = await put(instance, "a")
     for client in ("one", "two", "two"):
         assert await instance.client_queue.join(task, client)
@@ -220,16 +223,16 @@ async def join_and_leave(instance) -> None:
     assert not await instance.client_queue.join(task, "two")
 
 
-def priced(name):
+def priced(name: object) -> Submission:
     return replace(submission(name), cost=Cost(700))
 
 
-async def submit_under_a_budget(instance) -> None:
+async def submit_under_a_budget(instance: Instance) -> None:
     instance.client_queue.limits.of_others = ((0, 1400),)
-    results = [instance.client_queue.submit(priced(name)) for name in ("a", "b", "c")]
-    results = await asyncio.gather(*results, return_exceptions=True)
-    assert isinstance(results[2], BudgetExceeded)
-    await instance.client_queue.cancel(results[1].task.id)
+    submits = (instance.client_queue.submit(priced(name)) for name in ("a", "b", "c"))
+    *_, refusal = await asyncio.gather(*submits, return_exceptions=True)
+    assert isinstance(refusal, BudgetExceeded)
+    await instance.client_queue.cancel(submission("b").task_id)
     (each,) = await claim(instance)
     each.checkpoint = replace(each.checkpoint, cost=each.cost.before_call(700))
     await instance.worker_queue.start(each)
@@ -238,7 +241,7 @@ async def submit_under_a_budget(instance) -> None:
     await finished(instance, each)
 
 
-async def renew(instance) -> None:
+async def renew(instance: Instance) -> None:
     await started(instance, "a", "b")
     await instance.verbs.renew(instance.parts.monitor.instance, [])
     entries = [(row.entry_id, row.consumer) for row in await instance.verbs.pending_entries()]
@@ -246,14 +249,14 @@ async def renew(instance) -> None:
     await instance.verbs.renew("i", [("", entry_id) for entry_id, _ in entries])
 
 
-async def take_over(instance) -> None:
+async def take_over(instance: Instance) -> None:
     await started(instance, "a")
     rows = await instance.verbs.pending_entries()
     assert await instance.verbs.claim_expired("other", [row.entry_id for row in rows], 0.0)
     await instance.verbs.read_checkpoints(["0" * 32])
 
 
-async def release(instance) -> None:
+async def release(instance: Instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
@@ -262,12 +265,12 @@ async def release(instance) -> None:
     assert await instance.verbs.release("i", [release_item(each) for each in again], leaving=True) == 2
 
 
-async def read(instance) -> None:
+async def read(instance: Instance) -> None:
     await asyncio.gather(instance.client_queue.get("0" * 32), instance.client_queue.get("1" * 32))
     await instance.client_queue.refresh_positions()
 
 
-async def dead_letter(instance) -> None:
+async def dead_letter(instance: Instance) -> None:
     entry_id = await instance.connection.commands.xadd(instance.keys.stream, {"v": "x"})
     instance.connection.meter.redis_commands_sent("other", 1)
     assert await claim(instance) == []
@@ -276,7 +279,7 @@ async def dead_letter(instance) -> None:
     instance.connection.meter.redis_commands_sent("other", 1)
 
 
-async def look(instance) -> None:
+async def look(instance: Instance) -> None:
     backlog: QueueMonitor = instance.parts.monitor
     instance.notifier.add_peer("other")
     await started(instance, "a")
@@ -285,7 +288,7 @@ async def look(instance) -> None:
     assert await backlog.dead_letters() == 0
 
 
-async def report_usage(instance) -> None:
+async def report_usage(instance: Instance) -> None:
     store, rows = UsageStore(instance.connection, instance.keys), {RowName("ann", "m"): Counts(spent=708)}
     assert await store.add(20_000, "writer", rows, below=1, mark=1) == 0
     assert await store.add(20_000, "writer", rows, below=2, mark=2) == 1
@@ -316,18 +319,18 @@ VERBS += [
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
-async def test_the_meter_counts_the_commands_of_a_verb(one, verb: Verb) -> None:
+async def test_the_meter_counts_the_commands_of_a_verb(one: Instance, verb: Verb) -> None:
     async with CommandCount(one) as commands:
         await verb(one)
     assert commands.metered == commands.counted
 
 
-async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instance) -> None:
+async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instance: MakeInstance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
     one.client_queue.limits.of_others = ((0, 10**9), (5, 10**9))
 
-    async def commands_of(*names) -> int:
+    async def commands_of(*names: object) -> int:
         submissions = [replace(priced(name), cost=Cost(700)) for name in names]
         async with CommandCount(one) as commands:
             await asyncio.gather(*map(one.client_queue.submit, submissions))
@@ -345,11 +348,11 @@ async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instanc
     assert commands.counted == 2 + 2 * len(claims)
 
 
-def submissions_of(client: str, *names):
+def submissions_of(client: str, *names: object) -> list[Submission]:
     return [replace(submission(f"{client}{name}"), client=client) for name in names]
 
 
-async def put_for(instance, client: str, *names, together: bool = True):
+async def put_for(instance: Instance, client: str, *names: object, together: bool = True) -> list[Task]:
     if together:
         return [
             each.task
@@ -358,7 +361,7 @@ async def put_for(instance, client: str, *names, together: bool = True):
     return [(await instance.client_queue.submit(each)).task for each in submissions_of(client, *names)]
 
 
-async def run_one_by_one(instance, count: int) -> None:
+async def run_one_by_one(instance: Instance, count: int) -> None:
     for _ in range(count):
         entries = await instance.verbs.read_entries("i", 1, 0.01)
         (each,) = await instance.parts.leases.hold(entries)
@@ -366,7 +369,7 @@ async def run_one_by_one(instance, count: int) -> None:
         await finished(instance, each)
 
 
-async def test_the_meter_counts_the_commands_of_lines(make_instance) -> None:
+async def test_the_meter_counts_the_commands_of_lines(make_instance: MakeInstance) -> None:
     one = make_instance(start=False, slots=1)
     await one.verbs.create_group()
     async with CommandCount(one) as commands:
@@ -384,7 +387,7 @@ async def test_the_meter_counts_the_commands_of_lines(make_instance) -> None:
 
 @pytest.mark.parametrize(("together", "most"), [(True, 2.0), (False, 3.0)], ids=["together", "one by one"])
 async def test_a_task_in_a_line_costs_two_commands_more_and_another_task_none(
-    make_instance, *, together: bool, most: float
+    make_instance: MakeInstance, *, together: bool, most: float
 ) -> None:
     counts = []
     for client, slots in (("", 1), ("many slots", 50), ("one slot", 1)):
@@ -399,13 +402,12 @@ async def test_a_task_in_a_line_costs_two_commands_more_and_another_task_none(
     assert counts[2] - counts[0] <= 20 * most + begin_and_end
 
 
-async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instance) -> None:
+async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instance: MakeInstance) -> None:
     one, two = make_instance(lease_s=0.3), make_instance(lease_s=0.3)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
 
-    async def run(instance) -> None:
-        while True:
-            each = await instance.worker_queue.claim()
+    async def run(instance: Instance) -> None:
+        while (each := await instance.worker_queue.claim()) is not None:
             await instance.worker_queue.start(each)
             await asyncio.sleep(0.01)
             await finished(instance, each)
@@ -414,7 +416,7 @@ async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instan
         loops = [asyncio.create_task(run(instance)) for instance in (one, two) for _ in range(2)]
         tasks = [task for instance in (one, two) for task in await put(instance, *range(60))]
         for task in tasks:
-            await eventually(lambda task=task: _is_final(two, task.id))
+            await eventually(partial(_is_final, two, task.id))
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
@@ -423,12 +425,12 @@ async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instan
     assert one.connection.meter.tasks.total() + two.connection.meter.tasks.total() == 60
 
 
-async def _is_final(instance, task_id: str) -> bool:
+async def _is_final(instance: Instance, task_id: str) -> bool:
     task = await instance.client_queue.get(task_id)
     return task is not None and task.state.is_final
 
 
-async def test_a_free_loop_proves_an_empty_queue_without_a_command(make_instance) -> None:
+async def test_a_free_loop_proves_an_empty_queue_without_a_command(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     instance.notifier.add_peer("other")
     waits = asyncio.create_task(instance.worker_queue.claim())
@@ -439,7 +441,7 @@ async def test_a_free_loop_proves_an_empty_queue_without_a_command(make_instance
     waits.cancel()
 
 
-async def test_a_free_slot_hides_no_waiting_task(make_instance) -> None:
+async def test_a_free_slot_hides_no_waiting_task(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     waits = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission("a"))
@@ -448,7 +450,7 @@ async def test_a_free_slot_hides_no_waiting_task(make_instance) -> None:
     waits.cancel()
 
 
-async def test_a_single_instance_computes_depth_and_age_without_a_command(make_instance) -> None:
+async def test_a_single_instance_computes_depth_and_age_without_a_command(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await put(instance, "a", "b")
     before = instance.connection.meter.commands.total()
@@ -458,7 +460,7 @@ async def test_a_single_instance_computes_depth_and_age_without_a_command(make_i
     assert instance.connection.meter.commands.total() == before
 
 
-async def test_the_depth_is_rarely_read_from_redis(make_instance) -> None:
+async def test_the_depth_is_rarely_read_from_redis(make_instance: MakeInstance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await put(two, "a")
     one.notifier.add_peer("two")
@@ -467,7 +469,7 @@ async def test_the_depth_is_rarely_read_from_redis(make_instance) -> None:
     assert one.connection.meter.commands["stats"] == 3
 
 
-async def test_the_last_depth_is_reported_during_an_outage(make_instance) -> None:
+async def test_the_last_depth_is_reported_during_an_outage(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False, url="redis://127.0.0.1:1")
     instance.notifier.add_peer("two")
     assert await instance.parts.monitor.waiting() == BacklogSize(0, 0.0)
@@ -476,12 +478,12 @@ async def test_the_last_depth_is_reported_during_an_outage(make_instance) -> Non
     assert instance.connection.meter.commands.total() == 0
 
 
-async def test_attempts_waits_and_outcomes_are_counted(make_instance) -> None:
+async def test_attempts_waits_and_outcomes_are_counted(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     await put(instance, "a")
     instance.parts.dispatcher.put(*await claim(instance))
-    each = await instance.worker_queue.claim()
+    each = await instance.claim()
     assert await instance.worker_queue.start(each) is StartResult.STARTED
     assert instance.parts.monitor.local_status().in_flight == 1
     await instance.worker_queue.retry(each, Retry(60.0, WaitReason.RETRYING))
@@ -497,19 +499,19 @@ async def test_attempts_waits_and_outcomes_are_counted(make_instance) -> None:
     assert (meter.images, meter.image_bytes) == (1, 10)
 
 
-async def test_takeovers_and_possible_double_payments_are_counted(make_instance) -> None:
+async def test_takeovers_and_possible_double_payments_are_counted(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=0.3)
     await one.client_queue.submit(submission("a"))
-    each = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    each = await one.claim()
     assert await one.worker_queue.start(each) is StartResult.STARTED
     await one.crash()
     two = make_instance(lease_s=0.3)
-    await asyncio.wait_for(two.worker_queue.claim(), 20)
+    await two.claim()
     meter = two.connection.meter
     assert (meter.takeovers, meter.ambiguous) == (1, 1)
 
 
-async def test_a_call_that_shutdown_interrupts_is_ambiguous(make_instance) -> None:
+async def test_a_call_that_shutdown_interrupts_is_ambiguous(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     await started(instance, "a")

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ class Servers:
         self._stack.push_async_callback(server.stop)
         if watched:
             watching = asyncio.create_task(server.watch())
-            self._stack.push_async_callback(asyncio.gather, watching, return_exceptions=True)
+            self._stack.push_async_callback(asyncio.wait, [watching])
             self._stack.callback(watching.cancel)
         return server
 
@@ -99,12 +100,11 @@ async def put(server: EmbeddedRedis, value: str) -> None:
         await redis.set("key", value)
 
 
-async def got(server: EmbeddedRedis) -> str | None:
+async def got(server: EmbeddedRedis) -> bytes | str | None:
     """Return the stored value; None also if no server answers."""
     try:
         async with client(server) as redis:
-            found: str | None = await redis.get("key")
-            return found
+            return await redis.get("key")
     except (RedisError, OSError):
         return None
 
@@ -327,7 +327,7 @@ async def test_a_server_that_dies_again_and_again_is_one_line_a_minute(
     for _ in range(4):
         assert server.pid
         os.kill(server.pid, signal.SIGKILL)
-        await eventually(lambda pid=server.pid: gone(pid))
+        await eventually(partial(gone, server.pid))
         await eventually(lambda: got_pong(server), BACK_S)
     assert len([line for line in log_lines if "died with code -9" in line]) == 1
     assert len([line for line in log_lines if "The embedded Redis runs" in line]) == 2
@@ -343,7 +343,7 @@ async def test_a_cut_connection_does_not_restart_the_server(servers: Servers, tm
 
     await eventually(watched_again)
     async with client(server) as redis:
-        await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await redis.client_kill_filter(_type="normal", skipme=True)
     await eventually(watched_again)
     assert server.pid == before
 
@@ -474,8 +474,7 @@ async def _written(folder: Path, count: int) -> Path:
         for number in range(count):
             await redis.set(f"key{number}", "x" * 100)
         async with redis.pipeline(transaction=True) as pipeline:
-            pipeline.set("both", 1)
-            pipeline.set("of them", 2)
+            _ = pipeline.set("both", 1), pipeline.set("of them", 2)
             await pipeline.execute()
     await server.stop()
     (path,) = folder.glob("*/appendonlydir/*.incr.aof")  # noqa: ASYNC240
@@ -538,7 +537,7 @@ async def test_a_first_start_that_ended_before_its_manifest_is_begun_again(tmp_p
     async with Redis.from_url(server.url) as redis:
         assert await redis.set("new", 1)
     await server.stop()
-    assert the_only(tmp_path, "*/appendonlydir/*.manifest")
+    assert the_only(tmp_path, "*/appendonlydir/*.manifest").read_bytes()
 
 
 async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
@@ -547,19 +546,24 @@ async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
     assert whole_bytes(path) == path.stat().st_size
 
 
+def is_intact(server: EmbeddedRedis) -> bool:
+    """Look at the folder now; a type checker takes a property for the same each time."""
+    return server.intact
+
+
 async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path, warnings: list[str]) -> None:
     server = EmbeddedRedis(tmp_path)
     await server.start()
     try:
-        assert server.intact
+        assert is_intact(server)
         (folder,) = tmp_path.glob("*/appendonlydir")  # noqa: ASYNC240
         folder.rename(tmp_path / "elsewhere")
-        assert not server.intact
+        assert not is_intact(server)
         folder.mkdir()
-        assert not server.intact
+        assert not is_intact(server)
         assert len([line for line in warnings if "was deleted or replaced" in line]) == 1
         folder.rmdir()
         (tmp_path / "elsewhere").rename(folder)
-        assert server.intact
+        assert is_intact(server)
     finally:
         await server.stop()

@@ -3,15 +3,17 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from typing import Any
 
 import pytest
 
 from imagegen.queue.eta import EtaEstimator, SlotForecast, WaitingEntries
 from imagegen.tasks.task import State, Task
+from tests.conftest import MakeInstance
 from tests.support import eventually, over_rows, submission
 
 
-def task(name: str, **changes) -> Task:
+def task(name: str, **changes: Any) -> Task:
     fields = {"id": name, "epoch": 1, "sequence": 1, "digest": "d", "model": "m", "created_at": 0.0}
     return Task(**{**fields, "request_json": b'{"width":512,"height":512,"n":1}', **changes})
 
@@ -75,7 +77,7 @@ def test_a_failed_run_does_not_change_the_estimate() -> None:
     assert estimates.runs.mean is None
 
 
-async def test_positions_are_exact_on_one_instance(make_instance) -> None:
+async def test_positions_are_exact_on_one_instance(make_instance: MakeInstance) -> None:
     instance = make_instance()
     held = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission(0))
@@ -84,17 +86,17 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     assert [(await instance.client_queue.position(task)).position for task in tasks] == [1, 2, 3, 4, 5]
     await instance.client_queue.cancel(tasks[1].id)
     assert (await instance.client_queue.position(tasks[4])).position == 4
-    await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    await instance.claim()
     assert (await instance.client_queue.position(tasks[4])).position == 3
 
 
-async def test_positions_are_available_after_a_restart(make_instance) -> None:
+async def test_positions_are_available_after_a_restart(make_instance: MakeInstance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
     for i in range(3):
         await one.client_queue.submit(submission(i))
     two = make_instance()
-    last = await two.client_queue.get(submission(2).task_id)
+    last = await two.task(submission(2).task_id)
     assert last is not None
 
     async def is_third() -> bool:

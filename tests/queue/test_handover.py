@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import orjson
 import pytest
 
 from imagegen.chosen_parts import other_instances
 from imagegen.queue import handover, notifier
+from imagegen.queue.claim import Claim
+from imagegen.queue.verbs.consume import Entry
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, submission
+
+Pair = tuple[Instance, Instance]
 
 JOB = AcceptedJob(JobHandle("fal", "job_1", "account"), (0,))
 
 
 @pytest.fixture
-async def pair(make_instance):
+async def pair(make_instance: MakeInstance) -> Pair:
     """Return two instances that have heard of each other."""
     one, other = make_instance(), make_instance()
     await eventually(lambda: one.notifier.peers and other.notifier.peers)
     return one, other
 
 
-async def claimed(instance, name: str = "a"):
+async def claimed(instance: Instance, name: str = "a") -> Claim:
     await instance.client_queue.submit(submission(name))
-    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    return await instance.claim(5)
 
 
-def may_serve(instance) -> bool:
+def may_serve(instance: Instance) -> bool:
     """Return whether an instance leaves a model that it does not serve itself for others."""
     return other_instances(instance.parts).channels.may_serve("a-model", sandbox=False)
 
 
-async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(make_instance) -> None:
+async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(make_instance: MakeInstance) -> None:
     one = make_instance()
     await eventually(lambda: one.notifier.has_met_peers)
     assert not may_serve(one)
@@ -46,7 +51,9 @@ async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(mak
     assert set(late.notifier.greetings) == {one.notifier.instance}
 
 
-async def test_a_new_subscription_makes_no_instance_wait_for_its_peers_again(pair, monkeypatch) -> None:
+async def test_a_new_subscription_makes_no_instance_wait_for_its_peers_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, _ = pair
     await eventually(lambda: one.notifier.has_met_peers)
     monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
@@ -57,7 +64,7 @@ async def test_a_new_subscription_makes_no_instance_wait_for_its_peers_again(pai
 
 
 async def test_an_instance_waits_for_a_silent_subscriber_no_longer_than_for_a_first_greeting(
-    make_instance, monkeypatch
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
     new = make_instance(start=False)
@@ -70,7 +77,9 @@ async def test_an_instance_waits_for_a_silent_subscriber_no_longer_than_for_a_fi
         assert new.notifier.has_met_peers
 
 
-async def test_a_peer_from_before_a_new_subscription_does_not_count_as_one_that_has_answered(make_instance) -> None:
+async def test_a_peer_from_before_a_new_subscription_does_not_count_as_one_that_has_answered(
+    make_instance: MakeInstance,
+) -> None:
     one, unmet = make_instance(), make_instance(start=False)
     await eventually(lambda: one.notifier.has_met_peers)
     hello = orjson.dumps({"from": "a-gone-instance", "kind": "hello"})
@@ -85,11 +94,11 @@ async def test_a_peer_from_before_a_new_subscription_does_not_count_as_one_that_
         assert one.notifier.may_live(unmet.notifier.instance)
 
 
-async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair) -> None:
+async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair: Pair) -> None:
     one, other = pair
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
-    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    taken = await other.claim(5)
     assert (taken.entry_id, taken.task.id, taken.contested) == (given.entry_id, given.task.id, False)
     assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (0, 0)
     assert one.parts.dispatcher.held == {}
@@ -97,46 +106,52 @@ async def test_a_claim_that_is_given_away_runs_at_the_other_instance(pair) -> No
 
 
 @pytest.mark.parametrize("kind", ["handover", "yours"])
-async def test_a_handover_is_received_under_the_word_of_each_version(pair, kind: str) -> None:
+async def test_a_handover_is_received_under_the_word_of_each_version(pair: Pair, kind: str) -> None:
     one, other = pair
     given = await claimed(one)
     one.parts.dispatcher.forget(given)
     one.notifier.publish(kind, to=other.notifier.instance, ids=[given.entry_id], contested=[])
-    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    taken = await other.claim(5)
     assert taken.task.id == given.task.id
 
 
-async def test_the_job_of_a_claim_goes_along_and_counts_as_no_lost_call(pair, make_instance) -> None:
+async def test_the_job_of_a_claim_goes_along_and_counts_as_no_lost_call(
+    pair: Pair, make_instance: MakeInstance
+) -> None:
     one, other = pair
     begun = await claimed(one)
     await one.worker_queue.start(begun)
     begun.checkpoint = begun.checkpoint.with_job(JOB)
     assert await one.worker_queue.record_job(begun, begun.checkpoint)
     one.parts.handover.give(begun, other.notifier.instance)
-    taken = await asyncio.wait_for(other.worker_queue.claim(), 5)
+    taken = await other.claim(5)
     assert (taken.checkpoint.job, taken.checkpoint.ambiguous_calls, taken.contested) == (JOB, 0, True)
 
 
-async def test_a_claim_that_the_other_instance_does_not_take_comes_back(pair, monkeypatch) -> None:
+async def test_a_claim_that_the_other_instance_does_not_take_comes_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(handover, "CHECK_S", 0.05)
     one, other = pair
     given = await claimed(one)
     one.parts.handover.give(given, "gone")
-    again = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    again = await one.claim()
     assert (again.entry_id, other.parts.dispatcher.held) == (given.entry_id, {})
 
 
-async def test_a_draining_instance_takes_no_claim(pair, monkeypatch) -> None:
+async def test_a_draining_instance_takes_no_claim(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "CHECK_S", 0.05)
     one, other = pair
     other.worker_queue.quiet()
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
-    again = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    again = await one.claim()
     assert again.entry_id == given.entry_id
 
 
-async def test_an_entry_that_its_giver_does_not_hold_any_more_is_not_taken(pair, make_instance) -> None:
+async def test_an_entry_that_its_giver_does_not_hold_any_more_is_not_taken(
+    pair: Pair, make_instance: MakeInstance
+) -> None:
     one, other = pair
     given = await claimed(one)
     third = make_instance(start=False)
@@ -146,20 +161,22 @@ async def test_an_entry_that_its_giver_does_not_hold_any_more_is_not_taken(pair,
 
 
 @pytest.mark.parametrize("ids", [None, 5, ["x"], [3, None], []])
-async def test_a_message_that_is_no_handover_changes_nothing(pair, ids: object) -> None:
+async def test_a_message_that_is_no_handover_changes_nothing(pair: Pair, ids: object) -> None:
     one, other = pair
     one.notifier.publish(handover.KIND, to=other.notifier.instance, ids=ids)
     await one.notifier.flush()
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
-    assert (await asyncio.wait_for(other.worker_queue.claim(), 5)).entry_id == given.entry_id
+    assert (await other.claim(5)).entry_id == given.entry_id
 
 
-async def test_malformed_ids_in_a_message_cost_no_command_and_no_error(pair, monkeypatch) -> None:
+async def test_malformed_ids_in_a_message_cost_no_command_and_no_error(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = pair
     take_given, asked = other.verbs.take_given, []
 
-    def recorded(giver: str, taker: str, entry_ids: Sequence[str]):
+    def recorded(giver: str, taker: str, entry_ids: Sequence[str]) -> Awaitable[list[Entry]]:
         asked.append(list(entry_ids))
         return take_given(giver, taker, entry_ids)
 
@@ -171,17 +188,19 @@ async def test_malformed_ids_in_a_message_cost_no_command_and_no_error(pair, mon
     await one.notifier.flush()
     given = await claimed(one)
     one.parts.handover.give(given, other.notifier.instance)
-    await asyncio.wait_for(other.worker_queue.claim(), 5)
+    await other.claim(5)
     gc.collect()
     assert faults == []
     assert asked == [[given.entry_id]]
 
 
-async def test_a_claim_on_its_way_to_an_instance_that_stops_goes_back_with_its_job(pair, monkeypatch) -> None:
+async def test_a_claim_on_its_way_to_an_instance_that_stops_goes_back_with_its_job(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = pair
     take_given = other.verbs.take_given
 
-    async def slow(giver: str, taker: str, entry_ids: Sequence[str]):
+    async def slow(giver: str, taker: str, entry_ids: Sequence[str]) -> list[Entry]:
         await asyncio.sleep(0.2)  # a slow Redis
         return await take_given(giver, taker, entry_ids)
 
@@ -196,12 +215,14 @@ async def test_a_claim_on_its_way_to_an_instance_that_stops_goes_back_with_its_j
     await other.parts.release_all()
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "handover"))
     assert [consumer.name for consumer in await one.verbs.consumers() if consumer.pending] == []
-    released = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    released = await one.claim()
     await one.worker_queue.read_released(released)
     assert (released.checkpoint.job, released.checkpoint.ambiguous_calls) == (JOB, 0)
 
 
-async def test_a_takeover_that_a_stop_interrupts_keeps_the_record_of_the_call(pair, monkeypatch) -> None:
+async def test_a_takeover_that_a_stop_interrupts_keeps_the_record_of_the_call(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = pair
     begun = await claimed(one)
     await one.worker_queue.start(begun)
@@ -210,7 +231,8 @@ async def test_a_takeover_that_a_stop_interrupts_keeps_the_record_of_the_call(pa
 
     async def never(_ids: object) -> list[bytes | None]:
         is_reading.set()
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        raise AssertionError
 
     monkeypatch.setattr(other.parts.takeover._verbs, "read_checkpoints", never)
     taking = asyncio.create_task(other.parts.takeover.take({begun.entry_id: 1.0}, min_idle_s=0.0))
@@ -219,12 +241,14 @@ async def test_a_takeover_that_a_stop_interrupts_keeps_the_record_of_the_call(pa
     await asyncio.gather(taking, return_exceptions=True)
     monkeypatch.setattr(other.parts.takeover._verbs, "read_checkpoints", reads)
     await other.parts.release_idle([])
-    released = await asyncio.wait_for(one.worker_queue.claim(), 10)
+    released = await one.claim()
     await one.worker_queue.read_released(released)
     assert released.checkpoint.ambiguous_calls == 1
 
 
-async def test_an_instance_that_was_killed_is_forgotten_by_a_ping(make_instance, monkeypatch) -> None:
+async def test_an_instance_that_was_killed_is_forgotten_by_a_ping(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(notifier, "SILENT_S", 1.0)
     one, alive, killed = make_instance(), make_instance(), make_instance(start=False)
     killed.notifier.greeting = lambda: {"serves": "all"}

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import TooManyOpenTasks
 from imagegen.queue import joined_clients
+from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.verbs import join
 from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import State, WaitReason
+from imagegen.tasks.task import State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, submission
+
+Pair = tuple[Instance, Instance]
+Result = TypeVar("Result")
 
 
 def webhook_of(client: str) -> Webhook:
     return Webhook("https://example.com/hook", "https://images.example.com", owner=owner_name(client))
 
 
-async def submit(instance, client, name="a", *, webhook: Webhook | None = None):
+async def submit(instance: Instance, client: str, name: object = "a", *, webhook: Webhook | None = None) -> Task:
     """Submit as the web layer does; return the task."""
     webhooks = (webhook,) if webhook else ()
     sent = replace(submission(name), submitter=client, webhooks=webhooks)
     for _ in range(3):
         submitted = await instance.client_queue.submit(sent)
-        if submitted.cached != "COALESCED":
-            break
+        if submitted.cached is not CacheResult.COALESCED:
+            return submitted.task
         if await instance.client_queue.join(submitted.task, client, has_webhook=bool(webhook)):
             await instance.client_queue.add_webhooks(sent, submitted)
-            break
-    return submitted.task
+            return submitted.task
+    raise AssertionError("the task ended three times before it was joined")
 
 
-def next_call(callbacks: dict[str, Callable], kind: str) -> asyncio.Event:
+def next_call(callbacks: dict[str, Callable[[Any], None]], kind: str) -> asyncio.Event:
     """Return an event that is set when the callback of this kind has run."""
     called, callback = asyncio.Event(), callbacks[kind]
 
-    def call(message) -> None:
+    def call(message: Any) -> None:
         callback(message)
         called.set()
 
@@ -48,27 +55,28 @@ def next_call(callbacks: dict[str, Callable], kind: str) -> asyncio.Event:
     return called
 
 
-async def informed(*instances) -> None:
+async def informed(*instances: Instance) -> None:
     """Wait until each instance receives messages, and knows the others."""
     others = len(instances) - 1
     await eventually(lambda: all(each.notifier.subscribed and len(each.notifier.peers) >= others for each in instances))
 
 
-async def leaves(instance, client, task):
+async def leaves(instance: Instance, client: str, task: Task) -> bool:
     """Cancel by a client; return whether the task went on without it."""
     reply = await instance.client_queue.cancel_by(client, task.id)
+    assert reply.task is not None
     assert reply.left == (not reply.task.state.is_final)
     assert reply.left or reply.task.state is State.CANCELLED
     return reply.left
 
 
 @pytest.fixture
-def pair(make_instance):
+def pair(make_instance: MakeInstance) -> Pair:
     """Return two instances of which none claims."""
     return make_instance(start=False), make_instance(start=False)
 
 
-async def test_the_last_of_three_clients_ends_the_task_whichever_instance_they_use(pair) -> None:
+async def test_the_last_of_three_clients_ends_the_task_whichever_instance_they_use(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "a")
@@ -80,7 +88,7 @@ async def test_the_last_of_three_clients_ends_the_task_whichever_instance_they_u
     assert not await leaves(two, "b", task)
 
 
-async def test_the_only_client_ends_the_task_and_a_stranger_does_not(pair) -> None:
+async def test_the_only_client_ends_the_task_and_a_stranger_does_not(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "a")
@@ -89,7 +97,7 @@ async def test_the_only_client_ends_the_task_and_a_stranger_does_not(pair) -> No
     assert not await leaves(two, "a", task)
 
 
-async def test_a_client_that_left_and_submits_again_counts_again(make_instance) -> None:
+async def test_a_client_that_left_and_submits_again_counts_again(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance(start=False)
     task = await submit(one, "a")
     await submit(one, "b")
@@ -102,7 +110,7 @@ async def test_a_client_that_left_and_submits_again_counts_again(make_instance) 
     assert not await leaves(one, "b", task)
 
 
-async def test_an_instance_receives_who_left_on_another_one(make_instance) -> None:
+async def test_an_instance_receives_who_left_on_another_one(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await informed(one, two)
     task = await submit(one, "a")
@@ -115,7 +123,7 @@ async def test_an_instance_receives_who_left_on_another_one(make_instance) -> No
     assert not await leaves(two, "a", task)
 
 
-async def test_an_instance_without_a_peer_yet_publishes_who_left(make_instance) -> None:
+async def test_an_instance_without_a_peer_yet_publishes_who_left(make_instance: MakeInstance) -> None:
     one = make_instance()
     await informed(one)
     task = await submit(one, "a")
@@ -127,7 +135,9 @@ async def test_an_instance_without_a_peer_yet_publishes_who_left(make_instance) 
     assert await leaves(one, "b", task)
 
 
-async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(make_instance, monkeypatch) -> None:
+async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", 0.0)
     one, two = make_instance(), make_instance()
     await informed(one, two)
@@ -145,7 +155,7 @@ async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(
     assert not await leaves(two, "a", task)
 
 
-async def test_a_submitter_that_left_counts_again_after_a_restart(make_instance) -> None:
+async def test_a_submitter_that_left_counts_again_after_a_restart(make_instance: MakeInstance) -> None:
     one = make_instance()
     await informed(one)
     task = await submit(one, "a")
@@ -162,7 +172,9 @@ async def test_a_submitter_that_left_counts_again_after_a_restart(make_instance)
     assert not await leaves(restarted, "b", task)
 
 
-async def test_a_submitter_that_left_counts_again_once_that_is_forgotten(make_instance, monkeypatch) -> None:
+async def test_a_submitter_that_left_counts_again_once_that_is_forgotten(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joined_clients, "MAX_REMEMBERED", 3)
     monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     one = make_instance()
@@ -178,7 +190,9 @@ async def test_a_submitter_that_left_counts_again_once_that_is_forgotten(make_in
     assert not await leaves(one, "a", task)
 
 
-async def test_a_submitter_that_left_counts_again_where_no_messages_arrive(make_instance, monkeypatch) -> None:
+async def test_a_submitter_that_left_counts_again_where_no_messages_arrive(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", 0.0)
     one, two = make_instance(), make_instance()
     await informed(one, two)
@@ -191,7 +205,7 @@ async def test_a_submitter_that_left_counts_again_where_no_messages_arrive(make_
     assert await leaves(two, "b", task)
 
 
-async def test_a_webhook_keeps_a_task_until_its_client_has_cancelled_twice(pair) -> None:
+async def test_a_webhook_keeps_a_task_until_its_client_has_cancelled_twice(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     a, b = map(submitter_name, "ab")
@@ -205,7 +219,7 @@ async def test_a_webhook_keeps_a_task_until_its_client_has_cancelled_twice(pair)
         assert not await leaves(two, a, task)
 
 
-async def test_the_last_client_ends_a_task_with_its_own_webhook_at_once(pair) -> None:
+async def test_the_last_client_ends_a_task_with_its_own_webhook_at_once(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     a, b = map(submitter_name, "ab")
@@ -221,7 +235,7 @@ async def test_the_last_client_ends_a_task_with_its_own_webhook_at_once(pair) ->
     assert not await leaves(one, b, task)
 
 
-async def test_a_new_epoch_has_its_own_clients(pair) -> None:
+async def test_a_new_epoch_has_its_own_clients(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "a")
@@ -232,11 +246,11 @@ async def test_a_new_epoch_has_its_own_clients(pair) -> None:
     assert not await leaves(two, "b", again)
 
 
-async def test_a_running_or_retried_task_is_left_as_a_waiting_one(make_instance) -> None:
+async def test_a_running_or_retried_task_is_left_as_a_waiting_one(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance(start=False)
     task = await submit(one, "a")
     await submit(one, "b")
-    claim = await one.worker_queue.claim()
+    claim = await one.claim()
     await one.worker_queue.start(claim)
     assert await leaves(two, "a", task)
     await one.worker_queue.retry(claim, Retry(60.0, WaitReason.RETRYING))
@@ -247,7 +261,7 @@ async def test_a_running_or_retried_task_is_left_as_a_waiting_one(make_instance)
     assert claim.lost
 
 
-async def test_a_task_in_a_line_is_left_too(make_instance) -> None:
+async def test_a_task_in_a_line_is_left_too(make_instance: MakeInstance) -> None:
     one = make_instance(start=False, window=1)
     await one.verbs.create_group()
     mine = [replace(submission(name), client="key", submitter="a") for name in ("first", "in line")]
@@ -258,7 +272,7 @@ async def test_a_task_in_a_line_is_left_too(make_instance) -> None:
     assert not await leaves(one, "b", tasks[1])
 
 
-async def test_of_a_task_of_an_earlier_version_two_of_three_clients_leave(pair) -> None:
+async def test_of_a_task_of_an_earlier_version_two_of_three_clients_leave(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "")
@@ -270,7 +284,7 @@ async def test_of_a_task_of_an_earlier_version_two_of_three_clients_leave(pair) 
     assert not await leaves(two, "a", task), "the client that nobody knows"
 
 
-async def test_the_unknown_submitter_of_an_earlier_version_leaves_or_ends_its_task(pair) -> None:
+async def test_the_unknown_submitter_of_an_earlier_version_leaves_or_ends_its_task(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "")
@@ -282,7 +296,7 @@ async def test_the_unknown_submitter_of_an_earlier_version_leaves_or_ends_its_ta
 
 
 @pytest.mark.parametrize("known_by", ["key", "webhook"])
-async def test_a_key_or_a_webhook_shows_who_submitted_a_task_of_an_earlier_version(pair, known_by) -> None:
+async def test_a_key_or_a_webhook_shows_who_submitted_a_task_of_an_earlier_version(pair: Pair, known_by: str) -> None:
     one, two = pair
     await one.verbs.create_group()
     client_id = "key:shop" if known_by == "key" else "203.0.113.1"
@@ -299,7 +313,7 @@ async def test_a_key_or_a_webhook_shows_who_submitted_a_task_of_an_earlier_versi
     assert not await leaves(one, client, again)
 
 
-async def test_a_client_can_not_join_a_task_that_was_cancelled_meanwhile(pair) -> None:
+async def test_a_client_can_not_join_a_task_that_was_cancelled_meanwhile(pair: Pair) -> None:
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "a")
@@ -309,28 +323,30 @@ async def test_a_client_can_not_join_a_task_that_was_cancelled_meanwhile(pair) -
     assert (again.state, again.epoch > task.epoch) == (State.PENDING, True)
 
 
-async def test_clients_beyond_the_most_keep_the_task_until_it_is_cancelled_for_all(pair, monkeypatch) -> None:
+async def test_clients_beyond_the_most_keep_the_task_until_it_is_cancelled_for_all(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(join, "MAX_BYTES", 8)
     one, two = pair
     await one.verbs.create_group()
     task = await submit(one, "a")
     for number in range(9):
         await submit(one, f"c{number}")
-    value = await one.connection.commands.get(one.parts.keys.joined(task.id))
+    value = await one.stored(one.keys.joined(task.id))
     assert value.partition(b" ")[2] == b"a c0 c1 *"
     for client in ("a", "c0", "c1", "c7"):
         assert await leaves(two, client, task)
-    assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
+    assert (await two.cancel(task.id)).state is State.CANCELLED
 
 
-async def join_commands(instance, task, client) -> int:
+async def join_commands(instance: Instance, task: Task, client: str) -> int:
     """Join; return how many commands that cost."""
     before = instance.connection.meter.commands["submit"]
     assert await instance.client_queue.join(task, client)
     return instance.connection.meter.commands["submit"] - before
 
 
-async def test_the_memory_of_clients_is_bounded(make_instance, monkeypatch) -> None:
+async def test_the_memory_of_clients_is_bounded(make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joined_clients, "MAX_REMEMBERED", 3)
     one = make_instance()
     await informed(one)
@@ -340,7 +356,9 @@ async def test_the_memory_of_clients_is_bounded(make_instance, monkeypatch) -> N
     assert [await join_commands(one, tasks[number], "b") for number in (4, 0)] == [0, 3]
 
 
-async def test_a_repeat_costs_no_command_and_another_client_one_script(make_instance, monkeypatch) -> None:
+async def test_a_repeat_costs_no_command_and_another_client_one_script(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     instance = make_instance()
     await informed(instance)
@@ -351,7 +369,7 @@ async def test_a_repeat_costs_no_command_and_another_client_one_script(make_inst
 
 
 async def test_a_repeat_on_an_instance_that_was_there_before_the_task_costs_no_script(
-    make_instance, monkeypatch
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(joined_clients, "SKEW_S", -60.0)
     one, two = make_instance(), make_instance()
@@ -360,7 +378,7 @@ async def test_a_repeat_on_an_instance_that_was_there_before_the_task_costs_no_s
     assert [await join_commands(two, task, client) for client in "abb"] == [0, 4, 0]
 
 
-async def test_an_equal_submit_continues_when_the_first_one_is_cancelled(make_instance) -> None:
+async def test_an_equal_submit_continues_when_the_first_one_is_cancelled(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     first = asyncio.create_task(submit(instance, "a"))
@@ -371,31 +389,31 @@ async def test_an_equal_submit_continues_when_the_first_one_is_cancelled(make_in
     tasks = await asyncio.wait_for(asyncio.gather(*others), 10)
     assert first.cancelled()
     assert len({(task.id, task.epoch) for task in tasks}) == 1
-    assert (await instance.client_queue.read(tasks[0].id)).state is State.PENDING
+    assert (await instance.read(tasks[0].id)).state is State.PENDING
 
 
-class OneLimited:
+class OneLimited(OpenTasks):
     """Limits of open tasks of which one client has reached its own, which shows once `refused` is set."""
 
     def __init__(self) -> None:
         self.refused = asyncio.Event()
 
-    async def counted(self, client, _task_id, store):
+    async def counted(self, client: str, task_id: str, store: Callable[[], Awaitable[tuple[Result, bool]]]) -> Result:
         if client == "limited":
             await self.refused.wait()
             raise TooManyOpenTasks
         return (await store())[0]
 
 
-async def test_an_equal_submit_continues_if_the_first_client_has_too_many_tasks(make_instance) -> None:
+async def test_an_equal_submit_continues_if_the_first_client_has_too_many_tasks(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
-    instance.client_queue.open_tasks = OneLimited()
+    limits = instance.client_queue.open_tasks = OneLimited()
     first = asyncio.create_task(instance.client_queue.submit(replace(submission("a"), client="limited")))
     await asyncio.sleep(0)
     other = asyncio.create_task(instance.client_queue.submit(replace(submission("a"), client="free")))
     await asyncio.sleep(0)
-    instance.client_queue.open_tasks.refused.set()
+    limits.refused.set()
     with pytest.raises(TooManyOpenTasks):
         await first
     assert (await other).task.client == "free"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -12,44 +13,47 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import QueueFull
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import IN_LINE, State, TaskError
+from imagegen.tasks.submission import Submission
+from imagegen.tasks.task import IN_LINE, State, Task, TaskError
 from imagegen.tasks.webhook import Webhook
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
-def submission_of(client: str, name: object):
+def submission_of(client: str, name: object) -> Submission:
     return replace(submission(f"{client}{name}"), client=client)
 
 
-async def put(instance, client: str, count: int, first: int = 0):
+async def put(instance: Instance, client: str, count: int, first: int = 0) -> list[Task]:
     submissions = [submission_of(client, number) for number in range(first, first + count)]
     return [each.task for each in await asyncio.gather(*map(instance.client_queue.submit, submissions))]
 
 
-async def in_stream(instance) -> int:
+async def in_stream(instance: Instance) -> int:
     return await instance.connection.commands.xlen(instance.keys.stream)
 
 
-async def in_line(instance, client: str = "a") -> int:
+async def in_line(instance: Instance, client: str = "a") -> int:
     return await instance.connection.commands.llen(instance.keys.line(client))
 
 
-async def start_one(instance, within_s: float = 0.5):
+async def start_one(instance: Instance, within_s: float = 0.5) -> Claim | None:
     """Start the next task; None if no task comes. A claim that comes later is the next one."""
-    waiting = vars(instance).setdefault("claiming", [])
+    waiting: list[asyncio.Task[Claim | None]] = vars(instance).setdefault("claiming", [])
     claiming = waiting.pop() if waiting else asyncio.create_task(instance.worker_queue.claim())
     done, _ = await asyncio.wait([claiming], timeout=within_s)
     if not done:
         waiting.append(claiming)
         return None
     claim = claiming.result()
+    assert claim is not None
     while (result := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     if result is StartResult.LOST:
@@ -58,19 +62,26 @@ async def start_one(instance, within_s: float = 0.5):
     return claim
 
 
-async def finish(instance, claim):
+async def start_each(instance: Instance, count: int) -> list[Claim]:
+    """Start as many tasks; fail if fewer come."""
+    started = [claim for _ in range(count) if (claim := await start_one(instance))]
+    assert len(started) == count
+    return started
+
+
+async def finish(instance: Instance, claim: Claim) -> Task:
     final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
     return await instance.worker_queue.finish(claim, final)
 
 
-async def run(instance, started: list[str], until: int) -> None:
+async def run(instance: Instance, started: list[str], until: int) -> None:
     """Run tasks, one at once, until a number of them has been started."""
     while len(started) < until and (claim := await start_one(instance)) is not None:
         started.append(claim.task.id)
         await finish(instance, claim)
 
 
-async def run_all(*instances) -> list[str]:
+async def run_all(*instances: Instance) -> list[str]:
     """Run tasks on every slot until no task comes, and return them in order."""
     started: list[str] = []
     slots = [run(instance, started, 10**6) for instance in instances for _ in range(instance.worker_queue.slots)]
@@ -78,13 +89,13 @@ async def run_all(*instances) -> list[str]:
     return started
 
 
-async def is_at_rest(instance) -> bool:
+async def is_at_rest(instance: Instance) -> bool:
     redis, keys = instance.connection.commands, instance.keys
     pending = await redis.xpending(keys.stream, "pool")
     return (await redis.xlen(keys.stream), pending["pending"], await redis.exists(keys.lines)) == (0, 0, 0)
 
 
-async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_instance) -> None:
+async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_instance: MakeInstance) -> None:
     one = make_instance(slots=2)
     tasks = await put(one, "a", 12)
     assert (await in_stream(one), await in_line(one)) == (4, 8)
@@ -96,7 +107,7 @@ async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_in
     assert (len(one.parts.lines), one.parts.lines.waiting) == (0, 0)
 
 
-async def test_a_window_below_the_slots_limits_only_clients_with_a_key(make_instance) -> None:
+async def test_a_window_below_the_slots_limits_only_clients_with_a_key(make_instance: MakeInstance) -> None:
     one = make_instance(window=3)
     await put(one, "a", 6)
     assert await in_stream(one) == 3
@@ -105,22 +116,24 @@ async def test_a_window_below_the_slots_limits_only_clients_with_a_key(make_inst
 
 
 @pytest.mark.parametrize("slots", [1, 5])
-async def test_a_thousand_tasks_of_one_client_delay_anothers_by_one_service_time(make_instance, slots: int) -> None:
+async def test_a_thousand_tasks_of_one_client_delay_anothers_by_one_service_time(
+    make_instance: MakeInstance, slots: int
+) -> None:
     one = make_instance(slots=slots, max_queue=5_000)
     await put(one, "a", 1000)
-    running = [await start_one(one) for _ in range(slots)]
+    running = await start_each(one, slots)
     (task,) = await put(one, "b", 1)
     others = await put(one, "c", 10)
     rounds = []
     for _ in range(5):
         await asyncio.gather(*(finish(one, claim) for claim in running))
-        running = [await start_one(one) for _ in range(slots)]
+        running = await start_each(one, slots)
         rounds.append([claim.task.id for claim in running])
     assert task.id in {*rounds[0], *rounds[1]}
     assert {other.id for other in others} & {*rounds[0], *rounds[1], *rounds[2]}
 
 
-async def test_ten_clients_with_unequal_numbers_of_tasks_get_equal_shares(make_instance) -> None:
+async def test_ten_clients_with_unequal_numbers_of_tasks_get_equal_shares(make_instance: MakeInstance) -> None:
     one = make_instance(max_queue=5_000)
     clients = {f"k{number}": 30 + 30 * number for number in range(10)}
     names = {task.id: client for client, count in clients.items() for task in await put(one, client, count)}
@@ -134,7 +147,7 @@ async def test_ten_clients_with_unequal_numbers_of_tasks_get_equal_shares(make_i
     assert jain >= 0.98
 
 
-async def test_tasks_run_on_an_instance_that_did_not_submit_them(make_instance) -> None:
+async def test_tasks_run_on_an_instance_that_did_not_submit_them(make_instance: MakeInstance) -> None:
     one, two = make_instance(slots=1), make_instance(slots=1)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
     tasks = await put(one, "a", 30)
@@ -148,21 +161,23 @@ async def test_tasks_run_on_an_instance_that_did_not_submit_them(make_instance) 
     await eventually(lambda: is_at_rest(two))
 
 
-async def _drained(instance, started: list[str], count: int) -> None:
+async def _drained(instance: Instance, started: list[str], count: int) -> None:
     while len(started) < count:
         await run(instance, started, count)
 
 
 @pytest.mark.parametrize("peers", [True, False], ids=["with a peer", "alone"])
-async def test_all_lines_drain_after_the_instance_that_submitted_them_was_killed(make_instance, *, peers: bool) -> None:
-    one = make_instance(lease_s=0.5, slots=1)
-    two = make_instance(lease_s=0.5, slots=1) if peers else None
-    if two:
+async def test_all_lines_drain_after_the_instance_that_submitted_them_was_killed(
+    make_instance: MakeInstance, *, peers: bool
+) -> None:
+    one, two = make_instance(lease_s=0.5, slots=1), make_instance(lease_s=0.5, slots=1, start=peers)
+    if peers:
         await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
     tasks = await put(one, "a", 8) + await put(one, "b", 8)
     claim = await start_one(one)
     await one.crash()
-    two = two or make_instance(lease_s=0.5, slots=1)
+    if not peers:
+        two.start()
     started: list[str] = []
     await asyncio.wait_for(_drained(two, started, len(tasks)), 25)
     assert sorted(started) == sorted(task.id for task in tasks)
@@ -170,7 +185,7 @@ async def test_all_lines_drain_after_the_instance_that_submitted_them_was_killed
     await eventually(lambda: is_at_rest(two))
 
 
-async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_instance) -> None:
+async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 6)
     await one.crash()
@@ -182,18 +197,18 @@ async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_inst
     assert started == [task.id for task in tasks[2:]]
 
 
-async def test_a_cancelled_task_of_a_line_never_runs_and_delays_no_other(make_instance) -> None:
+async def test_a_cancelled_task_of_a_line_never_runs_and_delays_no_other(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 6)
     for task in tasks[2:5]:
-        cancelled = await one.client_queue.cancel(task.id)
+        cancelled = await one.cancel(task.id)
         assert cancelled is not None
         assert cancelled.state is State.CANCELLED
     assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[5].id]
     assert await is_at_rest(one)
 
 
-async def test_the_cancel_of_a_task_in_the_stream_moves_the_next_one(make_instance) -> None:
+async def test_the_cancel_of_a_task_in_the_stream_moves_the_next_one(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
     await one.client_queue.cancel(tasks[0].id)
@@ -201,7 +216,7 @@ async def test_the_cancel_of_a_task_in_the_stream_moves_the_next_one(make_instan
     assert await run_all(one) == [tasks[1].id, tasks[2].id]
 
 
-async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once(make_instance) -> None:
+async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 4)
     await one.client_queue.cancel(tasks[2].id)
@@ -211,19 +226,19 @@ async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once
     assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[3].id, tasks[2].id]
 
 
-async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make_instance) -> None:
+async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make_instance: MakeInstance) -> None:
     one, two = make_instance(slots=1), make_instance(slots=1, start=False)
     tasks = await put(one, "a", 4)
     joined = await two.client_queue.submit(submission_of("a", 3))
     assert joined.cached is CacheResult.COALESCED
     assert joined.task.epoch == tasks[3].epoch
-    cancelled = await two.client_queue.cancel(tasks[3].id)
+    cancelled = await two.cancel(tasks[3].id)
     assert cancelled is not None
     assert cancelled.request_json == tasks[3].request_json
     assert await run_all(one) == [task.id for task in tasks[:3]]
 
 
-async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instance) -> None:
+async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
     hooked = replace(submission_of("a", 2), webhooks=(Webhook("https://example.com/hook", "https://example.com"),))
@@ -233,7 +248,9 @@ async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instan
 
 
 @pytest.mark.parametrize("lost", ["line", "record", "both"])
-async def test_a_task_is_queued_again_once_after_redis_lost_its_line_or_record(make_instance, lost: str) -> None:
+async def test_a_task_is_queued_again_once_after_redis_lost_its_line_or_record(
+    make_instance: MakeInstance, lost: str
+) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 5)
     redis = one.connection.commands
@@ -248,7 +265,7 @@ async def test_a_task_is_queued_again_once_after_redis_lost_its_line_or_record(m
     assert sorted(started) == sorted(task.id for task in tasks)
 
 
-async def test_a_lost_line_is_noticed_when_it_is_read(make_instance) -> None:
+async def test_a_lost_line_is_noticed_when_it_is_read(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 5)
     await one.connection.commands.delete(one.keys.line("a"))
@@ -257,7 +274,7 @@ async def test_a_lost_line_is_noticed_when_it_is_read(make_instance) -> None:
     assert sorted(started) == sorted(task.id for task in tasks)
 
 
-async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance) -> None:
+async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 3)
     await one.crash()
@@ -270,48 +287,48 @@ async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance) -
     assert sorted(started) == sorted(task.id for task in tasks)
 
 
-async def test_a_task_that_waits_in_a_line_until_its_deadline_fails(make_instance) -> None:
+async def test_a_task_that_waits_in_a_line_until_its_deadline_fails(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1, deadline_s=0.3)
     tasks = await put(one, "a", 4)
 
     async def has_failed() -> bool:
-        task = await one.client_queue.get(tasks[3].id)
-        return task is not None and task.state is State.FAILED
+        return (await one.task(tasks[3].id)).state is State.FAILED
 
     await eventually(has_failed)
-    failed = await one.client_queue.get(tasks[3].id)
-    assert failed is not None
+    failed = await one.task(tasks[3].id)
     assert failed.error is not None
     assert failed.error.code == "upstream_timeout"
 
 
-async def test_positions_count_the_stream_the_own_line_and_as_many_of_each_other_line(make_instance) -> None:
+async def test_positions_count_the_stream_the_own_line_and_as_many_of_each_other_line(
+    make_instance: MakeInstance,
+) -> None:
     one = make_instance(slots=1, start=False)
     await one.verbs.create_group()
     await one.client_queue.refresh_positions()
     a, b = await put(one, "a", 6), await put(one, "b", 4)
 
-    async def positions(tasks) -> list[int | None]:
-        return [(await one.client_queue.position(await one.client_queue.get(task.id))).position for task in tasks]
+    async def positions(tasks: Sequence[Task]) -> list[int | None]:
+        return [(await one.client_queue.position(await one.task(task.id))).position for task in tasks]
 
     assert await positions(a) == [1, 2, 6, 8, 9, 10]
     assert await positions(b) == [3, 4, 6, 8]
     await one.client_queue.cancel(a[2].id)
     assert await positions(a[3:]) == [6, 8, 9]
-    assert await one.client_queue.position(await one.client_queue.get(a[2].id)) == QueuePosition()
+    assert await one.client_queue.position(await one.task(a[2].id)) == QueuePosition()
 
 
-async def test_positions_are_right_after_a_restart(make_instance) -> None:
+async def test_positions_are_right_after_a_restart(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     tasks = await put(one, "a", 6)
     await one.crash()
     two = make_instance(slots=1)
     await eventually(lambda: len(two.parts.lines) == 1 and two.parts.lines.waiting == 4)
-    place = await two.client_queue.position(await two.client_queue.get(tasks[4].id))
+    place = await two.client_queue.position(await two.task(tasks[4].id))
     assert place.position == 5
 
 
-async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(make_instance) -> None:
+async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1, max_queue=6, start=False)
     await one.verbs.create_group()
     for number in range(6):
@@ -321,7 +338,7 @@ async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(
         await one.client_queue.submit(submission_of("b", 0))
 
 
-async def test_keys_of_another_type_are_moved_aside(make_instance) -> None:
+async def test_keys_of_another_type_are_moved_aside(make_instance: MakeInstance) -> None:
     one = make_instance(slots=1)
     await one.connection.commands.set(one.keys.line("a"), "foreign")
     await one.connection.commands.set(one.keys.lines, "foreign")
@@ -333,7 +350,7 @@ async def test_keys_of_another_type_are_moved_aside(make_instance) -> None:
 class Disorder:
     """Random use of two instances, of which one dies now and then, by clients with more tasks than their windows."""
 
-    def __init__(self, make_instance, seed: int) -> None:
+    def __init__(self, make_instance: MakeInstance, seed: int) -> None:
         self._make_instance = make_instance
         self.random = Random(seed)
         self.instances = [self._make(), self._make()]
@@ -341,7 +358,7 @@ class Disorder:
         self.cut_off: set[tuple[str, int]] = set()
         self.accepted: set[str] = set()
 
-    def _make(self):
+    def _make(self) -> Instance:
         return self._make_instance(slots=1, lease_s=0.4)
 
     async def submit(self) -> None:
@@ -388,9 +405,15 @@ class Disorder:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_each_task_ends_and_starts_once_in_any_disorder(make_instance, seed: int) -> None:
+async def test_each_task_ends_and_starts_once_in_any_disorder(make_instance: MakeInstance, seed: int) -> None:
     disorder = Disorder(make_instance, seed)
-    steps = [disorder.submit, disorder.cancel, disorder.run, disorder.run, partial(disorder.run, fails=True)]
+    steps: list[Callable[[], Awaitable[object]]] = [
+        disorder.submit,
+        disorder.cancel,
+        disorder.run,
+        disorder.run,
+        partial(disorder.run, fails=True),
+    ]
     for step in range(60):
         await (disorder.kill() if step in (20, 40) else disorder.random.choice(steps)())
     await eventually(disorder.are_all_final, 30)

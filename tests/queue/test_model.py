@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     invariant,
@@ -29,6 +32,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
 from tests.support import submission
 
+Result = TypeVar("Result")
 NAMES = st.sampled_from(["a", "b", "c"])
 WHO = st.integers(0, 1)
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -77,8 +81,11 @@ class TwoInstances(RuleBasedStateMachine):
         self.run(self.connection.close())
         self.loop.close()
 
-    def run(self, coroutine):
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return self.loop.run_until_complete(coroutine)
+
+    async def stream_length(self) -> int:
+        return await self.connection.commands.xlen(self.instances[0].keys.stream)
 
     def fresh_instance(self, who: int, name: str) -> QueueInstance:
         """Return an instance with an empty cache, so that it reads the task from Redis."""
@@ -98,7 +105,7 @@ class TwoInstances(RuleBasedStateMachine):
             assert answer.cached is (CacheResult.HIT if known.state is State.COMPLETED else CacheResult.COALESCED)
 
     @rule(target=held, who=WHO)
-    def read(self, who: int):
+    def read(self, who: int) -> MultipleResults[Held]:
         instance = self.instances[who]
         entries = self.run(instance.verbs.read_entries(instance.dispatcher.instance, 1, 0.001))
         unclaimed = {n for n, known in self.known.items() if not known.state.is_final and known.claimed_by is None}
@@ -108,7 +115,7 @@ class TwoInstances(RuleBasedStateMachine):
         return multiple(*[self._hold(claim, who) for claim in claims])
 
     @rule(target=held, who=WHO)
-    def take_over(self, who: int):
+    def take_over(self, who: int) -> MultipleResults[Held]:
         """Expire all leases of the other instance and take over."""
         instance, other = self.instances[who], self.instances[1 - who]
         rows = [row for row in self.run(instance.verbs.pending_entries()) if row.consumer == other.dispatcher.instance]
@@ -159,9 +166,10 @@ class TwoInstances(RuleBasedStateMachine):
     def cancel(self, name: str, who: int) -> None:
         task = self.run(self.fresh_instance(who, name).client_queue.cancel(submission(name).task_id))
         known = self.known.get(name)
-        if known is None:
-            assert task is None
-        elif known.state.is_final:
+        assert (task is None) is (known is None)
+        if task is None or known is None:
+            return
+        if known.state.is_final:
             assert task.state is known.state
         else:
             assert task.state is State.CANCELLED
@@ -180,11 +188,12 @@ class TwoInstances(RuleBasedStateMachine):
     def redis_agrees(self) -> None:
         instance = self.instances[0]
         unfinished = {name: known for name, known in self.known.items() if not known.state.is_final}
-        assert self.run(self.connection.commands.xlen(instance.keys.stream)) == len(unfinished)
+        assert self.run(self.stream_length()) == len(unfinished)
         pending = self.run(instance.verbs.pending_entries())
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
             task = self.run(instance.client_queue.read(submission(name).task_id))
+            assert task is not None
             assert task.epoch == known.epoch
             assert task.state.is_final == known.state.is_final
             if known.state.is_final:

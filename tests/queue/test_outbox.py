@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace as changed
@@ -13,7 +14,7 @@ from msgspec.structs import replace as changed
 from imagegen.errors import InvalidRequest
 from imagegen.queue import delivery_lines as lines_module
 from imagegen.queue import outbox as outbox_module
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.codec import (
     UnreadableRecord,
@@ -28,6 +29,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import MAX_WEBHOOKS, Delivery, DeliveryStatus, Webhook
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -39,28 +41,28 @@ def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.3)
 
 
-def hook(path: str = "a", **changes: object) -> Webhook:
+def hook(path: str = "a", **changes: Any) -> Webhook:
     return replace(Webhook(f"https://hooks.example.com/{path}", "http://here"), **changes)
 
 
-def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
+def with_webhooks(name: object, *webhooks: Webhook) -> Submission:
     return changed(submission(name), webhooks=webhooks)
 
 
-async def submit_hooks(instance, name: str, *webhooks: Webhook) -> Task:
+async def submit_hooks(instance: Instance, name: object, *webhooks: Webhook) -> Task:
     """Submit a task as a client does; join a running one."""
     submitted = with_webhooks(name, *webhooks)
     return (await instance.client_queue.add_webhooks(submitted, await instance.client_queue.submit(submitted))).task
 
 
-async def finish(instance, outcome: str = "completed") -> Task:
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+async def finish(instance: Instance, outcome: str = "completed") -> Task:
+    claim = await instance.claim()
     while await instance.worker_queue.start(claim) is StartResult.INHERITED:
         pass
     return await end(instance, claim, outcome)
 
 
-async def end(instance, claim, outcome: str = "completed") -> Task:
+async def end(instance: Instance, claim: Claim, outcome: str = "completed") -> Task:
     now = time.time()
     if outcome == "completed":
         return await instance.worker_queue.finish(
@@ -70,30 +72,31 @@ async def end(instance, claim, outcome: str = "completed") -> Task:
     return await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=now, ttl_s=60))
 
 
-async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
+async def deliver(instance: Instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
     task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     done = replace(delivery, status=status, attempts=delivery.attempts + 1, last_status=200)
     await instance.parts.outbox.record_attempt(task, done)
     return task, done
 
 
-async def fail_once(instance, due_in_s: float) -> Delivery:
+async def fail_once(instance: Instance, due_in_s: float) -> Delivery:
     task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     failed = replace(delivery, attempts=1, last_status=500, due_at=time.time() + due_in_s)
     await instance.parts.outbox.record_attempt(task, failed)
     return failed
 
 
-async def waiting(instance) -> dict[bytes, float]:
-    return dict(await instance.connection.commands.zrange(instance.keys.outbox, 0, -1, withscores=True))
+async def waiting(instance: Instance) -> dict[bytes, float]:
+    rows: Any = await instance.connection.commands.zrange(instance.keys.outbox, 0, -1, withscores=True)
+    return dict(rows)
 
 
-async def nothing_comes(instance, within_s: float = 0.3) -> bool:
+async def nothing_comes(instance: Instance, within_s: float = 0.3) -> bool:
     done, _ = await asyncio.wait([asyncio.create_task(instance.parts.outbox.next())], timeout=within_s)
     return not done
 
 
-async def check_outbox(instance) -> None:
+async def check_outbox(instance: Instance) -> None:
     """Wait until the instance has checked the outbox, after the check that may be under way."""
     enough = instance.connection.meter.commands["hooks"] + 5  # a check that takes names over counts 4
 
@@ -104,13 +107,13 @@ async def check_outbox(instance) -> None:
     await eventually(is_checked)
 
 
-async def commands(instance) -> Counter[str]:
+async def commands(instance: Instance) -> Counter[str]:
     stats = await instance.connection.commands.info("commandstats")
     counts = Counter({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
     return Counter({name: count for name, count in counts.items() if name not in UNCOUNTED})
 
 
-async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_instance) -> None:
+async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
     assert await waiting(instance) == {}
@@ -119,11 +122,11 @@ async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_in
     task, delivery = await deliver(instance)
     assert (task.id, task.state, delivery.webhook) == (final.id, State.COMPLETED, hook())
     assert await waiting(instance) == {}
-    seen = (await instance.client_queue.get(final.id)).deliveries
+    seen = (await instance.task(final.id)).deliveries
     assert [(delivery.status, delivery.attempts) for delivery in seen] == [(DeliveryStatus.DELIVERED, 1)]
 
 
-async def test_a_webhook_costs_at_most_three_commands(make_instance) -> None:
+async def test_a_webhook_costs_at_most_three_commands(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await finish_and_settle(instance, "warm", hook())
     plain = await least(instance, "plain")
@@ -133,7 +136,7 @@ async def test_a_webhook_costs_at_most_three_commands(make_instance) -> None:
     assert not plain - delivered
 
 
-async def least(instance, name: str, *webhooks: Webhook) -> Counter[str]:
+async def least(instance: Instance, name: str, *webhooks: Webhook) -> Counter[str]:
     """Return the least of each command over three tasks, since an interval of a background loop may end in one."""
     first, *others = [await counted(instance, f"{name} {number}", *webhooks) for number in range(3)]
     for other in others:
@@ -141,14 +144,14 @@ async def least(instance, name: str, *webhooks: Webhook) -> Counter[str]:
     return first
 
 
-async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
+async def counted(instance: Instance, name: str, *webhooks: Webhook) -> Counter[str]:
     before = await commands(instance)
     await finish_and_settle(instance, name, *webhooks)
     return await commands(instance) - before
 
 
-async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
-    claiming = asyncio.create_task(instance.worker_queue.claim())
+async def finish_and_settle(instance: Instance, name: str, *webhooks: Webhook) -> None:
+    claiming = asyncio.create_task(instance.claim())
     await eventually(lambda: instance.connection.subscriptions.active)
     await submit_hooks(instance, name, *webhooks)
     claim = await asyncio.wait_for(claiming, 20)
@@ -158,7 +161,7 @@ async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
         await deliver(instance)
 
 
-async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) -> None:
+async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance: MakeInstance) -> None:
     instance = make_instance()
     before = instance.connection.meter.commands["hooks"]
     await eventually(lambda: instance.connection.meter.commands["hooks"] == before + 1)
@@ -167,7 +170,7 @@ async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) ->
     assert outbox_module.CHECK_INTERVAL_S >= 600
 
 
-async def test_an_unsubscribed_event_is_not_delivered(make_instance) -> None:
+async def test_an_unsubscribed_event_is_not_delivered(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook(events=("image.failed",)))
     await finish(instance)
@@ -175,10 +178,10 @@ async def test_an_unsubscribed_event_is_not_delivered(make_instance) -> None:
     assert await nothing_comes(instance, 0.05)
 
 
-async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> None:
+async def test_the_cancelling_instance_delivers_the_webhook(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     task = await submit_hooks(one, "a", hook())
-    assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
+    assert (await two.cancel(task.id)).state is State.CANCELLED
     delivered, _ = await deliver(two)
     assert delivered.state is State.CANCELLED
     assert await waiting(one) == {}
@@ -186,10 +189,10 @@ async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> No
 
 
 @pytest.mark.parametrize("running", [True, False])
-async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance, running: bool) -> None:
+async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance: MakeInstance, running: bool) -> None:
     one, two = make_instance(), make_instance()
     await submit_hooks(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    claim = await one.claim()
     if running:
         await one.worker_queue.start(claim)
     joins = [submit_hooks(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
@@ -202,24 +205,22 @@ async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance
     assert sorted(delivery.number for delivery in final.deliveries) == list(range(7))
     assert await waiting(one) == {}
     two.task_cache.forget(final.id)
-    assert all(
-        delivery.status is DeliveryStatus.DELIVERED for delivery in (await two.client_queue.get(final.id)).deliveries
-    )
+    assert all(delivery.status is DeliveryStatus.DELIVERED for delivery in (await two.task(final.id)).deliveries)
 
 
-async def test_a_webhook_may_join_a_task_without_webhooks(make_instance) -> None:
+async def test_a_webhook_may_join_a_task_without_webhooks(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     task = await submit_hooks(one, "a")
     await submit_hooks(two, "a", hook())
-    seen = await two.client_queue.get(task.id)
+    seen = await two.task(task.id)
     assert [delivery.webhook for delivery in seen.deliveries] == [hook()]
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    claim = await one.claim()
     await one.worker_queue.start(claim)
     await end(one, claim)
     assert (await deliver(one))[1].webhook == hook()
 
 
-async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance) -> None:
+async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     task = await submit_hooks(one, "a")
     await submit_hooks(two, "a", hook())
@@ -227,10 +228,10 @@ async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance) -
     assert (await deliver(one))[1].webhook == hook()
 
 
-async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
+async def test_joined_webhooks_survive_a_takeover(make_instance: MakeInstance) -> None:
     one = make_instance()
     await submit_hooks(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    claim = await one.claim()
     await one.worker_queue.start(claim)
     await submit_hooks(one, "a", hook("second"))
     one.worker_queue.quiet()
@@ -242,19 +243,19 @@ async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
     assert {(await deliver(two))[1].number for _ in range(2)} == {0, 1}
 
 
-async def test_a_joined_webhook_is_shown_while_the_task_runs(make_instance) -> None:
+async def test_a_joined_webhook_is_shown_while_the_task_runs(make_instance: MakeInstance) -> None:
     instance = make_instance()
     task = await submit_hooks(instance, "a", hook("first"))
     await submit_hooks(instance, "a", hook("waits"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    claim = await instance.claim()
     await instance.worker_queue.start(claim)
     await submit_hooks(instance, "a", hook("runs"))
     instance.worker_queue.progress(claim, 20)
-    seen = await instance.client_queue.get(task.id)
+    seen = await instance.task(task.id)
     assert [delivery.webhook.url[-5:] for delivery in seen.deliveries] == ["first", "waits", "/runs"]
 
 
-async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance) -> None:
+async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
@@ -268,11 +269,11 @@ async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance) -> N
     await eventually(lambda: len_of(one, final.id, 2))
 
 
-async def len_of(instance, task_id: str, count: int) -> bool:
-    return len((await instance.client_queue.get(task_id)).deliveries) == count
+async def len_of(instance: Instance, task_id: str, count: int) -> bool:
+    return len((await instance.task(task_id)).deliveries) == count
 
 
-async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instance) -> None:
+async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
@@ -281,10 +282,10 @@ async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instanc
     await deliver(two)
     for instance in (one, two):
         instance.task_cache.forget(final.id)
-        assert [d.status for d in (await instance.client_queue.get(final.id)).deliveries] == ["delivered", "delivered"]
+        assert [d.status for d in (await instance.task(final.id)).deliveries] == ["delivered", "delivered"]
 
 
-async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> None:
+async def test_the_twenty_first_webhook_is_refused_by_name(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
     results = await asyncio.gather(
@@ -297,20 +298,20 @@ async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> Non
     assert len(final.deliveries) == MAX_WEBHOOKS
 
 
-async def test_another_instance_reads_the_delivery_status(make_instance) -> None:
+async def test_another_instance_reads_the_delivery_status(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await submit_hooks(one, "a", hook())
     final = await finish(one)
-    assert (await two.client_queue.get(final.id)).deliveries[0].pending
+    assert (await two.task(final.id)).deliveries[0].pending
     await deliver(one)
     await eventually(lambda: is_delivered(two, final.id))
 
 
-async def is_delivered(instance, task_id: str) -> bool:
-    return (await instance.client_queue.get(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
+async def is_delivered(instance: Instance, task_id: str) -> bool:
+    return (await instance.task(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
 
 
-async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> None:
+async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance: MakeInstance) -> None:
     one = make_instance()
     await submit_hooks(one, "a", hook())
     final = await finish(one)
@@ -322,7 +323,9 @@ async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> 
     assert task.images == final.images
 
 
-async def test_deliveries_of_another_instance_are_left_alone(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deliveries_of_another_instance_are_left_alone(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 1.0)
     one = make_instance()
     await eventually(lambda: one.notifier.on_join)
@@ -335,13 +338,14 @@ async def test_deliveries_of_another_instance_are_left_alone(make_instance, monk
     assert len(await waiting(two)) == 1
 
 
-async def test_a_due_delivery_is_taken_by_one_other_instance(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_due_delivery_is_taken_by_one_other_instance(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = make_instance()
     await submit_hooks(one, "a", hook())
     await finish(one)
     others = [make_instance(), make_instance()]
-    for other in others:
-        await eventually(lambda other=other: not other.notifier.alone)
+    await eventually(lambda: not any(other.notifier.alone for other in others))
     await one.crash()
     redis = one.connection.commands
     await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), (time.time() + 0.2) * 1000), xx=True)
@@ -355,7 +359,7 @@ async def test_a_due_delivery_is_taken_by_one_other_instance(make_instance, monk
     assert sum(taker.done() for taker in takers) == 1
 
 
-async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> None:
+async def test_a_stopping_instance_releases_its_deliveries(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
     await submit_hooks(one, "a", hook())
@@ -367,7 +371,7 @@ async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> Non
     assert task.id == final.id
 
 
-async def test_a_held_delivery_is_renewed(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_held_delivery_is_renewed(make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "RENEW_S", 0.05)
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
@@ -379,18 +383,18 @@ async def test_a_held_delivery_is_renewed(make_instance, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["junk", "a:b:c:d", "0" * 32 + ":1"])
-async def test_an_outbox_item_without_its_task_is_dropped(make_instance, name: str) -> None:
+async def test_an_outbox_item_without_its_task_is_dropped(make_instance: MakeInstance, name: str) -> None:
     instance = make_instance(start=False)
     await instance.connection.commands.zadd(instance.keys.outbox, {name: 1})
     instance.start()
     await eventually(lambda: gone(instance))
 
 
-async def gone(instance) -> bool:
+async def gone(instance: Instance) -> bool:
     return await waiting(instance) == {}
 
 
-async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instance) -> None:
+async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instance: MakeInstance) -> None:
     one = make_instance()
     await submit_hooks(one, "a", hook())
     await finish(one, "failed")
@@ -401,7 +405,7 @@ async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instan
     await eventually(lambda: gone(two))
 
 
-async def test_a_resubmitted_task_has_a_new_delivery_log(make_instance) -> None:
+async def test_a_resubmitted_task_has_a_new_delivery_log(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook("old"))
     first = await finish(instance, "failed")
@@ -412,11 +416,11 @@ async def test_a_resubmitted_task_has_a_new_delivery_log(make_instance) -> None:
     assert second.epoch > first.epoch
     assert delivery.webhook == hook("new")
     instance.task_cache.forget(second.id)
-    seen = (await instance.client_queue.get(second.id)).deliveries
+    seen = (await instance.task(second.id)).deliveries
     assert [(delivery.webhook, delivery.status) for delivery in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
 
 
-async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
+async def test_delivery_logs_and_outbox_items_expire(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
     await submit_hooks(instance, "a", hook("b"))
@@ -429,10 +433,10 @@ async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
     assert not await redis.exists(keys.outbox)
 
 
-async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
+async def test_a_result_is_written_over_a_foreign_value(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await submit_hooks(instance, "a", hook())
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    claim = await instance.claim()
     await instance.worker_queue.start(claim)
     redis, keys = instance.connection.commands, instance.keys
     await redis.delete(keys.record(claim.task.id))
@@ -443,7 +447,7 @@ async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
     _, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 20)
     assert delivery.webhook == hook()
     instance.task_cache.forget(final.id)
-    assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
+    assert (await instance.task(final.id)).state is State.COMPLETED
 
 
 def test_records_and_logs_survive_a_round_trip() -> None:
@@ -459,7 +463,9 @@ def test_records_and_logs_survive_a_round_trip() -> None:
         decode_delivery_log(b"1 17\n[{}]")
 
 
-async def test_named_deliveries_are_read_in_bulk_and_in_order(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_named_deliveries_are_read_in_bulk_and_in_order(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 20)
     count, one = 100, make_instance()
     ids = []
@@ -482,7 +488,7 @@ async def test_named_deliveries_are_read_in_bulk_and_in_order(make_instance, mon
 
 
 async def test_a_full_destination_leaves_further_deliveries_in_redis(
-    make_instance, monkeypatch: pytest.MonkeyPatch
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 1)
     monkeypatch.setattr(lines_module, "MAX_NAMES_EACH", 1)
@@ -502,7 +508,9 @@ async def test_a_full_destination_leaves_further_deliveries_in_redis(
     await eventually(lambda: gone(one))
 
 
-async def test_distant_deliveries_are_evicted_for_due_ones(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_distant_deliveries_are_evicted_for_due_ones(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 2)
     one = make_instance()
     for name in range(4):
@@ -520,10 +528,10 @@ async def test_distant_deliveries_are_evicted_for_due_ones(make_instance, monkey
     assert delivery.due_at is None
 
 
-async def test_a_foreign_outbox_value_does_not_end_the_loop(make_instance) -> None:
+async def test_a_foreign_outbox_value_does_not_end_the_loop(make_instance: MakeInstance) -> None:
     one = make_instance(start=False)
     redis, key = one.connection.commands, one.keys.outbox
-    await redis.zadd(key, {b"\xff\xfe": 1, "": 2, "x" * 1000: 3})
+    await redis.zadd(key, {b"\xff\xfe": 1, b"": 2, b"x" * 1000: 3})
     one.start()
     await eventually(lambda: gone(one))
     await redis.set(key, "foreign")

@@ -51,7 +51,7 @@ async def test_a_storm_over_two_instances_is_admitted_exactly_to_the_limit(
     make_windows: MakeWindows, limit: int
 ) -> None:
     instances = [make_windows(), make_windows()]
-    window = ("general:a", limit, 60.0)
+    window = Window("general:a", limit, 60.0)
     hits = [instance.hit([window], 1) for _ in range(limit + 25) for instance in instances]
     standings = await asyncio.gather(*hits)
     assert admitted(standings) == limit
@@ -61,7 +61,7 @@ async def test_a_storm_over_two_instances_is_admitted_exactly_to_the_limit(
 
 async def test_a_hit_spends_from_all_its_windows_or_not_at_all(make_windows: MakeWindows) -> None:
     windows = make_windows()
-    general, generation = ("general:a", 10, 60.0), ("generation:a", 2, 60.0)
+    general, generation = Window("general:a", 10, 60.0), Window("generation:a", 2, 60.0)
     both = await asyncio.gather(*(windows.hit([general, generation], 1) for _ in range(5)))
     assert admitted(both) == 2
     assert [(standing[0][0], standing[0][2]) for standing in both[2:]] == [(8, 0.0)] * 3
@@ -70,12 +70,14 @@ async def test_a_hit_spends_from_all_its_windows_or_not_at_all(make_windows: Mak
 
 async def test_each_client_has_its_own_window(make_windows: MakeWindows) -> None:
     windows = make_windows()
-    hits = [windows.hit([(f"general:{client}", 1, 60.0)], 1) for client in ("a", "b", "2001:db8::1") for _ in range(2)]
+    hits = [
+        windows.hit([Window(f"general:{client}", 1, 60.0)], 1) for client in ("a", "b", "2001:db8::1") for _ in range(2)
+    ]
     assert admitted(await asyncio.gather(*hits)) == 3
 
 
 async def test_a_cost_over_what_is_left_spends_nothing(make_windows: MakeWindows) -> None:
-    windows, window = make_windows(), ("general:a", 5, 60.0)
+    windows, window = make_windows(), Window("general:a", 5, 60.0)
     assert (await windows.hit([window], 6))[0] == (5, 0.0, 60.0)
     assert (await windows.hit([window], 3))[0] == (2, 60.0, 0.0)
     left, _, retry_s = (await windows.hit([window], 3))[0]
@@ -85,7 +87,7 @@ async def test_a_cost_over_what_is_left_spends_nothing(make_windows: MakeWindows
 
 @pytest.mark.parametrize("limit", [2, 200])
 async def test_the_budget_returns_when_the_window_has_moved_on(make_windows: MakeWindows, limit: int) -> None:
-    windows, window = make_windows(), ("general:a", limit, 0.3)
+    windows, window = make_windows(), Window("general:a", limit, 0.3)
     await windows.hit([window], limit)
     _, _, retry_s = (await windows.hit([window], 1))[0]
     assert 0 < retry_s <= 0.31
@@ -100,7 +102,7 @@ async def test_a_key_expires_with_its_window_and_stays_short(
 ) -> None:
     windows = make_windows()
     for _ in range(10):
-        await asyncio.gather(*(windows.hit([("general:a", 10_000, 20.0)], 1) for _ in range(100)))
+        await asyncio.gather(*(windows.hit([Window("general:a", 10_000, 20.0)], 1) for _ in range(100)))
     key = Keys(prefix).rate_limit("general:a")
     assert 0 < await connection.commands.pttl(key) <= 20_200
     assert await connection.commands.strlen(key) < 2_500
@@ -111,13 +113,13 @@ async def test_a_malformed_window_counts_as_empty(
 ) -> None:
     await connection.commands.set(Keys(prefix).rate_limit("general:a"), b"\xff?", ex=60)
     await connection.commands.lpush(Keys(prefix).rate_limit("general:b"), "x")
-    windows: list[Window] = [("general:a", 2, 60.0), ("general:b", 2, 60.0)]
+    windows: list[Window] = [Window("general:a", 2, 60.0), Window("general:b", 2, 60.0)]
     assert [left for left, _, _ in await make_windows().hit(windows, 1)] == [1, 1]
 
 
 async def test_hits_of_one_turn_share_their_commands(connection: Connection, make_windows: MakeWindows) -> None:
     windows, spent = make_windows(connection), connection.meter.commands
-    window, other = ("general:a", 50, 60.0), ("generation:a", 9, 60.0)
+    window, other = Window("general:a", 50, 60.0), Window("generation:a", 9, 60.0)
     await windows.hit([window], 1)
     await connection.commands.config_resetstat()
     spent.clear()
@@ -140,14 +142,14 @@ async def billed(connection: Connection) -> dict[str, int]:
 async def test_an_unreachable_redis_is_reported() -> None:
     connection = Connection("redis://127.0.0.1:1")
     with pytest.raises(QueueUnavailable):
-        await RedisRateLimitStore(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)
+        await RedisRateLimitStore(connection, Keys("away")).hit([Window("general:a", 1, 60.0)], 1)
     await connection.close()
 
 
 async def test_a_hit_that_costs_nothing_only_looks(
     make_windows: MakeWindows, connection: Connection, prefix: str
 ) -> None:
-    windows, window = make_windows(), ("general:a", 2, 60.0)
+    windows, window = make_windows(), Window("general:a", 2, 60.0)
     assert await windows.hit([window], 0) == [LimitState(2, 0.0, 0.0)]
     assert not await connection.commands.exists(Keys(prefix).rate_limit("general:a"))
     await windows.hit([window], 2)

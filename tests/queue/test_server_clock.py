@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from imagegen.queue.codec import encode_entry
 from imagegen.redis_client.connection import ServerClock
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.worker.attempt_limits import AttemptLimits
+from tests.conftest import MakeInstance
 from tests.support import submission
 
 
@@ -42,7 +42,7 @@ def test_a_time_before_a_jump_to_the_future_is_as_long_ago_as_before() -> None:
 
 
 @pytest.mark.parametrize("off_by_s", [3_600.0, -3_600.0])
-async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_by_s: float) -> None:
+async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance: MakeInstance, off_by_s: float) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await one.verbs.create_group()
     one.connection.clock._offset += off_by_s
@@ -57,21 +57,21 @@ async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_
     )
 
 
-async def test_a_new_connection_reads_the_server_time(make_instance) -> None:
+async def test_a_new_connection_reads_the_server_time(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     instance.connection.clock._offset += 3_600.0
     await instance.connection.multiplexer.execute("PING")
     assert abs(instance.connection.clock() - time.time()) < 60.0
 
 
-async def test_a_task_that_was_released_keeps_its_age(make_instance) -> None:
+async def test_a_task_that_was_released_keeps_its_age(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    claim = await instance.claim()
     claim.task = replace(claim.task, created_at=claim.task.created_at - 500.0)
     assert b'"queued":' in encode_entry(claim.task)
     instance.task_cache.forget(claim.task.id)
     await instance.worker_queue.release([claim])
     instance.task_cache.forget(claim.task.id)
-    again = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    again = await instance.claim()
     assert again.task.created_at == claim.task.created_at

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import Checkpoint
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.codec import decode_record
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import State, TaskError, WaitReason
+from imagegen.tasks.task import State, Task, TaskError, WaitReason
+from tests.conftest import Instance, MakeInstance
 from tests.support import submission
+
+Pair = tuple[Instance, Instance]
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
-async def end(instance, claim, outcome="completed"):
+async def end(instance: Instance, claim: Claim, outcome: str = "completed") -> Task:
     """Finish as the pool does: with the count of the claim's own checkpoint."""
     now = time.time()
     task = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
@@ -29,31 +33,31 @@ async def end(instance, claim, outcome="completed"):
     return await instance.worker_queue.finish(claim, task)
 
 
-async def claimed(instance, name="a"):
+async def claimed(instance: Instance, name: object = "a") -> Claim:
     await instance.client_queue.submit(submission(name))
-    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    return await instance.claim()
 
 
-async def take_over(instance, claim):
+async def take_over(instance: Instance, claim: Claim) -> Claim:
     """Take over an entry as after an expired lease."""
     (taken,) = await instance.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     return taken
 
 
-async def stored(instance, task_id: str):
+async def stored(instance: Instance, task_id: str) -> Task:
     """Return the task as stored in Redis."""
-    return decode_record(await instance.connection.commands.get(instance.keys.record(task_id)))[1]
+    return decode_record(await instance.stored(instance.keys.record(task_id)))[1]
 
 
 @pytest.fixture
-async def two(make_instance):
+async def two(make_instance: MakeInstance) -> Pair:
     """Return two instances, of which only the first reads; the second takes over by command of the test."""
     one, other = make_instance(), make_instance(start=False)
     return one, other
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
-async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_owner(two, outcome: str) -> None:
+async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_owner(two: Pair, outcome: str) -> None:
     one, other = two
     stale = await claimed(one)
     assert await one.worker_queue.start(stale) is StartResult.STARTED
@@ -65,7 +69,7 @@ async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_own
     assert (await end(other, taken)).possibly_billed_twice == 1
 
 
-async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two) -> None:
+async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -76,17 +80,17 @@ async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two) -> None
     assert (await end(one, stale)).possibly_billed_twice == 2
 
 
-async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two) -> None:
+async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
     await other.worker_queue.start(await take_over(other, stale))
-    cancelled = await one.client_queue.cancel(stale.task.id)
+    cancelled = await one.cancel(stale.task.id)
     assert (cancelled.state, cancelled.possibly_billed_twice) == (State.CANCELLED, 1)
     assert (await stored(one, stale.task.id)).possibly_billed_twice == 1
 
 
-async def test_a_new_owner_makes_no_call_if_the_stale_owner_finished(two) -> None:
+async def test_a_new_owner_makes_no_call_if_the_stale_owner_finished(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -95,7 +99,7 @@ async def test_a_new_owner_makes_no_call_if_the_stale_owner_finished(two) -> Non
     assert await other.worker_queue.start(taken) is StartResult.LOST
 
 
-async def test_a_retry_makes_no_call_if_the_stale_owner_finished(two) -> None:
+async def test_a_retry_makes_no_call_if_the_stale_owner_finished(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -106,19 +110,19 @@ async def test_a_retry_makes_no_call_if_the_stale_owner_finished(two) -> None:
     assert taken.lost
 
 
-async def test_a_claim_released_after_a_stale_finish_makes_no_call(two) -> None:
+async def test_a_claim_released_after_a_stale_finish_makes_no_call(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
     await other.worker_queue.release([taken])
-    third = await asyncio.wait_for(one.worker_queue.claim(), 20)
+    third = await one.claim()
     assert await one.worker_queue.start(third) is StartResult.INHERITED
     assert (await end(one, stale)).state is State.COMPLETED
     assert await one.worker_queue.start(third) is StartResult.LOST
 
 
-async def test_an_owner_verifies_a_doubtful_claim_before_it_pays(make_instance) -> None:
+async def test_an_owner_verifies_a_doubtful_claim_before_it_pays(make_instance: MakeInstance) -> None:
     one, other = make_instance(lease_s=1.0), make_instance(start=False)
     stale = await claimed(one)
     await one.crash()
@@ -127,14 +131,14 @@ async def test_an_owner_verifies_a_doubtful_claim_before_it_pays(make_instance) 
     assert await one.worker_queue.start(stale) is StartResult.LOST
 
 
-async def test_an_owner_with_a_valid_claim_continues_after_a_long_silence(make_instance) -> None:
+async def test_an_owner_with_a_valid_claim_continues_after_a_long_silence(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=1.0)
     claim = await claimed(one)
     claim.confirmed_at -= 1.0
     assert await one.worker_queue.start(claim) is StartResult.STARTED
 
 
-async def test_a_start_just_before_a_takeover_counts_as_possibly_paid(two) -> None:
+async def test_a_start_just_before_a_takeover_counts_as_possibly_paid(two: Pair) -> None:
     one, other = two
     stale = await claimed(one)
     taken = await take_over(other, stale)
@@ -145,7 +149,7 @@ async def test_a_start_just_before_a_takeover_counts_as_possibly_paid(two) -> No
     assert (await end(one, stale)).possibly_billed_twice == 1
 
 
-async def test_a_finish_without_a_merge_costs_no_extra_command(two) -> None:
+async def test_a_finish_without_a_merge_costs_no_extra_command(two: Pair) -> None:
     one, _ = two
     claim = await claimed(one)
     await one.worker_queue.start(claim)
@@ -154,13 +158,13 @@ async def test_a_finish_without_a_merge_costs_no_extra_command(two) -> None:
     assert await calls_of(one, "get") == before
 
 
-async def calls_of(instance, name: str) -> int:
+async def calls_of(instance: Instance, name: str) -> int:
     stats = await instance.connection.commands.info("commandstats")
     return int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"])
 
 
 @pytest.mark.parametrize("garbage", [b"", b"junk", b"\xff\xfe", b"1-0 {}", b"1-0 " + b"[" * 5_000, b'1-0 {"owner":3}'])
-async def test_an_unreadable_checkpoint_counts_as_possibly_paid(two, garbage) -> None:
+async def test_an_unreadable_checkpoint_counts_as_possibly_paid(two: Pair, garbage: bytes) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -172,7 +176,7 @@ async def test_an_unreadable_checkpoint_counts_as_possibly_paid(two, garbage) ->
 
 
 @pytest.mark.parametrize("garbage", [b"junk", None])
-async def test_an_owner_overwrites_an_unreadable_checkpoint(two, garbage) -> None:
+async def test_an_owner_overwrites_an_unreadable_checkpoint(two: Pair, garbage: bytes | None) -> None:
     one, _ = two
     claim = await claimed(one)
     await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
@@ -183,7 +187,7 @@ async def test_an_owner_overwrites_an_unreadable_checkpoint(two, garbage) -> Non
     assert await one.worker_queue.checkpoint(claim, Checkpoint("me", starts=2))
 
 
-async def spoil(instance, key: str, garbage: bytes | None) -> None:
+async def spoil(instance: Instance, key: str, garbage: bytes | None) -> None:
     """Replace our value by other bytes or another type."""
     commands = instance.connection.commands
     await commands.delete(key)
@@ -191,7 +195,7 @@ async def spoil(instance, key: str, garbage: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"junk", b"99 of something", None])
-async def test_an_unreadable_record_affects_only_its_task(two, garbage) -> None:
+async def test_an_unreadable_record_affects_only_its_task(two: Pair, garbage: bytes | None) -> None:
     one, _ = two
     claims = [await claimed(one, name) for name in ("a", "b")]
     for claim in claims:
@@ -202,7 +206,7 @@ async def test_an_unreadable_record_affects_only_its_task(two, garbage) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"junk", None])
-async def test_a_submit_replaces_an_unreadable_record(two, garbage) -> None:
+async def test_a_submit_replaces_an_unreadable_record(two: Pair, garbage: bytes | None) -> None:
     _, other = two
     await other.verbs.create_group()
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
@@ -210,7 +214,7 @@ async def test_a_submit_replaces_an_unreadable_record(two, garbage) -> None:
     assert (await stored(other, submission("a").task_id)).state is State.PENDING
 
 
-async def test_an_interrupted_call_is_recorded_if_the_new_owner_dies(make_instance) -> None:
+async def test_an_interrupted_call_is_recorded_if_the_new_owner_dies(make_instance: MakeInstance) -> None:
     one, other, third = make_instance(lease_s=1.0), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -222,7 +226,7 @@ async def test_an_interrupted_call_is_recorded_if_the_new_owner_dies(make_instan
     assert taken.checkpoint.ambiguous_calls == 1
 
 
-async def test_an_expired_checkpoint_counts_as_a_call_after_each_takeover(make_instance) -> None:
+async def test_an_expired_checkpoint_counts_as_a_call_after_each_takeover(make_instance: MakeInstance) -> None:
     one, other, third = make_instance(), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -232,15 +236,16 @@ async def test_an_expired_checkpoint_counts_as_a_call_after_each_takeover(make_i
     assert taken.checkpoint.ambiguous_calls == 1
 
 
-async def copied(instance, claim):
+async def copied(instance: Instance, claim: Claim) -> Claim:
     """Return the claim of a second entry of the task, as after the restore of an old stream."""
     commands = instance.connection.commands
-    ((_, fields),) = await commands.xrange(instance.keys.stream, claim.entry_id, claim.entry_id)
+    entries: Any = await commands.xrange(instance.keys.stream, claim.entry_id, claim.entry_id)
+    ((_, fields),) = entries
     await commands.xadd(instance.keys.stream, fields)
-    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    return await instance.claim()
 
 
-async def starts(instance, claim) -> list[StartResult]:
+async def starts(instance: Instance, claim: Claim) -> list[StartResult]:
     """Return all replies until the decision whether a call may be made."""
     answers = [await instance.worker_queue.start(claim)]
     while answers[-1] is StartResult.INHERITED:
@@ -249,7 +254,7 @@ async def starts(instance, claim) -> list[StartResult]:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-async def test_a_task_with_two_entries_is_run_once(make_instance, first: int) -> None:
+async def test_a_task_with_two_entries_is_run_once(make_instance: MakeInstance, first: int) -> None:
     one = make_instance(slots=4)
     claim = await claimed(one)
     claims = [claim, await copied(one, claim)]
@@ -261,7 +266,7 @@ async def test_a_task_with_two_entries_is_run_once(make_instance, first: int) ->
     assert await one.connection.commands.xlen(one.keys.stream) == 0
 
 
-async def test_an_entry_restored_after_the_finish_is_not_run(make_instance) -> None:
+async def test_an_entry_restored_after_the_finish_is_not_run(make_instance: MakeInstance) -> None:
     one = make_instance(slots=4)
     claim = await claimed(one)
     second = await copied(one, claim)
