@@ -94,7 +94,11 @@ class Visit:
 
     async def until(self, condition: str, value: object = None) -> None:
         """Wait until an expression is true. The page's policy forbids Playwright to poll it in the page."""
-        await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
+        try:
+            await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
+        except AssertionError as error:
+            alerts = await self.page.get_by_role("alert").all_text_contents()
+            raise AssertionError(f"{error}; the page's alerts: {alerts}") from None
 
     async def fits_its_window(self) -> bool:
         """Return whether nothing is beyond the right edge."""

@@ -60,6 +60,25 @@ async def test_the_gallery_of_all_clients_scrolls_over_five_hundred_tasks(
     await scroll_to(visit, 500)
 
 
+async def test_a_page_of_the_list_that_did_not_come_is_asked_for_again(
+    service: Client, open_studio: OpenStudio
+) -> None:
+    bodies = [{"prompt": f"lighthouse {number} [fail:content_policy]"} for number in range(90)]
+    for start in range(0, 90, 45):
+        await service.post("/api/images/batch", json={"requests": bodies[start : start + 45]})
+    visit = await open_studio(service, "#/key")
+    await visit.page.get_by_label("Key", exact=True).fill(ADMIN_TOKEN)
+    await visit.page.get_by_role("button", name="Use the key").click()
+    await visit.page.route(re.compile("[?&]cursor="), lambda route: route.fulfill(status=503), times=1)
+    await visit.open("#/gallery?all=1")
+    await visit.until(
+        "() => { scrollTo(0, document.body.scrollHeight); return document.querySelector('main [role=alert]'); }"
+    )
+    await visit.page.get_by_role("alert").get_by_role("button", name="Try again").click()
+    await scroll_to(visit, 90)
+    assert await visit.page.get_by_role("alert").count() == 0
+
+
 async def scroll_to(visit: StudioVisit, count: int) -> None:
     """Scroll the gallery until it has this many cards, each once."""
     cards = visit.page.locator("a.card")

@@ -29,11 +29,18 @@ export function Gallery({ route }) {
     </div>
     <${Notice} />
     ${state.compared && html`<p class="notice" role="status">${t("compare.choose")}</p>`}
-    ${route.all && state.listing?.error && html`<p class="error" role="alert">${state.listing.error.status === 401 ? html`${t("gallery.admin")} <a href="#/key">${t("nav.key")}</a>` : errorText(t, state.listing.error)}</p>`}
     <p class="faint" role="status">${records.length ? t("gallery.count", { count: records.length }) : t("gallery.none")} <span class="keys">${t("gallery.keys")}</span></p>
     <${Grid} records=${records.slice(0, count)} route=${route} />
+    ${route.all && state.listing?.error && html`<${ListingError} error=${state.listing.error} />`}
     ${hasMore && html`<${More} onVisible=${showMore} mark=${`${count} ${state.listing?.records.length}`} />`}
   </section>`;
+}
+
+// Why the next page of the list is missing, where it would be.
+function ListingError({ error }) {
+  const { studio, t } = useStudio();
+  if (error.status === 401) return html`<p class="error" role="alert">${t("gallery.admin")} <a href="#/key">${t("nav.key")}</a></p>`;
+  return html`<p class="error" role="alert">${errorText(t, error)} <button type="button" onClick=${() => studio.listMore()}>${t("retry")}</button></p>`;
 }
 
 // Recent tasks beside the form.

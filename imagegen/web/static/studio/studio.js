@@ -354,14 +354,16 @@ export class Studio {
   async listMore() {
     const listing = this.state.listing ?? { records: [], cursor: "", done: false, isLoading: false, error: null };
     if (listing.isLoading || listing.done) return;
-    this.#set({ listing: { ...listing, isLoading: true, error: null } });
+    const loading = { ...listing, isLoading: true, error: null };
+    this.#set({ listing: loading });
+    const set = (loaded) => { if (this.state.listing === loading) this.#set({ listing: { ...loading, isLoading: false, ...loaded } }); }; // not after a change of the key
     try {
       const { tasks, nextCursor } = await this.api.list(listing.cursor);
       const known = new Set(listing.records.map(({ id }) => id));
       const fresh = tasks.filter(({ taskId }) => !known.has(taskId)).map((view) => withView(this.#recordFor(view.taskId), view));
-      this.#set({ listing: { records: [...listing.records, ...fresh], cursor: nextCursor, done: !nextCursor, isLoading: false, error: null } });
+      set({ records: [...listing.records, ...fresh], cursor: nextCursor, done: !nextCursor });
     } catch (error) {
-      this.#set({ listing: { ...listing, isLoading: false, error } });
+      set({ error });
     }
   }
 
