@@ -60,7 +60,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {path: path.relative_to(TESTS).as_posix() for path in {item.path for item in items}}
-    orders, tiers = ({path: of(place) for path, place in places.items()} for of in (order_of, tier_of))
+    orders = {path: order_of(place) for path, place in places.items()}
+    tiers = {path: tier_of(place) for path, place in places.items()}
     items.sort(key=lambda item: orders[item.path])
     for item in items:
         item.add_marker(tiers[item.path])
@@ -184,9 +185,16 @@ async def make_instance(redis_url: str, prefix: str, late_refresh: None) -> Asyn
             url: str = redis_url,
         ) -> Instance:
             connection = Connection(url)
-            life_s = {"record_life_s": 60.0, "deadline_s": deadline_s}
-            limits = {"max_queue": max_queue, "slots": slots, "window": window}
-            rules = QueueConfig(prefix, lease_s, result_ttl_s, **limits, **life_s)
+            rules = QueueConfig(
+                prefix,
+                lease_s,
+                result_ttl_s,
+                record_life_s=60.0,
+                max_queue=max_queue,
+                slots=slots,
+                deadline_s=deadline_s,
+                window=window,
+            )
             instance = Instance(open_queue(connection, rules, instance=f"i{next(_numbers)}"))
             stack.push_async_callback(connection.close)
             stack.push_async_callback(instance.crash)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,16 +41,22 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Recorder:
-    """A call's observer. note: called when a job is accepted, before its first poll; noted: what it returned."""
+    """A call's observer. note: called when a job is accepted, before its first poll; noted: what it returned.
+
+    on_wire: set once the request is sent.
+    """
 
     note: Callable[[], object] = lambda: None
     handles: list[JobHandle] = field(default_factory=list)
     noted: list[object] = field(default_factory=list)
     parts: list[float] = field(default_factory=list)
     failed: list[FailedPolls] = field(default_factory=list)
+    sent_count: int = 0
+    on_wire: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sent(self) -> None:
-        """Do nothing."""
+        self.sent_count += 1
+        self.on_wire.set()
 
     async def takes(self, _job: JobHandle) -> bool:
         return True
@@ -65,13 +72,29 @@ class Recorder:
         self.failed.append(polls)
 
 
-async def made(provider: Provider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:
+async def made(
+    provider: Provider, call: Call, note: Callable[[], object] = lambda: None
+) -> tuple[Recorder, Reply | UpstreamError]:
     """Make a call; return its observer, and its reply or error."""
-    observer = Recorder()
+    observer = Recorder(note)
     try:
         return observer, await provider.generate(call, observer)
     except UpstreamError as error:
         return observer, error
+
+
+async def replied(provider: Provider, call: Call, note: Callable[[], object] = lambda: None) -> tuple[Recorder, Reply]:
+    """Make a call that succeeds; return its observer and its reply."""
+    observer, result = await made(provider, call, note)
+    assert isinstance(result, Reply), result
+    return observer, result
+
+
+async def failed(provider: Provider, call: Call) -> tuple[Recorder, UpstreamError]:
+    """Make a call that fails; return its observer and its error."""
+    observer, result = await made(provider, call)
+    assert isinstance(result, UpstreamError), result
+    return observer, result
 
 
 class _Stopped(Exception):

@@ -346,7 +346,7 @@ def run_to_exit(program: Callable[[], object]) -> NoReturn:
     if not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # private
     atexit._run_exitfuncs()
     gc.collect()  # reports what was never awaited or retrieved
     try:

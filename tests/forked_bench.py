@@ -36,5 +36,5 @@ def start(command: Sequence[str], **options: Any) -> object:
 if __name__ == "__main__":
     orphans.end_started_programs()
     fork_parent()
-    subprocess.Popen = start
+    subprocess.Popen = start  # type: ignore[assignment, misc]  # a function in place of a class
     main()

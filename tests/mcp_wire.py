@@ -9,19 +9,24 @@ from typing import Any
 
 import jsonschema
 import orjson
+from aiohttp import web
+from aiohttp.test_utils import TestClient
 
 from imagegen.web.mcp.tool_definitions import listing
 from tests.support import AS_ADMIN
 
 MODERN = "2026-07-28"
 LEGACY = "2025-11-25"
-TASKS = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+TASKS: dict[str, Any] = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
 
 SCHEMAS = {tool["name"]: tool["outputSchema"] for tool in listing()}
 _VALIDATORS = {name: jsonschema.Draft202012Validator(schema) for name, schema in SCHEMAS.items()}
 
 _ids = itertools.count(1)
 _NAMED = {"tools/call": "name", "tasks/get": "taskId", "tasks/cancel": "taskId", "tasks/update": "taskId"}
+
+
+McpService = TestClient[web.Request, web.Application]
 
 
 def message(method: str, **params: Any) -> dict[str, Any]:
@@ -66,25 +71,27 @@ def tokens(result: Any) -> float:
     return (max(len(orjson.dumps(result)), len(json.dumps(result, ensure_ascii=False))) - links) / 4 + links / 2.5
 
 
-async def send(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+async def send(
+    service: McpService, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
     response = await service.post("/mcp", json=body, headers=headers_of(body) | (headers or {}))
     return response.status, await response.json()
 
 
-async def result(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+async def result(service: McpService, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
     """Return the result of a request; a structured one is checked against the tool's schema."""
     status, answer = await send(service, body, headers)
     assert status == 200, answer
     if structured := answer["result"].get("structuredContent"):
         _VALIDATORS[body["params"]["name"]].validate(structured)
-    return answer["result"]
+    return dict(answer["result"])
 
 
 def call(name: str, *, capabilities: Any = None, meta: Any = None, **arguments: Any) -> dict[str, Any]:
     return modern("tools/call", name=name, arguments=arguments, capabilities=capabilities, meta=meta)
 
 
-async def pause(service, *, on: bool = True) -> None:
+async def pause(service: McpService, *, on: bool = True) -> None:
     """Let tasks wait, so that no machine is too slow or too fast for a call of a tool to end before them."""
     response = await service.post(f"/api/admin/{'pause' if on else 'resume'}", headers=AS_ADMIN)
     assert response.status == 200

@@ -35,6 +35,7 @@ def installed_packages(folder: Path) -> Path:
             if source.is_file():
                 shutil.copy(source, place / source.name)
         if not (place / "node_modules" / ".package-lock.json").exists():
+            failure: str | None = None
             for _ in range(_ATTEMPTS):
                 failure = _install(npm, place)
                 if failure is None:

@@ -61,7 +61,7 @@ def end_started_programs() -> None:
         with warnings.catch_warnings():
             # Python 3.12 warns of any fork of a process with threads; this one makes two system calls before its exec.
             warnings.simplefilter("ignore", DeprecationWarning)
-            start(self, *args, **options, preexec_fn=functools.partial(_end_with, os.getpid()))
+            start(self, *args, **options | {"preexec_fn": functools.partial(_end_with, os.getpid())})
 
     subprocess.Popen.__init__ = start_to_end  # type: ignore[method-assign]
 

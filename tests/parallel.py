@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -48,10 +50,12 @@ def run(session: pytest.Session, processes: int) -> None:
     count = min(processes, len(files))
     waiting = [number for number, (item, *_) in enumerate(files) if waits(file_of(item))]
     queues = [_queue(waiting), _queue(sorted(set(range(len(files))).difference(waiting)))]
-    parents, forking = [], None
+    parents: list[socket.socket] = []
+    forking: subprocess.Popen[bytes] | None = None
     if any(not item.get_closest_marker("unit") for item in session.items):
         parents, forking = forked.start_parents(count)
-    session.config._tmp_path_factory.getbasetemp()  # made once: a given folder is emptied first
+    # Made once: a given folder is emptied first.
+    session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     workers: list[_Worker] = []
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,8 +65,9 @@ def run(session: pytest.Session, processes: int) -> None:
             sending.close()
             workers.append(_Worker(pid, results))
             continue
-        for unused in (results, *(worker.results for worker in workers), *parents[:number], *parents[number + 1 :]):
-            unused.close()
+        unused: list[Connection | socket.socket] = [results, *(worker.results for worker in workers)]
+        for channel in [*unused, *parents[:number], *parents[number + 1 :]]:
+            channel.close()
         if forking:
             forked.use_parent(parents[number])
             forking.returncode = 0  # the first process waits for its end
@@ -95,7 +100,8 @@ def _work(
     """Run the files whose numbers are taken. The end of the session follows in this process, as in any."""
     os.setpgid(0, 0)  # the terminal interrupts the first process, and that one its workers
     manager = session.config.pluginmanager
-    session.config.workerinput = {"workerid": str(number)}  # with it, plugins leave reports and caches to the first
+    # With it, plugins leave reports and caches to the first process.
+    session.config.workerinput = {"workerid": str(number)}  # type: ignore[attr-defined]  # as pytest-xdist sets it
     manager.unregister(name="terminalreporter")
     silent = pytest.TerminalReporter(session.config, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
     silent.pytest_sessionstart(session)

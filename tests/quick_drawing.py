@@ -42,7 +42,7 @@ class QuickDrawing:
 
 def install() -> None:
     """Let the sandbox of this process draw in this way."""
-    render.Drawing = QuickDrawing
+    render.Drawing = QuickDrawing  # type: ignore[assignment, misc]  # a class in place of another one
 
 
 @contextmanager
@@ -52,4 +52,4 @@ def draw_quickly() -> Iterator[None]:
     try:
         yield
     finally:
-        render.Drawing = RealDrawing
+        render.Drawing = RealDrawing  # type: ignore[misc]  # the class itself

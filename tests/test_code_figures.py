@@ -7,8 +7,9 @@ import statistics
 
 import pytest
 
-from bench import code_figures, trace
+from bench import code_figures, trace, words
 from bench.report import Options
+from imagegen.app import create_app
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collections")
 
@@ -53,7 +54,7 @@ def test_few_private_names_of_aiohttp_are_used() -> None:
 
 
 def test_the_figures_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_figures.words, "count_by_area", lambda: {"documents": code_figures.words.Count(1, 1000)})
+    monkeypatch.setattr(words, "count_by_area", lambda: {"documents": words.Count(1, 1000)})
     code_figures.show_figures(Options())
     printed = capsys.readouterr().out
     assert re.search(r"import cycles +0 +0 \(none\)", printed)
@@ -67,7 +68,7 @@ def test_a_route_holds_only_the_calls_common_to_all_runs() -> None:
 
 
 def test_file_changes_are_counted_between_neighbours() -> None:
-    of_figures, of_package = code_figures.modules.__code__, trace.create_app.__code__
+    of_figures, of_package = code_figures.modules.__code__, create_app.__code__
     paths = [code.co_filename for code in (of_figures, of_package)]
     assert paths[0] != paths[1]
     assert trace.file_changes([of_package, of_package]) == 0

@@ -50,7 +50,7 @@ def service() -> dict[str, Any]:
     blueprint = yaml.safe_load(read("render.yaml"))
     assert set(blueprint) == {"services"}
     (only,) = blueprint["services"]
-    return only
+    return dict(only)
 
 
 @pytest.fixture(scope="module")

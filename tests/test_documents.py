@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from imagegen.accounts.budget_watch import BudgetState
 from imagegen.accounts.counts import Counts
-from imagegen.metrics import SUBMITS, Meter
+from imagegen.metrics import SUBMITS, Meter, RecentRates
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import PROVIDERS, setting_names
 from imagegen.web.ops.prometheus import _MetricsCollector
@@ -119,16 +120,17 @@ class _Nothing:
 
 
 async def test_the_operations_page_describes_each_metric_and_no_other() -> None:
+    nothing: Any = _Nothing()
     observed = Telemetry(
         Meter(),
-        recent=None,
-        backlog=_Nothing(),
+        recent=RecentRates(Meter()),
+        backlog=nothing,
         upstream=ProviderLimits(5, None, lambda: None),
         loops=lambda: ["reader"],
         max_queue=10,
         store_writable=lambda: True,
         key_accepted=lambda: True,
-        budgets=_Nothing(),
+        budgets=nothing,
         spending=Counts(),
         paused_since=lambda: None,
         channels=tuple,

@@ -158,9 +158,9 @@ def test_an_interrupted_run_ends_its_fixtures_and_leaves_no_process(start: Start
 
 def test_runs_at_once_take_different_ports() -> None:
     command = [sys.executable, "-c", PORTS]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
-    taken = [set(run.stdout.readline().split()) for run in runs]
+    pipe = subprocess.PIPE
+    runs = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    taken = [set(run.stdout.readline().split()) for run in runs if run.stdout]
     for run in runs:
         run.communicate()
     assert [len(ports) for ports in taken] == [50, 50]

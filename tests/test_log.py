@@ -44,7 +44,12 @@ def configure() -> Iterator[Configure]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logger.remove()
-    logger.add(lambda line: sys.stderr.write(line))  # noqa: PLW0108 - looks up the current standard error
+    logger.add(write_to_stderr)
+
+
+def write_to_stderr(line: str) -> None:
+    """Write to the current standard error, not to that of the import."""
+    sys.stderr.write(line)
 
 
 def test_a_text_line_has_time_level_message_and_bound_fields(configure: Configure) -> None:
@@ -345,7 +350,8 @@ def test_an_access_line_equals_a_record_with_the_same_fields(
 
 
 def test_an_access_line_makes_no_record_for_other_sinks(configure: Configure) -> None:
-    out, seen = configure(), []
+    out = configure()
+    seen: list[str] = []
     sink = logger.add(seen.append, diagnose=False)
     put_access("r-1")
     logger.remove(sink)

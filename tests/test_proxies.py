@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from pytest_aiohttp import AiohttpServer
 from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import ProviderClient
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.ssrf import AddressBlocked, blocked_cause, guarded_connector
-from imagegen.tasks.provider_job import FailedPolls
 from imagegen.tasks.retry import was_never_sent
+from tests.emulated_jobs import Recorder
 from tests.forward_proxy import ForwardProxy
 from tests.support import over_rows
 
@@ -40,20 +40,6 @@ class Names(AbstractResolver):
         return [ResolveResult(hostname=host, host=self.addresses[host], port=port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None:
-        """Do nothing."""
-
-
-class Watcher:
-    def __init__(self) -> None:
-        self.sent_count = 0
-
-    def sent(self) -> None:
-        self.sent_count += 1
-
-    def progress(self, fraction: float) -> None:
-        """Ignore partial images."""
-
-    def polls_failed(self, _polls: FailedPolls) -> None:
         """Do nothing."""
 
 
@@ -97,10 +83,12 @@ async def hello(request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-async def port(aiohttp_server: Callable[..., object]) -> int:
+async def port(aiohttp_server: AiohttpServer) -> int:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", hello)
-    return (await aiohttp_server(app)).port
+    server = await aiohttp_server(app)
+    assert server.port
+    return server.port
 
 
 async def test_a_paid_post_and_a_lookup_use_the_proxy_with_its_login(port: int) -> None:
@@ -109,7 +97,7 @@ async def test_a_paid_post_and_a_lookup_use_the_proxy_with_its_login(port: int) 
         async with aiohttp.ClientSession(connector=connector) as session:
             upstream = ProviderClient(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
             for _ in range(2):
-                assert (await upstream.generate({"prompt": "a"}, Watcher())).images == ()
+                assert (await upstream.generate({"prompt": "a"}, Recorder())).images == ()
             assert await upstream.get_json("models") == {"data": [], "host": "api.vendor.example", "proxied": False}
     assert proxy.requests == ["POST http://api.vendor.example/v1/images/generations"] * 2 + [
         "GET http://api.vendor.example/v1/models"
@@ -122,13 +110,13 @@ async def test_a_refused_tunnel_means_that_nothing_was_sent(status: int) -> None
         connector = ProxyConnector(Proxies(https=f"http://{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
             upstream = ProviderClient(session, URL("https://api.vendor.example/v1"), "images/generations", 5)
-            watcher = Watcher()
-            for call in (upstream.generate({"prompt": "a"}, watcher), upstream.get_json("models")):
+            observer = Recorder()
+            for call in (upstream.generate({"prompt": "a"}, observer), upstream.get_json("models")):
                 with pytest.raises(UpstreamError) as caught:
                     await call
                 assert was_never_sent(caught.value)
                 assert "proxy" in caught.value.detail
-            assert watcher.sent_count == 0
+            assert observer.sent_count == 0
     assert proxy.requests == ["CONNECT api.vendor.example:443"] * 2
 
 
@@ -138,7 +126,7 @@ async def test_a_login_rejected_by_a_plain_proxy_means_nothing_was_paid(port: in
         async with aiohttp.ClientSession(connector=connector) as session:
             upstream = ProviderClient(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
             with pytest.raises(UpstreamError) as caught:
-                await upstream.generate({"prompt": "a"}, Watcher())
+                await upstream.generate({"prompt": "a"}, Recorder())
     assert was_never_sent(caught.value)
 
 
@@ -149,7 +137,7 @@ async def test_an_unreachable_proxy_means_that_nothing_was_sent() -> None:
         for scheme in ("http", "https"):
             upstream = ProviderClient(session, URL(f"{scheme}://api.vendor.example/v1"), "images/generations", 5)
             with pytest.raises(UpstreamError, match="no connection to its proxy") as caught:
-                await upstream.generate({"prompt": "a"}, Watcher())
+                await upstream.generate({"prompt": "a"}, Recorder())
             assert was_never_sent(caught.value)
 
 

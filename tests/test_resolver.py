@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 import pytest
 
-from imagegen import resolver as module
 from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver, SystemResolver
 from imagegen.ssrf import AddressBlocked, PublicResolver
 from tests.support import eventually
@@ -41,7 +40,9 @@ def no_thread(_thread: threading.Thread) -> None:
 class Answers(asyncio.DatagramProtocol):
     """DNS server with the single name `known.example.com` and one IPv4 address."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]  # one of this kind
         self.transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -66,7 +67,7 @@ async def test_silent_dns_times_out_and_uses_no_thread(
     silent: str, silent_socket: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_threads: list[str] = []
-    monkeypatch.setattr(module.socket, "getaddrinfo", lambda host, *_args, **_hints: in_threads.append(host))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_args, **_hints: in_threads.append(host))
     resolver = Resolver([silent], deadline_s=0.3)
     threads = threading.active_count() + 1  # the one of c-ares, for any number of names
     began = time.monotonic()
@@ -121,7 +122,7 @@ async def test_names_unknown_to_dns_are_resolved_by_the_system(answering: str, m
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.1.9", port))]
 
-    monkeypatch.setattr(module.socket, "getaddrinfo", system)
+    monkeypatch.setattr(socket, "getaddrinfo", system)
     resolver = Resolver([answering])
     assert [result["host"] for result in await resolver.resolve("gpu.local", 7860)] == ["192.168.1.9"]
     with pytest.raises(socket.gaierror):
@@ -151,7 +152,7 @@ def test_the_loop_resolves_names_outside_the_disk_threads(
         running.append(host)
         blocked.wait(20)
 
-    monkeypatch.setattr(module.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

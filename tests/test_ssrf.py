@@ -178,7 +178,8 @@ async def listener() -> AsyncIterator[TestServer]:
     app = web.Application()
     app[HITS] = []
     app.router.add_get("/", hit)
-    async with TestServer(app, host="127.0.0.1") as server:
+    server = TestServer(app, host="127.0.0.1")
+    async with server:
         yield server
 
 

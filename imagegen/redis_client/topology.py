@@ -238,7 +238,7 @@ def _pool(url: str) -> ConnectionPool:
 def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
     same = {name: value for name, value in options.items() if name.startswith("ssl")}
     login = {"username": parsed.username, "password": parsed.password}
-    return Sentinel(  # type: ignore[no-untyped-call]
+    return Sentinel(
         parsed.hosts,
         sentinel_kwargs={
             **same,

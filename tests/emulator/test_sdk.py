@@ -30,7 +30,7 @@ async def test_the_sync_client_gets_a_link_to_the_image(
             return client.images.generate(model=MODEL, prompt="a cat", width=512, height=256, steps=4, seed=7)
 
     answer = await asyncio.to_thread(generate)
-    async with session.get(str(answer.data[0].url)) as response:
+    async with session.get(answer.data[0].model_dump()["url"]) as response:
         image = Image.open(BytesIO(await response.read()))
     assert (answer.object, answer.model, image.format, image.size) == ("list", MODEL, "JPEG", (512, 256))
     call = upstream.ledger.calls[0]
@@ -42,7 +42,7 @@ async def test_the_async_client_gets_base64(client: together.AsyncTogether) -> N
     answer = await client.images.generate(
         model=MODEL, prompt="a cat", n=2, width=64, height=128, response_format="base64", output_format="png"
     )
-    images = [Image.open(BytesIO(base64.b64decode(str(entry.b64_json)))) for entry in answer.data]
+    images = [Image.open(BytesIO(base64.b64decode(entry.model_dump()["b64_json"]))) for entry in answer.data]
     assert [(image.format, image.size) for image in images] == [("PNG", (64, 128))] * 2
 
 

@@ -3,8 +3,10 @@ recording watcher."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
@@ -12,25 +14,30 @@ import aioresponses
 import aioresponses.core
 import pytest
 from aiohttp import web
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from pytest_aiohttp import AiohttpServer
 
 from imagegen.providers.protocol import Call
-from imagegen.tasks.provider_job import FailedPolls
 from imagegen.tasks.validation import parse
+from tests.emulated_jobs import Recorder
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+RawServer = Callable[[Handler], Awaitable[str]]
+ReadRequest = Callable[[asyncio.StreamReader], Awaitable[bytes]]
+MakeCall = Callable[..., Call]
+"""`make_call(count=2, seed=7, without=["steps"], width=768)`: a call, with the fields of its request."""
 
 
 class _Response(aiohttp.ClientResponse):
     """Response of aioresponses 0.7.9 with `stream_writer`, which aiohttp has required since 3.14."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("stream_writer", Mock(output_size=0))
         super().__init__(*args, **kwargs)
 
 
-def _reader(loop=None):
+def _reader(loop: asyncio.AbstractEventLoop | None = None) -> aiohttp.StreamReader:
     """Return a reader with a higher limit; aioresponses' default fails on bodies over 128 KiB."""
     loop = loop or asyncio.get_running_loop()
     return aiohttp.StreamReader(ResponseHandler(loop=loop), limit=2**26, loop=loop)
@@ -42,11 +49,12 @@ class Names(AbstractResolver):
     def __init__(self) -> None:
         self.port: int | None = None
 
-    async def resolve(self, host, port=0, family=0):
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         if self.port is None:
             raise OSError(f"no such host {host}")
-        address = {"hostname": host, "host": "127.0.0.1", "port": self.port}
-        return [address | {"family": family, "proto": 0, "flags": 0}]
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=self.port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None:
         """Do nothing."""
@@ -60,18 +68,18 @@ class Request:
     body: bytes
 
     @property
-    def fields(self) -> dict:
-        return json.loads(self.body)
+    def fields(self) -> dict[str, Any]:
+        return dict(json.loads(self.body))
 
 
 class ScriptedUpstream:
     """Server for every host; sends the scripted response of an address, 404 for all others."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, dict] = {}
+        self._answers: dict[str, dict[str, Any]] = {}
         self.requests: list[Request] = []
 
-    def post(self, url: str, **answer) -> None:
+    def post(self, url: str, **answer: Any) -> None:
         """Add a response. payload: JSON; or body; and status, headers."""
         self._answers[url] = answer
 
@@ -88,27 +96,8 @@ class ScriptedUpstream:
         return request
 
 
-@dataclass
-class Listener:
-    """Watcher that records its notifications."""
-
-    sent_count: int = 0
-    fractions: list[float] = field(default_factory=list)
-    on_wire: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def sent(self) -> None:
-        self.sent_count += 1
-        self.on_wire.set()
-
-    def progress(self, fraction: float) -> None:
-        self.fractions.append(fraction)
-
-    def polls_failed(self, _polls: FailedPolls) -> None:
-        """Do nothing."""
-
-
 @pytest.fixture
-def mocked(monkeypatch) -> Iterator[aioresponses.aioresponses]:
+def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses.aioresponses]:
     """Mock the lookups through `ClientSession`. A paid POST bypasses it and reaches an `upstream`."""
     monkeypatch.setattr(aioresponses.core, "ClientResponse", _Response)
     monkeypatch.setattr(aioresponses.core, "stream_reader_factory", _reader)
@@ -122,7 +111,7 @@ def names() -> Names:
 
 
 @pytest.fixture
-async def upstream(aiohttp_server, names) -> ScriptedUpstream:
+async def upstream(aiohttp_server: AiohttpServer, names: Names) -> ScriptedUpstream:
     upstream, app = ScriptedUpstream(), web.Application(client_max_size=2**24)
     app.router.add_post("/{path:.*}", upstream.answer)
     names.port = (await aiohttp_server(app)).port
@@ -130,7 +119,7 @@ async def upstream(aiohttp_server, names) -> ScriptedUpstream:
 
 
 @pytest.fixture
-async def session(names) -> AsyncIterator[aiohttp.ClientSession]:
+async def session(names: Names) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         connector=aiohttp.TCPConnector(resolver=names, keepalive_timeout=15),
@@ -139,13 +128,13 @@ async def session(names) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-def watcher() -> Listener:
-    return Listener()
+def watcher() -> Recorder:
+    return Recorder()
 
 
 @pytest.fixture
-def make_call() -> Callable[..., Call]:
-    def make(*, count=1, seed=None, without=(), **fields) -> Call:
+def make_call() -> MakeCall:
+    def make(*, count: int = 1, seed: int | None = None, without: Iterable[str] = (), **fields: Any) -> Call:
         request = parse({"prompt": "a cat"} | fields, default_model="m", aliases={})
         return Call(request, count=count, seed=seed, without=frozenset(without))
 
@@ -153,12 +142,13 @@ def make_call() -> Callable[..., Call]:
 
 
 @pytest.fixture
-async def raw_server() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+async def raw_server() -> AsyncIterator[RawServer]:
     """Start a raw TCP server on a loopback port and return its address; each handler reads its request."""
-    servers, writers = [], []
+    servers: list[asyncio.Server] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def start(handler: Handler) -> str:
-        async def serve(reader, writer):
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.append(writer)
             try:
                 await handler(reader, writer)
@@ -189,5 +179,5 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture(name="read_request")
-def _read_request() -> Callable[[asyncio.StreamReader], Awaitable[bytes]]:
+def _read_request() -> ReadRequest:
     return read_request

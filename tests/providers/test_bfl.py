@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
@@ -17,8 +20,10 @@ from imagegen.providers.input_bodies import Base64Image
 from imagegen.providers.protocol import InputImage
 from imagegen.tasks.image import ImageLink
 from tests.emulated_jobs import Recorder, emulated, quick_polls
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
+MakeProvider = Callable[..., BflProvider]
 quick = pytest.fixture(quick_polls)
 NOW = 1_795_000_000.0
 LINK = "https://delivery-eu1.bfl.ai/results/a.png?se=2099-01-01T00%3A00%3A00Z&sp=r&sig=abc"
@@ -63,7 +68,7 @@ def state(body: object, status: int = 200, **headers: str):
         ("flux-9-unknown", {"steps": 4}, {"width": 512, "height": 512, "steps": 4}),
     ],
 )
-def test_each_family_gets_the_fields_that_it_has(make_call, model: str, given: dict, sent: dict) -> None:
+def test_each_family_gets_the_fields_that_it_has(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
     fields = fields_of(make_call(model=model, **given))
     assert fields.pop("prompt") == "a cat"
     assert {name: fields.get(name) for name in sent} == sent
@@ -71,7 +76,7 @@ def test_each_family_gets_the_fields_that_it_has(make_call, model: str, given: d
         assert fields == sent
 
 
-def test_a_seed_is_sent_as_the_call_has_it(make_call) -> None:
+def test_a_seed_is_sent_as_the_call_has_it(make_call: MakeCall) -> None:
     assert fields_of(make_call(model="flux-2-pro", seed=11))["seed"] == 11
 
 
@@ -86,7 +91,9 @@ def test_a_seed_is_sent_as_the_call_has_it(make_call) -> None:
         ("flux-pro-1.0-fill", ["image", "mask"], 1, False),
     ],
 )
-def test_input_images_are_base64_without_a_prefix(make_call, model, names, max_images, links) -> None:
+def test_input_images_are_base64_without_a_prefix(
+    make_call: MakeCall, model: str, names: list[str], max_images: int, links: bool
+) -> None:
     upload = "upload:" + "0" * 64
     sources: dict[str, object] = {"imageUrl": upload}
     if "input_image_2" in names:
@@ -105,7 +112,7 @@ def test_input_images_are_base64_without_a_prefix(make_call, model, names, max_i
     assert ("width" in fields) == (model.startswith("flux-2") or model == "flux-dev")
 
 
-def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call) -> None:
+def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call: MakeCall) -> None:
     call = make_call(model="flux-2-pro", steps=20, negativePrompt="dog", quality="high")
     assert fields_of(call) == {"prompt": "a cat", "width": 512, "height": 512}
     assert [warning.split()[0] for warning in warnings_of(call)] == ["negative_prompt", "quality", "steps"]
@@ -113,7 +120,7 @@ def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call) -> Non
     assert (sent.steps, sent.negative_prompt, sent.quality) == (None, None, None)
 
 
-def test_a_size_that_becomes_a_ratio_has_a_warning_and_one_fingerprint(make_call) -> None:
+def test_a_size_that_becomes_a_ratio_has_a_warning_and_one_fingerprint(make_call: MakeCall) -> None:
     by_size = make_call(model="flux-kontext-pro", width=1024, height=1024)
     by_ratio = make_call(model="flux-kontext-pro", aspectRatio="1:1")
     assert "1:1 was requested" in warnings_of(by_size)[0]
@@ -163,7 +170,9 @@ def test_an_acceptance_has_the_address_of_polls_and_the_price_in_dollars() -> No
         (200, {"polling_url": "https://api.bfl.ai/v1/get_result"}, "upstream_bad_response", False, ""),
     ],
 )
-def test_each_refusal_of_a_submit_has_its_code(status, body, code, retryable, detail) -> None:
+def test_each_refusal_of_a_submit_has_its_code(
+    status: int, body: dict[str, Any], code: str, retryable: bool, detail: str
+) -> None:
     with pytest.raises(UpstreamError) as caught:
         parse_acceptance(status, {}, orjson.dumps(body))
     assert (caught.value.code, caught.value.retryable, caught.value.ambiguous) == (code, retryable, False)
@@ -237,7 +246,7 @@ def test_a_job_with_a_dead_link_is_forgotten_by_the_clock_of_the_provider() -> N
         ),
     ],
 )
-def test_each_failed_job_has_its_code(body, code, retryable, detail) -> None:
+def test_each_failed_job_has_its_code(body: dict[str, Any], code: str, retryable: bool, detail: str) -> None:
     error = state(body).error
     assert error is not None
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
@@ -253,7 +262,7 @@ def test_each_failed_job_has_its_code(body, code, retryable, detail) -> None:
         (200, {"id": "j"}, "upstream_bad_response"),
     ],
 )
-def test_a_failed_poll_is_no_state_of_the_job(status, body, code) -> None:
+def test_a_failed_poll_is_no_state_of_the_job(status: int, body: dict[str, Any], code: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         state(body, status)
     assert caught.value.code == code
@@ -261,22 +270,22 @@ def test_a_failed_poll_is_no_state_of_the_job(status, body, code) -> None:
 
 
 @pytest.fixture
-async def upstream(quick):
+async def upstream(quick: None) -> AsyncIterator[BflEmulator]:
     async with emulated(BflEmulator, job_s=0.05, price_usd=0.03) as upstream:
         yield upstream
 
 
 @pytest.fixture
-def make_provider(session, upstream):
+def make_provider(session: aiohttp.ClientSession, upstream: BflEmulator) -> MakeProvider:
     return lambda key="a-key": BflProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
 
 
-def prompted(make_call, switch: str = "", **fields):
+def prompted(make_call: MakeCall, switch: str = "", **fields: Any):
     return make_call(model="flux-2-pro", prompt=f"a cat {{{{fault:{switch}}}}}" if switch else "a cat", **fields)
 
 
 async def test_a_job_is_kept_before_its_first_poll_and_collected_by_its_handle(
-    make_provider, make_call, upstream
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator
 ) -> None:
     observer = Recorder(lambda: upstream.ledger.jobs[0].polls)
     reply = await make_provider().generate(prompted(make_call, seed=3), observer)
@@ -299,12 +308,16 @@ async def test_a_job_is_kept_before_its_first_poll_and_collected_by_its_handle(
 @pytest.mark.parametrize(
     "switch", ["job no_id=1", "job unknown_s=0.3", "job unknown_s=0.3 missing=404", "job field=state", "job polls=3"]
 )
-async def test_a_job_is_collected_despite_a_fault_that_passes(make_provider, make_call, upstream, switch: str) -> None:
+async def test_a_job_is_collected_despite_a_fault_that_passes(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator, switch: str
+) -> None:
     reply = await make_provider().generate(prompted(make_call, switch), Recorder())
     assert len(reply.images) == 1
 
 
-async def test_the_key_goes_to_no_host_outside_of_the_domain(make_provider, make_call, upstream) -> None:
+async def test_the_key_goes_to_no_host_outside_of_the_domain(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator
+) -> None:
     observer = Recorder()
     switch = "job address=http://192.0.2.1:9"
     reply = await make_provider().generate(prompted(make_call, switch), observer)
@@ -329,7 +342,7 @@ async def test_the_key_goes_to_no_host_outside_of_the_domain(make_provider, make
     ],
 )
 async def test_each_switch_of_the_emulator_has_its_code(
-    make_provider, make_call, upstream, switch, code, charged
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator, switch: str, code: str, charged: int
 ) -> None:
     with pytest.raises(UpstreamError) as caught:
         await make_provider().generate(prompted(make_call, switch), Recorder())
@@ -339,7 +352,7 @@ async def test_each_switch_of_the_emulator_has_its_code(
 
 @pytest.mark.parametrize(("switch", "submitted"), [("job answer=lost", 1), ("reset", 0), ("502", 0)])
 async def test_a_submit_without_an_answer_is_ambiguous_and_has_no_handle(
-    make_provider, make_call, upstream, switch, submitted
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator, switch: str, submitted: int
 ) -> None:
     observer = Recorder()
     with pytest.raises(UpstreamError) as caught:
@@ -350,7 +363,7 @@ async def test_a_submit_without_an_answer_is_ambiguous_and_has_no_handle(
 
 
 async def test_a_job_that_has_expired_or_has_a_dead_link_is_forgotten(
-    make_provider, make_call, upstream, monkeypatch
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.0)
     with pytest.raises(UpstreamError, match="does not find the job"):
@@ -358,7 +371,7 @@ async def test_a_job_that_has_expired_or_has_a_dead_link_is_forgotten(
 
 
 async def test_a_revoked_key_ends_a_job_and_another_one_does_not_find_it(
-    make_provider, make_call, upstream, monkeypatch
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.0)
     observer = Recorder()
@@ -371,7 +384,9 @@ async def test_a_revoked_key_ends_a_job_and_another_one_does_not_find_it(
     assert caught.value.code == "upstream_auth"
 
 
-async def test_a_job_can_not_be_cancelled(make_provider, make_call, upstream) -> None:
+async def test_a_job_can_not_be_cancelled(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: BflEmulator
+) -> None:
     observer = Recorder()
     await make_provider().generate(prompted(make_call), observer)
     assert await make_provider().cancel(observer.handles[0]) is None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from imagegen.emulator.gemini import GeminiEmulator
@@ -19,6 +21,7 @@ from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.tasks.image import ImageBase64, ImageBytes, ImageLink
 from tests.emulated_jobs import emulated, made
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
 TABLE = load_table("gemini")
@@ -32,13 +35,13 @@ LINK, OTHER_LINK = "https://cdn.example/a.png", "https://cdn.example/b.webp?sig=
 
 
 @pytest.fixture
-async def relay():
+async def relay() -> AsyncIterator[GeminiEmulator]:
     async with emulated(GeminiEmulator, job_s=0) as relay:
         yield relay
 
 
 @pytest.fixture
-def chat(session, relay) -> ChatImagesProvider:
+def chat(session: aiohttp.ClientSession, relay: GeminiEmulator) -> ChatImagesProvider:
     return ChatImagesProvider(
         session,
         name="openai",
@@ -49,7 +52,7 @@ def chat(session, relay) -> ChatImagesProvider:
     )
 
 
-def test_a_request_is_one_message_with_the_shape_beside_it(make_call) -> None:
+def test_a_request_is_one_message_with_the_shape_beside_it(make_call: MakeCall) -> None:
     call = make_call(model="google/gemini-3-pro-image", seed=3, extra={"temperature": 1})
     assert fields_of(call, SHAPES(call.request.model)) == {
         "model": "google/gemini-3-pro-image",
@@ -61,7 +64,7 @@ def test_a_request_is_one_message_with_the_shape_beside_it(make_call) -> None:
     }
 
 
-def test_input_images_are_parts_of_the_message(make_call) -> None:
+def test_input_images_are_parts_of_the_message(make_call: MakeCall) -> None:
     call = make_call(model=MODEL, imageUrl=LINK, referenceImages=[OTHER_LINK])
     (message,) = json.loads(json.dumps(fields_of(call, SHAPES(MODEL))))["messages"]
     assert message["content"] == [
@@ -71,12 +74,14 @@ def test_input_images_are_parts_of_the_message(make_call) -> None:
     ]
 
 
-def test_a_shape_that_a_relay_refused_is_left_out(make_call) -> None:
+def test_a_shape_that_a_relay_refused_is_left_out(make_call: MakeCall) -> None:
     assert "image_config" not in fields_of(make_call(model=MODEL, without=["size"]), SHAPES(MODEL))
 
 
 @pytest.mark.parametrize("name", ["messages", "image_config", "modalities"])
-async def test_extra_can_not_change_the_price_or_the_prompt(chat, relay, make_call, name: str) -> None:
+async def test_extra_can_not_change_the_price_or_the_prompt(
+    chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall, name: str
+) -> None:
     _, error = await made(chat, make_call(model=MODEL, extra={name: []}))
     assert isinstance(error, UpstreamError)
     assert (error.code, relay.ledger.total) == ("upstream_invalid_request", 0)
@@ -210,7 +215,9 @@ def test_a_response_without_an_image_has_its_own_error(
 
 
 @pytest.mark.parametrize("form", ["images", "markdown", "link", "parts"])
-async def test_an_image_costs_what_the_relay_says(chat, relay, make_call, form: str) -> None:
+async def test_an_image_costs_what_the_relay_says(
+    chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall, form: str
+) -> None:
     _, reply = await made(chat, make_call(model=MODEL, prompt=f"a cat {{{{fault:job form={form} cost=0.05}}}}"))
     assert isinstance(reply, Reply)
     assert reply.details is not None
@@ -218,12 +225,14 @@ async def test_an_image_costs_what_the_relay_says(chat, relay, make_call, form: 
     assert (reply.details.usage or {})["output_tokens"] == 1290
 
 
-async def test_a_text_in_place_of_an_image_costs_what_the_relay_says(chat, relay, make_call) -> None:
+async def test_a_text_in_place_of_an_image_costs_what_the_relay_says(
+    chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall
+) -> None:
     _, error = await made(chat, make_call(model=MODEL, prompt='a cat {{fault:job text="Which one?" cost=0.002}}'))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.charged) == ("upstream_bad_response", True)
     assert Pricing(TABLE).usage_price(MODEL, error.usage or {}) == 2_000
 
 
-async def test_image_models_are_listed(chat) -> None:
+async def test_image_models_are_listed(chat: ChatImagesProvider) -> None:
     assert MODEL in {model["id"] for model in await chat.models()}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 
@@ -33,8 +36,10 @@ from imagegen.providers.dashscope_responses import (
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.tasks.image import ImageLink
 from tests.emulated_jobs import Recorder, emulated, made, quick_polls
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
+MakeProvider = Callable[..., DashScopeProvider]
 quick = pytest.fixture(quick_polls)
 NOW = 1_795_000_000.0
 LINKS = ("https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/1.png?Expires=1", "https://oss.example/2.png")
@@ -79,7 +84,7 @@ def test_the_model_decides_the_shape(model: str, path: str) -> None:
     assert shape_of(model).path == path
 
 
-def test_the_older_shape_has_the_prompts_in_its_input(make_call) -> None:
+def test_the_older_shape_has_the_prompts_in_its_input(make_call: MakeCall) -> None:
     call = make_call(model=OLD, n=2, count=2, seed=7, negativePrompt="dog", width=1024, height=768)
     assert fields_of(call) == {
         "model": OLD,
@@ -89,7 +94,7 @@ def test_the_older_shape_has_the_prompts_in_its_input(make_call) -> None:
 
 
 @over_rows("model", [MESSAGE, SYNC])
-def test_a_message_has_the_prompt_and_all_else_is_a_parameter(make_call, model: str) -> None:
+def test_a_message_has_the_prompt_and_all_else_is_a_parameter(make_call: MakeCall, model: str) -> None:
     call = make_call(model=model, negativePrompt="dog", promptUpsampling=False, extra={"watermark": True})
     assert fields_of(call) == {
         "model": model,
@@ -104,18 +109,18 @@ def test_a_message_has_the_prompt_and_all_else_is_a_parameter(make_call, model: 
     }
 
 
-def test_the_number_of_images_is_always_sent_to_models_that_take_it(make_call) -> None:
+def test_the_number_of_images_is_always_sent_to_models_that_take_it(make_call: MakeCall) -> None:
     assert fields_of(make_call(model=MESSAGE))["parameters"]["n"] == 1
     assert "n" not in fields_of(make_call(model="z-image-turbo"))["parameters"]
 
 
-def test_fields_of_extra_that_belong_to_the_input_are_there(make_call) -> None:
+def test_fields_of_extra_that_belong_to_the_input_are_there(make_call: MakeCall) -> None:
     fields = fields_of(make_call(model=OLD, extra={"ref_img": "https://a.example/r.png", "ref_strength": 0.5}))
     assert fields["input"] == {"prompt": "a cat", "ref_img": "https://a.example/r.png"}
     assert fields["parameters"]["ref_strength"] == 0.5
 
 
-def test_input_images_are_where_the_model_expects_them(make_call) -> None:
+def test_input_images_are_where_the_model_expects_them(make_call: MakeCall) -> None:
     first, second = "https://a.example/1.png", "https://a.example/2.png"
     both = {"imageUrl": first, "referenceImages": [second]}
     message = fields_of(make_call(model="qwen-image-edit", **both))["input"]["messages"][0]["content"]
@@ -137,7 +142,7 @@ def test_only_models_for_edits_take_input_images() -> None:
     assert edits_of("wanx2.1-imageedit").mask
 
 
-def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call) -> None:
+def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call: MakeCall) -> None:
     call = make_call(model=OLD, steps=20, guidanceScale=3, outputFormat="png", quality="high")
     assert fields_of(call)["parameters"] == {"size": "512*512", "n": 1}
     names = [warning.split()[0] for warning in warnings_of(call)]
@@ -245,7 +250,9 @@ ERRORS = [
 
 
 @over_rows(("status", "code", "message", "meant", "retryable"), ERRORS)
-def test_each_refusal_has_its_code_with_its_status_and_in_a_200(status, code, message, meant, retryable) -> None:
+def test_each_refusal_has_its_code_with_its_status_and_in_a_200(
+    status: int, code: str, message: str, meant: str, retryable: bool
+) -> None:
     body = orjson.dumps({"code": code, "message": message, "request_id": "r"})
     for arrived in (status, 200):
         with pytest.raises(UpstreamError) as caught:
@@ -258,7 +265,9 @@ def test_each_refusal_has_its_code_with_its_status_and_in_a_200(status, code, me
 
 
 @over_rows(("status", "code", "message", "meant", "retryable"), ERRORS)
-def test_a_failed_job_fails_as_a_call_with_the_same_code(status, code, message, meant, retryable) -> None:
+def test_a_failed_job_fails_as_a_call_with_the_same_code(
+    status: int, code: str, message: str, meant: str, retryable: bool
+) -> None:
     error = read(output(task_status="FAILED", code=code, message=message)).error
     assert error is not None
     assert (error.code, error.retryable, error.ambiguous) == (meant, retryable, False)
@@ -294,24 +303,24 @@ def test_a_list_that_can_not_be_read_whole_is_an_error(body: object) -> None:
 
 
 @pytest.fixture
-async def upstream(quick):
+async def upstream(quick: None) -> AsyncIterator[DashScopeEmulator]:
     async with emulated(DashScopeEmulator, job_s=0.05, price_usd=0.03) as upstream:
         yield upstream
 
 
 @pytest.fixture
-def make_provider(session, upstream):
+def make_provider(session: aiohttp.ClientSession, upstream: DashScopeEmulator) -> MakeProvider:
     return lambda key="sk-a-key": DashScopeProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
 
 
-def prompted(make_call, switch: str = "", model: str = OLD, **fields):
+def prompted(make_call: MakeCall, switch: str = "", model: str = OLD, **fields: Any):
     prompt = f"a cat {{{{fault:{switch}}}}}" if switch else "a cat"
     return make_call(model=model, prompt=prompt, count=fields.get("n", 1), **fields)
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])
 async def test_a_job_is_kept_before_its_first_poll_and_any_key_collects_it(
-    make_provider, make_call, upstream, model: str
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, model: str
 ) -> None:
     observer = Recorder(lambda: upstream.ledger.jobs[0].polls)
     reply = await make_provider().generate(prompted(make_call, model=model, n=2), observer)
@@ -324,14 +333,18 @@ async def test_a_job_is_kept_before_its_first_poll_and_any_key_collects_it(
     assert (sums["submitted"], sums["charged"], sums["cost_usd"]) == (1, 1, 0.06)
 
 
-async def test_a_model_that_answers_at_once_begins_no_job(make_provider, make_call, upstream) -> None:
+async def test_a_model_that_answers_at_once_begins_no_job(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     observer = Recorder()
     reply = await make_provider().generate(prompted(make_call, model=SYNC), observer)
     assert (len(reply.images), observer.handles) == (1, [])
     assert reply.details.usage["output_image_count"] == 1
 
 
-async def test_a_partial_job_is_charged_for_what_it_made(make_provider, make_call, upstream) -> None:
+async def test_a_partial_job_is_charged_for_what_it_made(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     reply = await make_provider().generate(prompted(make_call, "job end=partial", n=4), Recorder())
     assert len(reply.images) == 3
     assert reply.warnings[0].startswith("1 of 4 images failed")
@@ -340,7 +353,9 @@ async def test_a_partial_job_is_charged_for_what_it_made(make_provider, make_cal
 
 
 @pytest.mark.parametrize("switch", ["job unknown_s=0.3", "job polls=3", "job polls=2 poll_fault=429"])
-async def test_a_job_is_collected_despite_a_fault_that_passes(make_provider, make_call, upstream, switch: str) -> None:
+async def test_a_job_is_collected_despite_a_fault_that_passes(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, switch: str
+) -> None:
     reply = await make_provider().generate(prompted(make_call, switch), Recorder())
     assert len(reply.images) == 1
 
@@ -367,7 +382,7 @@ async def test_a_job_is_collected_despite_a_fault_that_passes(make_provider, mak
     ],
 )
 async def test_each_switch_of_the_emulator_has_its_code(
-    make_provider, make_call, upstream, model, switch, code
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, model: str, switch: str, code: str
 ) -> None:
     with pytest.raises(UpstreamError) as caught:
         await make_provider().generate(prompted(make_call, switch, model), Recorder())
@@ -375,13 +390,17 @@ async def test_each_switch_of_the_emulator_has_its_code(
     assert upstream.ledger.sums()["charged"] == 0
 
 
-async def test_a_job_that_has_expired_is_forgotten(make_provider, make_call, upstream, monkeypatch) -> None:
+async def test_a_job_that_has_expired_is_forgotten(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.0)
     with pytest.raises(UpstreamError, match="does not find the job"):
         await make_provider().generate(prompted(make_call, "job end=expired"), Recorder())
 
 
-async def test_only_a_job_that_waits_is_cancelled(make_provider, make_call, upstream) -> None:
+async def test_only_a_job_that_waits_is_cancelled(
+    make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, handles = make_provider(), Recorder()
     await upstream_job(upstream, provider, make_call, handles, "job job_s=60 pending=1")
     assert await provider.cancel(handles.handles[0]) is True
@@ -391,7 +410,9 @@ async def test_only_a_job_that_waits_is_cancelled(make_provider, make_call, upst
     assert (sums["cancelled"], sums["charged"]) == (1, 1)
 
 
-async def upstream_job(upstream, provider, make_call, observer: Recorder, switch: str) -> None:
+async def upstream_job(
+    upstream: DashScopeEmulator, provider, make_call: MakeCall, observer: Recorder, switch: str
+) -> None:
     """Begin a job and leave it."""
     call = prompted(make_call, switch)
     form = provider.submit_form(call)
@@ -420,7 +441,9 @@ async def lose(provider, call) -> float:
     return sent_at
 
 
-async def test_a_job_with_a_lost_response_is_found_and_collected(at_once, make_provider, make_call, upstream) -> None:
+async def test_a_job_with_a_lost_response_is_found_and_collected(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost")
     sent_at = await lose(provider, call)
     handle = await provider.find(call, sent_at)
@@ -430,14 +453,16 @@ async def test_a_job_with_a_lost_response_is_found_and_collected(at_once, make_p
     assert upstream.ledger.sums()["submitted"] == 1
 
 
-async def test_a_job_is_found_despite_faults_that_pass(at_once, make_provider, make_call, upstream) -> None:
+async def test_a_job_is_found_despite_faults_that_pass(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost polls=3 poll_fault=503")
     handle = await provider.find(call, await lose(provider, call))
     assert handle is not None
 
 
 async def test_a_job_is_found_among_others_of_its_model_by_its_prompt(
-    at_once, make_provider, make_call, upstream
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
 ) -> None:
     other, provider = make_provider("sk-other"), make_provider()
     for name in ("a dog", "a cow"):
@@ -450,14 +475,18 @@ async def test_a_job_is_found_among_others_of_its_model_by_its_prompt(
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])
-async def test_neither_of_two_jobs_that_fit_is_taken(at_once, make_provider, make_call, upstream, model: str) -> None:
+async def test_neither_of_two_jobs_that_fit_is_taken(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, model: str
+) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost", model)
     sent_at = await lose(provider, call)
     await lose(provider, call)
     assert await provider.find(call, sent_at) is None
 
 
-async def test_a_job_of_this_process_is_no_other_calls_job(at_once, make_provider, make_call, upstream) -> None:
+async def test_a_job_of_this_process_is_no_other_calls_job(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, call = make_provider(), prompted(make_call, "", MESSAGE)
     sent_at = time.time()
     await provider.generate(call, Recorder())
@@ -465,20 +494,30 @@ async def test_a_job_of_this_process_is_no_other_calls_job(at_once, make_provide
 
 
 @pytest.mark.parametrize("moved_s", [-100.0, 10.0])
-async def test_a_job_of_another_time_is_not_found(at_once, make_provider, make_call, upstream, moved_s: float) -> None:
+async def test_a_job_of_another_time_is_not_found(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator, moved_s: float
+) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost")
     sent_at = await lose(provider, call)
     assert await provider.find(call, sent_at + moved_s) is None
 
 
-async def test_a_call_that_never_arrived_has_no_job(at_once, make_provider, make_call, upstream) -> None:
+async def test_a_call_that_never_arrived_has_no_job(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, call = make_provider(), prompted(make_call, "reset")
     sent_at = await lose(provider, call)
     assert await provider.find(call, sent_at) is None
     assert await provider.find(prompted(make_call, model=SYNC), sent_at) is None
 
 
-async def test_a_list_of_several_pages_is_read_whole(at_once, make_provider, make_call, upstream, monkeypatch) -> None:
+async def test_a_list_of_several_pages_is_read_whole(
+    at_once: None,
+    make_provider: MakeProvider,
+    make_call: MakeCall,
+    upstream: DashScopeEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(dashscope, "MAX_LISTED", 2)
     other, provider = make_provider("sk-other"), make_provider()
     call = prompted(make_call, "job answer=lost")
@@ -492,7 +531,9 @@ async def test_a_list_of_several_pages_is_read_whole(at_once, make_provider, mak
     assert await provider.find(call, sent_at) is None
 
 
-async def test_a_list_that_fails_is_an_error_and_not_an_empty_one(at_once, make_provider, make_call, upstream) -> None:
+async def test_a_list_that_fails_is_an_error_and_not_an_empty_one(
+    at_once: None, make_provider: MakeProvider, make_call: MakeCall, upstream: DashScopeEmulator
+) -> None:
     provider, call = make_provider(), prompted(make_call, "job answer=lost")
     sent_at = await lose(provider, call)
     upstream.revoked.add("sk-a-key")

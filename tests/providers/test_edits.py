@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncIterator
 from io import BytesIO
+from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from PIL import Image, ImageStat
@@ -16,8 +19,10 @@ from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Call, Edits, InputImage
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
+from tests.emulated_jobs import Recorder
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.image_bytes import image_file
+from tests.providers.conftest import MakeCall, RawServer, ScriptedUpstream
 from tests.support import over_rows
 
 LINK = "https://images.example/a.png"
@@ -26,7 +31,7 @@ UPLOADS = [f"upload:{digit * 64}" for digit in "abc"]
 MASK = f"upload:{'f' * 64}"
 
 
-def input_image(data: bytes, content_type="image/png", *, piece=65_537, size=None) -> InputImage:
+def input_image(data: bytes, content_type: str = "image/png", *, piece: int = 65_537, size=None) -> InputImage:
     async def read():
         for at in range(0, len(data), piece):
             yield data[at : at + piece]
@@ -34,7 +39,7 @@ def input_image(data: bytes, content_type="image/png", *, piece=65_537, size=Non
     return InputImage(content_type, len(data) if size is None else size, read)
 
 
-def edit(make_call, *images: bytes | str, mask=None, **fields) -> Call:
+def edit(make_call: MakeCall, *images: bytes | str, mask=None, **fields: Any) -> Call:
     """Return a call with these input images: bytes of uploads, or links."""
     sources = [image if isinstance(image, str) else UPLOADS[place] for place, image in enumerate(images)]
     inputs = {
@@ -53,7 +58,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def png(colour, mode="RGB", size=(64, 64)) -> bytes:
+def png(colour, mode: str = "RGB", size=(64, 64)) -> bytes:
     return image_file(colour, size=size, mode=mode)
 
 
@@ -61,19 +66,19 @@ async def body_of(body) -> bytes:
     return b"".join([piece async for piece in body.pieces()])
 
 
-def openai(session, upstream, **more) -> OpenAICompatibleProvider:
+def openai(session: aiohttp.ClientSession, upstream: ScriptedUpstream, **more: Any) -> OpenAICompatibleProvider:
     return OpenAICompatibleProvider(session, base_url=f"{upstream.url}/v1", api_key="k", timeout_s=5, **more)
 
 
 @pytest.fixture
-async def emulator():
+async def emulator() -> AsyncIterator[EmulatedUpstream]:
     async with EmulatedUpstream(image="tiny") as emulator:
         yield emulator
 
 
 @over_rows("size", [0, 1, 2, 3, 4, 100])
 @over_rows("piece", [1, 2, 3, 1000])
-async def test_json_with_an_image_is_valid_and_as_long_as_announced(size, piece):
+async def test_json_with_an_image_is_valid_and_as_long_as_announced(size: int, piece: int) -> None:
     data = bytes(range(size))
     body = json_body({"a": [as_data_uri(input_image(data, piece=piece))], "b": 'x"y'})
     sent = await body_of(body)
@@ -82,18 +87,20 @@ async def test_json_with_an_image_is_valid_and_as_long_as_announced(size, piece)
     assert len(body) == len(sent)
 
 
-def test_json_without_an_image_is_sent_in_one_piece():
+def test_json_without_an_image_is_sent_in_one_piece() -> None:
     assert json_body({"a": 1}) == b'{"a":1}'
 
 
-async def test_no_field_of_a_form_can_add_a_header_or_a_field():
+async def test_no_field_of_a_form_can_add_a_header_or_a_field() -> None:
     name = 'a"\r\nContent-Type: text/html\r\n\r\nx'
     sent = await body_of(form_body({name: "v\r\n--"}, []))
     assert b'name="a%22%0D%0AContent-Type: text/html%0D%0A%0D%0Ax"\r\n\r\nv\r\n--\r\n' in sent
     assert sent.count(b"Content-Disposition") == 1
 
 
-async def test_an_image_that_is_shorter_than_announced_ends_the_call(make_call, session, emulator, watcher):
+async def test_an_image_that_is_shorter_than_announced_ends_the_call(
+    make_call: MakeCall, session: aiohttp.ClientSession, emulator: EmulatedUpstream, watcher: Recorder
+) -> None:
     call = edit(make_call, PNG)
     call.inputs[UPLOADS[0]] = input_image(PNG, size=len(PNG) + 1)
     with pytest.raises(UpstreamError) as caught:
@@ -103,7 +110,14 @@ async def test_an_image_that_is_shorter_than_announced_ends_the_call(make_call, 
 
 
 @pytest.mark.parametrize(("count", "name"), [(1, "image"), (3, "image[]")])
-async def test_openai_gets_whole_files_and_fields_in_one_form(session, emulator, make_call, watcher, count, name):
+async def test_openai_gets_whole_files_and_fields_in_one_form(
+    session: aiohttp.ClientSession,
+    emulator: EmulatedUpstream,
+    make_call: MakeCall,
+    watcher: Recorder,
+    count: int,
+    name: str,
+) -> None:
     files = [b"first" * 300_000, b"second", b"third"][:count]
     call = edit(make_call, *files, mask=b"the mask", quality="high", model="gpt-image-2", width=1024, height=768)
     reply = await openai(session, emulator).generate(call, watcher)
@@ -118,7 +132,9 @@ async def test_openai_gets_whole_files_and_fields_in_one_form(session, emulator,
     assert (len(reply.images), watcher.sent_count) == (1, 1)
 
 
-async def test_an_edit_at_an_asynchronous_relay_goes_to_its_asynchronous_route(session, upstream, make_call, watcher):
+async def test_an_edit_at_an_asynchronous_relay_goes_to_its_asynchronous_route(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post("http://relay.example/v1/images/edits/async", payload={"data": [{"url": "https://x.example/a.png"}]})
     address = "http://relay.example/v1/images/generations/async"
     relay = OpenAICompatibleProvider(session, base_url=address, api_key=None, timeout_s=5)
@@ -126,13 +142,17 @@ async def test_an_edit_at_an_asynchronous_relay_goes_to_its_asynchronous_route(s
     assert PNG in upstream.request.body
 
 
-async def test_a_link_is_never_sent_to_a_service_that_takes_files(session, emulator, make_call, watcher):
+async def test_a_link_is_never_sent_to_a_service_that_takes_files(
+    session: aiohttp.ClientSession, emulator: EmulatedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     with pytest.raises(UpstreamError) as caught:
         await openai(session, emulator).generate(edit(make_call, LINK), watcher)
     assert (caught.value.code, emulator.ledger.total) == ("upstream_invalid_request", 0)
 
 
-async def test_the_table_of_models_has_togethers_field_for_input_images(session, upstream, make_call, watcher):
+async def test_the_table_of_models_has_togethers_field_for_input_images(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post("http://api.together.xyz/v1/images/generations", payload={"data": [{"url": "https://x.example/a"}]})
     together = TogetherProvider(
         session,
@@ -159,8 +179,15 @@ DATA_URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     ],
 )
 async def test_services_without_forms_get_links_and_bytes_in_json(
-    session, upstream, make_call, watcher, host, path, count, expected
-):
+    session: aiohttp.ClientSession,
+    upstream: ScriptedUpstream,
+    make_call: MakeCall,
+    watcher: Recorder,
+    host: str,
+    path: str,
+    count: int,
+    expected: dict[str, Any],
+) -> None:
     upstream.post(f"http://{host}/v1/{path}", payload={"data": [{"url": "https://x.example/a.png"}]})
     service = OpenAICompatibleProvider(session, base_url=f"http://{host}/v1", api_key=None, timeout_s=5)
     await service.generate(edit(make_call, *[LINK, PNG][:count]), watcher)
@@ -178,12 +205,12 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
         ("https://api.tokenfactory.nebius.com/v1", "openai/gpt-image-2", Edits(mask=True, links=False)),
     ],
 )
-def test_the_input_images_that_a_service_takes_are_known(base_url, model, expected):
+def test_the_input_images_that_a_service_takes_are_known(base_url: str, model: str, expected: Edits | None) -> None:
     service = OpenAICompatibleProvider(None, base_url=base_url, api_key=None, timeout_s=5)
     assert service.edits(model) == expected
 
 
-def test_together_takes_links_and_no_mask(session):
+def test_together_takes_links_and_no_mask(session: aiohttp.ClientSession) -> None:
     assert TogetherProvider(session, api_key="k", base_url="http://x", timeout_s=5).edits("any") == Edits()
 
 
@@ -197,8 +224,14 @@ def test_together_takes_links_and_no_mask(session):
     ],
 )
 async def test_together_gets_input_images_under_the_models_names(
-    session, upstream, make_call, watcher, model, images, expected
-):
+    session: aiohttp.ClientSession,
+    upstream: ScriptedUpstream,
+    make_call: MakeCall,
+    watcher: Recorder,
+    model: str,
+    images: list[str] | list[str | bytes] | list[bytes] | list[bytes | str],
+    expected: dict[str, Any],
+) -> None:
     upstream.post("http://api.together.xyz/v1/images/generations", payload={"data": [{"url": "https://x.example/a"}]})
     together = TogetherProvider(session, api_key="k", base_url="http://api.together.xyz", timeout_s=5)
     await together.generate(edit(make_call, *images, model=model), watcher)
@@ -207,7 +240,13 @@ async def test_together_gets_input_images_under_the_models_names(
 
 
 @pytest.mark.parametrize("without", [(), ("image_url", "image", "reference_images")])
-async def test_an_edit_is_never_made_without_its_images(session, emulator, make_call, watcher, without):
+async def test_an_edit_is_never_made_without_its_images(
+    session: aiohttp.ClientSession,
+    emulator: EmulatedUpstream,
+    make_call: MakeCall,
+    watcher: Recorder,
+    without: tuple[str, ...],
+) -> None:
     together = TogetherProvider(session, api_key="k", base_url=emulator.url, timeout_s=5)
     call = edit(make_call, PNG, model="black-forest-labs/FLUX.1-schnell", without=without)
     with pytest.raises(UpstreamError):
@@ -215,7 +254,9 @@ async def test_an_edit_is_never_made_without_its_images(session, emulator, make_
     assert emulator.ledger.calls[0].body["image_url"] == DATA_URI
 
 
-async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent(session, emulator, make_call, watcher):
+async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent(
+    session: aiohttp.ClientSession, emulator: EmulatedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
     file = BytesIO()
@@ -223,7 +264,7 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
     image = png("red")
     received = {}
 
-    async def img2img(request):
+    async def img2img(request: pytest.FixtureRequest):
         received.update(await request.json())
         return web.json_response({"images": [base64.b64encode(image).decode()], "info": "{}"})
 
@@ -243,7 +284,9 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
         assert (sent.mode, sent.getpixel((5, 5)), sent.getpixel((60, 60))) == ("L", 255, 0)
 
 
-async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(session, emulator, make_call, watcher):
+async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(
+    session: aiohttp.ClientSession, emulator: EmulatedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     webui = A1111Provider(session, base_url=emulator.url, timeout_s=5, default_model="m")
     call = edit(make_call, png("red"), mask=png("white"), extra={"denoising_strength": 0.4})
     reply = await webui.generate(call, watcher)
@@ -256,12 +299,12 @@ async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(session, emula
         assert (sent.mode, sent.getpixel((5, 5))) == ("L", 255)
 
 
-def test_a_web_ui_takes_one_image_and_a_mask(session):
+def test_a_web_ui_takes_one_image_and_a_mask(session: aiohttp.ClientSession) -> None:
     webui = A1111Provider(session, base_url="http://127.0.0.1:7860", timeout_s=5)
     assert webui.edits("any") == Edits(max_images=1, mask=True, links=False)
 
 
-async def drawn(make_call, watcher, *images, **fields) -> Image.Image:
+async def drawn(make_call: MakeCall, watcher: Recorder, *images: Any, **fields: Any) -> Image.Image:
     reply = await SandboxProvider(0).generate(edit(make_call, *images, **fields), watcher)
     return Image.open(BytesIO(reply.images[0].data)).convert("RGB")
 
@@ -270,21 +313,21 @@ def area(image: Image.Image, box) -> tuple[float, ...]:
     return tuple(ImageStat.Stat(image.crop(box)).mean)
 
 
-async def test_the_sandbox_shows_each_input_image(make_call, watcher):
+async def test_the_sandbox_shows_each_input_image(make_call: MakeCall, watcher: Recorder) -> None:
     image = await drawn(make_call, watcher, png("#ff0000"), png("#0000ff"))
     left, right = area(image, (60, 60, 200, 120)), area(image, (300, 60, 440, 120))
     assert left[0] > left[2]
     assert right[2] > right[0]
 
 
-async def test_the_sandbox_draws_the_same_from_the_same_input_only(make_call, watcher):
+async def test_the_sandbox_draws_the_same_from_the_same_input_only(make_call: MakeCall, watcher: Recorder) -> None:
     first, again, other = [
         (await drawn(make_call, watcher, png(colour), seed=1)).tobytes() for colour in ("red", "red", "blue")
     ]
     assert first == again != other
 
 
-async def test_the_sandbox_shows_the_mask_over_the_first_image(make_call, watcher):
+async def test_the_sandbox_shows_the_mask_over_the_first_image(make_call: MakeCall, watcher: Recorder) -> None:
     clear = png((0, 0, 0, 0), "RGBA")
     plain, masked = [await drawn(make_call, watcher, png("white"), mask=mask) for mask in (png("black"), clear)]
     assert plain.tobytes() != masked.tobytes()
@@ -293,30 +336,34 @@ async def test_the_sandbox_shows_the_mask_over_the_first_image(make_call, watche
 @pytest.mark.parametrize(
     ("mode", "colour"), [("P", 1), ("L", 200), ("1", 1), ("LA", (9, 99)), ("RGBA", "red"), ("I;16", 9)]
 )
-async def test_the_sandbox_draws_from_images_of_every_mode(make_call, watcher, mode, colour):
+async def test_the_sandbox_draws_from_images_of_every_mode(
+    make_call: MakeCall, watcher: Recorder, mode: str, colour: int | tuple[int, int] | str
+) -> None:
     large = png(colour, mode, (900, 30))
     assert (await drawn(make_call, watcher, large, mask=large)).size == (512, 512)
 
 
-async def test_an_input_image_that_the_sandbox_cannot_decode_is_refused(make_call, watcher):
+async def test_an_input_image_that_the_sandbox_cannot_decode_is_refused(make_call: MakeCall, watcher: Recorder) -> None:
     with pytest.raises(UpstreamError) as caught:
         await drawn(make_call, watcher, PNG)
     assert (caught.value.code, watcher.sent_count) == ("upstream_invalid_request", 0)
 
 
-def large_edit(make_call) -> Call:
+def large_edit(make_call: MakeCall) -> Call:
     return edit(make_call, b"x" * 16_000_000, model="gpt-image-2")
 
 
-async def lose(session, url, call, watcher, timeout_s=5.0):
+async def lose(session: aiohttp.ClientSession, url, call, watcher: Recorder, timeout_s: float = 5.0):
     service = OpenAICompatibleProvider(session, base_url=url, api_key=None, timeout_s=timeout_s)
     with pytest.raises(UpstreamError) as caught:
         await service.generate(call, watcher)
     return caught.value
 
 
-async def test_a_connection_lost_within_the_body_was_not_paid_for(session, raw_server, make_call, watcher):
-    async def serve(reader, writer):
+async def test_a_connection_lost_within_the_body_was_not_paid_for(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
 
@@ -325,8 +372,10 @@ async def test_a_connection_lost_within_the_body_was_not_paid_for(session, raw_s
     assert watcher.sent_count == 0
 
 
-async def test_a_connection_lost_after_the_body_may_have_been_paid_for(session, raw_server, make_call, watcher):
-    async def serve(reader, writer):
+async def test_a_connection_lost_after_the_body_may_have_been_paid_for(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         await reader.readexactly(length)
@@ -337,10 +386,12 @@ async def test_a_connection_lost_after_the_body_may_have_been_paid_for(session, 
     assert watcher.sent_count == 1
 
 
-async def test_a_body_that_is_not_taken_in_time_was_not_paid_for(session, raw_server, make_call, watcher):
+async def test_a_body_that_is_not_taken_in_time_was_not_paid_for(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
     released = asyncio.Event()
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await released.wait()
 
@@ -353,10 +404,12 @@ async def test_a_body_that_is_not_taken_in_time_was_not_paid_for(session, raw_se
 REFUSAL = b'{"error":{"message":"too large","type":"invalid_request_error"}}'
 
 
-async def test_a_refusal_before_the_end_of_the_body_is_read(session, raw_server, make_call, watcher):
+async def test_a_refusal_before_the_end_of_the_body_is_read(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
     released = asyncio.Event()
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL))
         await released.wait()
@@ -366,10 +419,12 @@ async def test_a_refusal_before_the_end_of_the_body_is_read(session, raw_server,
     assert (error.status, error.retryable, error.ambiguous) == (413, False, False)
 
 
-async def test_a_connection_is_not_reused_after_a_refusal_within_the_body(session, raw_server, make_call, watcher):
+async def test_a_connection_is_not_reused_after_a_refusal_within_the_body(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
     connections = []
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL))

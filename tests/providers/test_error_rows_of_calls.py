@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import aiohttp
 import pytest
 
 from imagegen.providers.chat_images import ChatImagesProvider
@@ -28,6 +29,7 @@ from tests.played_upstream import (
     quick_polls_of_rows,
     with_odd_answers,
 )
+from tests.providers.conftest import MakeCall
 
 B64 = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
 URI = f"data:image/png;base64,{B64}"
@@ -113,7 +115,9 @@ GEMINI = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_gemini_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_gemini_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> GeminiProvider:
         return GeminiProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
@@ -145,7 +149,9 @@ CHAT = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_a_chat_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_a_chat_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> ChatImagesProvider:
         return ChatImagesProvider(session, name="openai", api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
@@ -181,7 +187,9 @@ SILICONFLOW = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_siliconflow_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_siliconflow_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> SiliconFlowProvider:
         return SiliconFlowProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
@@ -224,7 +232,9 @@ OPENAI = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_openai_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_openai_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
         return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 
@@ -247,7 +257,9 @@ TOGETHER = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_together_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_together_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> TogetherProvider:
         return TogetherProvider(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
@@ -291,7 +303,9 @@ RELAY = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_a_relay_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_a_relay_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     def create(url: str) -> OpenAICompatibleProvider:
         return OpenAICompatibleProvider(session, api_key="the-secret-key", base_url=f"{url}/v1", timeout_s=30)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import ClientSession
 
@@ -27,6 +28,7 @@ from tests.played_upstream import (
     quick_polls_of_rows,
     with_odd_answers,
 )
+from tests.providers.conftest import MakeCall
 
 _quick = pytest.fixture(quick_polls_of_rows, autouse=True)
 
@@ -124,7 +126,9 @@ FAL = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_fal_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_fal_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     usual = {
         "submit": (200, FAL_ACCEPTED),
         "poll": (200, {"status": "COMPLETED"}),
@@ -202,7 +206,9 @@ REPLICATE = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_replicate_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_replicate_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     listed = (200, {"previous": None, "next": None, "results": []})
     usual = {"submit": (201, prediction()), "list": listed, **ended("succeeded", output=[IMAGE])}
     model = "black-forest-labs/flux-schnell"
@@ -265,7 +271,9 @@ BFL = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_bfl_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_bfl_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     usual = {"submit": (200, BFL_ACCEPTED), **bfl("Ready", result={"sample": IMAGE})}
     await play(BFL, creating(BflProvider, session), PlayedUpstream(bfl_stage, usual), make_call, "flux-2-klein-4b")
 
@@ -332,7 +340,9 @@ DASHSCOPE = with_odd_answers(
 )  # fmt: skip
 
 
-async def test_each_answer_of_dashscope_has_its_code_its_cost_and_its_next_call(session, make_call) -> None:
+async def test_each_answer_of_dashscope_has_its_code_its_cost_and_its_next_call(
+    session: aiohttp.ClientSession, make_call: MakeCall
+) -> None:
     usual = {
         "submit": output(task_status="PENDING"),
         "list": (200, {"data": [], "total_page": 0, "total": 0}),

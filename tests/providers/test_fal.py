@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 
+import aiohttp
 import orjson
 import pytest
 from yarl import URL
@@ -19,6 +21,7 @@ from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
 from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
@@ -26,13 +29,13 @@ MODEL = "fal-ai/flux/dev"
 
 
 @pytest.fixture
-async def queue():
+async def queue() -> AsyncIterator[FalEmulator]:
     async with emulated(FalEmulator, job_s=0.05) as queue:
         yield queue
 
 
 @pytest.fixture
-def fal(session, queue) -> FalProvider:
+def fal(session: aiohttp.ClientSession, queue: FalEmulator) -> FalProvider:
     return FalProvider(session, api_key="id:secret", base_url=queue.url, timeout_s=5, channel="main")
 
 
@@ -61,7 +64,7 @@ def fal(session, queue) -> FalProvider:
         ({"extra": {"safety_tolerance": "2"}}, {"safety_tolerance": "2"}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_fal(make_call, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_fal(make_call: MakeCall, given: dict, sent: dict) -> None:
     fields = json.loads(json.dumps(fields_of(make_call(model=MODEL, **given))))
     assert {name: fields.get(name) for name in sent} == sent
     assert not {"model", "n", "steps", "width", "height", "sync_mode", "disable_safety_checker"} & fields.keys()
@@ -90,39 +93,41 @@ def test_a_field_is_sent_in_the_words_of_fal(make_call, given: dict, sent: dict)
         ),
     ],
 )
-def test_a_model_that_is_sized_by_ratio_gets_no_pixels(make_call, model: str, given: dict, sent: dict) -> None:
+def test_a_model_that_is_sized_by_ratio_gets_no_pixels(
+    make_call: MakeCall, model: str, given: dict, sent: dict
+) -> None:
     fields = fields_of(make_call(model=model, **given))
     assert {name: fields.get(name) for name in sent} == sent
     assert "image_size" not in fields
 
 
-def test_a_call_for_several_images_with_a_seed(make_call) -> None:
+def test_a_call_for_several_images_with_a_seed(make_call: MakeCall) -> None:
     fields = fields_of(make_call(model=MODEL, count=3, seed=7, n=3))
     assert (fields["num_images"], fields["seed"]) == (3, 7)
 
 
 @over_rows("model", ["flux", "../a/b", "a/../b", "a//b", "a/b?fal_webhook=x", "a/b#c", "a/b%2f", " a/b", "a/b/"])
-def test_a_name_that_is_no_path_of_a_model_is_not_sent(make_call, model: str) -> None:
+def test_a_name_that_is_no_path_of_a_model_is_not_sent(make_call: MakeCall, model: str) -> None:
     request = make_call(model=MODEL).request
     with pytest.raises(UpstreamError) as caught:
         model_path(type(request)(prompt="a", model=model, width=512, height=512, n=1))
     assert (caught.value.code, caught.value.retryable) == ("model_not_available", False)
 
 
-def test_an_edit_goes_to_the_model_that_edits(make_call) -> None:
+def test_an_edit_goes_to_the_model_that_edits(make_call: MakeCall) -> None:
     image = {"imageUrl": "https://a.example/1.png"}
     assert model_path(make_call(model="fal-ai/nano-banana", **image).request) == "fal-ai/nano-banana/edit"
     assert model_path(make_call(model="fal-ai/nano-banana/edit", **image).request) == "fal-ai/nano-banana/edit"
     assert model_path(make_call(model="fal-ai/flux/dev/image-to-image", **image).request).endswith("image-to-image")
 
 
-def test_what_is_not_sent_as_given_has_a_warning(make_call) -> None:
+def test_what_is_not_sent_as_given_has_a_warning(make_call: MakeCall) -> None:
     call = make_call(model="fal-ai/flux-pro/kontext", width=1000, height=1000, moderation="low")
     assert len(warnings_of(call)) == 2
     assert warnings_of(make_call(model=MODEL)) == ()
 
 
-def test_requests_that_send_the_same_have_one_fingerprint(make_call) -> None:
+def test_requests_that_send_the_same_have_one_fingerprint(make_call: MakeCall) -> None:
     by_pixels = make_call(model="fal-ai/flux-pro/kontext", width=1024, height=1024).request
     by_ratio = make_call(model="fal-ai/flux-pro/kontext", aspectRatio="1:1").request
     assert sent_request(by_pixels) == sent_request(by_ratio)
@@ -265,7 +270,9 @@ def test_a_single_image_is_read() -> None:
 # --- jobs ---
 
 
-async def test_a_job_is_submitted_polled_and_collected(quick, fal, queue, make_call) -> None:
+async def test_a_job_is_submitted_polled_and_collected(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     observer, reply = await made(fal, make_call(model=MODEL, count=2, n=2))
     (handle,) = observer.handles
     assert (handle.provider, handle.channel, len(reply.images)) == ("fal", "main", 2)
@@ -274,30 +281,38 @@ async def test_a_job_is_submitted_polled_and_collected(quick, fal, queue, make_c
     assert queue.ledger.sums() == {"submitted": 1, "charged": 1, "cancelled": 0, "listed": 0, "cost_usd": 0.02}
 
 
-async def test_the_handle_is_kept_before_the_first_poll(quick, fal, queue, make_call) -> None:
+async def test_the_handle_is_kept_before_the_first_poll(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     observer = Recorder(lambda: queue.ledger.jobs[0].polls)
     await fal.generate(make_call(model=MODEL), observer)
     assert observer.noted == [0]
 
 
-async def test_a_handle_is_enough_to_collect_the_result(quick, fal, queue, make_call) -> None:
+async def test_a_handle_is_enough_to_collect_the_result(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     observer, reply = await made(fal, make_call(model=MODEL))
     assert (await fal.resume(observer.handles[0], Recorder())).images == reply.images
     assert queue.ledger.total == 1
 
 
-async def test_a_job_that_is_not_found_at_first_is_polled_on(quick, fal, queue, make_call) -> None:
+async def test_a_job_that_is_not_found_at_first_is_polled_on(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     _, reply = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job unknown_s=0.3}}"))
     assert (len(reply.images), queue.ledger.total) == (1, 1)
 
 
-async def test_polls_that_fail_do_not_end_a_job(quick, fal, queue, make_call) -> None:
+async def test_polls_that_fail_do_not_end_a_job(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     _, reply = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=503 polls=4}}"))
     assert (len(reply.images), queue.ledger.jobs[0].polls >= 5) == (1, True)
 
 
 async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_paid(
-    quick, fal, queue, make_call
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
     _, error = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=401 polls=99}}"))
     assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, False)
@@ -314,28 +329,30 @@ async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_
     ],
 )
 async def test_a_job_that_ends_without_an_image_fails_its_call(
-    quick, fal, queue, make_call, options: str, code: str, charged: bool
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall, options: str, code: str, charged: bool
 ) -> None:
     _, error = await made(fal, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (error.code, error.ambiguous, error.charged) == (code, False, charged)
     assert queue.ledger.sums()["charged"] == charged
 
 
-async def test_a_job_that_has_expired_is_an_ambiguous_call(quick, fal, make_call) -> None:
+async def test_a_job_that_has_expired_is_an_ambiguous_call(quick: None, fal: FalProvider, make_call: MakeCall) -> None:
     handle = JobHandle("fal", "gone", poll_url=f"{fal.base_url}fal-ai/flux/requests/gone/status", accepted_at=1.0)
     with pytest.raises(UpstreamError) as caught:
         await fal.resume(handle, Recorder())
     assert caught.value.ambiguous
 
 
-async def test_a_lost_answer_to_a_submit_is_an_ambiguous_call(quick, fal, queue, make_call) -> None:
+async def test_a_lost_answer_to_a_submit_is_an_ambiguous_call(
+    quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     call = make_call(model=MODEL, prompt="a cat {{fault:job answer=lost}}")
     observer, error = await made(fal, call)
     assert (observer.handles, error.ambiguous, queue.ledger.sums()["submitted"]) == ([], True, 1)
     assert await fal.find(call, time.time()) is None
 
 
-async def test_a_job_is_cancelled_once(quick, fal, queue, make_call) -> None:
+async def test_a_job_is_cancelled_once(quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall) -> None:
     observer, _ = await made(fal, make_call(model=MODEL))
     running = observer.handles[0]
     assert await fal.cancel(running) is False  # it is over
@@ -347,14 +364,16 @@ async def test_a_job_is_cancelled_once(quick, fal, queue, make_call) -> None:
         await fal.resume(slow, Recorder())
 
 
-async def test_a_cancellation_without_an_answer_is_not_confirmed(fal, queue, make_call) -> None:
+async def test_a_cancellation_without_an_answer_is_not_confirmed(
+    fal: FalProvider, queue: FalEmulator, make_call: MakeCall
+) -> None:
     handle = JobHandle("fal", "1", cancel_url="http://127.0.0.1:9/fal-ai/flux/requests/1/cancel")
     assert await fal.cancel(handle) is None
     assert await fal.cancel(JobHandle("fal", "1")) is None
     assert await fal.cancel(JobHandle("bfl", "1", cancel_url=f"{queue.url}/a/b/requests/1/cancel")) is None
 
 
-async def test_a_revoked_key_is_refused(quick, fal, queue, make_call) -> None:
+async def test_a_revoked_key_is_refused(quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall) -> None:
     queue.revoked.add("id:secret")
     _, error = await made(fal, make_call(model=MODEL))
     assert (error.code, error.retryable) == ("upstream_auth", False)
@@ -374,7 +393,7 @@ async def test_a_revoked_key_is_refused(quick, fal, queue, make_call) -> None:
         ("//evil.example/requests/1", False),
     ],
 )
-async def test_the_key_goes_to_addresses_of_fal_only(session, address: str, kept: bool) -> None:
+async def test_the_key_goes_to_addresses_of_fal_only(session: aiohttp.ClientSession, address: str, kept: bool) -> None:
     fal = FalProvider(session, api_key="k", base_url="https://queue.fal.run", timeout_s=5)
     assert (fal.own_address(address) is not None) is kept
     assert fal.base_url == URL("https://queue.fal.run/")

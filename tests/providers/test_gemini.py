@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from imagegen.emulator.gemini import GeminiEmulator
@@ -22,6 +24,7 @@ from imagegen.providers.protocol import InputImage, Reply
 from imagegen.tasks.image import ImageBase64, ImageBytes
 from imagegen.tasks.retry import was_never_sent
 from tests.emulated_jobs import emulated, made
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
 TABLE = load_table("gemini")
@@ -31,13 +34,13 @@ PNG = base64.b64encode(b"\x89PNG" + bytes(90)).decode()
 
 
 @pytest.fixture
-async def google():
+async def google() -> AsyncIterator[GeminiEmulator]:
     async with emulated(GeminiEmulator, job_s=0, key="AIza-secret") as google:
         yield google
 
 
 @pytest.fixture
-def gemini(session, google) -> GeminiProvider:
+def gemini(session: aiohttp.ClientSession, google: GeminiEmulator) -> GeminiProvider:
     return GeminiProvider(session, api_key="AIza-secret", base_url=google.url, timeout_s=5, shapes_of=SHAPES)
 
 
@@ -66,18 +69,20 @@ def sent(call) -> dict:
         ("google/gemini-3-pro-image", {"resolution": "2K"}, {"aspectRatio": "1:1", "imageSize": "2K"}),
     ],
 )
-def test_a_size_is_sent_as_ratio_and_resolution(make_call, model: str, given: dict, image_config: dict) -> None:
+def test_a_size_is_sent_as_ratio_and_resolution(
+    make_call: MakeCall, model: str, given: dict, image_config: dict
+) -> None:
     assert sent(make_call(model=model, **given))["generationConfig"]["imageConfig"] == image_config
 
 
-def test_a_request_has_the_prompt_the_seed_and_only_images_as_its_result(make_call) -> None:
+def test_a_request_has_the_prompt_the_seed_and_only_images_as_its_result(make_call: MakeCall) -> None:
     assert sent(make_call(model=FLASH, seed=7)) == {
         "contents": [{"role": "user", "parts": [{"text": "a cat"}]}],
         "generationConfig": {"responseModalities": ["IMAGE"], "imageConfig": {"aspectRatio": "1:1"}, "seed": 7},
     }
 
 
-def test_fields_of_extra_go_where_google_has_them(make_call) -> None:
+def test_fields_of_extra_go_where_google_has_them(make_call: MakeCall) -> None:
     extra = {
         "temperature": 0.5,
         "safety_settings": [{"category": "A", "threshold": "B"}],
@@ -104,33 +109,35 @@ def test_fields_of_extra_go_where_google_has_them(make_call) -> None:
         {"contents": []},
     ],
 )
-async def test_extra_can_not_change_the_price_or_the_prompt(gemini, google, make_call, extra: dict) -> None:
+async def test_extra_can_not_change_the_price_or_the_prompt(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, extra: dict
+) -> None:
     _, error = await made(gemini, make_call(model=PRO, extra=extra))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retryable, google.ledger.total) == ("upstream_invalid_request", False, 0)
 
 
-def test_the_safety_checker_is_switched_off_by_safety_settings(make_call) -> None:
+def test_the_safety_checker_is_switched_off_by_safety_settings(make_call: MakeCall) -> None:
     settings = sent(make_call(model=FLASH, disableSafetyChecker=True))["safetySettings"]
     assert {entry["threshold"] for entry in settings} == {"BLOCK_NONE"}
     assert "safetySettings" not in sent(make_call(model=FLASH, disableSafetyChecker=False))
 
 
-def test_what_a_model_refused_by_name_is_left_out(make_call) -> None:
+def test_what_a_model_refused_by_name_is_left_out(make_call: MakeCall) -> None:
     assert "seed" not in sent(make_call(model=FLASH, seed=1, without=["seed"]))["generationConfig"]
     assert "imageConfig" not in sent(make_call(model=PRO, without=["size"]))["generationConfig"]
     shape = sent(make_call(model=PRO, without=["image_size"]))["generationConfig"]["imageConfig"]
     assert shape == {"aspectRatio": "1:1"}
 
 
-def test_what_is_not_sent_as_given_has_a_warning(make_call) -> None:
+def test_what_is_not_sent_as_given_has_a_warning(make_call: MakeCall) -> None:
     call = make_call(model=FLASH, negativePrompt="dogs", aspectRatio="1:1")
     assert warnings_of(call, SHAPES(FLASH)) == ("negative_prompt is not known to this provider and was left out",)
     (warning,) = warnings_of(make_call(model=PRO, width=1000, height=1000), SHAPES(PRO))
     assert "1:1 at 1K was requested" in warning
 
 
-def test_requests_that_are_sent_alike_are_one_task(make_call) -> None:
+def test_requests_that_are_sent_alike_are_one_task(make_call: MakeCall) -> None:
     def reduced(**given: object) -> object:
         return sent_request(make_call(model=FLASH, **given).request, SHAPES(FLASH))
 
@@ -145,7 +152,7 @@ def test_a_name_that_is_no_part_of_a_path_is_not_sent(model: str) -> None:
     assert caught.value.code == "model_not_available"
 
 
-def test_a_ratio_and_a_resolution_that_a_model_has_not_are_refused_at_submit(make_call) -> None:
+def test_a_ratio_and_a_resolution_that_a_model_has_not_are_refused_at_submit(make_call: MakeCall) -> None:
     rules, request = ModelRules(TABLE), make_call(model=FLASH, aspectRatio="1:8", resolution="2K").request
     with pytest.raises(InvalidRequest) as caught:
         rules(request, {"aspect_ratio", "resolution"})
@@ -154,7 +161,7 @@ def test_a_ratio_and_a_resolution_that_a_model_has_not_are_refused_at_submit(mak
     assert "nearest is 1K" in faults["resolution"]
 
 
-async def test_input_images_are_sent_whole(gemini, google, make_call) -> None:
+async def test_input_images_are_sent_whole(gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall) -> None:
     data = bytes(range(256)) * 3_000
 
     async def pieces():
@@ -171,7 +178,9 @@ async def test_input_images_are_sent_whole(gemini, google, make_call) -> None:
     assert len(json_body(fields_of(call, SHAPES(FLASH)))) > len(data)
 
 
-async def test_an_input_image_that_is_only_a_link_is_not_sent(gemini, google, make_call) -> None:
+async def test_an_input_image_that_is_only_a_link_is_not_sent(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
+) -> None:
     _, error = await made(gemini, make_call(model=FLASH, imageUrl="https://a.example/1.png"))
     assert isinstance(error, UpstreamError)
     assert google.ledger.total == 0
@@ -319,7 +328,9 @@ ROWS = {
 
 
 @pytest.mark.parametrize("switch", ROWS)
-async def test_an_error_has_its_code_and_whether_a_repeat_helps(gemini, google, make_call, switch: str) -> None:
+async def test_an_error_has_its_code_and_whether_a_repeat_helps(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, switch: str
+) -> None:
     _, error = await made(gemini, make_call(model=FLASH, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retryable, error.ambiguous, error.retry_after_s) == ROWS[switch]
@@ -333,13 +344,17 @@ def test_an_unknown_name_in_a_shape_is_a_field_that_can_be_left_out() -> None:
     assert error.refused == ("imageSize",)
 
 
-async def test_a_lost_answer_is_an_ambiguous_call_that_was_paid(gemini, google, make_call) -> None:
+async def test_a_lost_answer_is_an_ambiguous_call_that_was_paid(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
+) -> None:
     _, error = await made(gemini, make_call(model=FLASH, prompt="a cat {{fault:job answer=lost}}"))
     assert isinstance(error, UpstreamError)
     assert (error.ambiguous, was_never_sent(error), google.ledger.sums()["charged"]) == (True, False, 1)
 
 
-async def test_a_revoked_key_is_refused_and_appears_nowhere(gemini, google, make_call) -> None:
+async def test_a_revoked_key_is_refused_and_appears_nowhere(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
+) -> None:
     google.revoked.add("AIza-secret")
     _, error = await made(gemini, make_call(model=FLASH))
     assert isinstance(error, UpstreamError)
@@ -356,7 +371,9 @@ async def test_a_revoked_key_is_refused_and_appears_nowhere(gemini, google, make
         ("job end=moderated charged=1", 5 * 0.3 + 1290 * 30),
     ],
 )
-async def test_a_call_costs_what_its_tokens_do(gemini, google, make_call, switch: str, settled: float) -> None:
+async def test_a_call_costs_what_its_tokens_do(
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, switch: str, settled: float
+) -> None:
     call = make_call(model=FLASH, prompt="a cat")
     google.script([switch])
     _, result = await made(gemini, call)
@@ -370,7 +387,9 @@ async def test_a_call_costs_what_its_tokens_do(gemini, google, make_call, switch
     assert google.ledger.sums()["cost_usd"] * 1e6 == pytest.approx(settled, abs=1)
 
 
-async def test_its_image_models_are_listed_and_a_bad_key_is_found_without_a_paid_call(gemini, google) -> None:
+async def test_its_image_models_are_listed_and_a_bad_key_is_found_without_a_paid_call(
+    gemini: GeminiProvider, google: GeminiEmulator
+) -> None:
     assert {model["id"] for model in await gemini.models()} == {FLASH, PRO, FLASH_31}
     google.revoked.add("AIza-secret")
     with pytest.raises(UpstreamError) as caught:
@@ -387,7 +406,7 @@ async def test_its_image_models_are_listed_and_a_bad_key_is_found_without_a_paid
         ("https://relay.example/gemini", "https://relay.example/gemini/v1beta/"),
     ],
 )
-def test_an_address_may_have_a_version(session, address: str, base: str) -> None:
+def test_an_address_may_have_a_version(session: aiohttp.ClientSession, address: str, base: str) -> None:
     provider = create_gemini(session, api_key="k", base_url=address, timeout_s=5, shapes_of=SHAPES)
     assert isinstance(provider, GeminiProvider)
     assert str(provider.base_url) == base
@@ -405,7 +424,9 @@ def test_an_address_may_have_a_version(session, address: str, base: str) -> None
         ),
     ],
 )
-def test_an_address_of_openais_kind_is_called_by_a_chat(session, address: str, base: str) -> None:
+def test_an_address_of_openais_kind_is_called_by_a_chat(
+    session: aiohttp.ClientSession, address: str, base: str
+) -> None:
     provider = create_gemini(session, api_key="k", base_url=address, timeout_s=5, shapes_of=SHAPES)
     assert isinstance(provider, ChatImagesProvider)
     assert (provider.name, str(provider.base_url)) == ("gemini", base)

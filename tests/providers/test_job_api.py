@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+import aiohttp
 import pytest
 from msgspec.structs import replace
 from yarl import URL
@@ -22,6 +23,7 @@ from imagegen.tasks.image import ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from tests.emulated_jobs import Recorder, quick_polls
+from tests.providers.conftest import MakeCall, ScriptedUpstream
 from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
@@ -37,7 +39,11 @@ class Service(JobApiProvider):
     max_images_per_call = 4
 
     def __init__(
-        self, session, accepted: AcceptedCall, *states: JobState | UpstreamError, base: str = str(BASE)
+        self,
+        session: aiohttp.ClientSession,
+        accepted: AcceptedCall,
+        *states: JobState | UpstreamError,
+        base: str = str(BASE),
     ) -> None:
         super().__init__(session, URL(base), Account("Key k", "k"), 5)
         self._accepted = accepted
@@ -46,7 +52,7 @@ class Service(JobApiProvider):
     def edits(self, model: str) -> Edits | None:
         return None
 
-    def sent_request(self, request):
+    def sent_request(self, request: pytest.FixtureRequest):
         return request
 
     def submit_form(self, call) -> SubmitForm:
@@ -107,14 +113,14 @@ def test_an_emulator_on_loopback_may_name_no_other_host(address: str, followed: 
     assert (in_domains(URL("http://127.0.0.1:8000"), address, ("jobs.example",)) is not None) is followed
 
 
-async def test_addresses_on_other_hosts_are_not_kept_in_the_handle(session) -> None:
+async def test_addresses_on_other_hosts_are_not_kept_in_the_handle(session: aiohttp.ClientSession) -> None:
     evil = "https://evil.example/7"
     handle = Service(session, AcceptedCall("7")).handle_of(AcceptedCall("7", evil, evil, evil, 9.0), 1.0)
     assert (handle.poll_url, handle.result_url, handle.cancel_url) == ("", "", "")
     assert (handle.accepted_at, handle.expires_at, len(handle.account)) == (1.0, 9.0, 16)
 
 
-async def test_a_stored_address_on_another_host_is_not_requested(session) -> None:
+async def test_a_stored_address_on_another_host_is_not_requested(session: aiohttp.ClientSession) -> None:
     service = Service(session, AcceptedCall("7"))
     assert await service.get("https://evil.example/7") is None
 
@@ -135,7 +141,9 @@ class Client:
     ("target", "requests"),
     [("https://eu.jobs.example/8", 2), ("/v1/8", 2), ("https://evil.example/8", 1), ("http://eu.jobs.example/8", 1)],
 )
-async def test_a_redirect_is_followed_once_within_the_domains(session, target: str, requests: int) -> None:
+async def test_a_redirect_is_followed_once_within_the_domains(
+    session: aiohttp.ClientSession, target: str, requests: int
+) -> None:
     service, first = Service(session, AcceptedCall("7")), "https://queue.jobs.example/v1/7"
     moved, done = RawResponse(307, {"Location": target}, b""), RawResponse(200, {}, b"{}")
     client = Client({first: moved, "https://eu.jobs.example/8": done, "https://queue.jobs.example/v1/8": done})
@@ -145,12 +153,14 @@ async def test_a_redirect_is_followed_once_within_the_domains(session, target: s
 
 
 @pytest.fixture
-def submit_url(upstream) -> str:
+def submit_url(upstream: ScriptedUpstream) -> str:
     upstream.post("http://jobs.example/v1/generate", payload={})
     return "http://jobs.example/v1"
 
 
-async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(quick, session, submit_url, make_call) -> None:
+async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(
+    quick: None, session: aiohttp.ClientSession, submit_url: str, make_call: MakeCall
+) -> None:
     done = JobState("done", reply=Reply(IMAGES))
     accepted = AcceptedCall("7", cost_micro_usd=40_000)
     service = Service(session, accepted, JobState("running", progress=0.5), done, done, base=submit_url)
@@ -162,7 +172,9 @@ async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(quick, sessio
     assert later.warnings == ("a warning",)
 
 
-async def test_a_job_that_is_found_has_the_warnings_of_its_call(quick, session, make_call, monkeypatch) -> None:
+async def test_a_job_that_is_found_has_the_warnings_of_its_call(
+    quick: None, session: aiohttp.ClientSession, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def search(*_: object) -> JobHandle:
         return JobHandle("service", "7")
 
@@ -174,7 +186,7 @@ async def test_a_job_that_is_found_has_the_warnings_of_its_call(quick, session, 
 
 
 async def test_a_job_is_searched_for_if_the_response_to_its_call_can_not_be_read(
-    quick, session, submit_url, make_call, monkeypatch
+    quick: None, session: aiohttp.ClientSession, submit_url: str, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def search(*_: object) -> JobHandle:
         return JobHandle("service", "7")
@@ -190,7 +202,9 @@ async def test_a_job_is_searched_for_if_the_response_to_its_call_can_not_be_read
     assert (reply.images, [handle.id for handle in observer.handles]) == (IMAGES, ["7"])
 
 
-async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(quick, session) -> None:
+async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(
+    quick: None, session: aiohttp.ClientSession
+) -> None:
     reply = Reply(IMAGES, details=ReplyDetails(cost_micro_usd=1))
     service = Service(session, AcceptedCall("7"), JobState("done", reply=reply))
     handle = JobHandle("service", "7", cost_micro_usd=2)
@@ -199,7 +213,12 @@ async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(quick
 
 @pytest.mark.parametrize(("state", "polls"), [(JobState("done", reply=Reply(IMAGES)), 0), (None, 1)])
 async def test_a_job_that_the_acceptance_shows_ended_is_not_polled(
-    quick, session, submit_url, make_call, state: JobState | None, polls: int
+    quick: None,
+    session: aiohttp.ClientSession,
+    submit_url: str,
+    make_call: MakeCall,
+    state: JobState | None,
+    polls: int,
 ) -> None:
     service = Service(session, AcceptedCall("7", state=state), JobState("done", reply=Reply(IMAGES)), base=submit_url)
     observer = Recorder()
@@ -207,7 +226,9 @@ async def test_a_job_that_the_acceptance_shows_ended_is_not_polled(
     assert (1 - len(service.states), len(observer.handles)) == (polls, 1)
 
 
-async def test_a_failed_acceptance_has_a_handle_first(quick, session, submit_url, make_call) -> None:
+async def test_a_failed_acceptance_has_a_handle_first(
+    quick: None, session: aiohttp.ClientSession, submit_url: str, make_call: MakeCall
+) -> None:
     failed = JobState("failed", error=UpstreamError("content_policy", "no"))
     observer = Recorder()
     with pytest.raises(UpstreamError, match="no"):
@@ -215,7 +236,7 @@ async def test_a_failed_acceptance_has_a_handle_first(quick, session, submit_url
     assert len(observer.handles) == 1
 
 
-async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(session) -> None:
+async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(session: aiohttp.ClientSession) -> None:
     service, handle = Service(session, AcceptedCall("7")), JobHandle("fal", "7", cancel_url=str(BASE))
     with pytest.raises(UpstreamError, match="does not find the job"):
         await service.resume(handle, Recorder())
@@ -226,7 +247,7 @@ BUSY = UpstreamError("upstream_overloaded", "busy", retryable=True, status=503)
 PAGE = UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
 
 
-async def test_polls_that_fail_are_reported_until_one_does_not(quick, session) -> None:
+async def test_polls_that_fail_are_reported_until_one_does_not(quick: None, session: aiohttp.ClientSession) -> None:
     service = Service(session, AcceptedCall("7"), BUSY, PAGE, PAGE, BUSY, JobState("running"), PAGE)
     service.states.append(JobState("done", reply=Reply(IMAGES)))
     observer = Recorder()
@@ -240,7 +261,9 @@ async def test_polls_that_fail_are_reported_until_one_does_not(quick, session) -
 
 
 @pytest.mark.parametrize("code", ["upstream_auth", "upstream_bad_response", "upstream_invalid_request"])
-async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(quick, session, code: str) -> None:
+async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(
+    quick: None, session: aiohttp.ClientSession, code: str
+) -> None:
     fault = UpstreamError(code, "no", status=400)
     service = Service(session, AcceptedCall("7"), *[fault] * (job_polling.MIN_USELESS + 1))
     with pytest.raises(UpstreamError) as caught:
@@ -249,7 +272,9 @@ async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(quick, 
     assert caught.value.code == (code if code == "upstream_auth" else "upstream_bad_response")
 
 
-async def test_a_job_is_given_up_only_some_minutes_after_the_first_useless_poll(quick, session, monkeypatch) -> None:
+async def test_a_job_is_given_up_only_some_minutes_after_the_first_useless_poll(
+    quick: None, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
     done = JobState("done", reply=Reply(IMAGES))
     service = Service(session, AcceptedCall("7"), *[PAGE] * (job_polling.MIN_USELESS * 3), done)
@@ -259,7 +284,12 @@ async def test_a_job_is_given_up_only_some_minutes_after_the_first_useless_poll(
 
 @pytest.mark.parametrize(("count", "minutes", "is_given_up"), [(9, 11, True), (9, 9, False), (3, 11, False)])
 async def test_another_process_goes_on_with_the_polls_of_the_one_before(
-    quick, session, monkeypatch, count: int, minutes: int, is_given_up: bool
+    quick: None,
+    session: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    minutes: int,
+    is_given_up: bool,
 ) -> None:
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
     began = time.time() - 60 * minutes
@@ -277,7 +307,9 @@ async def test_another_process_goes_on_with_the_polls_of_the_one_before(
     ("status", "confirmed"),
     [(200, True), (202, True), (400, False), (404, False), (401, None), (429, None), (500, None)],
 )
-async def test_a_cancellation_is_confirmed_refused_or_open(session, status: int, confirmed: bool | None) -> None:
+async def test_a_cancellation_is_confirmed_refused_or_open(
+    session: aiohttp.ClientSession, status: int, confirmed: bool | None
+) -> None:
     answer = RawResponse(status, {}, b"")
     assert Service(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
 
@@ -294,7 +326,7 @@ async def test_polls_of_one_account_are_spaced() -> None:
     assert loop.time() - began >= 0.099
 
 
-async def test_polls_grow_apart_to_the_longest_delay(monkeypatch) -> None:
+async def test_polls_grow_apart_to_the_longest_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     delays: list[float] = []
 
     async def sleep(delay_s: float) -> None:

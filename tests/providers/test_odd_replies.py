@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from typing import Any
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.response_parser import parse_reply
@@ -45,7 +46,7 @@ def images_of(body: bytes) -> tuple[object, ...]:
     ],
 )
 @over_rows("form", ["{}", "callback({});", ")]}}',\n{}", '{{"status":"queued"}}\n{}\n', "{}{{"])
-def test_an_image_at_an_unusual_place_is_found(body, form):
+def test_an_image_at_an_unusual_place_is_found(body: dict[str, Any] | list[dict[str, Any]] | str, form: str) -> None:
     images = images_of(form.format(json.dumps(body)).encode())
     assert images in (
         (ImageLink(LINK),),
@@ -55,7 +56,7 @@ def test_an_image_at_an_unusual_place_is_found(body, form):
 
 
 @over_rows("start", [PNG_START, b"\xff\xd8\xff\xe0", b"RIFF\x10\0\0\0WEBPVP8 "])
-def test_a_response_that_is_the_image_itself_is_read(start):
+def test_a_response_that_is_the_image_itself_is_read(start: bytes) -> None:
     assert images_of(start + bytes(300_000)) == (ImageBytes(start + bytes(300_000)),)
 
 
@@ -71,16 +72,16 @@ def test_a_response_that_is_the_image_itself_is_read(start):
         {"control_image": LINK, "ref_images": [LINK], "image_refs": [LINK], "refImageUrl": LINK},
     ],
 )
-def test_links_to_other_things_are_no_images(body):
+def test_links_to_other_things_are_no_images(body: dict[str, Any]) -> None:
     assert images_of(json.dumps(body).encode()) == ()
     assert images_of(f"<html><a href='{LINK}'>{json.dumps(body)}".encode()) == ()
 
 
-def test_a_link_with_half_a_character_can_be_stored():
+def test_a_link_with_half_a_character_can_be_stored() -> None:
     assert images_of(rb'{"output":"https://h.example/\ud83d.png"}') == (ImageLink("https://h.example/?.png"),)
 
 
-def test_a_tree_of_any_size_is_searched_for_a_bounded_time():
+def test_a_tree_of_any_size_is_searched_for_a_bounded_time() -> None:
     began_s = time.process_time()
     deep = b'{"a":' * 5_000 + b"1" + b"}" * 5_000
     wide = json.dumps({"x": [{"url": "https://h.example/1"}] * 10_000}).encode()
@@ -105,5 +106,5 @@ def test_a_tree_of_any_size_is_searched_for_a_bounded_time():
         b'{"data":[{"url":"https://h/1"}],"data":[],"pad":"' + b"x" * 300_000 + b'"}',
     ],
 )
-def test_an_image_in_the_first_of_two_equal_fields_is_found(body):
+def test_an_image_in_the_first_of_two_equal_fields_is_found(body: bytes) -> None:
     assert parse_reply(200, {}, body).images == (ImageLink("https://h/1"),)

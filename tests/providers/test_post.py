@@ -4,9 +4,11 @@ import asyncio
 import gzip
 import time
 import zlib
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.client_exceptions import ClientPayloadError, ServerDisconnectedError
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
@@ -15,26 +17,28 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
 from imagegen.providers.input_bodies import StreamedBody
 from imagegen.providers.post import NotSent, PaidPost
+from tests.emulated_jobs import Recorder
+from tests.providers.conftest import RawServer, ReadRequest
 from tests.support import eventually
 
 ZIPPED = gzip.compress(b"pictur")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
 
 
-def post(session, url, timeout_s=5.0, **headers) -> PaidPost:
+def post(session: aiohttp.ClientSession, url, timeout_s: float = 5.0, **headers: Any) -> PaidPost:
     return PaidPost(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
 
 
-async def send(session, url, watcher, body=b"{}", **more):
+async def send(session: aiohttp.ClientSession, url, watcher: Recorder, body: bytes = b"{}", **more: Any):
     return await post(session, url, **more).send(body, watcher.sent)
 
 
-def connections(raw_server, read_request, *answers):
+def connections(raw_server: RawServer, read_request: ReadRequest, *answers: Any):
     """Start a server that sends the responses in order; return its address and the request count per connection."""
     counts: list[int] = []
     left = iter(answers)
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         counts.append(0)
         mine = len(counts) - 1
         while True:
@@ -45,8 +49,10 @@ def connections(raw_server, read_request, *answers):
     return raw_server(serve), counts
 
 
-async def test_the_request_is_valid_http(session, raw_server, read_request, watcher):
-    async def serve(reader, writer):
+async def test_the_request_is_valid_http(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.append(await read_request(reader))
         writer.write(OK)
 
@@ -64,7 +70,9 @@ async def test_the_request_is_valid_http(session, raw_server, read_request, watc
     assert body == b'{"n":1}'
 
 
-async def test_a_connection_is_reused_after_a_whole_response(session, raw_server, read_request, watcher):
+async def test_a_connection_is_reused_after_a_whole_response(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
     serving, counts = connections(raw_server, read_request, OK, b"HTTP/1.1 204 No Content\r\n\r\n", OK)
     one = post(session, await serving)
     for _ in range(3):
@@ -79,7 +87,9 @@ async def test_a_connection_is_reused_after_a_whole_response(session, raw_server
         OK + OK.replace(b"ok", b"no"),
     ],
 )
-async def test_a_connection_that_must_not_be_reused_is_closed(session, raw_server, read_request, watcher, last):
+async def test_a_connection_that_must_not_be_reused_is_closed(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, last: bytes
+) -> None:
     serving, counts = connections(raw_server, read_request, last, OK)
     one = post(session, await serving)
     assert (await one.send(b"{}", watcher.sent)).body == b"ok"
@@ -90,7 +100,9 @@ async def test_a_connection_that_must_not_be_reused_is_closed(session, raw_serve
 @pytest.mark.parametrize(
     "before", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2]
 )
-async def test_bytes_before_the_request_are_not_a_response(session, raw_server, read_request, watcher, before):
+async def test_bytes_before_the_request_are_not_a_response(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, before: bytes
+) -> None:
     serving, counts = connections(raw_server, read_request, before + OK, OK)
     one = post(session, await serving)
     assert [(await one.send(b"{}", watcher.sent)).body for _ in range(2)] == [b"ok", b"ok"]
@@ -109,8 +121,15 @@ async def test_bytes_before_the_request_are_not_a_response(session, raw_server, 
         (b"Transfer-Encoding: gzip, chunked", [b"%x\r\n" % len(ZIPPED), ZIPPED, b"\r\n0\r\n\r\n"]),
     ],
 )
-async def test_a_body_in_parts_is_read_to_its_end(session, raw_server, read_request, watcher, head, parts):
-    async def serve(reader, writer):
+async def test_a_body_in_parts_is_read_to_its_end(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    head: bytes,
+    parts: list[bytes],
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
         for part in parts:
@@ -120,8 +139,10 @@ async def test_a_body_in_parts_is_read_to_its_end(session, raw_server, read_requ
     assert (await send(session, await raw_server(serve), watcher)).body == b"pictur"
 
 
-async def test_a_large_request_arrives_whole(session, raw_server, read_request, watcher):
-    async def serve(reader, writer):
+async def test_a_large_request_arrives_whole(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sizes.append(len(await read_request(reader)))
         writer.write(OK)
 
@@ -130,8 +151,10 @@ async def test_a_large_request_arrives_whole(session, raw_server, read_request, 
     assert sizes[0] > 2**23
 
 
-async def test_an_early_response_closes_the_connection(session, raw_server, watcher):
-    async def serve(reader, writer):
+async def test_an_early_response_closes_the_connection(
+    session: aiohttp.ClientSession, raw_server: RawServer, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         served.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(OK)
         await done.wait()
@@ -144,7 +167,7 @@ async def test_an_early_response_closes_the_connection(session, raw_server, watc
     assert len(served) == 2
 
 
-async def test_an_unsent_request_is_distinguished(session, watcher):
+async def test_an_unsent_request_is_distinguished(session: aiohttp.ClientSession, watcher: Recorder) -> None:
     for url in ("http://nowhere.invalid", "ftp://example.com", "http://127.0.0.1:1"):
         with pytest.raises(NotSent):
             await send(session, url, watcher)
@@ -154,13 +177,15 @@ async def test_an_unsent_request_is_distinguished(session, watcher):
     assert watcher.sent_count == 0
 
 
-async def test_a_connection_closed_before_the_write_is_not_sent(session, raw_server, watcher, monkeypatch):
-    async def closing(*args):
+async def test_a_connection_closed_before_the_write_is_not_sent(
+    session: aiohttp.ClientSession, raw_server: RawServer, watcher: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closing(*args: Any):
         connection = await connect(*args)
         connection.transport.close()
         return connection
 
-    async def serve(reader, _writer):
+    async def serve(reader: asyncio.StreamReader, _writer) -> None:
         got.append(await reader.read())
 
     connect, got = session.connector.connect, []
@@ -172,7 +197,9 @@ async def test_a_connection_closed_before_the_write_is_not_sent(session, raw_ser
     assert (watcher.sent_count, got) == (0, [b""])
 
 
-async def test_a_header_can_not_inject_another(session, raw_server, read_request, watcher):
+async def test_a_header_can_not_inject_another(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
     serving, counts = connections(raw_server, read_request, OK)
     with pytest.raises(ValueError, match="control characters"):
         await send(session, await serving, watcher, Authorization="Bearer k\r\nX: y")
@@ -189,8 +216,15 @@ async def test_a_header_can_not_inject_another(session, raw_server, read_request
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", HttpProcessingError),
     ],
 )
-async def test_a_broken_response_has_its_cause(session, raw_server, read_request, watcher, start, error):
-    async def serve(reader, writer):
+async def test_a_broken_response_has_its_cause(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    start: bytes,
+    error: type[ServerDisconnectedError] | type[ClientPayloadError] | type[HttpProcessingError],
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(start)
 
@@ -200,8 +234,10 @@ async def test_a_broken_response_has_its_cause(session, raw_server, read_request
 
 
 @pytest.mark.parametrize("start", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\r\n\r\n{", b"HTTPS"])
-async def test_a_response_that_is_not_http_is_not_waited_for(session, raw_server, read_request, watcher, start):
-    async def serve(reader, writer):
+async def test_a_response_that_is_not_http_is_not_waited_for(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, start: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(start)
         await reader.read()
@@ -210,8 +246,10 @@ async def test_a_response_that_is_not_http_is_not_waited_for(session, raw_server
         await send(session, await raw_server(serve), watcher, timeout_s=20.0)
 
 
-async def test_a_connection_of_a_timed_out_call_is_dropped(session, raw_server, read_request, watcher):
-    async def serve(reader, _writer):
+async def test_a_connection_of_a_timed_out_call_is_dropped(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, _writer) -> None:
         await read_request(reader)
         got.append(await reader.read())
         left.set()
@@ -227,9 +265,14 @@ async def test_a_connection_of_a_timed_out_call_is_dropped(session, raw_server, 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 40000000", b"Transfer-Encoding: chunked"])
 async def test_a_large_body_that_breaks_off_takes_no_memory(
-    session, raw_server, read_request, watcher, monkeypatch, head
-):
-    async def serve(reader, writer):
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n100000\r\n" + bytes(2**20) + b"\r\n")
         await writer.drain()
@@ -245,9 +288,14 @@ async def test_a_large_body_that_breaks_off_takes_no_memory(
 
 @pytest.mark.parametrize("head", [b"Content-Length: 99999999", b"Connection: close"])
 async def test_a_body_over_the_limit_is_an_upstream_error(
-    session, raw_server, read_request, watcher, monkeypatch, head
-):
-    async def serve(reader, writer):
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
         for _ in range(49):
@@ -265,7 +313,9 @@ async def test_a_body_over_the_limit_is_an_upstream_error(
     "body",
     [b'{"data":[' + b"{}," * 140_000 + b"{}]}", b"data: [" + b"1," * 140_000 + b"1]\n\n", b'["' + b"," * 400_000],
 )
-async def test_a_response_of_very_many_values_is_a_lasting_failure(session, raw_server, read_request, watcher, body):
+async def test_a_response_of_very_many_values_is_a_lasting_failure(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, body: bytes
+) -> None:
     response = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     serving, _ = connections(
         raw_server, read_request, b"HTTP/1.1 200 OK\r\n" + response, b"HTTP/1.1 429 Wait\r\n" + response
@@ -297,9 +347,17 @@ BR = bytes.fromhex("0b1180")
 @pytest.mark.parametrize("request_body", [b"{}", StreamedBody([b"{", b"}"])], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("stays_open", [False, True])
 async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
-    session, raw_server, read_request, watcher, status, head, framed, request_body, stays_open
-):
-    async def serve(reader, writer):
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    status: bytes,
+    head: bytes,
+    framed: bytes,
+    request_body: bytes | StreamedBody,
+    stays_open: bool,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (status, head, framed))
         if stays_open:
@@ -312,8 +370,15 @@ async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
 
 @pytest.mark.parametrize("request_body", [b"{}", StreamedBody([b"{", b"}"])], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("length", [len(ANSWER), len(ANSWER) - 1], ids=["whole", "cut"])
-async def test_a_broken_chunk_is_the_end_of_a_body(session, raw_server, read_request, watcher, length, request_body):
-    async def serve(reader, writer):
+async def test_a_broken_chunk_is_the_end_of_a_body(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    length: int,
+    request_body: bytes | StreamedBody,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         writer.write(head + b"%x\r\n%bno chunk" % (length, ANSWER[:length]))
@@ -328,7 +393,9 @@ async def test_a_broken_chunk_is_the_end_of_a_body(session, raw_server, read_req
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "br", "zstd", "identity", "aws-chunked"])
-async def test_a_wrong_content_coding_costs_no_response(session, raw_server, read_request, watcher, coding):
+async def test_a_wrong_content_coding_costs_no_response(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, coding: str
+) -> None:
     response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
     serving, _ = connections(raw_server, read_request, response % (coding.encode(), len(ANSWER), ANSWER))
     assert (await send(session, await serving, watcher)).body == ANSWER
@@ -347,7 +414,14 @@ async def test_a_wrong_content_coding_costs_no_response(session, raw_server, rea
         ("deflate", zlib.compress(ANSWER, wbits=-15)),
     ],
 )
-async def test_a_compressed_response_is_read(session, raw_server, read_request, watcher, coding, body):
+async def test_a_compressed_response_is_read(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    coding: str,
+    body: bytes,
+) -> None:
     response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
     serving, _ = connections(raw_server, read_request, response % (coding.encode(), len(body), body))
     assert (await send(session, await serving, watcher)).body == ANSWER
@@ -357,8 +431,8 @@ async def test_a_compressed_response_is_read(session, raw_server, read_request, 
     "body", [ZIPPED + b"surplus " * 2**20, gzip.compress(b"") * 100_000, gzip.compress(b"surplus") * 100_000]
 )
 async def test_bytes_and_empty_members_behind_a_compressed_response_cost_no_time(
-    session, raw_server, read_request, watcher, body
-):
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, body: bytes
+) -> None:
     response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     serving, _ = connections(raw_server, read_request, response)
     began_s = time.process_time()
@@ -368,8 +442,8 @@ async def test_bytes_and_empty_members_behind_a_compressed_response_cost_no_time
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br"])
 async def test_a_response_in_a_coding_that_was_not_accepted_is_a_lasting_failure(
-    session, raw_server, read_request, watcher, coding
-):
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, coding: str
+) -> None:
     response = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: 3\r\n\r\n%b"
     serving, _ = connections(raw_server, read_request, response % (coding.encode(), BR))
     with pytest.raises(UpstreamError, match=f"compressed by {coding[-4:].strip(' ,')}") as caught:
@@ -407,8 +481,10 @@ CHUNKS = b"%x\r\n%b\r\n0\r\nX-Trailer: x\r\n\r\n" % (len(ANSWER), ANSWER)
         b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 500 + PLAIN + LENGTH + b"\r\n" + ANSWER,
     ],
 )
-async def test_a_response_with_an_odd_head_is_read(session, raw_server, read_request, watcher, response):
-    async def serve(reader, writer):
+async def test_a_response_with_an_odd_head_is_read(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, response: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         for at in range(0, len(response), 30_000):
             writer.write(response[at : at + 30_000])
@@ -419,8 +495,10 @@ async def test_a_response_with_an_odd_head_is_read(session, raw_server, read_req
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
-async def test_a_head_that_comes_byte_by_byte_is_read(session, raw_server, read_request, watcher, end):
-    async def serve(reader, writer):
+async def test_a_head_that_comes_byte_by_byte_is_read(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, end: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         for byte in end.join([b"HTTP/1.1 103 Early Hints", b"", b"HTTP/1.1 200 OK", b"Content-Length: 2", b"", b"ok"]):
             writer.write(bytes([byte]))
@@ -430,8 +508,10 @@ async def test_a_head_that_comes_byte_by_byte_is_read(session, raw_server, read_
     assert (await send(session, await raw_server(serve), watcher)).body == b"ok"
 
 
-async def test_informational_responses_that_come_one_by_one_are_passed_over(session, raw_server, read_request, watcher):
-    async def serve(reader, writer):
+async def test_informational_responses_that_come_one_by_one_are_passed_over(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         for _ in range(3):
             writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 from yarl import URL
 
@@ -21,6 +23,7 @@ from imagegen.providers.replicate_responses import job_error, job_state, parse_a
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
 from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.providers.conftest import MakeCall, RawServer, ReadRequest
 from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
@@ -31,13 +34,13 @@ LINKS = [f"https://a.example/{number}.png" for number in range(3)]
 
 
 @pytest.fixture
-async def service():
+async def service() -> AsyncIterator[ReplicateEmulator]:
     async with emulated(ReplicateEmulator, job_s=0.05) as service:
         yield service
 
 
 @pytest.fixture
-def replicate(session, service) -> ReplicateProvider:
+def replicate(session: aiohttp.ClientSession, service: ReplicateEmulator) -> ReplicateProvider:
     return ReplicateProvider(session, api_key="r8_secret", base_url=service.url, timeout_s=5, channel="main")
 
 
@@ -95,37 +98,37 @@ def test_a_name_that_is_no_model_is_not_sent(model: str) -> None:
         (f"a/b:{HASH}", {"imageUrl": LINK, "mask": LINKS[2]}, {"image": LINK, "mask": LINKS[2]}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_the_model(make_call, model: str, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_the_model(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
     fields = json.loads(json.dumps(body_of(make_call(model=model, **given))))["input"]
     assert {name: fields.get(name) for name in sent} == sent
     assert not {"model", "n", "steps", "guidance_scale"} & fields.keys()
     assert ("width" in fields) is (HASH in model)
 
 
-def test_a_version_is_named_in_the_body(make_call) -> None:
+def test_a_version_is_named_in_the_body(make_call: MakeCall) -> None:
     assert body_of(make_call(model=f"a/b:{HASH}"))["version"] == HASH
     assert body_of(make_call(model=MODEL)).keys() == {"input"}
 
 
-def test_a_call_for_several_images_with_a_seed(make_call) -> None:
+def test_a_call_for_several_images_with_a_seed(make_call: MakeCall) -> None:
     fields = body_of(make_call(model=MODEL, count=3, seed=7, n=3))["input"]
     assert (fields["num_outputs"], fields["seed"]) == (3, 7)
 
 
 @over_rows("model", ["black-forest-labs/flux-1.1-pro", "google/nano-banana", f"a/b:{HASH}"])
-def test_a_model_of_one_image_a_call_is_not_called_for_more(make_call, model: str) -> None:
+def test_a_model_of_one_image_a_call_is_not_called_for_more(make_call: MakeCall, model: str) -> None:
     with pytest.raises(UpstreamError) as caught:
         body_of(make_call(model=model, count=2, n=2))
     assert (caught.value.max_count, caught.value.ambiguous) == (1, False)
 
 
-def test_what_is_not_sent_as_given_has_a_warning(make_call) -> None:
+def test_what_is_not_sent_as_given_has_a_warning(make_call: MakeCall) -> None:
     assert len(warnings_of(make_call(model=MODEL, width=1000, height=1000, quality="high"))) == 2
     assert warnings_of(make_call(model=f"stability-ai/sdxl:{HASH}")) == ()
     assert warnings_of(make_call(model="google/nano-banana-pro", aspectRatio="16:9", resolution="2K")) == ()
 
 
-def test_requests_that_send_the_same_have_one_fingerprint(make_call) -> None:
+def test_requests_that_send_the_same_have_one_fingerprint(make_call: MakeCall) -> None:
     by_pixels = make_call(model=MODEL, width=1024, height=1024).request
     assert sent_request(by_pixels) == sent_request(make_call(model=MODEL, aspectRatio="1:1").request)
     assert sent_request(by_pixels) != sent_request(make_call(model=MODEL, width=512, height=512).request)
@@ -235,7 +238,9 @@ def test_progress_is_that_of_the_logs() -> None:
 # --- jobs ---
 
 
-async def test_a_job_is_submitted_polled_and_collected(quick, replicate, service, make_call) -> None:
+async def test_a_job_is_submitted_polled_and_collected(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     observer, reply = await made(replicate, make_call(model=MODEL, count=2, n=2))
     (handle,) = observer.handles
     assert (handle.provider, handle.channel, len(reply.images)) == ("replicate", "main", 2)
@@ -244,7 +249,13 @@ async def test_a_job_is_submitted_polled_and_collected(quick, replicate, service
     assert service.ledger.sums() == {"submitted": 1, "charged": 1, "cancelled": 0, "listed": 0, "cost_usd": 0.02}
 
 
-async def test_a_job_that_has_ended_already_is_not_polled(quick, replicate, service, make_call, monkeypatch) -> None:
+async def test_a_job_that_has_ended_already_is_not_polled(
+    quick: None,
+    replicate: ReplicateProvider,
+    service: ReplicateEmulator,
+    make_call: MakeCall,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ReplicateEmulator, "_object", done_at_once(ReplicateEmulator._object))
     _, reply = await made(replicate, make_call(model=MODEL, prompt="a cat {{fault:job job_s=0}}"))
     assert (len(reply.images), service.ledger.jobs[0].polls) == (1, 0)
@@ -254,13 +265,17 @@ def done_at_once(method):
     return lambda self, running, **_more: method(self, running)
 
 
-async def test_the_handle_is_kept_before_the_first_poll(quick, replicate, service, make_call) -> None:
+async def test_the_handle_is_kept_before_the_first_poll(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     observer = Recorder(lambda: service.ledger.jobs[0].polls)
     await replicate.generate(make_call(model=MODEL), observer)
     assert observer.noted == [0]
 
 
-async def test_a_handle_is_enough_to_collect_the_result(quick, replicate, service, make_call) -> None:
+async def test_a_handle_is_enough_to_collect_the_result(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     observer, reply = await made(replicate, make_call(model=MODEL))
     bare = JobHandle("replicate", observer.handles[0].id)
     for handle in (observer.handles[0], bare):
@@ -271,9 +286,14 @@ async def test_a_handle_is_enough_to_collect_the_result(quick, replicate, servic
 @pytest.mark.parametrize("framing", [b"Content-Length: 900", b"Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("stays_open", [False, True])
 async def test_a_result_without_the_end_of_its_response_is_collected(
-    quick, session, raw_server, read_request, framing: bytes, stays_open: bool
+    quick: None,
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    framing: bytes,
+    stays_open: bool,
 ) -> None:
-    async def serve(reader, writer) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         body = json.dumps({"id": "1", "status": "succeeded", "output": [LINK]}).encode()
         chunk = b"%x\r\n" % len(body) if framing.endswith(b"chunked") else b""
@@ -290,7 +310,7 @@ async def test_a_result_without_the_end_of_its_response_is_collected(
 
 @pytest.mark.parametrize("options", ["unknown_s=0.3", "poll_fault=503 polls=4", "poll_fault=429 polls=2"])
 async def test_polls_that_do_not_find_the_job_or_fail_do_not_end_it(
-    quick, replicate, service, make_call, options: str
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall, options: str
 ) -> None:
     _, reply = await made(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (len(reply.images), service.ledger.total) == (1, 1)
@@ -305,19 +325,21 @@ async def test_polls_that_do_not_find_the_job_or_fail_do_not_end_it(
     ],
 )
 async def test_a_job_that_ends_without_an_image_fails_its_call(
-    quick, replicate, make_call, options: str, code: str
+    quick: None, replicate: ReplicateProvider, make_call: MakeCall, options: str, code: str
 ) -> None:
     _, error = await made(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (error.code, error.ambiguous) == (code, False)
 
 
-async def test_a_job_that_is_gone_is_an_ambiguous_call(quick, replicate) -> None:
+async def test_a_job_that_is_gone_is_an_ambiguous_call(quick: None, replicate: ReplicateProvider) -> None:
     with pytest.raises(UpstreamError) as caught:
         await replicate.resume(JobHandle("replicate", "gone", accepted_at=1.0), Recorder())
     assert caught.value.ambiguous
 
 
-async def test_a_job_is_cancelled_once(quick, replicate, service, make_call) -> None:
+async def test_a_job_is_cancelled_once(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     observer, _ = await made(replicate, make_call(model=MODEL))
     assert await replicate.cancel(observer.handles[0]) is False  # it is over
     service.set_fault("job job_s=60")
@@ -329,7 +351,9 @@ async def test_a_job_is_cancelled_once(quick, replicate, service, make_call) -> 
     assert await replicate.cancel(JobHandle("replicate", "gone")) is False
 
 
-async def test_a_revoked_key_is_refused(quick, replicate, service, make_call) -> None:
+async def test_a_revoked_key_is_refused(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     service.revoked.add("r8_secret")
     _, error = await made(replicate, make_call(model=MODEL))
     assert (error.code, error.retryable) == ("upstream_auth", False)
@@ -340,7 +364,7 @@ async def test_a_revoked_key_is_refused(quick, replicate, service, make_call) ->
 LOST = "a cat {{fault:job answer=lost times=1}}"
 
 
-async def lost(replicate, call) -> float:
+async def lost(replicate: ReplicateProvider, call) -> float:
     """Make a call with a lost response, as a process that dies before it; return the time before the call."""
     sent_at = time.time()
     with pytest.MonkeyPatch.context() as patch:
@@ -351,20 +375,24 @@ async def lost(replicate, call) -> float:
 
 
 async def test_a_call_with_a_lost_response_continues_with_the_job_that_it_began(
-    quick, replicate, service, make_call
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
     observer, reply = await made(replicate, make_call(model=MODEL, prompt=LOST))
     assert (len(reply.images), len(observer.handles)) == (1, 1)
     assert service.ledger.sums()["submitted"] == 1
 
 
-async def test_a_call_that_never_arrived_is_not_found(quick, replicate, make_call, monkeypatch) -> None:
+async def test_a_call_that_never_arrived_is_not_found(
+    quick: None, replicate: ReplicateProvider, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
     observer, error = await made(replicate, make_call(model=MODEL, prompt="a cat {{fault:reset}}"))
     assert (observer.handles, error.ambiguous) == ([], True)
 
 
-async def test_a_list_that_fails_leaves_the_call_ambiguous(quick, replicate, make_call, monkeypatch) -> None:
+async def test_a_list_that_fails_leaves_the_call_ambiguous(
+    quick: None, replicate: ReplicateProvider, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: object) -> None:
         raise UpstreamError("upstream_auth", "no list")
 
@@ -375,7 +403,7 @@ async def test_a_list_that_fails_leaves_the_call_ambiguous(quick, replicate, mak
 
 @pytest.mark.parametrize("model", [MODEL, f"stability-ai/sdxl:{HASH}", "deployments/me/mine"])
 async def test_a_job_with_a_lost_response_is_found_and_collected(
-    quick, replicate, service, make_call, model: str
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall, model: str
 ) -> None:
     call = make_call(model=model, prompt=LOST, seed=5)
     sent_at = await lost(replicate, call)
@@ -385,20 +413,30 @@ async def test_a_job_with_a_lost_response_is_found_and_collected(
     assert service.ledger.sums()["submitted"] == 1
 
 
-async def test_a_job_that_is_listed_late_is_waited_for(quick, replicate, service, make_call) -> None:
+async def test_a_job_that_is_listed_late_is_waited_for(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     call = make_call(model=MODEL, prompt="a cat {{fault:job answer=lost unknown_s=1.5}}")
     sent_at = await lost(replicate, call)
     assert await replicate.find(call, sent_at) is not None
 
 
-async def test_neither_of_two_equal_jobs_is_taken(quick, replicate, service, make_call) -> None:
+async def test_neither_of_two_equal_jobs_is_taken(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     call = make_call(model=MODEL, prompt="a cat {{fault:job answer=lost}}")
     sent_at = await lost(replicate, call)
     await lost(replicate, call)
     assert await replicate.find(call, sent_at) is None
 
 
-async def test_a_job_of_another_call_is_not_taken(quick, replicate, service, make_call, monkeypatch) -> None:
+async def test_a_job_of_another_call_is_not_taken(
+    quick: None,
+    replicate: ReplicateProvider,
+    service: ReplicateEmulator,
+    make_call: MakeCall,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
     sent_at = time.time()
     call = make_call(model=MODEL)
@@ -408,14 +446,22 @@ async def test_a_job_of_another_call_is_not_taken(quick, replicate, service, mak
     assert service.ledger.sums()["listed"] == 1
 
 
-async def test_a_job_from_before_the_call_is_not_taken(quick, replicate, service, make_call, monkeypatch) -> None:
+async def test_a_job_from_before_the_call_is_not_taken(
+    quick: None,
+    replicate: ReplicateProvider,
+    service: ReplicateEmulator,
+    make_call: MakeCall,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
     call = make_call(model=MODEL, prompt=LOST)
     sent_at = await lost(replicate, call)
     assert await replicate.find(call, sent_at + 60) is None
 
 
-async def test_all_pages_of_the_list_are_read(quick, replicate, service, make_call) -> None:
+async def test_all_pages_of_the_list_are_read(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     call = make_call(model=MODEL, prompt=LOST)
     sent_at = await lost(replicate, call)
     for number in range(PAGE + 5):
@@ -424,7 +470,13 @@ async def test_all_pages_of_the_list_are_read(quick, replicate, service, make_ca
     assert handle.id == service.ledger.jobs[0].id
 
 
-async def test_an_incomplete_list_finds_nothing(quick, replicate, service, make_call, monkeypatch) -> None:
+async def test_an_incomplete_list_finds_nothing(
+    quick: None,
+    replicate: ReplicateProvider,
+    service: ReplicateEmulator,
+    make_call: MakeCall,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replicate_module, "MAX_PAGES", 1)
     call = make_call(model=MODEL, prompt=LOST)
     for number in range(PAGE + 1):
@@ -433,14 +485,18 @@ async def test_an_incomplete_list_finds_nothing(quick, replicate, service, make_
     assert await replicate.find(call, sent_at) is None
 
 
-async def test_a_list_that_can_not_be_read_now_is_an_error(quick, replicate, service, make_call) -> None:
+async def test_a_list_that_can_not_be_read_now_is_an_error(
+    quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     call = make_call(model=MODEL)
     service.revoked.add("r8_secret")
     with pytest.raises(UpstreamError):
         await replicate.find(call, time.time())
 
 
-async def test_a_call_with_the_bytes_of_an_image_is_not_searched_for(replicate, service, make_call) -> None:
+async def test_a_call_with_the_bytes_of_an_image_is_not_searched_for(
+    replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
+) -> None:
     async def read():
         yield b"x"
 
@@ -458,7 +514,9 @@ async def test_a_call_with_the_bytes_of_an_image_is_not_searched_for(replicate, 
         ("http://127.0.0.1/v1/predictions/1", False),
     ],
 )
-async def test_the_key_goes_to_addresses_of_replicate_only(session, address: str, kept: bool) -> None:
+async def test_the_key_goes_to_addresses_of_replicate_only(
+    session: aiohttp.ClientSession, address: str, kept: bool
+) -> None:
     replicate = ReplicateProvider(session, api_key="k", base_url="https://api.replicate.com", timeout_s=5)
     assert (replicate.own_address(address) is not None) is kept
     assert replicate.base_url == URL("https://api.replicate.com/v1/")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from yarl import URL
 
 from imagegen.providers import a1111, together
-from imagegen.providers.openai import dialect_of, fields_of
+from imagegen.providers.openai import Dialect, dialect_of, fields_of
 from imagegen.providers.request_fields import left_out_warnings, nearest_ratio
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
 KONTEXT = "black-forest-labs/FLUX.1-kontext-pro"
@@ -31,7 +35,7 @@ UNKNOWN = dialect_of(URL("https://relay.example/v1"))
     ("width", "height", "ratio"),
     [(512, 512, "1:1"), (1344, 768, "16:9"), (768, 1024, "3:4"), (2048, 64, "2:1"), (64, 2048, "1:2")],
 )
-def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
+def test_a_size_becomes_the_nearest_aspect_ratio(width: int, height: int, ratio: str) -> None:
     assert nearest_ratio(width, height) == ratio
 
 
@@ -47,7 +51,9 @@ def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
         ({"model": KONTEXT, "aspect_ratio": "1:1", "without": ["aspect_ratio"]}, {"width": 1024, "height": 1024}),
     ],
 )
-def test_together_gets_a_ratio_only_for_models_that_are_sized_by_one(make_call, given, size):
+def test_together_gets_a_ratio_only_for_models_that_are_sized_by_one(
+    make_call: MakeCall, given: dict[str, Any], size: dict[str, Any]
+) -> None:
     fields = together.fields_of(make_call(**given), "url")
     shape = {"width", "height", "aspect_ratio", "resolution"}
     assert {name: value for name, value in fields.items() if name in shape} == size
@@ -64,7 +70,9 @@ def test_together_gets_a_ratio_only_for_models_that_are_sized_by_one(make_call, 
         ({"width": 1536, "height": 1024}, ("3:2", "2k"), True),
     ],
 )
-def test_a_service_by_ratio_gets_the_given_ratio_or_the_nearest(make_call, given, shape, warned):
+def test_a_service_by_ratio_gets_the_given_ratio_or_the_nearest(
+    make_call: MakeCall, given: dict[str, Any], shape: tuple[str, str], warned: bool
+) -> None:
     call = make_call(**given)
     fields = fields_of(call, XAI)
     assert (fields["aspect_ratio"], fields["resolution"]) == shape
@@ -73,7 +81,7 @@ def test_a_service_by_ratio_gets_the_given_ratio_or_the_nearest(make_call, given
 
 
 @over_rows("dialect", [UNKNOWN, SILICONFLOW])
-def test_every_option_is_sent_to_a_service_that_may_take_it(make_call, dialect):
+def test_every_option_is_sent_to_a_service_that_may_take_it(make_call: MakeCall, dialect: Dialect) -> None:
     call = make_call(**OPTIONS)
     assert (
         fields_of(call, dialect).items() >= (OPTIONS | {"image_loras": fields_of(call, dialect)["image_loras"]}).items()
@@ -82,7 +90,7 @@ def test_every_option_is_sent_to_a_service_that_may_take_it(make_call, dialect):
     assert left_out_warnings(call, dialect.vocabulary) == left_out_warnings(call, together.VOCABULARY) == ()
 
 
-def test_gpt_image_gets_its_options_and_no_response_format(make_call):
+def test_gpt_image_gets_its_options_and_no_response_format(make_call: MakeCall) -> None:
     call = make_call(**OPTIONS | {"model": "openai/gpt-image-2", "steps": 4})
     fields = fields_of(call, UNKNOWN.for_model("openai/gpt-image-2"))
     assert fields.items() >= {"quality": "high", "background": "opaque", "output_compression": 80}.items()
@@ -97,7 +105,7 @@ def test_gpt_image_gets_its_options_and_no_response_format(make_call):
         *(lambda call, dialect=dialect: fields_of(call, dialect) for dialect in (UNKNOWN, XAI, OPENAI, SILICONFLOW)),
     ],
 )
-def test_fields_of_the_provider_alone_are_sent_unchanged(make_call, build):
+def test_fields_of_the_provider_alone_are_sent_unchanged(make_call: MakeCall, build: Callable[..., Any]) -> None:
     extra = {"x_style": 1, "nested": {"a": [None, True]}, "override_settings": {"CLIP_stop_at_last_layers": 2}}
     sent = build(make_call(extra=extra))
     assert sent.items() >= extra.items()
@@ -105,12 +113,12 @@ def test_fields_of_the_provider_alone_are_sent_unchanged(make_call, build):
     assert "x_style" not in build(make_call(extra=extra, without=["x_style"]))
 
 
-def test_a_web_ui_keeps_the_clients_settings_beside_the_checkpoint(make_call):
+def test_a_web_ui_keeps_the_clients_settings_beside_the_checkpoint(make_call: MakeCall) -> None:
     fields = a1111.fields_of(make_call(model="sdxl", extra={"override_settings": {"eta": 1}}), "m")
     assert fields["override_settings"] == {"eta": 1, "sd_model_checkpoint": "sdxl"}
 
 
-def test_a_field_in_the_providers_own_word_takes_precedence(make_call):
+def test_a_field_in_the_providers_own_word_takes_precedence(make_call: MakeCall) -> None:
     call = make_call(guidance_scale=7, extra={"cfg_scale": 3})
     assert a1111.fields_of(call, "m")["cfg_scale"] == 3
     assert left_out_warnings(call, a1111.VOCABULARY) == ("guidance_scale was left out: extra has cfg_scale",)
@@ -123,13 +131,15 @@ def test_a_field_in_the_providers_own_word_takes_precedence(make_call):
         (dialect_of(URL("http://127.0.0.1:1234")), OPTIONS.keys() - {"output_compression"}),
     ],
 )
-def test_options_without_a_place_are_left_out_with_a_warning_each(make_call, dialect, left_out):
+def test_options_without_a_place_are_left_out_with_a_warning_each(
+    make_call: MakeCall, dialect: Dialect, left_out: set[str]
+) -> None:
     call = make_call(**OPTIONS)
     assert not fields_of(call, dialect).keys() & left_out
     assert {warning.split()[0] for warning in left_out_warnings(call, dialect.vocabulary)} == left_out
 
 
-def test_the_variant_is_never_sent(make_call):
+def test_the_variant_is_never_sent(make_call: MakeCall) -> None:
     call = make_call(variant=3)
     for fields in (together.fields_of(call, "url"), fields_of(call, UNKNOWN), a1111.fields_of(call, "m")):
         assert "variant" not in fields

@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
@@ -31,12 +33,12 @@ CAPTURED = b"""{
 }"""
 
 
-def error(message, kind=None, code=None, **more) -> bytes:
+def error(message, kind=None, code=None, **more: Any) -> bytes:
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}} | more
     return json.dumps(body).encode()
 
 
-def refused(status, body=b"", headers=None, **more) -> UpstreamError:
+def refused(status, body: bytes = b"", headers=None, **more: Any) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
         parse_reply(status, CIMultiDict(headers or {}), body, **more)
     return caught.value
@@ -123,20 +125,20 @@ CLOUDFLARE = b"<!DOCTYPE html><html><head><title>524: A timeout occurred</title>
     ]
     + [(status, CLOUDFLARE, "upstream_error") for status in (408, 425, 500, 502, 504, 520, 521, 522, 523, 524)],
 )
-def test_every_refusal_has_its_code(status, body, code):
+def test_every_refusal_has_its_code(status: int, body: bytes, code: str) -> None:
     found = refused(status, body)
     assert (found.code, found.status) == (code, status)
     assert found.retryable == (code in {"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
 
 
 @over_rows("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
-def test_json_is_read_in_each_of_its_encodings(encoding):
+def test_json_is_read_in_each_of_its_encodings(encoding: str) -> None:
     body = json.dumps({"data": [{"url": LINK}]}).encode(encoding)
     assert parse_reply(200, CIMultiDict(), body).images == (ImageLink(LINK),)
     assert parse_reply(200, CIMultiDict(), bytearray(body)).images == (ImageLink(LINK),)
 
 
-def test_base64_of_the_url_safe_alphabet_is_read():
+def test_base64_of_the_url_safe_alphabet_is_read() -> None:
     pixels = PIXELS + b"\xfb\xef\xbe\xff"
     text = base64.urlsafe_b64encode(pixels).decode()
     assert "-" in text and "_" in text  # noqa: PT018
@@ -225,7 +227,7 @@ def test_spaces_around_a_link_are_not_part_of_it() -> None:
         ({}, b"", None),
     ],
 )
-def test_a_429_has_its_retry_delay(headers, body, seconds):
+def test_a_429_has_its_retry_delay(headers: dict[str, Any], body: bytes, seconds: float | None) -> None:
     assert refused(429, body, headers, now_s=10.0).retry_after_s == (
         seconds if seconds is None else pytest.approx(seconds)
     )
@@ -236,7 +238,7 @@ def test_the_end_of_a_window_may_be_a_unix_time() -> None:
     assert found.retry_after_s == pytest.approx(10)
 
 
-def test_a_503_has_its_retry_delay():
+def test_a_503_has_its_retry_delay() -> None:
     assert refused(503, b"", {"Retry-After": "4", "x-ratelimit-reset": "9"}).retry_after_s == 4
     assert refused(503, b"", {"x-ratelimit-reset": "9"}).retry_after_s is None
     assert refused(400, UNSUPPORTED, {"Retry-After": "4"}).retry_after_s is None
@@ -264,7 +266,7 @@ def test_a_503_has_its_retry_delay():
         b"[" * 100_000,
     ],
 )
-def test_a_200_without_a_usable_object_is_a_bad_response(body):
+def test_a_200_without_a_usable_object_is_a_bad_response(body: bytes) -> None:
     found = refused(200, body)
     assert (found.code, found.retryable, found.status) == ("upstream_bad_response", False, 200)
 
@@ -282,21 +284,21 @@ def test_a_200_without_a_usable_object_is_a_bad_response(body):
         (error("nothing for you", data=[]), "upstream_bad_response"),
     ],
 )
-def test_a_200_with_an_error_object_is_an_error(body, code):
+def test_a_200_with_an_error_object_is_an_error(body: bytes, code: str) -> None:
     assert refused(200, body).code == code
 
 
-def test_an_empty_error_next_to_images_is_ignored():
+def test_an_empty_error_next_to_images_is_ignored() -> None:
     assert parse_reply(200, {}, b'{"error":null,"data":[{"url":"https://x/y.png"}]}').images == (
         ImageLink("https://x/y.png"),
     )
 
 
-def test_the_captured_response_contains_its_link():
+def test_the_captured_response_contains_its_link() -> None:
     assert parse_reply(200, {}, CAPTURED).images == (ImageLink(LINK),)
 
 
-def test_the_documented_base64_response_contains_its_bytes():
+def test_the_documented_base64_response_contains_its_bytes() -> None:
     body = {"id": "oNM6X9q", "data": [{"b64_json": B64, "index": 0, "type": None, "timings": {"inference": 0.79}}]}
     assert parse_reply(201, {}, json.dumps(body).encode()).images == (ImageBytes(PIXELS),)
 
@@ -334,17 +336,17 @@ def test_the_documented_base64_response_contains_its_bytes():
     ],
 )
 @pytest.mark.parametrize("name", ["data", "images"])
-def test_each_entry_is_an_image_or_skipped(name, item, image):
+def test_each_entry_is_an_image_or_skipped(name: str, item: Any, image: ImageLink | ImageBytes | None) -> None:
     body = json.dumps({name: [item, {"url": LINK}]}).encode()
     assert parse_reply(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
 
 
 @over_rows("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
-def test_a_response_with_no_image_is_a_reply_without_images(body):
+def test_a_response_with_no_image_is_a_reply_without_images(body: bytes) -> None:
     assert parse_reply(200, {}, body).images == ()
 
 
-def test_an_empty_data_list_does_not_hide_the_images_list():
+def test_an_empty_data_list_does_not_hide_the_images_list() -> None:
     assert parse_reply(200, {}, json.dumps({"data": [], "images": [LINK]}).encode()).images == (ImageLink(LINK),)
 
 
@@ -360,7 +362,7 @@ def test_an_empty_data_list_does_not_hide_the_images_list():
         ({"x-ratelimit-remaining": "nan", "x-ratelimit-reset": "-1"}, UpstreamLimits()),
     ],
 )
-def test_the_rate_limit_headers_are_read(headers, limits):
+def test_the_rate_limit_headers_are_read(headers: dict[str, Any], limits: UpstreamLimits) -> None:
     assert parse_reply(200, CIMultiDict(headers), CAPTURED).limits == limits
 
 
@@ -384,17 +386,17 @@ def test_the_rate_limit_headers_are_read(headers, limits):
         (422, b'{"detail":[{"msg":"bad"},7]}', "bad"),
     ],
 )
-def test_the_detail_is_short_plain_text(status, body, detail):
+def test_the_detail_is_short_plain_text(status: int, body: bytes, detail: str) -> None:
     assert refused(status, body).detail == detail
 
 
-def test_a_ten_megabyte_message_is_cut_to_300_characters():
+def test_a_ten_megabyte_message_is_cut_to_300_characters() -> None:
     found = refused(400, error("a" * 10_000_000))
     assert len(found.detail) == 300
     assert found.detail.endswith("aa…")
 
 
-def test_no_detail_shows_our_key_or_a_masked_one():
+def test_no_detail_shows_our_key_or_a_masked_one() -> None:
     key = "tgp_v1_0123456789"
     found = refused(401, error(f"Incorrect API key provided: {key} (sk-proj-****abcd)"), secret=key)
     assert found.upstream_detail == "Incorrect API key provided: [key] [key]"
@@ -404,7 +406,7 @@ def test_no_detail_shows_our_key_or_a_masked_one():
 
 
 @over_rows("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
-def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap):
+def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap: Callable[..., Any]) -> None:
     entries = [
         {"id": "flux", "type": "image"},
         {"id": "llama", "type": "chat"},
@@ -416,9 +418,9 @@ def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap):
 
 
 @over_rows("listing", [None, 7, {}, {"data": None}, "x"])
-def test_a_model_list_of_unknown_shape_is_empty(listing):
+def test_a_model_list_of_unknown_shape_is_empty(listing: int | dict[str, Any] | str | None) -> None:
     assert parse_models(listing) == ()
 
 
-def test_a_refusal_can_be_returned_instead_of_raised():
+def test_a_refusal_can_be_returned_instead_of_raised() -> None:
     assert error_from_response(402, {}, NO_CREDIT).code == "upstream_billing"

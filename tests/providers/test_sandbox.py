@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -18,6 +19,7 @@ from imagegen.providers.drawing.lettering import broken, fit, readable, text_wid
 from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.tasks.validation import parse
+from tests.emulated_jobs import Recorder
 from tests.image_bytes import decoded
 from tests.support import over_rows
 
@@ -26,13 +28,15 @@ LINEAR = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 f
 LONG = "A very detailed photograph of a market square in the rain, " * 60
 
 
-def call(prompt: str = "a fox in the snow", seed: int | None = None, index: int = 0, count: int = 1, **fields) -> Call:
+def call(
+    prompt: str = "a fox in the snow", seed: int | None = None, index: int = 0, count: int = 1, **fields: Any
+) -> Call:
     return Call(
         parse({"prompt": prompt} | fields, default_model="any/model", aliases={}), count, first_index=index, seed=seed
     )
 
 
-async def draw(watcher, *args, **fields) -> bytes:
+async def draw(watcher: Recorder, *args: Any, **fields: Any) -> bytes:
     reply = await SandboxProvider(0).generate(call(*args, **fields), watcher)
     (image,) = reply.images
     return image.data
@@ -68,28 +72,28 @@ def test_pillow_is_not_imported_until_an_image_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_the_image_has_the_requested_size_and_format(watcher, output_format) -> None:
+async def test_the_image_has_the_requested_size_and_format(watcher: Recorder, output_format: str) -> None:
     image = decoded(await draw(watcher, width=320, height=200, output_format=output_format))
     assert (image.size, image.format, image.mode) == ((320, 200), output_format.upper(), "RGB")
 
 
-async def test_the_default_format_is_png(watcher) -> None:
+async def test_the_default_format_is_png(watcher: Recorder) -> None:
     assert decoded(await draw(watcher)).format == "PNG"
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher, size) -> None:
+async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher: Recorder, size: tuple[int, int]) -> None:
     for prompt in ("cat", LONG, "一只狐狸在雪地里，水彩画", "🦊\u200d🏽", "\u0301", "x" * 4000):
         image = await draw(watcher, prompt, width=size[0], height=size[1], output_format="jpeg")
         assert decoded(image).size == size
 
 
 @pytest.mark.parametrize("index", range(7))
-async def test_every_scene_is_drawn_at_the_largest_size(watcher, index) -> None:
+async def test_every_scene_is_drawn_at_the_largest_size(watcher: Recorder, index: int) -> None:
     assert decoded(await draw(watcher, index=index, width=2048, height=2048, output_format="jpeg")).size == (2048, 2048)
 
 
-async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher) -> None:
+async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher: Recorder) -> None:
     async def bytes_of(repeat: int, seed: int | None = None) -> bytes:
         wanted = structs.replace(call(seed=seed, width=128, height=128), repeat=repeat)
         return (await SandboxProvider(0).generate(wanted, watcher)).images[0].data
@@ -101,14 +105,14 @@ async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher
     assert await bytes_of(0, seed=5) == await bytes_of(9, seed=5)
 
 
-async def test_equal_requests_produce_equal_bytes(watcher) -> None:
+async def test_equal_requests_produce_equal_bytes(watcher: Recorder) -> None:
     scenes = [("png", index, seed) for index in range(7) for seed in (None, 5)]
     for output_format, index, seed in [*scenes, ("jpeg", 0, None), ("webp", 0, None)]:
         wishes = {"index": index, "seed": seed, "output_format": output_format, "width": 128, "height": 128}
         assert await draw(watcher, **wishes) == await draw(watcher, **wishes)
 
 
-async def test_another_process_draws_the_same_bytes(watcher) -> None:
+async def test_another_process_draws_the_same_bytes(watcher: Recorder) -> None:
     code = (
         "import sys; from imagegen.providers.drawing.render import Drawing, DrawingSpec\n"
         "picture = Drawing(DrawingSpec('a fox in the snow', 7, 2, 128, 128, 'png'))\n"
@@ -120,7 +124,9 @@ async def test_another_process_draws_the_same_bytes(watcher) -> None:
 
 
 @pytest.mark.parametrize(("seed", "name"), [(None, "no seed"), (41, "a seed")])
-async def test_all_images_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, seed, name) -> None:
+async def test_all_images_of_a_task_differ_in_a_fifth_of_the_pixels(
+    watcher: Recorder, seed: int | None, name: str
+) -> None:
     images = [
         await draw(watcher, seed=None if seed is None else seed + i, index=i, width=128, height=128) for i in range(8)
     ]
@@ -128,7 +134,7 @@ async def test_all_images_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, see
         assert visibly_different(one, other) > 0.2, name
 
 
-async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher: Recorder) -> None:
     alike: dict[tuple[int, int], list[str]] = {}
     for prompt in (f"prompt {number}" for number in range(400)):
         number = render._number(prompt)
@@ -142,13 +148,13 @@ async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -
         assert visibly_different(first, second) > 0.2, (one, other)
 
 
-async def test_prompts_one_letter_apart_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+async def test_prompts_one_letter_apart_differ_in_a_fifth_of_the_pixels(watcher: Recorder) -> None:
     first, second = await draw(watcher, "a fox"), await draw(watcher, "a box")
     assert visibly_different(first, second) > 0.2
 
 
 @pytest.mark.parametrize("seeds", [(None, 0), (0, 1), (0, 7), (0, 77), (5, 2**63 - 1)])
-async def test_seeds_differ_in_a_fifth_of_the_pixels(watcher, seeds) -> None:
+async def test_seeds_differ_in_a_fifth_of_the_pixels(watcher: Recorder, seeds: tuple[int | None, ...]) -> None:
     first, second = [await draw(watcher, seed=seed, width=128, height=128) for seed in seeds]
     assert visibly_different(first, second) > 0.2
 
@@ -160,7 +166,7 @@ def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
 
 @over_rows("size", [*SIZES, (256, 256)])
 @over_rows("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
-def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
+def test_words_and_mark_contrast_with_their_background(size: tuple[int, int], prompt: str) -> None:
     card = lay_out(*size, prompt)
     line = card.bottom - card.padding - card.mark_size
     left, right = card.left + card.padding, card.right - card.padding
@@ -178,7 +184,7 @@ def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
 
 @over_rows("size", [*SIZES, (2048, 2048), (128, 64)])
 @over_rows("prompt", ["cat", "a fox in the snow", LONG, "一只狐狸在雪地里" * 200, "W" * 500])
-def test_the_words_are_legible_and_inside_the_image(size, prompt) -> None:
+def test_the_words_are_legible_and_inside_the_image(size: tuple[int, int], prompt: str) -> None:
     card = lay_out(*size, prompt)
     assert card.lines.size >= max(9, min(size) // 40)
     assert 0 <= card.left < card.right <= size[0]
@@ -220,7 +226,7 @@ def test_every_image_is_marked() -> None:
         "사이버펑크 도시",
     ],
 )
-def test_scripts_in_the_fonts_are_drawn(text) -> None:
+def test_scripts_in_the_fonts_are_drawn(text: str) -> None:
     assert readable(text) == text
 
 
@@ -254,31 +260,31 @@ def test_the_last_line_is_not_a_single_word() -> None:
     assert lines.rows == ("one two three", "four five")
 
 
-async def test_each_step_is_reported_in_order(watcher) -> None:
+async def test_each_step_is_reported_in_order(watcher: Recorder) -> None:
     await SandboxProvider(0).generate(call(), watcher)
     assert watcher.sent_count == 1
-    assert watcher.fractions == [0.4, 0.6, 0.8, 1.0]
+    assert watcher.parts == [0.4, 0.6, 0.8, 1.0]
 
 
-async def test_several_images_of_one_call_share_its_progress(watcher) -> None:
+async def test_several_images_of_one_call_share_its_progress(watcher: Recorder) -> None:
     reply = await SandboxProvider(0).generate(call(count=2, width=64, height=64), watcher)
     assert len({image.data for image in reply.images}) == 2
-    assert watcher.fractions == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0]
+    assert watcher.parts == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0]
 
 
-async def test_a_call_for_the_second_image_equals_a_joint_call(watcher) -> None:
+async def test_a_call_for_the_second_image_equals_a_joint_call(watcher: Recorder) -> None:
     joint = await SandboxProvider(0).generate(call(count=2, seed=8, width=64, height=64), watcher)
     alone = await draw(watcher, seed=9, index=1, width=64, height=64)
     assert joint.images[1].data == alone
 
 
-async def test_an_image_takes_its_delay(watcher) -> None:
+async def test_an_image_takes_its_delay(watcher: Recorder) -> None:
     started_s = time.monotonic()
     await SandboxProvider(0.3).generate(call(width=64, height=64), watcher)
     assert 0.3 <= time.monotonic() - started_s < 20
 
 
-async def test_drawing_happens_off_the_event_loop(watcher, monkeypatch) -> None:
+async def test_drawing_happens_off_the_event_loop(watcher: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
     for step in ("paint", "blur_card", "write_words", "encode"):
         real = getattr(render.Drawing, step)
@@ -293,22 +299,22 @@ async def test_drawing_happens_off_the_event_loop(watcher, monkeypatch) -> None:
     assert threading.get_ident() not in threads
 
 
-async def test_a_cancelled_call_ends_at_once(watcher) -> None:
+async def test_a_cancelled_call_ends_at_once(watcher: Recorder) -> None:
     running = asyncio.create_task(SandboxProvider(600).generate(call(), watcher))
     await asyncio.wait_for(watcher.on_wire.wait(), 20)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 20)
-    assert watcher.fractions == []
+    assert watcher.parts == []
 
 
 @pytest.mark.parametrize("mark", ["[slow:٩]", "[slow:９]"])
-async def test_digits_of_other_scripts_cause_no_delay(watcher, mark: str) -> None:
+async def test_digits_of_other_scripts_cause_no_delay(watcher: Recorder, mark: str) -> None:
     async with asyncio.timeout(20):
         await SandboxProvider(0).generate(call(f"a snail {mark}", width=64, height=64), watcher)
 
 
-async def test_a_prompt_can_request_a_slow_image(watcher) -> None:
+async def test_a_prompt_can_request_a_slow_image(watcher: Recorder) -> None:
     started_s = time.monotonic()
     await SandboxProvider(0).generate(call("a snail [slow:0.3]", width=64, height=64), watcher)
     assert time.monotonic() - started_s >= 0.3
@@ -329,7 +335,9 @@ async def test_a_prompt_can_request_a_slow_image(watcher) -> None:
         ("upstream_bad_response", False, False, 200),
     ],
 )
-async def test_a_prompt_can_request_a_failure(watcher, code, retryable, ambiguous, status) -> None:
+async def test_a_prompt_can_request_a_failure(
+    watcher: Recorder, code: str, retryable: bool, ambiguous: bool, status: int | None
+) -> None:
     with pytest.raises(UpstreamError) as caught:
         await SandboxProvider(0).generate(call(f"a cat [fail:{code}]"), watcher)
     error = caught.value
@@ -338,14 +346,14 @@ async def test_a_prompt_can_request_a_failure(watcher, code, retryable, ambiguou
     assert watcher.sent_count == 1
 
 
-async def test_a_failure_without_a_number_never_ends(watcher) -> None:
+async def test_a_failure_without_a_number_never_ends(watcher: Recorder) -> None:
     provider = SandboxProvider(0)
     for _ in range(4):
         with pytest.raises(UpstreamError):
             await provider.generate(call("[fail:upstream_error]"), watcher)
 
 
-async def test_a_failure_with_a_number_ends_and_starts_again(watcher) -> None:
+async def test_a_failure_with_a_number_ends_and_starts_again(watcher: Recorder) -> None:
     provider = SandboxProvider(0)
     wanted = call("[fail:upstream_error:2]", width=64, height=64)
     for _ in range(2):
@@ -355,7 +363,7 @@ async def test_a_failure_with_a_number_ends_and_starts_again(watcher) -> None:
         assert (await provider.generate(wanted, watcher)).images
 
 
-async def test_a_rate_limit_without_a_number_ends_after_one_call(watcher) -> None:
+async def test_a_rate_limit_without_a_number_ends_after_one_call(watcher: Recorder) -> None:
     provider = SandboxProvider(0)
     wanted = call("[fail:upstream_rate_limited]", width=64, height=64)
     with pytest.raises(UpstreamError):
@@ -363,5 +371,5 @@ async def test_a_rate_limit_without_a_number_ends_after_one_call(watcher) -> Non
     assert (await provider.generate(wanted, watcher)).images
 
 
-async def test_a_code_that_does_not_exist_is_only_a_word(watcher) -> None:
+async def test_a_code_that_does_not_exist_is_only_a_word(watcher: Recorder) -> None:
     assert await draw(watcher, "[fail:nothing]", width=64, height=64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from imagegen.emulator.siliconflow import SiliconFlowEmulator
@@ -14,6 +16,7 @@ from imagegen.providers.protocol import Reply
 from imagegen.providers.siliconflow import SiliconFlowProvider, fields_of, sent_request
 from imagegen.tasks.image import ImageLink
 from tests.emulated_jobs import emulated, made
+from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
 KOLORS, QWEN, EDIT, EDIT_2509 = (
@@ -26,13 +29,13 @@ LINKS = [f"https://a.example/{number}.png" for number in (1, 2, 3)]
 
 
 @pytest.fixture
-async def cloud():
+async def cloud() -> AsyncIterator[SiliconFlowEmulator]:
     async with emulated(SiliconFlowEmulator, job_s=0, key="sk-secret") as cloud:
         yield cloud
 
 
 @pytest.fixture
-def siliconflow(session, cloud) -> SiliconFlowProvider:
+def siliconflow(session: aiohttp.ClientSession, cloud: SiliconFlowEmulator) -> SiliconFlowProvider:
     return SiliconFlowProvider(session, api_key="sk-secret", base_url=cloud.url, timeout_s=2)
 
 
@@ -53,12 +56,14 @@ def siliconflow(session, cloud) -> SiliconFlowProvider:
         (QWEN, {"extra": {"cfg": 3}}, {"image_size": "512x512", "cfg": 3}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_its_model(make_call, model: str, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_its_model(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
     fields = json.loads(json.dumps(fields_of(make_call(model=model, **given))))
     assert fields == {"model": model, "prompt": "a cat"} | sent
 
 
-async def test_only_kolors_makes_several_images_a_call(siliconflow, cloud, make_call) -> None:
+async def test_only_kolors_makes_several_images_a_call(
+    siliconflow: SiliconFlowProvider, cloud: SiliconFlowEmulator, make_call: MakeCall
+) -> None:
     _, reply = await made(siliconflow, make_call(model=KOLORS, n=3, count=3, seed=5))
     assert isinstance(reply, Reply)
     assert [type(image) for image in reply.images] == [ImageLink] * 3
@@ -69,7 +74,7 @@ async def test_only_kolors_makes_several_images_a_call(siliconflow, cloud, make_
     assert (error.max_count, cloud.ledger.total) == (1, 1)
 
 
-def test_requests_that_are_sent_alike_are_one_task(make_call) -> None:
+def test_requests_that_are_sent_alike_are_one_task(make_call: MakeCall) -> None:
     def reduced(model: str, **given: object) -> object:
         return sent_request(make_call(model=model, imageUrl=LINKS[0], **given).request)
 
@@ -78,7 +83,7 @@ def test_requests_that_are_sent_alike_are_one_task(make_call) -> None:
     assert reduced(QWEN, guidanceScale=4) == reduced(QWEN, extra={"cfg": 4})
 
 
-def test_each_model_takes_as_many_input_images_as_it_has_fields(siliconflow) -> None:
+def test_each_model_takes_as_many_input_images_as_it_has_fields(siliconflow: SiliconFlowProvider) -> None:
     assert [siliconflow.edits(model).max_images for model in (EDIT, EDIT_2509, KOLORS)] == [1, 3, 1]
     assert siliconflow.edits(EDIT).mask is False
 
@@ -106,14 +111,18 @@ ROWS = {
 
 
 @pytest.mark.parametrize("switch", ROWS)
-async def test_an_error_has_its_code_and_whether_a_repeat_helps(siliconflow, make_call, switch: str) -> None:
+async def test_an_error_has_its_code_and_whether_a_repeat_helps(
+    siliconflow: SiliconFlowProvider, make_call: MakeCall, switch: str
+) -> None:
     _, error = await made(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retryable, error.ambiguous) == ROWS[switch]
     assert "sk-secret" not in f"{error} {error.upstream_detail}"
 
 
-async def test_a_revoked_key_is_found_without_a_paid_call(siliconflow, cloud) -> None:
+async def test_a_revoked_key_is_found_without_a_paid_call(
+    siliconflow: SiliconFlowProvider, cloud: SiliconFlowEmulator
+) -> None:
     assert KOLORS in {model["id"] for model in await siliconflow.models()}
     cloud.revoked.add("sk-secret")
     with pytest.raises(UpstreamError) as caught:
@@ -121,7 +130,7 @@ async def test_a_revoked_key_is_found_without_a_paid_call(siliconflow, cloud) ->
     assert (caught.value.code, cloud.ledger.total) == ("upstream_auth", 0)
 
 
-def test_an_image_has_its_published_price(make_call) -> None:
+def test_an_image_has_its_published_price(make_call: MakeCall) -> None:
     pricing = Pricing(load_table("siliconflow"))
     assert pricing.estimate(make_call(model=QWEN, n=2).request).total == 84_000
     assert pricing.estimate(make_call(model=KOLORS, n=2).request).total is None

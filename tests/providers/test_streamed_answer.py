@@ -1,9 +1,12 @@
 """Tests of answers that come as an event stream though JSON was requested."""
 
+import asyncio
 import json
 import time
 import tracemalloc
+from collections.abc import Awaitable, Callable
 
+import aiohttp
 import pybase64
 import pytest
 from yarl import URL
@@ -14,6 +17,8 @@ from imagegen.providers.gemini_responses import parse_generation
 from imagegen.providers.post import PaidPost, RawResponse
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64, ImageBytes, ImageLink
+from tests.emulated_jobs import Recorder
+from tests.providers.conftest import RawServer, ReadRequest
 
 PNG = pybase64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
 LARGE = pybase64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(600_000)).decode()
@@ -35,12 +40,17 @@ COMPLETED = {"type": "image_generation.completed", "b64_json": PNG, "usage": {"o
 ANSWER = {"data": [{"url": LINK}], "usage": {"output_tokens": 9}}
 
 
+Answered = Callable[..., Awaitable[RawResponse]]
+
+
 @pytest.fixture
-def answered(session, raw_server, read_request, watcher):
+def answered(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> Answered:
     """Return the response to a paid POST that is answered with a body."""
 
     async def send(body: str, status: str = "200 OK", framing: str = "Content-Length") -> RawResponse:
-        async def serve(reader, writer):
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await read_request(reader)
             data = body.encode()
             length = f"Content-Length: {len(data)}" if framing == "Content-Length" else "Connection: close"
@@ -73,7 +83,7 @@ def answered(session, raw_server, read_request, watcher):
     ],
 )
 @pytest.mark.parametrize("framing", ["Content-Length", "close"])
-async def test_the_images_of_an_event_stream_are_read(answered, stream, count, framing):
+async def test_the_images_of_an_event_stream_are_read(answered: Answered, stream, count, framing) -> None:
     answer = await answered(stream, framing=framing)
     reply = parse_reply(answer.status, answer.headers, answer.body)
     assert len(reply.images) == count
@@ -82,7 +92,7 @@ async def test_the_images_of_an_event_stream_are_read(answered, stream, count, f
         assert reply.details.usage == {"output_tokens": 9}
 
 
-async def test_a_large_image_of_an_event_stream_is_read(answered):
+async def test_a_large_image_of_an_event_stream_is_read(answered: Answered) -> None:
     answer = await answered(event(PARTIAL) + event({**COMPLETED, "b64_json": LARGE}) + DONE)
     (image,) = parse_reply(answer.status, answer.headers, answer.body).images
     assert isinstance(image, ImageBase64)
@@ -98,7 +108,7 @@ async def test_a_large_image_of_an_event_stream_is_read(answered):
         [event({"choices": [{"index": 0, "message": {"content": f"![a]({LINK})"}}]})],
     ],
 )
-async def test_a_streamed_chat_is_one_message(answered, chunks):
+async def test_a_streamed_chat_is_one_message(answered: Answered, chunks) -> None:
     stop = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
     answer = await answered("".join(chunks) + event(stop) + DONE)
     reply = parse_chat(answer)
@@ -106,7 +116,7 @@ async def test_a_streamed_chat_is_one_message(answered, chunks):
     assert reply.details.usage == {"output_tokens": 7}
 
 
-async def test_a_large_image_in_many_pieces_of_a_chat_takes_little_time(answered):
+async def test_a_large_image_in_many_pieces_of_a_chat_takes_little_time(answered: Answered) -> None:
     image = LARGE.rstrip("=") + "A" * 2_400_000
     pieces = [image[at : at + 100] for at in range(0, len(image), 100)]
     texts = ["![a](data:image/png;base64,", *pieces, ")"]
@@ -117,7 +127,7 @@ async def test_a_large_image_in_many_pieces_of_a_chat_takes_little_time(answered
     assert [bytes(found.text).decode() for found in parse_chat(answer).images] == [image]
 
 
-async def test_a_stream_of_short_lines_takes_little_memory(answered):
+async def test_a_stream_of_short_lines_takes_little_memory(answered: Answered) -> None:
     tracemalloc.start()
     try:
         await answered(event(ANSWER) + "ab\n" * 1_000_000)
@@ -134,13 +144,13 @@ async def test_a_stream_of_short_lines_takes_little_memory(answered):
         '{"a":' + "[" * 400 + "]" * 400 + "}",
     ],
 )
-async def test_an_odd_event_is_a_response_without_an_image(answered, data):
+async def test_an_odd_event_is_a_response_without_an_image(answered: Answered, data) -> None:
     answer = await answered(event(data))
     with pytest.raises(UpstreamError):
         parse_chat(answer)
 
 
-async def test_all_parts_of_a_streamed_generation_count(answered):
+async def test_all_parts_of_a_streamed_generation_count(answered: Answered) -> None:
     text = {"candidates": [{"content": {"parts": [{"text": "Here"}]}}]}
     image = {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": PNG}}]}}]}
     end = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1}}
@@ -161,7 +171,7 @@ async def test_all_parts_of_a_streamed_generation_count(answered):
         ("data: " + "x" * 300, "200 OK", "upstream_bad_response"),
     ],
 )
-async def test_an_event_stream_without_an_image_has_its_error(answered, stream, status, code):
+async def test_an_event_stream_without_an_image_has_its_error(answered: Answered, stream, status, code) -> None:
     answer = await answered(stream, status)
     with pytest.raises(UpstreamError) as caught:
         parse_reply(answer.status, answer.headers, answer.body)

@@ -6,10 +6,14 @@ import contextlib
 import gzip
 import json
 import socket
+from typing import Any
 
+import aiohttp
+import aioresponses.core
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
+from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
@@ -17,6 +21,8 @@ from imagegen.providers.http_client import USER_AGENT
 from imagegen.providers.protocol import Provider
 from imagegen.providers.together import TogetherProvider
 from imagegen.tasks.image import ImageLink
+from tests.emulated_jobs import Recorder
+from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream
 
 KEY = "tgp_v1_not-a-real-key"
 ROOT = "http://api.together.xyz"
@@ -27,11 +33,11 @@ BODY = json.dumps(ANSWER).encode()
 DEADLINE_S = 30
 
 
-def together(session, base_url=ROOT, **more) -> TogetherProvider:
+def together(session: aiohttp.ClientSession, base_url: str = ROOT, **more: Any) -> TogetherProvider:
     return TogetherProvider(session, api_key=KEY, base_url=base_url, **({"timeout_s": 5.0} | more))
 
 
-async def lost(provider, call, watcher) -> UpstreamError:
+async def lost(provider, call, watcher: Recorder) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
         async with asyncio.timeout(DEADLINE_S):
             await provider.generate(call, watcher)
@@ -44,7 +50,9 @@ def answer(body: bytes, *headers: str, length: int | None = None) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def test_only_what_the_client_gave_is_sent(session, upstream, make_call, watcher):
+async def test_only_what_the_client_gave_is_sent(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post(GENERATIONS, payload=ANSWER)
     reply = await together(session).generate(make_call(), watcher)
     assert reply.images == (ImageLink(LINK),)
@@ -57,7 +65,9 @@ async def test_only_what_the_client_gave_is_sent(session, upstream, make_call, w
     }
 
 
-async def test_everything_that_the_client_gave_is_sent(session, upstream, make_call, watcher):
+async def test_everything_that_the_client_gave_is_sent(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     given = {
         "width": 768,
         "height": 1024,
@@ -74,21 +84,27 @@ async def test_everything_that_the_client_gave_is_sent(session, upstream, make_c
     assert upstream.request.fields == expected
 
 
-async def test_the_seed_is_of_the_call_and_never_of_the_request(session, upstream, make_call, watcher):
+async def test_the_seed_is_of_the_call_and_never_of_the_request(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post(GENERATIONS, payload=ANSWER)
     call = make_call(seed=None)
     await together(session).generate(call.__class__(replace(call.request, seed=5), count=1), watcher)
     assert "seed" not in upstream.request.fields
 
 
-async def test_rejected_parameters_are_dropped_and_a_size_as_a_whole(session, upstream, make_call, watcher):
+async def test_rejected_parameters_are_dropped_and_a_size_as_a_whole(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post(GENERATIONS, payload=ANSWER)
     call = make_call(seed=1, steps=4, without=["steps", "seed", "height", "prompt_upsampling"])
     await together(session).generate(call, watcher)
     assert upstream.request.fields == {"model": "m", "prompt": "a cat", "response_format": "url"}
 
 
-async def test_the_key_and_a_user_agent_are_sent(session, upstream, make_call, watcher):
+async def test_the_key_and_a_user_agent_are_sent(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post(GENERATIONS, payload=ANSWER)
     await together(session).generate(make_call(), watcher)
     headers = upstream.request.headers
@@ -98,14 +114,18 @@ async def test_the_key_and_a_user_agent_are_sent(session, upstream, make_call, w
 
 
 @pytest.mark.parametrize("base_url", [ROOT, f"{ROOT}/", f"{ROOT}/v1", f"{ROOT}/v1/", "http://u:p@api.together.xyz"])
-async def test_the_base_url_may_end_in_v1_or_not(session, upstream, make_call, watcher, base_url):
+async def test_the_base_url_may_end_in_v1_or_not(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder, base_url: str
+) -> None:
     upstream.post(GENERATIONS, payload=ANSWER)
     provider = together(session, base_url)
     assert (await provider.generate(make_call(), watcher)).images
     assert provider.own_hosts == {"api.together.xyz"}
 
 
-async def test_base64_is_requested_if_configured(session, upstream, make_call, watcher):
+async def test_base64_is_requested_if_configured(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     data = b"bytes" * 100_000
     upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(data).decode()}]})
     reply = await together(session, response_format="base64").generate(make_call(), watcher)
@@ -114,13 +134,17 @@ async def test_base64_is_requested_if_configured(session, upstream, make_call, w
     assert upstream.request.fields["response_format"] == "base64"
 
 
-async def test_images_beyond_the_requested_count_are_cut(session, upstream, make_call, watcher):
+async def test_images_beyond_the_requested_count_are_cut(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     upstream.post(GENERATIONS, payload={"data": [{"url": f"{LINK}{i}"} for i in range(3)]})
     reply = await together(session).generate(make_call(count=2), watcher)
     assert reply.images == (ImageLink(f"{LINK}0"), ImageLink(f"{LINK}1"))
 
 
-async def test_a_refusal_has_its_code_and_retry_delay(session, upstream, make_call, watcher):
+async def test_a_refusal_has_its_code_and_retry_delay(
+    session: aiohttp.ClientSession, upstream: ScriptedUpstream, make_call: MakeCall, watcher: Recorder
+) -> None:
     headers = {"x-ratelimit-reset": "3"}
     upstream.post(GENERATIONS, status=429, payload={"error": {"message": f"slow down, {KEY}"}}, headers=headers)
     error = await lost(together(session), make_call(), watcher)
@@ -128,7 +152,7 @@ async def test_a_refusal_has_its_code_and_retry_delay(session, upstream, make_ca
     assert error.detail == "slow down, [key]"
 
 
-async def test_the_image_models_are_listed(session, mocked):
+async def test_the_image_models_are_listed(session: aiohttp.ClientSession, mocked: aioresponses.aioresponses) -> None:
     mocked.get(f"{ROOT}/v1/models", payload=[{"id": "flux", "type": "image"}, {"id": "llama", "type": "chat"}])
     assert await together(session).models() == ({"id": "flux", "type": "image"},)
 
@@ -136,13 +160,15 @@ async def test_the_image_models_are_listed(session, mocked):
 @pytest.mark.parametrize(
     ("status", "body", "code"), [(401, "{}", "upstream_auth"), (200, "x", "upstream_bad_response")]
 )
-async def test_a_model_list_that_fails_is_an_upstream_error(session, mocked, status, body, code):
+async def test_a_model_list_that_fails_is_an_upstream_error(
+    session: aiohttp.ClientSession, mocked: aioresponses.aioresponses, status: int, body: str, code: str
+) -> None:
     mocked.get(f"{ROOT}/v1/models", status=status, body=body)
     with pytest.raises(UpstreamError, match=code):
         await together(session).models()
 
 
-async def test_together_implements_the_provider_interface(session):
+async def test_together_implements_the_provider_interface(session: aiohttp.ClientSession) -> None:
     provider: Provider = together(session, "http://127.0.0.1:9001")
     assert (provider.name, provider.max_images_per_call) == ("together", 4)
     assert (provider.images_inline, together(session, response_format="base64").images_inline) == (False, True)
@@ -152,10 +178,12 @@ async def test_together_implements_the_provider_interface(session):
     assert KEY not in repr(provider._upstream)
 
 
-async def test_the_watcher_is_notified_once_when_the_request_is_sent(session, aiohttp_server, make_call, watcher):
+async def test_the_watcher_is_notified_once_when_the_request_is_sent(
+    session: aiohttp.ClientSession, aiohttp_server: AiohttpServer, make_call: MakeCall, watcher: Recorder
+) -> None:
     counts = []
 
-    async def generate(request):
+    async def generate(request: pytest.FixtureRequest):
         await request.read()
         counts.append(watcher.sent_count)
         return web.json_response(ANSWER)
@@ -168,7 +196,9 @@ async def test_the_watcher_is_notified_once_when_the_request_is_sent(session, ai
     assert (counts, watcher.sent_count) == ([1], 1)
 
 
-async def test_a_refused_connection_is_not_ambiguous(session, make_call, watcher):
+async def test_a_refused_connection_is_not_ambiguous(
+    session: aiohttp.ClientSession, make_call: MakeCall, watcher: Recorder
+) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -178,14 +208,18 @@ async def test_a_refused_connection_is_not_ambiguous(session, make_call, watcher
     assert watcher.sent_count == 0
 
 
-async def test_an_unknown_name_is_not_ambiguous(session, make_call, watcher):
+async def test_an_unknown_name_is_not_ambiguous(
+    session: aiohttp.ClientSession, make_call: MakeCall, watcher: Recorder
+) -> None:
     error = await lost(together(session, "http://upstream.invalid"), make_call(), watcher)
     assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, False)
     assert error.detail == "The provider can't be reached: its name was not found"
 
 
-async def test_a_failed_tls_handshake_is_not_ambiguous(session, raw_server, make_call, watcher):
-    async def serve_plaintext(reader, writer):
+async def test_a_failed_tls_handshake_is_not_ambiguous(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
+    async def serve_plaintext(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -195,8 +229,10 @@ async def test_a_failed_tls_handshake_is_not_ambiguous(session, raw_server, make
     assert error.detail == "The provider can't be reached: TLS failed"
 
 
-async def test_a_handshake_that_hangs_is_not_ambiguous(session, raw_server, make_call, watcher):
-    async def hang(reader, _writer):
+async def test_a_handshake_that_hangs_is_not_ambiguous(
+    session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
+) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer) -> None:
         await reader.read()
 
     url = await raw_server(hang)
@@ -205,13 +241,21 @@ async def test_a_handshake_that_hangs_is_not_ambiguous(session, raw_server, make
     assert error.detail == "The provider can't be reached: no connection in time"
 
 
-async def test_an_invalid_address_is_not_ambiguous(session, make_call, watcher):
+async def test_an_invalid_address_is_not_ambiguous(
+    session: aiohttp.ClientSession, make_call: MakeCall, watcher: Recorder
+) -> None:
     error = await lost(together(session, "ftp://example.com"), make_call(), watcher)
     assert (error.ambiguous, error.detail) == (False, "The provider can't be reached: its address is not usable")
 
 
-async def test_an_upstream_that_hangs_ends_at_the_deadline(session, raw_server, make_call, watcher, read_request):
-    async def hang(reader, _writer):
+async def test_an_upstream_that_hangs_ends_at_the_deadline(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer) -> None:
         await read_request(reader)
         await reader.read()
 
@@ -221,8 +265,15 @@ async def test_an_upstream_that_hangs_ends_at_the_deadline(session, raw_server, 
 
 
 @pytest.mark.parametrize("head", [b"", answer(b"", length=100_000)])
-async def test_a_trickle_ends_at_the_total_deadline(session, raw_server, make_call, watcher, read_request, head):
-    async def trickle(reader, writer):
+async def test_a_trickle_ends_at_the_total_deadline(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+    head: bytes,
+) -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(head)
         while not writer.is_closing():
@@ -237,8 +288,16 @@ async def test_a_trickle_ends_at_the_total_deadline(session, raw_server, make_ca
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 20", answer(BODY[:20], length=len(BODY))])
 @pytest.mark.parametrize("reset", [True, False])
-async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, watcher, read_request, start, reset):
-    async def cut(reader, writer):
+async def test_a_cut_after_sending_is_ambiguous(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+    start: bytes,
+    reset: bool,
+) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(start)
         await writer.drain()
@@ -250,8 +309,14 @@ async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, 
     assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, True)
 
 
-async def test_a_non_http_answer_is_a_bad_response(session, raw_server, make_call, watcher, read_request):
-    async def send_garbage(reader, writer):
+async def test_a_non_http_answer_is_a_bad_response(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+) -> None:
+    async def send_garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
 
@@ -260,11 +325,15 @@ async def test_a_non_http_answer_is_a_bad_response(session, raw_server, make_cal
 
 
 async def test_a_pooled_connection_that_dies_is_not_silently_used_twice(
-    session, raw_server, make_call, watcher, read_request
-):
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+) -> None:
     calls = []
 
-    async def answer_once(reader, writer):
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls.append(await read_request(reader))
         writer.write(answer(BODY))
         calls.append(await read_request(reader))
@@ -276,10 +345,12 @@ async def test_a_pooled_connection_that_dies_is_not_silently_used_twice(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed_and_gets_no_key(session, aiohttp_server, make_call, watcher, status):
+async def test_a_redirect_is_not_followed_and_gets_no_key(
+    session: aiohttp.ClientSession, aiohttp_server: AiohttpServer, make_call: MakeCall, watcher: Recorder, status: int
+) -> None:
     elsewhere = []
 
-    async def collect(request):
+    async def collect(request: pytest.FixtureRequest):
         elsewhere.append(request.headers)
         return web.json_response(ANSWER)
 
@@ -301,14 +372,21 @@ async def test_a_redirect_is_not_followed_and_gets_no_key(session, aiohttp_serve
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("zipped", [True, False])
 async def test_a_body_over_the_limit_is_not_read(
-    session, raw_server, make_call, watcher, read_request, monkeypatch, declared, zipped
-):
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    declared: bool,
+    zipped: bool,
+) -> None:
     monkeypatch.setattr(response_body, "MAX_BODY_BYTES", 2**20)
     zeros = b" " * 2**24
     body = gzip.compress(zeros) if zipped else zeros
     left = asyncio.Event()
 
-    async def flood(reader, writer):
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", "Connection: close"]
         lines += [f"Content-Length: {len(body)}"] * declared + ["Content-Encoding: gzip"] * zipped
@@ -324,10 +402,16 @@ async def test_a_body_over_the_limit_is_not_read(
         await left.wait()
 
 
-async def test_a_cancelled_call_drops_its_connection_at_once(session, raw_server, make_call, watcher, read_request):
+async def test_a_cancelled_call_drops_its_connection_at_once(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    make_call: MakeCall,
+    watcher: Recorder,
+    read_request: ReadRequest,
+) -> None:
     dropped = asyncio.Event()
 
-    async def wait_for_the_end(reader, _writer):
+    async def wait_for_the_end(reader: asyncio.StreamReader, _writer) -> None:
         await read_request(reader)
         assert await reader.read() == b""
         dropped.set()
