@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, at_once, calls_about
 
 SLOW = "{{fault:ok delay_s=0.5}}"
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, WORKER_CONCURRENCY="1", MAX_QUEUE="3")
 
 

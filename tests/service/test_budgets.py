@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, eventually
 
 IMAGE_USD = 0.000708
@@ -21,7 +22,7 @@ def usd(images: int) -> str:
 
 
 @pytest.fixture
-def limited(start_service, upstream: EmulatorProcess):
+def limited(start_service: StartService, upstream: EmulatorProcess):
     """Return a function that starts a service with a budget for some images."""
 
     def start(images: int, **settings: str) -> Service:
@@ -124,7 +125,9 @@ def test_a_cancelled_task_gives_back_what_it_had_not_sent(limited) -> None:
     assert service.submit(prompt="more").status == 402
 
 
-def test_an_unknown_price_is_refused_under_a_budget_and_null_without(start_service, upstream: EmulatorProcess) -> None:
+def test_an_unknown_price_is_refused_under_a_budget_and_null_without(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service = start_service(upstream.url)
     assert service.made(prompt="a", model="nobody/knows-it")["cost"] is None
     budget = start_service(upstream.url, BUDGET_DAILY_USD="5")
@@ -138,6 +141,6 @@ def test_an_unknown_price_is_refused_under_a_budget_and_null_without(start_servi
     assert priced.made(prompt="b", model="nobody/knows-it", n=2)["cost"] == cost(0.5, 0.5)
 
 
-def test_the_sandbox_costs_nothing_under_a_budget(start_service) -> None:
+def test_the_sandbox_costs_nothing_under_a_budget(start_service: StartService) -> None:
     service = start_service(BUDGET_DAILY_USD="0")
     assert service.made(prompt="free", model="nobody/knows-it")["cost"] == cost(0.0, 0.0)

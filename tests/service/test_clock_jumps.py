@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about
 
 DAYS_S = 3 * 86_400.0
@@ -44,7 +45,7 @@ def check_stored(service: Service, upstream: EmulatorProcess, task: dict, prompt
 
 @pytest.mark.parametrize("offset_s", [DAYS_S, -DAYS_S])
 def test_images_live_on_when_the_clock_jumps(
-    start_service, upstream: EmulatorProcess, clock: Path, offset_s: float
+    start_service: StartService, upstream: EmulatorProcess, clock: Path, offset_s: float
 ) -> None:
     prompt = f"jump by {offset_s:g}"
     clock.write_text(f"{offset_s}")
@@ -57,7 +58,7 @@ def test_images_live_on_when_the_clock_jumps(
 
 
 def test_a_start_with_a_clock_that_is_ahead_removes_no_image(
-    start_service, upstream: EmulatorProcess, clock: Path
+    start_service: StartService, upstream: EmulatorProcess, clock: Path
 ) -> None:
     service: Service = start_service(upstream.url, **shifted(clock))
     task = service.made(prompt="before")
@@ -69,7 +70,7 @@ def test_a_start_with_a_clock_that_is_ahead_removes_no_image(
 
 
 def test_a_repeat_of_a_failed_call_fails_alike_when_the_clock_is_ahead(
-    start_service, upstream: EmulatorProcess, clock: Path
+    start_service: StartService, upstream: EmulatorProcess, clock: Path
 ) -> None:
     clock.write_text(f"{DAYS_S}")
     service: Service = start_service(upstream.url, MAX_ATTEMPTS="1", **shifted(clock))

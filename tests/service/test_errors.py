@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Answer, Service
 from tests.service.wire import JSON, head, over_the_wire
 
@@ -16,7 +17,7 @@ GENERATE = "/api/images/generate"
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url)
 
 

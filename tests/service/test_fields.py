@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about
 
 PAIRS = {
@@ -23,7 +24,7 @@ PAIRS = {
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, V1_REUSE="always", MODEL_RULES="off", WORKER_CONCURRENCY="20")
 
 
@@ -112,7 +113,7 @@ def test_a_refused_field_that_was_not_sent_fails_the_task(service: Service, upst
     assert len(calls_about(upstream, "not sent")) == 1
 
 
-def test_gpt_image_gets_its_options_in_its_own_words(start_service, upstream: EmulatorProcess) -> None:
+def test_gpt_image_gets_its_options_in_its_own_words(start_service: StartService, upstream: EmulatorProcess) -> None:
     service: Service = start_service(
         PROVIDER="openai", OPENAI_API_URL=f"{upstream.url}/v1", OPENAI_API_KEY="k" * 20, MODEL_RULES="off"
     )

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from imagegen.emulator.small_images import DrawnImage, draw
+from tests.service.conftest import StartService
 from tests.service.running import Service
 
 IDLE_S = 2.0
@@ -55,7 +56,7 @@ def closing_upstream() -> Iterator[str]:
 
 
 def test_a_call_after_a_pause_is_not_sent_on_a_connection_that_the_upstream_closes(
-    start_service, closing_upstream: str
+    start_service: StartService, closing_upstream: str
 ) -> None:
     service: Service = start_service(closing_upstream)
     service.completed(service.accepted(prompt="before the pause"))

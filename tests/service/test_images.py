@@ -15,11 +15,12 @@ from PIL import Image
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Answer, Service, at_once, calls_about, eventually
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="2.5")
 
 
@@ -284,7 +285,9 @@ def test_an_index_is_a_plain_number(service: Service, index: str) -> None:
     assert service.get(f"/api/images/{task_id}/{quote(index)}").status == 404
 
 
-def test_a_deleted_data_folder_makes_the_service_not_ready(start_service, upstream: EmulatorProcess) -> None:
+def test_a_deleted_data_folder_makes_the_service_not_ready(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{free_port()}", ready=False)
     shutil.rmtree(service.folder.parent / "data")
     causes = eventually(lambda: [cause for cause in service.get("/readyz").json["causes"] if "images" in cause])
@@ -293,7 +296,7 @@ def test_a_deleted_data_folder_makes_the_service_not_ready(start_service, upstre
 
 
 def test_another_instance_serves_an_image_once_its_task_is_completed(
-    start_service, upstream: EmulatorProcess, redis_url: str
+    start_service: StartService, upstream: EmulatorProcess, redis_url: str
 ) -> None:
     first, second = (start_service(upstream.url, REDIS_URL=redis_url) for _ in range(2))
     for number in range(10):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.service.conftest import StartService
 from tests.service.running import Answer, Service, at_once, eventually
 
 MESSAGE = "请求频率过高，请稍后再试"
@@ -17,7 +18,7 @@ _clients = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module) -> Service:
+def service(start_for_module: StartService) -> Service:
     window_ms = str(WINDOW_S * 1000)
     limits = {"RATE_LIMIT_MAX": "6", "IMAGE_RATE_LIMIT_MAX": "3", "RATE_LIMIT_WINDOW": window_ms}
     return start_for_module(TRUSTED_PROXY_HOPS="1", **limits)
@@ -107,7 +108,7 @@ def test_a_refused_request_spends_nothing(client: Client) -> None:
     assert client.get(f"/api/images/{'0' * 32}").headers["X-RateLimit-Remaining"] == "2"
 
 
-def test_forwarding_headers_are_ignored_without_a_proxy(start_service) -> None:
+def test_forwarding_headers_are_ignored_without_a_proxy(start_service: StartService) -> None:
     service: Service = start_service(RATE_LIMIT_MAX="2")
     forged = [{"X-Forwarded-For": f"203.0.113.{number}", "Forwarded": f"for=203.0.113.{number}"} for number in range(3)]
     answers = [service.request("GET", f"/api/images/{'0' * 32}", headers=headers) for headers in forged]

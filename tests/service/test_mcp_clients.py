@@ -17,6 +17,7 @@ import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 
 from tests import forked
+from tests.service.conftest import StartService
 from tests.service.running import RUN, environment
 from tests.support import eventually
 
@@ -35,12 +36,12 @@ each_wire = pytest.mark.parametrize(("mode", "transport"), WIRES, ids=lambda par
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module):
+def service(start_for_module: StartService):
     return start_for_module(SANDBOX_DELAY="0.3")
 
 
 @pytest.fixture(scope="module")
-def slow(start_for_module, tmp_path_factory):
+def slow(start_for_module: StartService, tmp_path_factory: pytest.TempPathFactory):
     return start_for_module(home=tmp_path_factory.mktemp("slow"), SANDBOX_DELAY="60")
 
 

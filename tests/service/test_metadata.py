@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, eventually
 
 USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
@@ -17,12 +18,12 @@ KINDS = ["png", "jpeg", "webp"]
 
 
 @pytest.fixture(scope="module")
-def plain(start_for_module, upstream: EmulatorProcess) -> Service:
+def plain(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, REDIS_PREFIX="plain")
 
 
 @pytest.fixture(scope="module", params=["disk", "redis"])
-def embedding(request: pytest.FixtureRequest, start_for_module, upstream: EmulatorProcess) -> Service:
+def embedding(request: pytest.FixtureRequest, start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     store = request.param
     return start_for_module(upstream.url, EMBED_METADATA="true", IMAGE_STORE=store, REDIS_PREFIX=f"in-{store}")
 
@@ -72,7 +73,7 @@ def test_linked_images_have_their_parameters_and_the_same_pixels(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_in_the_answer_have_their_parameters(start_service, kind: str) -> None:
+def test_images_in_the_answer_have_their_parameters(start_service: StartService, kind: str) -> None:
     with EmulatorProcess("--image", "png") as upstream:
         service = start_service(
             PROVIDER="openai", OPENAI_API_URL=f"{upstream.url}/v1", OPENAI_API_KEY="k" * 20, EMBED_METADATA="true"
@@ -87,7 +88,7 @@ def test_files_stay_as_the_provider_made_them_unless_it_is_set(plain: Service) -
 
 
 def test_the_setting_has_no_effect_on_links_that_stay_with_the_provider(
-    start_service, upstream: EmulatorProcess
+    start_service: StartService, upstream: EmulatorProcess
 ) -> None:
     service = start_service(upstream.url, EMBED_METADATA="true", IMAGE_STORE="upstream")
     (entry,) = service.made(prompt="stays there")["data"]

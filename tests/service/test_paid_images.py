@@ -13,6 +13,7 @@ import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.forked import PipedProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, at_once, calls_about, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,9 @@ LOG_BYTES = 1_000_000
 """What a file may have while images are refused: more than the service's log."""
 
 
-def test_images_on_a_host_that_fails_for_a_while_are_paid_once(start_service, upstream: EmulatorProcess) -> None:
+def test_images_on_a_host_that_fails_for_a_while_are_paid_once(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="5")
     prompts = [f"host away {number} {{{{fault:image_500 link_times=4}}}}" for number in range(10)]
     ids = at_once([lambda prompt=prompt: service.accepted(prompt=prompt) for prompt in prompts])
@@ -30,7 +33,9 @@ def test_images_on_a_host_that_fails_for_a_while_are_paid_once(start_service, up
     assert len(calls_about(upstream, "host away")) == 10
 
 
-def test_a_kill_while_the_image_host_is_down_costs_nothing(start_service, upstream: EmulatorProcess) -> None:
+def test_a_kill_while_the_image_host_is_down_costs_nothing(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url)
     task_id = service.accepted(prompt="killed {{fault:image_500 link_times=7}}")
     eventually(lambda: service.task(task_id)["reason"] == "retrying")
@@ -62,7 +67,7 @@ def no_large_files(service: Service) -> Iterator[None]:
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 @pytest.mark.parametrize("form", ["link", "base64"])
-def test_images_that_the_disk_refuses_wait_and_are_paid_once(start_service, form: str) -> None:
+def test_images_that_the_disk_refuses_wait_and_are_paid_once(start_service: StartService, form: str) -> None:
     with image_host(form) as url:
         service: Service = start_service(url, WORKER_CONCURRENCY="3")
         with no_large_files(service):
@@ -78,7 +83,7 @@ def test_images_that_the_disk_refuses_wait_and_are_paid_once(start_service, form
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
-def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service) -> None:
+def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service: StartService) -> None:
     with image_host("link") as url:
         service: Service = start_service(url, WORKER_CONCURRENCY="2")
         with no_large_files(service):
@@ -92,7 +97,9 @@ def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service) -
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
-def test_paid_images_wait_while_there_are_no_file_descriptors(start_service, upstream: EmulatorProcess) -> None:
+def test_paid_images_wait_while_there_are_no_file_descriptors(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     """The first image of this process: a module imported only now could not be read."""
     service: Service = start_service(upstream.url)
     upstream.script({"fault": "ok", "delay_s": 1.0})

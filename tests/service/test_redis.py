@@ -13,6 +13,7 @@ from redis import Redis
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, eventually, redis_server
 
 LOST_REDIS = ("The embedded Redis died",)
@@ -53,7 +54,9 @@ def test_running_tasks_continue_while_redis_is_down(
         service.end()
 
 
-def test_a_killed_embedded_redis_returns_without_a_lost_task(start_service, upstream: EmulatorProcess) -> None:
+def test_a_killed_embedded_redis_returns_without_a_lost_task(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="3", allowed=LOST_REDIS)
     finished = service.made(prompt="finished before the loss")
     prompts = [f"through the loss {number} {{{{fault:ok delay_s=0.4}}}}" for number in range(8)]

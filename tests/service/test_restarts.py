@@ -11,6 +11,7 @@ import pytest
 from tests.emulator_fixtures import EmulatorProcess
 from tests.forked import ForkedProcess, run
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import (
     RUN,
     START_S,
@@ -25,7 +26,7 @@ from tests.service.running import (
 
 
 @pytest.fixture(scope="module")
-def one_slot(start_for_module, upstream: EmulatorProcess) -> Service:
+def one_slot(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, WORKER_CONCURRENCY="1")
 
 
@@ -61,7 +62,7 @@ def test_a_task_killed_during_its_call_completes_after_a_restart(service: Servic
 
 
 def test_no_answer_about_a_task_falls_behind_those_of_an_instance_that_was_killed(
-    start_service, upstream: EmulatorProcess
+    start_service: StartService, upstream: EmulatorProcess
 ) -> None:
     service: Service = start_service(upstream.url, LEASE_SECONDS="30")
     prompt = "shown before the kill {{fault:hang times=1}}"
@@ -113,7 +114,9 @@ def test_an_idle_service_ends_at_once(service: Service) -> None:
     assert took_s < 15
 
 
-def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_service, upstream: EmulatorProcess) -> None:
+def test_an_unfinished_task_is_released_and_completes_after_a_restart(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url, DRAIN_SECONDS="0.3", LEASE_SECONDS="30")
     prompt = "too long for the drain {{fault:hang times=1}}"
     task_id = service.accepted(prompt=prompt)
@@ -177,7 +180,7 @@ def test_a_hang_up_does_not_hasten_the_end(service: Service, upstream: EmulatorP
     assert len(calls_about(upstream, prompt)) == 1
 
 
-def test_two_instances_on_one_folder_are_one_service(start_service, upstream: EmulatorProcess) -> None:
+def test_two_instances_on_one_folder_are_one_service(start_service: StartService, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url)
     second: Service = start_service(upstream.url)
     assert (len(first.children()), second.children()) == (1, [])
@@ -193,7 +196,7 @@ def test_two_instances_on_one_folder_are_one_service(start_service, upstream: Em
 
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 def test_another_instance_restarts_the_redis_of_a_stopped_owner(
-    start_service, upstream: EmulatorProcess, way: signal.Signals
+    start_service: StartService, upstream: EmulatorProcess, way: signal.Signals
 ) -> None:
     first: Service = start_service(upstream.url)
     second: Service = start_service(upstream.url)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
+from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, eventually
 from tests.support import slowness
 
@@ -16,7 +18,7 @@ DRAWING = Path(__file__).with_name("drawing.py")
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module) -> Service:
+def service(start_for_module: StartService) -> Service:
     return start_for_module(SANDBOX_DELAY="0.2", program=DRAWING)
 
 
@@ -59,7 +61,9 @@ def test_progress_shows_more_values_for_four_images(service: Service) -> None:
     print(f"progress: {sorted(set(seen))}")
 
 
-def test_a_sandbox_image_is_never_served_as_a_real_one(service: Service, start_service, upstream) -> None:
+def test_a_sandbox_image_is_never_served_as_a_real_one(
+    service: Service, start_service: StartService, upstream: EmulatorProcess
+) -> None:
     real = start_service(upstream.url)
     order = {"prompt": "which one is real"}
     assert service.accepted(**order) != real.accepted(**order)

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from imagegen.emulator.small_images import DrawnImage, draw
+from tests.service.conftest import StartService
 from tests.service.running import eventually
 
 CALL_S = 0.4
@@ -65,7 +66,7 @@ def web_ui() -> Iterator[WebUi]:
         thread.join()
 
 
-def test_tasks_wait_for_a_serial_upstream_without_a_time_limit(start_service, web_ui: WebUi) -> None:
+def test_tasks_wait_for_a_serial_upstream_without_a_time_limit(start_service: StartService, web_ui: WebUi) -> None:
     url = f"http://127.0.0.1:{web_ui.server_port}"
     service = start_service(PROVIDER="a1111", A1111_URL=url, UPSTREAM_TIMEOUT=str(2.5 * CALL_S), MAX_ATTEMPTS="1")
     ids = [service.accepted(prompt=f"serial {i}") for i in range(6)]

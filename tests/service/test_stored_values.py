@@ -13,6 +13,7 @@ import redis
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, redis_server
 
 CAPTURED = Path(__file__).parent.parent / "data" / "stored_by_0_1.json"
@@ -51,7 +52,7 @@ def load(client: redis.Redis, keys: dict[str, dict]) -> None:
 
 @pytest.fixture(scope="module")
 def deployed(
-    tmp_path_factory: pytest.TempPathFactory, start_for_module, upstream: EmulatorProcess
+    tmp_path_factory: pytest.TempPathFactory, start_for_module: StartService, upstream: EmulatorProcess
 ) -> Iterator[tuple[Service, dict[str, str]]]:
     port = free_port()
     with redis_server(tmp_path_factory.mktemp("redis"), port), redis.Redis(port=port) as client:
@@ -61,7 +62,7 @@ def deployed(
         yield start_for_module(upstream.url, **settings), ids
 
 
-def test_a_finished_task_of_the_version_before_is_shown(deployed) -> None:
+def test_a_finished_task_of_the_version_before_is_shown(deployed: tuple[Service, dict[str, str]]) -> None:
     service, ids = deployed
     completed = service.task(ids["completed \u4e00 task"])
     assert (completed["status"], len(completed["data"]), completed["attempts"]) == ("completed", 2, 1)
@@ -72,7 +73,7 @@ def test_a_finished_task_of_the_version_before_is_shown(deployed) -> None:
     assert service.task(ids["cancelled task"])["status"] == "cancelled"
 
 
-def test_an_idempotency_key_of_the_version_before_is_recognised(deployed) -> None:
+def test_an_idempotency_key_of_the_version_before_is_recognised(deployed: tuple[Service, dict[str, str]]) -> None:
     service, ids = deployed
     answer = service.request(
         "POST", "/api/images/generate", {"prompt": "refused task"}, headers={"Idempotency-Key": "one-key"}
@@ -81,20 +82,24 @@ def test_an_idempotency_key_of_the_version_before_is_recognised(deployed) -> Non
 
 
 @pytest.mark.parametrize("prompt", ["waiting task", "waiting with webhook"])
-def test_a_waiting_task_of_the_version_before_runs_once(deployed, upstream: EmulatorProcess, prompt: str) -> None:
+def test_a_waiting_task_of_the_version_before_runs_once(
+    deployed: tuple[Service, dict[str, str]], upstream: EmulatorProcess, prompt: str
+) -> None:
     service, ids = deployed
     assert service.completed(ids[prompt])["attempts"] == 1
     assert [call["n"] for call in calls_about(upstream, prompt)] == [3 if prompt == "waiting task" else 1]
 
 
 @pytest.mark.parametrize("prompt", ["held task 0", "held task 1", "held task 2"])
-def test_a_running_call_of_the_version_before_is_repeated_once(deployed, prompt: str) -> None:
+def test_a_running_call_of_the_version_before_is_repeated_once(
+    deployed: tuple[Service, dict[str, str]], prompt: str
+) -> None:
     service, ids = deployed
     task = service.completed(ids[prompt])
     assert (task["attempts"], task["possiblyBilledTwice"]) == (2, 1)
 
 
-def test_a_waiting_retry_continues_the_count_of_the_version_before(deployed) -> None:
+def test_a_waiting_retry_continues_the_count_of_the_version_before(deployed: tuple[Service, dict[str, str]]) -> None:
     service, ids = deployed
     lost, busy = service.completed(ids["lost answer task"]), service.completed(ids["busy task"])
     assert (lost["attempts"], lost["possiblyBilledTwice"]) == (2, 1)

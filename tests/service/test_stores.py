@@ -6,11 +6,12 @@ import urllib.request
 from pathlib import Path
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about
 
 
 def test_links_of_the_provider_are_returned_if_configured(
-    start_service, upstream: EmulatorProcess, tmp_path: Path
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
     task = service.made(prompt="stored upstream", n=2, seed=3)
@@ -27,7 +28,7 @@ def test_links_of_the_provider_are_returned_if_configured(
     assert not [path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file()]
 
 
-def test_images_in_redis_are_served_by_every_instance(start_service, upstream: EmulatorProcess) -> None:
+def test_images_in_redis_are_served_by_every_instance(start_service: StartService, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url, IMAGE_STORE="redis")
     second: Service = start_service(upstream.url, IMAGE_STORE="redis")
     task = first.made(prompt="stored in redis")
@@ -37,7 +38,9 @@ def test_images_in_redis_are_served_by_every_instance(start_service, upstream: E
     assert len({picture.body for picture in pictures}) == 1
 
 
-def test_the_oldest_images_are_evicted_over_the_byte_limit(start_service, upstream: EmulatorProcess) -> None:
+def test_the_oldest_images_are_evicted_over_the_byte_limit(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     first: Service = start_service(upstream.url)
     size = first.made(prompt="how large")["data"][0]["bytes"]
     first.end()

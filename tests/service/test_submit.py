@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Answer, Service, at_once, calls_about, eventually
 
 CREATED = "图像生成任务已创建，请使用任务ID查询结果"
@@ -24,7 +25,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, MODEL_ALIASES="an/old-name=a/new-name", WORKER_CONCURRENCY="20")
 
 

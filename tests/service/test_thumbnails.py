@@ -22,11 +22,12 @@ from PIL import Image
 from tests.emulator_fixtures import EmulatorProcess
 from tests.image_bytes import black_webp, deflated_zeros, encoded
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Service, at_once, eventually, redis_server
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url)
 
 
@@ -95,7 +96,7 @@ def test_an_unknown_task_is_404_and_an_image_that_is_gone_410(service: Service) 
     assert [service.get(f"{url}&size={size}").error for size in (64, 256)] == [(410, "image_expired")] * 2
 
 
-def test_a_thumbnail_survives_a_restart(start_service, upstream: EmulatorProcess, tmp_path: Path) -> None:
+def test_a_thumbnail_survives_a_restart(start_service: StartService, upstream: EmulatorProcess, tmp_path: Path) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
         service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}")
@@ -109,7 +110,7 @@ def test_a_thumbnail_survives_a_restart(start_service, upstream: EmulatorProcess
 
 @pytest.mark.parametrize("store", ["disk", "redis"])
 def test_a_hundred_requests_on_two_instances_make_one(
-    start_service, upstream: EmulatorProcess, tmp_path: Path, store: str
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path, store: str
 ) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
@@ -126,7 +127,7 @@ def test_a_hundred_requests_on_two_instances_make_one(
         second.end()
 
 
-def test_with_the_providers_own_links_there_are_none(start_service, upstream: EmulatorProcess) -> None:
+def test_with_the_providers_own_links_there_are_none(start_service: StartService, upstream: EmulatorProcess) -> None:
     service = start_service(upstream.url, IMAGE_STORE="upstream")
     task = service.made(prompt="elsewhere")
     answer = service.get(f"/api/images/{task['taskId']}/0?size=256")
@@ -152,7 +153,7 @@ class Serving(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def hosting(start_for_module) -> Iterator[Service]:
+def hosting(start_for_module: StartService) -> Iterator[Service]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Serving)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield start_for_module(

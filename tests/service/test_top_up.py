@@ -13,6 +13,7 @@ import redis
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.s3_server import S3Server
+from tests.service.conftest import StartService
 from tests.service.running import Answer, Service, at_once, calls_about, eventually, redis_server
 
 _numbers = itertools.count()
@@ -47,7 +48,7 @@ def assert_hit(answer: Answer) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, WEBHOOK_ALLOW_PRIVATE="true")
 
 
@@ -65,7 +66,7 @@ def store_settings(request: pytest.FixtureRequest, store: str) -> dict[str, str]
 
 @pytest.mark.parametrize(("store", "instances"), [("disk", 1), ("disk", 2), ("redis", 2), ("s3", 2)])
 def test_two_then_four_then_two_images_are_paid_as_two_two_and_none(
-    start_service, upstream: EmulatorProcess, store_settings: dict[str, str], instances: int
+    start_service: StartService, upstream: EmulatorProcess, store_settings: dict[str, str], instances: int
 ) -> None:
     name = f"top up {store_settings['IMAGE_STORE']} {instances}"
     services: list[Service] = [start_service(upstream.url, **store_settings) for _ in range(instances)]
@@ -102,7 +103,7 @@ def _path(url: str) -> str:
     return url[url.index("/api/") :]
 
 
-def test_links_of_the_provider_are_used_again(start_service, upstream: EmulatorProcess) -> None:
+def test_links_of_the_provider_are_used_again(start_service: StartService, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
     two = service.made(prompt="linked", n=2)
     four = service.made(prompt="linked", n=4)
@@ -112,7 +113,9 @@ def test_links_of_the_provider_are_used_again(start_service, upstream: EmulatorP
 
 
 @pytest.mark.parametrize("store", ["disk", "redis"])
-def test_a_reused_image_outlives_the_task_that_made_it(start_service, upstream: EmulatorProcess, store: str) -> None:
+def test_a_reused_image_outlives_the_task_that_made_it(
+    start_service: StartService, upstream: EmulatorProcess, store: str
+) -> None:
     service: Service = start_service(upstream.url, IMAGE_STORE=store, RESULT_TTL="4", UPSTREAM_TIMEOUT="0.3")
     name = f"outlives {store}"
     four = service.made(prompt=name, n=4)
@@ -220,7 +223,7 @@ def test_a_batch_and_v1_use_finished_images(service: Service, upstream: Emulator
 
 @pytest.mark.parametrize(("reuse", "expected"), [("always", [2, 2]), ("retries", [2, 4])])
 def test_v1_uses_finished_images_only_where_equal_calls_are_one_task(
-    start_service, upstream: EmulatorProcess, reuse: str, expected: list[int]
+    start_service: StartService, upstream: EmulatorProcess, reuse: str, expected: list[int]
 ) -> None:
     service: Service = start_service(upstream.url, V1_REUSE=reuse)
     for n in (2, 4):
@@ -229,7 +232,7 @@ def test_v1_uses_finished_images_only_where_equal_calls_are_one_task(
     assert paid(upstream, f"v1 {reuse}") == expected
 
 
-def test_fifty_equal_submits_top_up_once(start_service, upstream: EmulatorProcess) -> None:
+def test_fifty_equal_submits_top_up_once(start_service: StartService, upstream: EmulatorProcess) -> None:
     services: list[Service] = [start_service(upstream.url) for _ in range(2)]
     services[0].made(prompt="fifty", n=4)
     hits = at_once([lambda service=service: service.submit(prompt="fifty", n=2) for service in services * 25])
@@ -250,7 +253,7 @@ def test_a_webhook_of_a_hit_from_a_larger_task_is_called(service: Service, upstr
 
 @pytest.mark.parametrize("wait_for", ["accepted", "called"])
 def test_a_kill_during_a_top_up_pays_for_no_reused_image(
-    start_service, upstream: EmulatorProcess, tmp_path: Path, wait_for: str
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path, wait_for: str
 ) -> None:
     port, name = free_port(), f"killed {wait_for} {SLOW}"
     with redis_server(tmp_path, port):
@@ -274,7 +277,7 @@ def test_a_kill_during_a_top_up_pays_for_no_reused_image(
 
 
 def test_a_stored_record_of_a_hit_expires_like_any_other(
-    start_service, upstream: EmulatorProcess, tmp_path: Path
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     port = free_port()
     with redis_server(tmp_path, port), redis.Redis(port=port) as client:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, eventually, redis_server
 
 NEWER = Path(__file__).with_name("newer.py")
@@ -19,7 +20,9 @@ OLDER = Path(os.environ.get("OLDER_VERSION", Path(__file__).with_name("older.py"
 LONG = "{{fault:ok delay_s=1.5}}"
 
 
-def test_a_deploy_loses_no_task_and_pays_each_once(start_service, upstream: EmulatorProcess, tmp_path: Path) -> None:
+def test_a_deploy_loses_no_task_and_pays_each_once(
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
         shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "WORKER_CONCURRENCY": "1"}
@@ -46,7 +49,7 @@ NEW_FIELDS = [
 
 
 def test_an_older_instance_leaves_tasks_with_new_fields_to_a_newer_one(
-    start_service, upstream: EmulatorProcess, tmp_path: Path
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     port = free_port()
     with redis_server(tmp_path, port):

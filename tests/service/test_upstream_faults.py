@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import KEY, Service, at_once, calls_about, eventually
 
 ATTEMPTS = 3
@@ -85,12 +86,12 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, WORKER_CONCURRENCY="60", UPSTREAM_TIMEOUT="3", MAX_ATTEMPTS=str(ATTEMPTS))
 
 
 @pytest.fixture(scope="module")
-def usual(start_for_module, upstream: EmulatorProcess) -> Service:
+def usual(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     """Start a service with the usual times and attempts, which takes what a model may refuse."""
     return start_for_module(upstream.url, MODEL_RULES="off", REDIS_PREFIX="usual")
 
@@ -173,7 +174,7 @@ def test_a_transient_fault_is_survived(
 LIMITS = ["429_model", "429_credit", "429_dynamic", "429_retry_after retry_after=0.3", "429 reset=0.3"]
 
 
-def test_waiting_for_a_rate_limit_counts_no_attempt(start_service, upstream: EmulatorProcess) -> None:
+def test_waiting_for_a_rate_limit_counts_no_attempt(start_service: StartService, upstream: EmulatorProcess) -> None:
     service = start_service(upstream.url, MAX_ATTEMPTS="1")
     bodies = [{"prompt": f"limited {{{{fault:{row} times=1}}}}", "model": f"m/{row}"} for row in LIMITS]
     tasks = [service.completed(task_id) for task_id in [service.accepted(**body) for body in bodies]]
@@ -234,7 +235,7 @@ def test_a_model_with_one_image_a_call_gets_one_call_each(service: Service, upst
     assert [call["n"] for call in calls_about(upstream, "one image a call")] == [3, 1, 1, 1]
 
 
-def test_a_refused_key_is_one_warning_for_the_operator(start_service, upstream: EmulatorProcess) -> None:
+def test_a_refused_key_is_one_warning_for_the_operator(start_service: StartService, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url)
     tasks = [service.finished(service.accepted(prompt=f"key {i} {{{{fault:401}}}}")) for i in range(3)]
     assert all("operator" in task["message"] and "find your API key" not in task["message"] for task in tasks)
@@ -245,7 +246,7 @@ def test_a_refused_key_is_one_warning_for_the_operator(start_service, upstream: 
 
 @pytest.mark.parametrize("fault", ["500", "502", "reset"])
 def test_tasks_that_always_fail_end_and_do_not_stop_the_others(
-    start_service, upstream: EmulatorProcess, fault: str
+    start_service: StartService, upstream: EmulatorProcess, fault: str
 ) -> None:
     service: Service = start_service(upstream.url, RETRY_BASE_SECONDS="0.5")
     bad = [service.accepted(prompt=f"always {i} {fault} {{{{fault:{fault}}}}}") for i in range(8)]

@@ -9,13 +9,14 @@ import signal
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import KEY, Service
 
 PARTS = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low", "background": "opaque"}
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module, upstream: EmulatorProcess) -> Service:
+def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     settings = {"PROVIDER": "openai", "OPENAI_API_URL": f"{upstream.url}/v1", "OPENAI_API_KEY": KEY}
     return start_for_module(**settings)
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, eventually
 
 
 @pytest.fixture(scope="module")
-def sandbox(start_for_module) -> Service:
+def sandbox(start_for_module: StartService) -> Service:
     return start_for_module(REDIS_PREFIX="sandbox")
 
 
 @pytest.fixture(scope="module")
-def together(start_for_module, upstream: EmulatorProcess) -> Service:
+def together(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     return start_for_module(upstream.url, REDIS_PREFIX="together")
 
 
 @pytest.fixture(scope="module")
-def openai(start_for_module, upstream: EmulatorProcess) -> Service:
+def openai(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
     settings = {"PROVIDER": "openai", "OPENAI_API_URL": f"{upstream.url}/v1", "OPENAI_API_KEY": "k" * 20}
     return start_for_module(REDIS_PREFIX="openai", MODEL_RULES="off", **settings)
 
@@ -32,7 +33,7 @@ def seeds(task: dict) -> list[int | None]:
     return [entry["seed"] for entry in task["data"]]
 
 
-def test_a_variant_is_made_again_after_its_result_expired(start_service) -> None:
+def test_a_variant_is_made_again_after_its_result_expired(start_service: StartService) -> None:
     service = start_service(RESULT_TTL="2")
     first = [service.made(prompt="a fox", variant=number) for number in (0, 1, 2)]
     assert len({task["taskId"] for task in first}) == 3

@@ -9,6 +9,7 @@ import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, eventually
 from tests.service.wire import JSON, connect, head, last_answer
 
@@ -16,7 +17,7 @@ UNREACHED_S = 15.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stalled(start_for_module) -> Iterator[socket.socket]:
+def stalled(start_for_module: StartService) -> Iterator[socket.socket]:
     """Send a request with a body that stops halfway."""
     with connect(start_for_module(), 20) as connection:
         connection.sendall(head(JSON, "Content-Length: 100") + b'{"prompt": "a c')
@@ -29,7 +30,9 @@ def absent_port() -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unreached(start_for_module, tmp_path_factory: pytest.TempPathFactory, absent_port: int) -> tuple[Service, str]:
+def unreached(
+    start_for_module: StartService, tmp_path_factory: pytest.TempPathFactory, absent_port: int
+) -> tuple[Service, str]:
     """Start a service without a reachable upstream and a task that waits for it."""
     service = start_for_module(f"http://127.0.0.1:{absent_port}", home=tmp_path_factory.mktemp("unreached"))
     return service, service.accepted(prompt="nobody is there")
@@ -45,14 +48,16 @@ def test_tasks_wait_for_an_unreachable_upstream(unreached: tuple[Service, str], 
         assert len(upstream.ledger()["calls"]) == 1
 
 
-def test_a_task_that_cannot_meet_its_deadline_fails(start_service, upstream: EmulatorProcess) -> None:
+def test_a_task_that_cannot_meet_its_deadline_fails(start_service: StartService, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, TASK_DEADLINE="1")
     limited = service.accepted(prompt="late {{fault:429 retry_after=1}}", model="m/late")
     task = service.finished(limited)
     assert task["error"] == {"code": "upstream_rate_limited", "retryable": True}
 
 
-def test_an_expired_task_is_resubmitted_with_a_higher_sequence(start_service, upstream: EmulatorProcess) -> None:
+def test_an_expired_task_is_resubmitted_with_a_higher_sequence(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
     service: Service = start_service(upstream.url, RESULT_TTL="2")
     completed = service.made(prompt="short-lived")
     failed = service.finished(service.accepted(prompt="a short-lived failure {{fault:422}}"))
@@ -68,7 +73,7 @@ def test_an_expired_task_is_resubmitted_with_a_higher_sequence(start_service, up
     assert len(calls_about(upstream, "short-lived")) == 3
 
 
-def test_the_budget_returns_after_the_rate_limit_window(start_service) -> None:
+def test_the_budget_returns_after_the_rate_limit_window(start_service: StartService) -> None:
     service: Service = start_service(IMAGE_RATE_LIMIT_MAX="2", RATE_LIMIT_WINDOW="3000")
     assert [service.submit(prompt=f"{number}").status for number in range(3)] == [202, 202, 429]
     eventually(lambda: service.submit(prompt="again").status == 202)
