@@ -385,10 +385,14 @@ class UpstreamError(ImagegenError):
 
 
 class ImageRejected(UpstreamError):
-    """A paid image that can't be used: its link is dead, or its bytes are no supported image."""
+    """A paid image that can't be used: its link is dead, or its bytes are no supported image.
 
-    def __init__(self, detail: str, *, lasting: bool) -> None:
+    renewable: whether a fresh link may lead to a usable image: this one is dead, or leads to a page or damaged bytes.
+    """
+
+    def __init__(self, detail: str, *, lasting: bool, renewable: bool = False) -> None:
         super().__init__("upstream_bad_response", detail, lasting=lasting)
+        self.renewable = renewable
 
 
 class DownloadFailed(ImagegenError):

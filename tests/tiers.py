@@ -67,6 +67,7 @@ SLOW = (
     "service/test_channel_money.py",
     "service/test_channel_peers.py",
     "service/test_found_jobs.py",
+    "service/test_renewed_links.py",
     "service/test_uploads.py",
     "worker/test_pool.py",
     "faults/test_takeover.py",

@@ -5,8 +5,8 @@ A provider's own module has its routes and the shape of its responses. Switches 
 
 * `job` accepts the call; its options: job_s= (seconds it runs), end= (one of ENDS), error= (text of a failed one),
   unknown_s= (seconds in which it is not found by polls, lists and cancellations), poll_fault=STATUS with polls=N (the
-  first N polls get that status), answer=lost (accepted, and the connection is reset), answer_s= (seconds from the
-  acceptance to its response), images=N, cost= (US dollars);
+  first N polls get that status), dead_links=N (the links of the first N results have expired), answer=lost (accepted,
+  and the connection is reset), answer_s= (seconds from the acceptance to its response), images=N, cost= (US dollars);
 * the name of a refusal of the provider, such as `429 retry_after=2`: nothing is begun;
 * `reset`, `hang`, `close`: the request is read, nothing is begun, and no response comes.
 
@@ -126,6 +126,7 @@ class RunningJob:
     entry: EmulatedCall | None = None
     cancelled_at: float | None = None
     links: list[str] = field(default_factory=list)
+    results: int = 0
 
     @property
     def age_s(self) -> float:
@@ -255,16 +256,20 @@ class JobEmulator(ListeningEmulator):
         return True
 
     def images(self, running: RunningJob) -> list[str]:
-        """Return the links of a job's images, the same at each poll."""
+        """Return the links of a job's images, the same at each poll once they live."""
         call = running.call
         count = int(
             running.fault.number("images", max(1, call.count - 1) if running.job.end == "partial" else call.count)
         )
+        running.results += 1
+        is_dead = running.results <= running.fault.number("dead_links", 0)
+        if is_dead or running.results == running.fault.number("dead_links", 0) + 1:
+            running.links.clear()
         if not running.links:
-            seed = self.seed_of(running)
+            seed, link_fault = self.seed_of(running), Fault("image_expired") if is_dead else None
             for index in range(count):
                 image = self._image(call, digest_of(call.prompt, seed, index))
-                running.links.append(running.base_url + self._links.mint(image, None, self.link_made_at(running)))
+                running.links.append(running.base_url + self._links.mint(image, link_fault, self.link_made_at(running)))
         running.job.collected = True
         return running.links
 

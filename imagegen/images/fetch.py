@@ -108,9 +108,10 @@ class ImageFetcher:
             return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
             detail = printable(f"{self._subject} can't be used: {error}", MAX_DETAIL_CHARS)
-            if isinstance(image, ImageLink) and _may_pass(error) and age_s < SETTLING_S:
+            renewable = isinstance(image, ImageLink) and _may_pass(error)
+            if renewable and age_s < SETTLING_S:
                 raise DownloadFailed(detail) from error
-            raise ImageRejected(detail, lasting=error.lasting) from error
+            raise ImageRejected(detail, lasting=error.lasting, renewable=renewable) from error
 
     def resolve(self, link: ImageLink) -> ImageLink:
         """Return the link as an absolute one. Raises ImageRejected."""
@@ -180,7 +181,7 @@ class ImageFetcher:
             if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, SETTLING_S):
                 requested_s = _seconds(response.headers.get("Retry-After", ""))
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=requested_s)
-            raise _rejected(f"The image's link is dead: {host} answered {status}")
+            raise _rejected(f"The image's link is dead: {host} answered {status}", renewable=True)
 
         return await self._client.get(url, read)
 
@@ -363,5 +364,5 @@ def _reason(error: Exception) -> str:
     return "the answer broke off"
 
 
-def _rejected(detail: str) -> ImageRejected:
-    return ImageRejected(printable(detail, MAX_DETAIL_CHARS), lasting=True)
+def _rejected(detail: str, *, renewable: bool = False) -> ImageRejected:
+    return ImageRejected(printable(detail, MAX_DETAIL_CHARS), lasting=True, renewable=renewable)

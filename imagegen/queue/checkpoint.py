@@ -41,6 +41,7 @@ class Checkpoint(
         short: indexes that a reply left empty, not requested again yet. given_up: indexes that are not requested again.
         repeated: calls made again because the reply, which may be paid, held no usable image.
         job: a provider job that was paid and is not collected yet; while there is one, no call is in flight.
+        links_job: the provider job that `links` came from; it has fresh links if these die.
         details: what the upstream reported with the images.
         cost: None until it differs from that of the entry.
         sent: the call in flight, or the last one if it counts as ambiguous and its job was not searched for yet.
@@ -71,6 +72,7 @@ class Checkpoint(
     begun_jobs: tuple[str, ...] = ()
     channel: str = ""
     account: str = ""
+    links_job: AcceptedJob | None = None
 
     @property
     def billed_again(self) -> int:

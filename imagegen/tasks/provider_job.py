@@ -6,6 +6,8 @@ import hashlib
 
 from msgspec import Struct
 
+from imagegen.tasks.image import GivenImage, ImageLink
+
 
 class FailedPolls(Struct, frozen=True, gc=False, omit_defaults=True):
     """The last polls of a job in sequence if they failed. Times are Unix times.
@@ -53,12 +55,19 @@ class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):
     """A provider job that is not collected yet, as a checkpoint carries it.
 
     indexes: places of its images in the task. seed: that was sent. model: that was called.
+    renewals: how often it was polled again for fresh links after its end. dead_links: those that it had before.
     """
 
     handle: JobHandle
     indexes: tuple[int, ...]
     seed: int | None = None
     model: str = ""
+    renewals: int = 0
+    dead_links: tuple[str, ...] = ()
+
+    def had_link(self, image: GivenImage) -> bool:
+        """Return whether an image of a later poll has a link that died before."""
+        return isinstance(image, ImageLink) and image.url in self.dead_links
 
 
 class SentCall(Struct, frozen=True, gc=False, omit_defaults=True):

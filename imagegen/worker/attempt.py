@@ -19,7 +19,7 @@ from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls, variant_seed
 from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
-from imagegen.tasks.reply_details import add_details
+from imagegen.tasks.reply_details import ReplyDetails, add_details
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded, is_useless_response
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
@@ -41,6 +41,7 @@ from imagegen.worker.saving import (
     ClaimImageSaver,
     DeadlinePassed,
     ImageSaver,
+    LinksDied,
     ReceivedImage,
     SavingDelayed,
     received_again,
@@ -136,12 +137,13 @@ class Attempt:
     async def _run(self) -> Outcome:
         try:
             if self._claim.checkpoint.links:
-                await self._fetch_paid()
+                with suppress(LinksDied):
+                    await self._fetch_paid()
             await self._search.run(begun=self._waiting.begun)
             while True:
-                if job := self._claim.checkpoint.job:
-                    await self._collect(job)
-                with suppress(_FewerImages):
+                with suppress(_FewerImages, LinksDied):
+                    if job := self._claim.checkpoint.job:
+                        await self._collect(job)
                     await self._make_calls()
                     break
         except AttemptEnded as ended:
@@ -166,10 +168,13 @@ class Attempt:
         spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
         await self._waiting.store_writable()
         await self._write()
-        await self._save(
-            [received_again(paid) for paid in self._claim.checkpoint.links],
-            again=self._claim.checkpoint.missing_requested,
-        )
+        links, again = self._claim.checkpoint.links, self._claim.checkpoint.missing_requested
+        try:
+            await self._save([received_again(paid) for paid in links], again=again)
+        except LinksDied:
+            if spent:  # no call is made after the job's fresh links
+                self._places.give_up(set(range(self._request.n)).difference(paid.index for paid in links))
+            raise
         if spent and self._places.missing and not self._claim.checkpoint.has_new_images:
             raise AttemptEnded(spent)
         if spent:
@@ -180,6 +185,9 @@ class Attempt:
 
     async def _collect(self, job: AcceptedJob) -> None:
         """Collect the images of a job that an earlier attempt paid for; no call is made before that."""
+        stored = self._claim.stored_checkpoint
+        if job.renewals and not self._runner.routes.has_key_of(job.handle) and not (stored and stored.job):
+            raise AttemptEnded(Retry(0.0, WaitReason.RETRYING, counts_as_attempt=False))  # for an instance with its key
         await self._waiting.store_writable()
         await self._write()
         if job.model:
@@ -193,6 +201,9 @@ class Attempt:
             reply = await self._job_wait.reply(share, self._form.model, resume, job=job)
         except UpstreamError as error:
             self._change(job=None)
+            if job.renewals:
+                self._places.link_died(share.indexes)
+                return
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
                 self._places.answered_in_vain(share.indexes, again=again or error.lasting)
@@ -256,31 +267,40 @@ class Attempt:
 
     async def _received(self, share: PlannedCall, reply: Reply, *, again: bool) -> None:
         """Save the images of a reply. Its job, if any, stays in the checkpoint until nothing of it can be lost."""
-        now, filled = self._runner.clock(), self._places.filled
+        now, filled, job = self._runner.clock(), self._places.filled, self._claim.checkpoint.job
+        is_renewed = job is not None and job.renewals > 0
+        if is_renewed:
+            filled.update(self._claim.checkpoint.given_up)
         images = [
-            ReceivedImage(index, image, share.seed, now)
+            ReceivedImage(index, image, share.seed, job.handle.accepted_at if job and job.had_link(image) else now)
             for index, image in zip(share.indexes, reply.images, strict=False)
             if index not in filled
         ]
         missing = share.indexes[len(reply.images) :]
-        self._places.received(share.indexes, missing, is_useless=not images, again=again)
-        if reply.details:
-            details = add_details(self._claim.checkpoint.details, reply.details)
+        if is_renewed:
+            self._places.link_died(missing)
+        else:
+            self._places.received(share.indexes, missing, is_useless=not images, again=again)
+        details = self._claim.checkpoint.details
+        if reply.details and not is_renewed:
+            details = add_details(details, reply.details)
             self._claim.task = replace(self._claim.task, details=details)
         try:
             await self._save(images, again=again)
-        except (SavingDelayed, DeadlinePassed):
-            self._collected(reply)
+        except LinksDied:
+            self._change(details=details)
             raise
-        self._collected(reply)
+        except (SavingDelayed, DeadlinePassed):
+            self._collected(details)
+            raise
+        self._collected(details)
         self._places.saved(share.indexes)
 
-    def _collected(self, reply: Reply) -> None:
-        """Record that nothing of a reply can be lost any more."""
-        if self._claim.checkpoint.job:
-            self._change(job=None)
-        if reply.details:
-            self._change(details=add_details(self._claim.checkpoint.details, reply.details))
+    def _collected(self, details: ReplyDetails | None) -> None:
+        """Record that nothing of a reply can be lost any more. details: of it and those before."""
+        checkpoint = self._claim.checkpoint
+        if checkpoint.job or details is not checkpoint.details:
+            self._change(job=None, details=details, links_job=checkpoint.job if checkpoint.links else None)
 
     async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
         """Save images that are paid for; again: whether they were requested before."""

@@ -95,6 +95,12 @@ class ImagePlaces:
             self._wasted.add(image.index)
             self._left_out([image.index], again=self._again)
 
+    def link_died(self, places: Iterable[int]) -> None:
+        """Give up images whose links died, and whose provider job has no fresh ones: another call would pay again."""
+        if lost := set(places).difference(self.filled):
+            self.fault = ImageRejected("The image's link died, and the provider's job has no fresh one", lasting=True)
+            self.give_up(lost)
+
     def saved(self, places: Collection[int]) -> None:
         """Record that all usable images of a response are saved. places: of its call."""
         if self.missing and not self.filled.issuperset(places):

@@ -60,7 +60,7 @@ class JobWait:
         job: an earlier call's job that `call` polls. Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what
         `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
         """
-        limit, price, is_over = asyncio.timeout(self._wait_end() if job else None), self.claim.cost.calling, False
+        limit, price, is_over = asyncio.timeout_at(self._wait_end() if job else None), self.claim.cost.calling, False
         self.has_job = job is not None
 
         async def accepted(handle: JobHandle) -> None:

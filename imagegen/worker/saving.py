@@ -20,6 +20,7 @@ from imagegen.images.store import Describe, VerifiedImage
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
+from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.retry import Outcome, Retry
 from imagegen.tasks.task import WaitReason, image_progress
 
@@ -28,6 +29,9 @@ CHECKPOINT_AFTER_S = 1.0
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
 """Delay before a link is tried again: half of its age within these bounds."""
+
+MAX_RENEWALS = 3
+"""How often a provider job that has ended is polled again for fresh links; many sign them at each poll."""
 
 MAX_STALL_S = 5.0
 """Longest wait between two tries to save an image in a store that works for others; the first wait for one that does
@@ -85,6 +89,11 @@ def received_again(paid: PaidImage) -> ReceivedImage:
     return ReceivedImage(paid.index, ImageLink(paid.url), paid.seed, paid.received_at)
 
 
+def _link_of(received: ReceivedImage) -> str:
+    """Return the address of an image, empty if its bytes are in the answer."""
+    return received.image.url if isinstance(received.image, ImageLink) else ""
+
+
 class AttemptEnded(Exception):
     """The attempt ends here."""
 
@@ -99,6 +108,10 @@ class SavingDelayed(AttemptEnded):
 
 class DeadlinePassed(Exception):
     """The task's deadline came while its images could not be saved."""
+
+
+class LinksDied(Exception):
+    """Links of paid images died, and their provider job may have fresh ones: it is in the checkpoint again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -127,6 +140,7 @@ class ClaimImageSaver:
         Raises:
             SavingDelayed: links failed in a way that may pass, or the instance stops and nothing would be lost.
             DeadlinePassed: the deadline came.
+            LinksDied: links died, and their provider job may have fresh ones.
         """
         rest: list[ReceivedImage] = []
         for received in images:
@@ -146,6 +160,7 @@ class ClaimImageSaver:
         """Save images, first those with bytes in the answer: their loss would be final."""
         links = [received for received in images if isinstance(received.image, ImageLink)]
         failures: list[tuple[ReceivedImage, DownloadFailed]] = []
+        died: list[ReceivedImage] = []
         for received in sorted(images, key=lambda received: isinstance(received.image, ImageLink)):
             if links and received is links[0]:
                 self._note_links(links)
@@ -154,18 +169,39 @@ class ClaimImageSaver:
             try:
                 self._add(received, await self._into_store(received))
             except ImageRejected as error:
-                self._reject(received, error)
+                self._give_up(received, error, died)
             except DownloadFailed as error:
                 if self.clock() < self._link_end(received):
                     failures.append((received, error))
                 else:
-                    self._reject(received, ImageRejected(f"The image's link died: {error}", lasting=True))
+                    detail = f"The image's link died: {error}"
+                    self._give_up(received, ImageRejected(detail, lasting=True, renewable=True), died)
+        if died:
+            self._return_to_job(died)
+            raise LinksDied
         if failures:
             raise SavingDelayed(self._later(failures))
 
-    def _reject(self, received: ReceivedImage, error: ImageRejected) -> None:
-        self._forget_link(received)
-        self.on_rejected(received, error)
+    def _give_up(self, received: ReceivedImage, error: ImageRejected, died: list[ReceivedImage]) -> None:
+        """Add an image to those that died if its provider job may have a fresh link to it; else reject it."""
+        job = self._links_job
+        if error.renewable and job and job.renewals < MAX_RENEWALS and _link_of(received) not in job.dead_links:
+            died.append(received)
+        else:
+            self._forget_link(received)
+            self.on_rejected(received, error)
+
+    @property
+    def _links_job(self) -> AcceptedJob | None:
+        return self.claim.checkpoint.job or self.claim.checkpoint.links_job
+
+    def _return_to_job(self, died: Sequence[ReceivedImage]) -> None:
+        """Put the provider job of links back into the checkpoint in place of them; no call is made."""
+        logger.bind(taskId=self.claim.task.id).info("The link to a paid image died; its job is polled for a fresh one")
+        if job := self._links_job:
+            dead_links = tuple({*job.dead_links, *map(_link_of, died)})
+            job = replace(job, renewals=job.renewals + 1, dead_links=dead_links)
+            self.claim.checkpoint = replace(self.claim.checkpoint, job=job, links=(), links_job=None)
 
     def _add(self, received: ReceivedImage, stored: StoredImage) -> None:
         claim = self.claim
@@ -268,13 +304,13 @@ class ClaimImageSaver:
     def _forget_link(self, received: ReceivedImage) -> None:
         links = self.claim.checkpoint.links
         if links:
-            self.claim.checkpoint = replace(
-                self.claim.checkpoint, links=tuple([paid for paid in links if paid.index != received.index])
-            )
+            links = tuple([paid for paid in links if paid.index != received.index])
+            links_job = self.claim.checkpoint.links_job if links else None
+            self.claim.checkpoint = replace(self.claim.checkpoint, links=links, links_job=links_job)
 
     def _link_end(self, received: ReceivedImage) -> float:
-        link = received.image
-        return expires_at(link.url, received.received_at) if isinstance(link, ImageLink) else 0.0
+        link = _link_of(received)
+        return expires_at(link, received.received_at) if link else 0.0
 
     def _later(self, failures: Sequence[tuple[ReceivedImage, DownloadFailed]]) -> Retry:
         """Return when the links are tried again: the longer they fail the later, but before the first one dies."""

@@ -404,7 +404,7 @@ async def test_a_new_link_that_fails_may_work_some_seconds_later(
 @pytest.mark.parametrize(("status", "age_s"), [(201, 11.0), (204, 11.0), (400, 11.0), (401, 11.0), (410, 0.0)])
 async def test_a_dead_link_is_not_retried(fetcher: ImageFetcher, upstream: Upstream, status: int, age_s: float) -> None:
     upstream.paths["/x"] = answers(status)
-    await refusal(fetcher, upstream.link("/x"), age_s=age_s)
+    assert (await refusal(fetcher, upstream.link("/x"), age_s=age_s)).renewable
     assert len(upstream.requests) == 1
 
 

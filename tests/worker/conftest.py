@@ -40,8 +40,8 @@ def images(count: int = 1, **changes: object) -> Reply:
     return Reply(tuple(ImageBytes(b"picture") for _ in range(count)), **changes)
 
 
-def links(count: int = 1, host: str = "images.example.com") -> Reply:
-    return Reply(tuple(ImageLink(f"https://{host}/{number}") for number in range(count)))
+def links(count: int = 1, host: str = "images.example.com", **changes: object) -> Reply:
+    return Reply(tuple(ImageLink(f"https://{host}/{number}") for number in range(count)), **changes)
 
 
 def fault(status: int, **changes: object) -> UpstreamError:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from imagegen.errors import UpstreamError
+from imagegen.errors import DownloadFailed, ImageRejected, UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import decode_checkpoint
@@ -24,8 +24,9 @@ from imagegen.tasks.task import State
 from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
+from imagegen.worker.saving import MAX_RENEWALS
 from tests.support import over_rows
-from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, loss
+from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, links, loss
 
 
 @dataclass
@@ -96,6 +97,14 @@ class Unread(JobProvider):
             polls = FailedPolls(polls.count + 1, polls.since or time.time() - 50)
             observer.polls_failed(polls)
             await asyncio.sleep(0)
+
+
+async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance) -> None:
+    harness = harness_of(instance, None, None, job_wait_s=0.05)
+    claim = await harness.claim()
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
 
 
 async def test_a_job_with_failing_polls_leaves_its_slot_and_is_resumed(instance) -> None:
@@ -241,3 +250,106 @@ async def test_a_job_is_charged_once_or_as_unsure_if_it_is_forgotten(instance) -
     other = await harness.claim("b")
     await run_again(harness, other, await harness.attempts.run(other))
     assert (other.cost.calling, other.cost.charged, other.cost.unsure) == (0, 700, 700)
+
+
+def dead(**changes: bool) -> ImageRejected:
+    return ImageRejected("The image's link is dead: 403", **{"lasting": True, "renewable": True, **changes})
+
+
+async def test_a_job_whose_link_died_is_polled_for_a_fresh_one_and_not_paid_again(instance) -> None:
+    pricing = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
+    first = links(host="old.example", details=ReplyDetails(usage={"images": 1}))
+    fresh = links(host="new.example", details=ReplyDetails(usage={"images": 1}))
+    harness = harness_of(instance, first, fresh, pricing=pricing)
+    harness.image_saver.faults = [dead()]
+    claim = await harness.claim(seed=5)
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Succeeded)
+    assert [image.url for image in harness.image_saver.fetched] == ["https://old.example/0", "https://new.example/0"]
+    assert (len(harness.provider.calls), len(harness.provider.resumed), outcome.images[0].seed) == (1, 1, 5)
+    assert (claim.cost.charged, claim.checkpoint.billed_again, claim.checkpoint.job) == (700, 0, None)
+    assert outcome.details == ReplyDetails(usage={"images": 1})
+
+
+async def test_another_instance_polls_the_job_of_a_link_that_died_while_nobody_fetched_it(make_instance) -> None:
+    one = harness_of(make_instance(), links(host="old.example"))
+    one.image_saver.faults = [DownloadFailed("503")]
+    claim = await one.claim()
+    await one.pool._report(claim, replace(await one.attempts.run(claim), delay_s=60.0))
+    await one.instance.crash()
+    await one.instance.parts.release_all()
+    other = harness_of(make_instance(), links(host="new.example"))
+    other.image_saver.faults = [dead()]
+    taken = await asyncio.wait_for(other.instance.worker_queue.claim(), 20)
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert ([handle.id for handle in other.provider.resumed], other.provider.calls) == (["task_1"], [])
+    assert taken.checkpoint.billed_again == 0
+
+
+async def test_a_link_that_fails_until_its_end_is_renewed(instance) -> None:
+    harness = harness_of(instance, links(host="old.example"), links(host="new.example"))
+    harness.image_saver.faults = [DownloadFailed("503"), DownloadFailed("503")]
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    aged = tuple(replace(paid, received_at=1.0) for paid in claim.checkpoint.links)
+    claim.checkpoint = replace(claim.checkpoint, links=aged)
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "polls"),
+    [
+        ([links(host=f"{number}.example") for number in range(9)], MAX_RENEWALS),
+        ([links(), links()], 1),
+        ([links(), Reply(())], 1),
+        ([links(), loss()], 1),
+        ([links(), UpstreamError("upstream_error", "busy", retryable=True, status=500)], 1),
+        ([links(), UpstreamError("upstream_bad_response", "no image", status=200)], 1),
+    ],
+    ids=["dead each time", "the same link", "no link", "forgotten", "failed", "bad"],
+)
+async def test_a_job_without_a_living_link_ends_its_task_unpaid_after_some_polls(instance, ends, polls: int) -> None:
+    harness = harness_of(instance, *ends)
+    harness.image_saver.faults = [dead() for _ in ends]
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.error.retryable) == ("upstream_bad_response", False)
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, polls)
+    assert claim.checkpoint.billed_again == 0
+
+
+async def test_a_job_with_links_of_which_one_died_keeps_its_other_images(instance) -> None:
+    harness = harness_of(instance, links(2, host="old.example"), links(2, host="new.example"))
+    harness.provider.max_images_per_call = 2
+    harness.image_saver.faults = [None, dead()]
+    claim = await harness.claim(n=2)
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Succeeded)
+    assert [image.index for image in outcome.images] == [0, 1]
+    assert [image.url for image in harness.image_saver.fetched] == [
+        "https://old.example/0",
+        "https://old.example/1",
+        "https://new.example/1",
+    ]
+
+
+async def test_a_renewed_job_of_a_spent_task_makes_no_further_call(instance) -> None:
+    harness = harness_of(instance, links(host="old.example"), links(host="new.example"))
+    harness.image_saver.faults = [DownloadFailed("503"), dead()]
+    claim = await harness.claim(n=2)
+    outcome = await harness.attempts.run(claim)
+    claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=2)
+    outcome = await run_again(harness, claim, outcome)
+    assert isinstance(outcome, Succeeded)
+    assert (len(outcome.images), len(harness.provider.calls), len(harness.provider.resumed)) == (1, 1, 1)
+
+
+async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_later(instance) -> None:
+    harness = harness_of(instance, links(), None, links(host="new.example"), job_wait_s=0.05)
+    harness.image_saver.faults = [dead()]
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
