@@ -408,7 +408,9 @@ class Attempt:
             self._runner.permits.failed(permit, error, unfinished=None)
             raise _FewerImages
         is_useless = is_useless_response(error)
-        cause = self._judging.cause(permit, error, others)
+        elsewhere = replace(choice, channels=frozenset({permit.route.channel.name}), keys=frozenset())
+        elsewhere = self._payments.affordable(self._form.model, elsewhere)
+        cause = self._judging.cause(permit, error, elsewhere if rest else None)
         is_changed = self._form.change(error)
         excused = self._judging.excuses(permit, error)
         if cause is error:

@@ -59,8 +59,8 @@ class Judge:
     def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None = None) -> UpstreamError:
         """Return why the task has no image: while another key, or channel of the model, only rests, that it rests.
 
-        A call that may have been paid is itself the cause, so that it is counted. rest: what was not tried yet, and
-        is not too dear.
+        A call that may have been paid is itself the cause, so that it is counted. rest: the other channels that are not
+        too dear, also those that this call has tried.
         """
         if error.ambiguous:
             self.allow_other_key(permit.route.channel.name, permit.route.account, permit.model, error)

@@ -15,9 +15,12 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_routes import Route, Routes
-from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, PROBE_S, KeyHealth, Probes
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, MAX_MODELS, NO_MODEL, PROBE_S, KeyHealth, Probes
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
+
+LACKED_S = 180.0
+"""How long a channel that does not have a model gets no call for it while another channel may have it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +41,17 @@ class Lane:
         self.pacing = pacing
         self.in_flight = 0
         self.credit = 0
+        self._lacked_until: dict[str, float] = {}
+
+    def lack(self, model: str, now: float) -> None:
+        """Record that the provider does not have a model."""
+        if len(self._lacked_until) >= MAX_MODELS:
+            self._lacked_until.clear()
+        self._lacked_until[model] = now + LACKED_S
+
+    def lacks(self, model: str, now: float) -> bool:
+        """Return whether the provider was without a model some minutes ago."""
+        return self._lacked_until.get(model, now) > now
 
     def usable(self, choice: Choice) -> Iterator[tuple[Route, KeyHealth]]:
         """Yield the keys that this call has not tried yet."""
@@ -180,6 +194,8 @@ class Router(PermitLine):
         else:
             if error.status is not None:
                 key.accepted(permit.model, call.probes)
+            if error.code == NO_MODEL:
+                call.lane.lack(permit.model, now)
             pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:
@@ -200,14 +216,26 @@ class Router(PermitLine):
 
     def has_other(self, model: str, choice: Choice) -> bool:
         now = self.clock()
-        lanes = self._lanes(model, choice)
-        return any(not lane.rests(model, now, choice) for lane in lanes) or self.opens_at(model, now, choice) <= now
+        lanes = self._having(model, choice)
+        is_open = bool(lanes) and self.opens_at(model, now, choice) <= now
+        return is_open or any(not lane.rests(model, now, choice) for lane in lanes)
 
     def recovers(self, model: str, choice: Choice) -> bool:
-        return not all(lane.is_out(model, choice) for lane in self._lanes(model, choice))
+        return not all(lane.is_out(model, choice) for lane in self._having(model, choice))
 
     def _lanes(self, model: str, choice: Choice) -> list[Lane]:
-        """Return the channels for a call, those of the highest priority first."""
+        """Return the channels for a call, those of the highest priority first.
+
+        Those that lack the model get calls only if all do: one that was without it may have it now.
+        """
+        return self._having(model, choice) or self._usable(model, choice)
+
+    def _having(self, model: str, choice: Choice) -> list[Lane]:
+        """Return the channels for a call that are not known to lack the model."""
+        now = self.clock()
+        return [lane for lane in self._usable(model, choice) if not lane.lacks(model, now)]
+
+    def _usable(self, model: str, choice: Choice) -> list[Lane]:
         lanes = [self.lanes[channel.name] for channel in self.routes.channels.serving(model)]
         only = [lane for lane in lanes if lane.channel.name == choice.only]
         return [lane for lane in only or lanes if any(lane.usable(choice))]

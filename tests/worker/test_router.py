@@ -16,9 +16,9 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
-from imagegen.worker.router import Router
+from imagegen.worker.router import LACKED_S, Router
 from tests.support import Clock
-from tests.worker.conftest import UNPRICED, ScriptedProvider
+from tests.worker.conftest import UNPRICED, ScriptedProvider, no_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
@@ -203,3 +203,30 @@ def test_the_report_names_the_next_call_of_a_channel_with_refused_keys(clock: Cl
     ends(made, taken(made), NO_KEY)
     assert (report.channels()[0].state, report.channels()[0].until) == ("out", clock.now + PROBE_S)
     assert [each.state for each in report.channels()] == ["out", "healthy"]
+
+
+def test_a_channel_without_a_model_gets_its_calls_again_after_some_minutes_or_if_all_lack_it(clock: Clock) -> None:
+    first = Channel("first", "together", (ChannelKey("a", "file"),), priority=5)
+    second = Channel("second", "together", (ChannelKey("b", "file"),))
+    made = router(clock, first, second)
+    assert ends(made, taken(made), no_model()) == "first-a"
+    assert [ends(made, taken(made)) for _ in range(3)] == ["second-b"] * 3
+    assert ends(made, taken(made, "other")) == "first-a"
+    clock.now += LACKED_S
+    assert ends(made, taken(made), no_model()) == "first-a"
+    assert ends(made, taken(made), no_model()) == "second-b"
+    assert ends(made, taken(made)) == "first-a"
+
+
+def test_a_task_waits_for_a_limited_channel_if_the_one_tried_after_it_lacks_the_model(clock: Clock) -> None:
+    limited = Channel("limited", "together", (ChannelKey("a", "file"),), priority=5)
+    lacking = Channel("lacking", "together", (ChannelKey("b", "file"),))
+    made = router(clock, limited, lacking)
+    judge = Judge(None, None, made, lambda: clock.now)
+    assert ends(made, taken(made), LIMIT) == "limited-a"
+    rest = Choice(keys=frozenset({"limited-a"}))
+    permit = taken(made, choice=rest)
+    assert judge.cause(permit, no_model(), Choice(channels=frozenset({"lacking"}))).code == "upstream_rate_limited"
+    assert ends(made, permit, no_model()) == "lacking-b"
+    assert not made.has_other("m", rest)
+    assert not made.recovers("m", rest)
