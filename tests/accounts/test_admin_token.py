@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from imagegen.accounts import admin_token
 from imagegen.accounts.admin_token import FILE_NAME, load_admin_token
 from tests.support import logged
 
@@ -118,7 +117,7 @@ def test_a_full_disk_leaves_an_empty_file_for_the_next_start(
     tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full:
-        full.setattr(admin_token.os, "pwrite", lambda number, data, offset: os.write(number, data[:5]))
+        full.setattr(os, "pwrite", lambda number, data, _offset: os.write(number, data[:5]))
         token_in(tmp_path)
     assert "No space left on device" in log[0]
     assert (tmp_path / FILE_NAME).read_text() == ""

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from imagegen.accounts import key_store
-from imagegen.accounts.api_keys import ApiKey, fixed_keys, secret_digest
-from imagegen.accounts.key_store import KeyRing, KeyStore
+from imagegen.accounts.api_keys import ApiKey, encode_key, fixed_keys, secret_digest
+from imagegen.accounts.key_store import Fields, KeyRing, KeyStore
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually
 
 FIXED = fixed_keys({"web": secret_digest("web-secret").hex()})
-MakeStore = Callable[..., KeyStore]
+
+
+class InstanceKeys(KeyStore):
+    """Keys of an instance of the queue, connected to its channel if it has started."""
+
+    def __init__(self, instance: Instance, fixed: tuple[ApiKey, ...]) -> None:
+        super().__init__(instance.connection, instance.keys, KeyRing(fixed), instance.notifier)
+        self.instance = instance
+        instance.notifier.on_join.append(self.on_joined)
+        instance.notifier.handlers[key_store.CHANGED] = self.on_changed
+
+
+MakeStore = Callable[..., InstanceKeys]
 
 
 @pytest.fixture
-async def make_store(make_instance) -> AsyncIterator[MakeStore]:
+async def make_store(make_instance: MakeInstance) -> AsyncIterator[MakeStore]:
     """Make stores of instances that share one Redis, each connected to its channel: `make_store(fixed=())`."""
     loops = []
 
-    def make(fixed: tuple[ApiKey, ...] = (), *, start: bool = True) -> KeyStore:
-        instance = make_instance(start=start)
-        store = KeyStore(instance.connection, instance.keys, KeyRing(fixed), instance.notifier)
-        instance.notifier.on_join.append(store.on_joined)
-        instance.notifier.handlers[key_store.CHANGED] = store.on_changed
-        store.instance = instance  # type: ignore[attr-defined]
+    def make(fixed: tuple[ApiKey, ...] = (), *, start: bool = True) -> InstanceKeys:
+        store = InstanceKeys(make_instance(start=start), fixed)
         if start:
             loops.append(asyncio.create_task(store.read_forever()))
         return store
@@ -43,11 +53,11 @@ def accepts(store: KeyStore, secret: str) -> bool:
     return store.ring.find(secret_digest(secret)) is not None
 
 
-def commands(store: KeyStore) -> int:
-    return store.instance.connection.meter.commands["keys"]  # type: ignore[attr-defined]
+def commands(store: InstanceKeys) -> int:
+    return store.instance.connection.meter.commands["keys"]
 
 
-async def test_a_key_works_on_all_instances_until_it_is_revoked(make_store) -> None:
+async def test_a_key_works_on_all_instances_until_it_is_revoked(make_store: MakeStore) -> None:
     one, two = make_store(), make_store()
     await eventually(lambda: one.ring.is_loaded and two.ring.is_loaded)
     made, secret = await one.create(ApiKey("app", rate=5))
@@ -60,7 +70,7 @@ async def test_a_key_works_on_all_instances_until_it_is_revoked(make_store) -> N
     await eventually(lambda: not accepts(one, secret))
 
 
-async def test_a_rotated_key_has_a_second_secret_everywhere(make_store) -> None:
+async def test_a_rotated_key_has_a_second_secret_everywhere(make_store: MakeStore) -> None:
     one, two = make_store(), make_store()
     _, old = await one.create(ApiKey("app", daily_micro_usd=5))
     changed, new = await two.rotate("app", 60.0)
@@ -73,7 +83,7 @@ async def test_a_rotated_key_has_a_second_secret_everywhere(make_store) -> None:
     assert not accepts(one, new)
 
 
-async def test_a_name_is_given_once_and_keeps_its_budget_slot_for_ever(make_store) -> None:
+async def test_a_name_is_given_once_and_keeps_its_budget_slot_for_ever(make_store: MakeStore) -> None:
     one, two = make_store(FIXED), make_store(FIXED)
     await one.start()
     await two.start()
@@ -88,7 +98,7 @@ async def test_a_name_is_given_once_and_keeps_its_budget_slot_for_ever(make_stor
     assert again.slot == 2
 
 
-async def test_keys_of_the_settings_are_changed_there_only(make_store) -> None:
+async def test_keys_of_the_settings_are_changed_there_only(make_store: MakeStore) -> None:
     store = make_store(FIXED)
     for change in (store.create(ApiKey("web")), store.rotate("web", 1.0), store.revoke("web")):
         with pytest.raises(ApiKeyIsFixed):
@@ -98,13 +108,13 @@ async def test_keys_of_the_settings_are_changed_there_only(make_store) -> None:
             await change
 
 
-async def test_simultaneous_creations_of_one_name_make_one_key(make_store) -> None:
+async def test_simultaneous_creations_of_one_name_make_one_key(make_store: MakeStore) -> None:
     stores = [make_store(start=False) for _ in range(3)]
     results = await asyncio.gather(*(store.create(ApiKey("a")) for store in stores), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["ApiKeyExists", "ApiKeyExists", "tuple"]
 
 
-async def test_simultaneous_rotations_lose_no_secret(make_store) -> None:
+async def test_simultaneous_rotations_lose_no_secret(make_store: MakeStore) -> None:
     stores = [make_store(start=False) for _ in range(3)]
     await stores[0].create(ApiKey("a"))
     rotated = await asyncio.gather(*(store.rotate("a", 60.0) for store in stores))
@@ -112,7 +122,7 @@ async def test_simultaneous_rotations_lose_no_secret(make_store) -> None:
     assert all(accepts(stores[0], secret) for _, secret in rotated)
 
 
-async def test_nothing_is_read_while_nothing_changes(make_store, monkeypatch) -> None:
+async def test_nothing_is_read_while_nothing_changes(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store, joined, reads = make_store(), asyncio.Event(), []
     refresh = store.refresh
 
@@ -131,12 +141,13 @@ async def test_nothing_is_read_while_nothing_changes(make_store, monkeypatch) ->
     assert commands(store) == before
 
 
-async def test_without_the_channel_requests_read_the_keys_once_a_second_at_most(make_store, monkeypatch) -> None:
+async def test_without_the_channel_requests_read_the_keys_once_a_second_at_most(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blind, other = make_store(start=False), make_store(start=False)
-    assert not blind.is_current
+    assert (blind.is_current, commands(blind)) == (False, 0)
     await asyncio.gather(*(blind.update() for _ in range(20)))
-    assert commands(blind) == 1
-    assert blind.is_current
+    assert (blind.is_current, commands(blind)) == (True, 1)
     _, secret = await other.create(ApiKey("a"))
     assert not accepts(blind, secret)
     monkeypatch.setattr(key_store, "MAX_STALE_S", 0.0)
@@ -145,7 +156,7 @@ async def test_without_the_channel_requests_read_the_keys_once_a_second_at_most(
     assert accepts(blind, secret)
 
 
-async def test_a_lost_database_is_written_back(make_store) -> None:
+async def test_a_lost_database_is_written_back(make_store: MakeStore) -> None:
     store = make_store(FIXED, start=False)
     await store.start()
     _, secret = await store.create(ApiKey("a"))
@@ -159,7 +170,7 @@ async def test_a_lost_database_is_written_back(make_store) -> None:
     assert (await other.create(ApiKey("b")))[0].slot == 3
 
 
-async def test_an_instance_that_starts_after_the_loss_gets_the_keys_back(make_store) -> None:
+async def test_an_instance_that_starts_after_the_loss_gets_the_keys_back(make_store: MakeStore) -> None:
     old = make_store(start=False)
     _, secret = await old.create(ApiKey("a"))
     await old.instance.connection.commands.delete(old.instance.keys.api_keys)
@@ -172,11 +183,11 @@ async def test_an_instance_that_starts_after_the_loss_gets_the_keys_back(make_st
     await eventually(lambda: accepts(new, secret))
 
 
-async def test_lost_changes_are_written_back(make_store) -> None:
+async def test_lost_changes_are_written_back(make_store: MakeStore) -> None:
     store = make_store(start=False)
     _, secret = await store.create(ApiKey("a"))
     redis, name = store.instance.connection.commands, store.instance.keys.api_keys
-    snapshot = await redis.hgetall(name)
+    snapshot: dict[Any, Any] = await redis.hgetall(name)
     await store.revoke("a")
     await redis.hset(name, mapping=snapshot)
     await store.refresh()
@@ -184,11 +195,13 @@ async def test_lost_changes_are_written_back(make_store) -> None:
     assert b"key:a" not in await redis.hgetall(name)
 
 
-async def test_a_read_that_ends_after_a_later_one_is_no_loss(make_store, monkeypatch) -> None:
+async def test_a_read_that_ends_after_a_later_one_is_no_loss(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = make_store(start=False)
     read, has_read, may_end = store._read, asyncio.Event(), asyncio.Event()
 
-    async def read_late():
+    async def read_late() -> Fields:
         fields = await read()
         has_read.set()
         await may_end.wait()
@@ -206,7 +219,7 @@ async def test_a_read_that_ends_after_a_later_one_is_no_loss(make_store, monkeyp
     assert [key.name for key in store.ring.stored] == ["a"]
 
 
-async def test_a_record_that_can_not_be_read_is_no_key(make_store) -> None:
+async def test_a_record_that_can_not_be_read_is_no_key(make_store: MakeStore) -> None:
     store = make_store(start=False)
     _, secret = await store.create(ApiKey("a"))
     await store.instance.connection.commands.hset(store.instance.keys.api_keys, "key:b", "{")
@@ -215,11 +228,11 @@ async def test_a_record_that_can_not_be_read_is_no_key(make_store) -> None:
     assert [key.name for key in store.ring.stored] == ["a"]
 
 
-async def test_a_repeated_change_is_made_once(make_store) -> None:
+async def test_a_repeated_change_is_made_once(make_store: MakeStore) -> None:
     """A script whose reply was lost is sent again."""
     store = make_store(start=False)
     made, _ = await store.create(ApiKey("a"))
-    record = key_store.encode_key(replace(made, rate=9))
-    old = key_store.encode_key(made)
+    record = encode_key(replace(made, rate=9))
+    old = encode_key(made)
     assert [await store._change("a", old, record) for _ in range(2)] == [True, True]
     assert not await store._change("a", old, old + b" ")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from imagegen.accounts.counts import Counts, RowName, total_of
+from imagegen.accounts.counts import Counts, RowName, Rows, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
 from imagegen.accounts.ledger_recovery import LedgerRecovery
 from imagegen.accounts.usage_store import UsageStore
@@ -20,6 +21,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, TaskError
+from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
 from tests.support import eventually, logged, submission
 
@@ -32,7 +34,7 @@ NEW = SubmitResult(Task("a" * 32, 1, 1, "d", "m", b"{}", 1.0), CacheResult.MISS)
 class Books:
     """An instance of the queue with its ledger, as the service connects them."""
 
-    queue: object
+    queue: Instance
     store: UsageStore = field(init=False)
     ledger: Ledger = field(init=False)
     recovery: LedgerRecovery = field(init=False)
@@ -53,7 +55,7 @@ class Books:
 
     async def run(self, *, charged: int, unsure: int = 0, fails: bool = False, day: int = 0) -> None:
         """Run the next task to its end."""
-        claim = await asyncio.wait_for(self.queue.worker_queue.claim(), 20)
+        claim = await self.queue.claim()
         await self.queue.worker_queue.start(claim)
         cost = Cost(estimated=100, day=day, charged=charged, unsure=unsure)
         task, now = replace(claim.task, cost=cost), time.time()
@@ -63,7 +65,7 @@ class Books:
             final = transitions.completed(task, [IMAGE], [], now=now, ttl_s=60)
         await self.queue.worker_queue.finish(claim, final)
 
-    async def rows(self, day: int = TODAY) -> dict[tuple[str, str], Counts]:
+    async def rows(self, day: int = TODAY) -> Rows:
         return (await self.ledger.read([day]))[day]
 
     async def total(self) -> Counts:
@@ -74,7 +76,7 @@ MakeBooks = Callable[..., Books]
 
 
 @pytest.fixture
-def make_books(make_instance) -> MakeBooks:
+def make_books(make_instance: MakeInstance) -> MakeBooks:
     return lambda **options: Books(make_instance(**options))
 
 
@@ -87,7 +89,7 @@ async def test_a_row_counts_submits_ends_and_money_before_and_after_it_is_writte
     await books.submit("b", model="n")
     await books.run(charged=0, fails=True)
     await books.submit("c")
-    await books.queue.client_queue.cancel((await books.queue.client_queue.get(submission("c").task_id)).id)
+    await books.queue.client_queue.cancel(submission("c").task_id)
     expected = {
         ("ann", "m"): Counts(
             submitted=3, cached=1, completed=1, cancelled=1, images=1, spent=90, saved_by_cache=100, ambiguous=40
@@ -107,7 +109,7 @@ async def test_foreign_rows_of_a_report_are_left_out_and_logged_once(make_books:
     await books.submit("a")
     await books.ledger.write()
     expected = await books.rows()
-    foreign = {b"\xff": b"1", b"ann n": b"abc", b"ann o": b"9" * 400, b"@x": b"y", b"e": b""}
+    foreign: dict[Any, bytes] = {b"\xff": b"1", b"ann n": b"abc", b"ann o": b"9" * 400, b"@x": b"y", b"e": b""}
     await books.queue.connection.commands.hset(books.queue.keys.usage(TODAY), mapping=foreign)
     with logged("WARNING") as lines:
         assert await books.rows() == await books.rows() == expected
@@ -129,8 +131,7 @@ async def test_a_report_is_added_once_although_its_reply_is_lost(make_books: Mak
         books = make_books(url=f"redis://127.0.0.1:{proxy.port}")
         await books.submit("a")
         await books.run(charged=90)
-        pending = [True]
-        proxy.drop_reply = lambda chunk: b"usage:" in chunk and pending and pending.pop()
+        proxy.drop_reply = lambda chunk: b"usage:" in chunk and not proxy.dropped
         with suppress(Exception):
             await books.ledger.write()
         await books.ledger.write()
@@ -152,8 +153,7 @@ async def test_an_end_is_counted_once_although_its_reply_is_lost(make_books: Mak
     async with FaultProxy(redis_url.removeprefix("unix://").partition("?")[0]) as proxy:
         books = make_books(url=f"redis://127.0.0.1:{proxy.port}")
         await books.submit("a")
-        pending = [True]
-        proxy.drop_reply = lambda chunk: b'"counted"' in chunk and pending and pending.pop()
+        proxy.drop_reply = lambda chunk: b'"counted"' in chunk and not proxy.dropped
         await books.run(charged=90)
         assert proxy.dropped == 1
         assert (await books.total()).spent == 90
@@ -265,7 +265,7 @@ async def test_more_rows_than_one_command_takes_are_written_at_once(make_books: 
     assert {counts.submitted for counts in rows.values()} == {2}
 
 
-async def test_the_price_of_a_job_that_is_cancelled_late_is_taken_back(make_books) -> None:
+async def test_the_price_of_a_job_that_is_cancelled_late_is_taken_back(make_books: MakeBooks) -> None:
     books = make_books()
     await books.submit("a")
     await books.run(charged=700, unsure=700)

@@ -223,7 +223,7 @@ async def test_an_edit_sends_the_chosen_dropped_or_pasted_image_and_the_painted_
         if paint:
             mask = uploaded(tmp_path, sent["mask"])
             assert (mask.size, mask.mode) == ((96, 64), "RGBA")
-            painted = [mask.getpixel(place)[3] == 0 for place in ((36, 32), (48, 32), (90, 4), (48, 40))]
+            painted = [mask.getchannel("A").getpixel(place) == 0 for place in ((36, 32), (48, 32), (90, 4), (48, 40))]
             assert painted == [True, True, False, False]
         await page.get_by_role("button", name="Clear the form").click()
         await visit.open("#/")

@@ -105,8 +105,8 @@ def test_two_submits_have_different_keys() -> None:
 
 
 def test_a_retry_that_may_have_arrived_is_not_repeated() -> None:
-    for loss in (LOST, httpx.Response(502), refusal(503, "queue_unavailable")):
-        script = Script(loss)
+    for reply in (LOST, httpx.Response(502), refusal(503, "queue_unavailable")):
+        script = Script(reply)
         with script.client() as client, pytest.raises(ClientError):
             client.retry(ID)
         assert len(script.requests) == 1
