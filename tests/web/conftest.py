@@ -22,6 +22,8 @@ from tests.support import ADMIN_TOKEN, Clock, eventually
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
+StartTwo = Callable[..., Awaitable[tuple[Client, Client]]]
+WaitForDiscovery = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +96,7 @@ def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> Start
 
 
 @pytest.fixture
-def start_two(start_service: StartService) -> Callable[..., Awaitable[tuple[Client, Client]]]:
+def start_two(start_service: StartService) -> StartTwo:
     """Start two services that have discovered each other."""
 
     async def start(**overrides: Any) -> tuple[Client, Client]:
@@ -107,11 +109,15 @@ def start_two(start_service: StartService) -> Callable[..., Awaitable[tuple[Clie
 
 async def wait_until_discovered(*clients: Client) -> None:
     for client in clients:
-        await eventually(lambda client=client: client.app[QUEUE].notifier.peers)
+        await eventually(partial(_has_peers, client))
+
+
+def _has_peers(client: Client) -> bool:
+    return bool(client.app[QUEUE].notifier.peers)
 
 
 @pytest.fixture
-def wait_for_discovery() -> Callable[..., Awaitable[None]]:
+def wait_for_discovery() -> WaitForDiscovery:
     """Wait until each of these services has discovered another."""
     return wait_until_discovered
 
@@ -126,6 +132,11 @@ class Receiver:
     async def take(self, request: web.Request) -> web.Response:
         self.received.append((dict(request.headers), await request.read()))
         return web.Response()
+
+    async def wait_for(self, count: int) -> None:
+        """Wait until there are so many webhooks; fail if there are more."""
+        await eventually(lambda: len(self.received) >= count)
+        assert len(self.received) == count
 
 
 @pytest.fixture

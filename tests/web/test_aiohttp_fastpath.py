@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
+from aiohttp.typedefs import Handler
 
 from imagegen.web.http import middleware, server
+from imagegen.web.http.middleware import RouteCache
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
 from tests.edge_server import edge_server
@@ -37,7 +40,7 @@ async def limited(_request: web.Request, response: web.StreamResponse) -> None:
 
 
 def app_of(headers: dict[str, str], *, more: bool = False, status: int = 200) -> web.Application:
-    async def quick(_: web.Request) -> web.Response:
+    async def quick(_: web.Request) -> web.StreamResponse:
         return json_bytes(BODY, status=status, headers=headers)
 
     async def long(_: web.Request) -> web.Response:
@@ -108,7 +111,7 @@ async def test_a_value_that_would_inject_a_header_is_not_sent(value: str) -> Non
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    async def name(request: web.Request) -> web.Response:
+    async def name(request: web.Request) -> web.StreamResponse:
         return json_response({"name": request.match_info["name"], "query": request.query_string})
 
     app = web.Application()
@@ -142,11 +145,14 @@ async def test_an_expect_header_is_honoured_on_a_cached_path(client: Client) -> 
 async def test_cached_paths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_PATHS", 2)
     app = app_of({})
-    routers: list[server.RouteCache] = []
-    make = server.RouteCache
-    monkeypatch.setattr(
-        "imagegen.web.http.server.RouteCache", lambda *parts: routers.append(make(*parts)) or routers[-1]
-    )
+    routers: list[RouteCache] = []
+
+    class KeptCache(RouteCache):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            routers.append(self)
+
+    monkeypatch.setattr(server, "RouteCache", KeptCache)
     app.router.add_get("/{any}/x", hello)
     async with TestClient(edge_server(app)) as client:
         for name in ("a", "b", "c", "d" * 300):
@@ -154,7 +160,7 @@ async def test_cached_paths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert [path for _, path in routers[0]._routes] == ["/b/x", "/c/x"]
 
 
-async def hello(_: web.Request) -> web.Response:
+async def hello(_: web.Request) -> web.StreamResponse:
     return json_response({})
 
 
@@ -162,7 +168,7 @@ async def test_middlewares_of_an_application_run_each_time() -> None:
     ran = []
 
     @web.middleware
-    async def count(request: web.Request, handler) -> web.StreamResponse:
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
         ran.append(request.path)
         return await handler(request)
 
@@ -177,7 +183,7 @@ async def test_middlewares_of_an_application_run_each_time() -> None:
 async def test_a_stop_waits_for_the_request_that_runs() -> None:
     entered, stopping = asyncio.Event(), asyncio.Event()
 
-    async def slow(_: web.Request) -> web.Response:
+    async def slow(_: web.Request) -> web.StreamResponse:
         entered.set()
         await stopping.wait()
         return json_response({})
@@ -188,7 +194,8 @@ async def test_a_stop_waits_for_the_request_that_runs() -> None:
     app = app_of({})
     app.router.add_get("/slow", slow)
     app.on_shutdown.append(set_stopping)
-    async with edge_server(app) as server, TestClient(server) as client:
+    server = edge_server(app)
+    async with TestClient(server) as client:
         answer = asyncio.create_task(client.get("/slow"))
         await entered.wait()
         assert isinstance(server.runner, ImagegenRunner)

@@ -23,7 +23,9 @@ from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, ST
 from imagegen.metrics import Meter
 from imagegen.worker.alert_dispatcher import AlertDispatcher
 from imagegen.worker.webhooks import WebhookSender, webhook_session
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import AS_ADMIN, eventually
+from tests.web.conftest import Client, StartService, StartTwo
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 PRICE_MICRO_USD = 708
@@ -48,6 +50,14 @@ class Receiver:
         return [json.loads(body) for _, body in self.received]
 
 
+async def deliver_alerts(*services: Client) -> None:
+    """Wait until these services have delivered their alerts."""
+    for service in services:
+        dispatcher = service.app[ALERT_DELIVERIES]
+        assert dispatcher
+        await dispatcher.drain(20)
+
+
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
@@ -64,7 +74,7 @@ def settings(receiver: Receiver) -> dict[str, Any]:
 
 
 async def test_a_refused_provider_key_is_an_alert_that_is_signed_and_has_no_secret(
-    start_paid, upstream, receiver: Receiver, settings: dict[str, Any]
+    start_paid: StartService, upstream: EmulatedUpstream, receiver: Receiver, settings: dict[str, Any]
 ) -> None:
     lines: list[str] = []
     handler = logger.add(lines.append, level="TRACE")
@@ -73,7 +83,7 @@ async def test_a_refused_provider_key_is_an_alert_that_is_signed_and_has_no_secr
     for number in range(3):
         await service.post("/api/images/generate?wait=30", json={"prompt": f"refused {number}"})
     await eventually(lambda: receiver.received)
-    await service.app[ALERT_DELIVERIES].drain(20)
+    await deliver_alerts(service)
     logger.remove(handler)
     ((headers, body),) = receiver.received
     assert Verifier(SECRET).verify(body, headers)["type"] == "provider.key_refused"
@@ -92,7 +102,7 @@ async def test_a_refused_provider_key_is_an_alert_that_is_signed_and_has_no_secr
 
 
 async def test_a_store_that_cannot_write_and_a_dead_loop_are_alerts(
-    start_service, receiver: Receiver, settings: dict[str, Any]
+    start_service: StartService, receiver: Receiver, settings: dict[str, Any]
 ) -> None:
     service = await start_service(**settings)
     health = service.app[STORE].health
@@ -112,15 +122,19 @@ async def test_a_store_that_cannot_write_and_a_dead_loop_are_alerts(
     ]
 
 
-async def test_an_alert_of_all_instances_is_sent_by_one(start_two, receiver: Receiver, settings) -> None:
+async def test_an_alert_of_all_instances_is_sent_by_one(
+    start_two: StartTwo, receiver: Receiver, settings: dict[str, Any]
+) -> None:
     one, other = await start_two(**settings)
     for service in (one, other):
         service.app[ALERTS].report("budget.warning", "a day", life_s=60.0, shared=True, used=8)
-    await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(20) for service in (one, other)))
+    await deliver_alerts(one, other)
     assert len(receiver.received) == 1
 
 
-async def test_a_failed_alert_is_sent_again_a_few_times(start_service, receiver: Receiver, settings) -> None:
+async def test_a_failed_alert_is_sent_again_a_few_times(
+    start_service: StartService, receiver: Receiver, settings: dict[str, Any]
+) -> None:
     service, meter = await start_service(**settings | {"alert_webhook": None}), Meter()
     alerts = Alerts(service.app[CONNECTION], service.app[QUEUE].keys, "an instance", enabled=True)
     async with webhook_session(private=True) as session:
@@ -140,7 +154,7 @@ async def test_a_failed_alert_is_sent_again_a_few_times(start_service, receiver:
         delivering.cancel()
 
 
-async def test_no_command_and_no_call_without_alerts(start_service) -> None:
+async def test_no_command_and_no_call_without_alerts(start_service: StartService) -> None:
     service = await start_service()
     service.app[ALERTS].report("workers.dead", "a loop", life_s=60.0)
     assert service.app[ALERT_DELIVERIES] is None
@@ -148,7 +162,7 @@ async def test_no_command_and_no_call_without_alerts(start_service) -> None:
 
 
 async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
-    start_paid, receiver: Receiver, settings: dict[str, Any]
+    start_paid: StartService, receiver: Receiver, settings: dict[str, Any]
 ) -> None:
     keys = {"ann": hashlib.sha256(b"a-secret-of-ann-1").hexdigest()}
     limits = {"budget_daily_micro_usd": 5 * PRICE_MICRO_USD, "api_keys": keys}
@@ -164,7 +178,7 @@ async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
         """Return the alerts once there are `count`, and after another check."""
         await eventually(lambda: len(receiver.received) >= count)
         await asyncio.sleep(budget_watch.CHECK_DELAY_S * 1.5)
-        await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(20) for service in services))
+        await deliver_alerts(*services)
         data = [(event["type"], event["data"]) for event in receiver.events()]
         return [(kind, shown["key"], shown["limit"], shown["used"]) for kind, shown in data]
 
@@ -193,7 +207,7 @@ async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
 
 
 async def test_redis_that_refuses_commands_or_is_away_for_long_is_an_alert(
-    start_service, receiver: Receiver, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    start_service: StartService, receiver: Receiver, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alert_sources, "REDIS_OUTAGE_S", 0.1)
     refusing, away = [await start_service(**settings) for _ in range(2)]

@@ -213,14 +213,15 @@ async def test_a_board_that_is_watched_costs_no_command_on_a_single_instance(ser
     await get(service, "/api/admin/board")
     meter = service.app[QUEUE].connection.meter
     before = {name: meter.commands[name] for name in ("stats", "usage")}
+    boards = []
     for n in range(3):
         await get(service, f"/api/images/{await submit(service, str(n))}?wait=10")
-        board = await get(service, "/api/admin/board")
-        assert len(board["tasks"]) == n + 1
+        boards.append(await get(service, "/api/admin/board"))
+    assert [len(board["tasks"]) for board in boards] == [1, 2, 3]
     assert {name: meter.commands[name] for name in before} == before
-    assert board["instance"]["alive"] == [service.app[QUEUE].monitor.instance]
-    assert board["instance"]["loops"] > 0
-    assert board["waitSeconds"]["p95"] is not None
+    assert boards[-1]["instance"]["alive"] == [service.app[QUEUE].monitor.instance]
+    assert boards[-1]["instance"]["loops"] > 0
+    assert boards[-1]["waitSeconds"]["p95"] is not None
 
 
 async def test_the_history_shows_the_minute_that_runs(service: Client) -> None:

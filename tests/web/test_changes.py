@@ -5,38 +5,45 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
 
 from imagegen.app import QUEUE
 from imagegen.queue import change_relay
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import eventually, over_rows
+from tests.web.conftest import Client, StartService, StartTwo, WaitForDiscovery
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
 
 
-async def post(client, prompt: str, **fields: object) -> str:
+async def post(client: Client, prompt: str, **fields: object) -> str:
     answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL, **fields})
     assert answer.status in {200, 202}, await answer.text()
-    return (await answer.json())["taskId"]
+    task_id: str = (await answer.json())["taskId"]
+    return task_id
 
 
-async def state(client, task_id: str) -> str:
-    return (await (await client.get(f"/api/images/{task_id}")).json())["status"]
+async def state(client: Client, task_id: str) -> str:
+    return str((await (await client.get(f"/api/images/{task_id}")).json())["status"])
 
 
-async def finished(client, task_id: str) -> dict:
-    body = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
+async def finished(client: Client, task_id: str) -> dict[str, Any]:
+    body: dict[str, Any] = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
     assert body["status"] in {"completed", "failed", "cancelled"}
     return body
 
 
-async def at_rest(client) -> bool:
+async def at_rest(client: Client) -> bool:
     queue = client.app[QUEUE]
     pending = await queue.connection.commands.xpending(queue.keys.stream, "pool")
     return not pending["pending"] and not await queue.connection.commands.xlen(queue.keys.stream)
 
 
-async def assert_rejected(answer, code: str) -> None:
+async def assert_rejected(answer: ClientResponse, code: str) -> None:
     body = await answer.json()
     assert (answer.status, body["code"], body["success"]) == (409, code, False)
 
@@ -44,7 +51,9 @@ async def assert_rejected(answer, code: str) -> None:
 # Cancel.
 
 
-async def test_a_pending_task_is_cancelled_before_any_call(start_paid, upstream) -> None:
+async def test_a_pending_task_is_cancelled_before_any_call(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid(worker_concurrency=1)
     upstream.script({"fault": "hang", "match": "first"})
     first = await post(service, "first")
@@ -60,7 +69,9 @@ async def test_a_pending_task_is_cancelled_before_any_call(start_paid, upstream)
     assert upstream.ledger.total == 1
 
 
-async def test_cancelling_a_running_task_aborts_the_call_and_frees_the_slot(start_paid, upstream) -> None:
+async def test_cancelling_a_running_task_aborts_the_call_and_frees_the_slot(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid(worker_concurrency=1)
     upstream.script({"fault": "hang", "match": "long"})
     task_id = await post(service, "long")
@@ -72,7 +83,7 @@ async def test_cancelling_a_running_task_aborts_the_call_and_frees_the_slot(star
 
 
 @over_rows("method", ["delete", "post"])
-async def test_a_finished_task_can_not_be_cancelled(service, method: str) -> None:
+async def test_a_finished_task_can_not_be_cancelled(service: Client, method: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     path = f"/api/images/{task_id}" + ("/cancel" if method == "post" else "")
@@ -80,7 +91,7 @@ async def test_a_finished_task_can_not_be_cancelled(service, method: str) -> Non
     assert await state(service, task_id) == "completed"
 
 
-async def test_a_cancelled_task_is_finished(start_service) -> None:
+async def test_a_cancelled_task_is_finished(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     assert (await service.delete(f"/api/images/{task_id}")).status == 200
@@ -88,7 +99,7 @@ async def test_a_cancelled_task_is_finished(start_service) -> None:
 
 
 @over_rows("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
-async def test_an_unknown_task_is_neither_cancelled_nor_retried(service, task_id: str) -> None:
+async def test_an_unknown_task_is_neither_cancelled_nor_retried(service: Client, task_id: str) -> None:
     for answer in (
         await service.delete(f"/api/images/{task_id}"),
         await service.post(f"/api/images/{task_id}/cancel"),
@@ -98,14 +109,16 @@ async def test_an_unknown_task_is_neither_cancelled_nor_retried(service, task_id
         assert await answer.json() == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
 
 
-async def test_a_route_for_changes_accepts_only_post(service) -> None:
+async def test_a_route_for_changes_accepts_only_post(service: Client) -> None:
     task_id = await post(service, "a")
     for verb in ("cancel", "retry"):
         answer = await service.get(f"/api/images/{task_id}/{verb}")
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
-async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, upstream, wait_for_discovery) -> None:
+async def test_a_cancel_from_another_instance_stops_the_call_here(
+    start_paid: StartService, upstream: EmulatedUpstream, wait_for_discovery: WaitForDiscovery
+) -> None:
     client_a = await start_paid(lease_s=600.0)  # the renewal would stop the call as well
     upstream.script("hang")
     task_id = await post(client_a, "a")
@@ -117,7 +130,7 @@ async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, up
     assert [await state(client, task_id) for client in (client_a, client_b)] == ["cancelled", "cancelled"]
 
 
-async def test_all_joined_clients_see_the_cancel(start_service) -> None:
+async def test_all_joined_clients_see_the_cancel(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=60.0)
     task_id = await post(service, "a")
     body = {"prompt": "a", **SMALL}
@@ -131,7 +144,9 @@ async def test_all_joined_clients_see_the_cancel(start_service) -> None:
     assert [(await answer.json())["status"] for answer in answers] == ["cancelled", "cancelled"]
 
 
-async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream) -> None:
+async def test_a_task_that_waits_for_its_retry_is_cancelled(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     upstream.script("500")
     service = await start_paid(retry_base_s=30.0)
     task_id = await post(service, "a")
@@ -142,7 +157,10 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream
 
 
 async def test_a_cancel_that_races_with_completion_has_one_outcome(
-    start_paid, upstream, wait_for_discovery, monkeypatch
+    start_paid: StartService,
+    upstream: EmulatedUpstream,
+    wait_for_discovery: WaitForDiscovery,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Race 200 times from both instances: after a 200 the task stays cancelled, after a 409 it is completed."""
     random.seed(7)
@@ -169,13 +187,14 @@ async def test_a_cancel_that_races_with_completion_has_one_outcome(
     assert set(outcomes.values()) == {200, 409}
     for client in clients:
         newest = {task_id: await client.app[QUEUE].client_queue.fresh(task_id) for task_id in outcomes}
-        assert {task_id: task.state for task_id, task in newest.items()} == expected
+        assert {task_id: task and task.state for task_id, task in newest.items()} == expected
         assert {task_id: await state(client, task_id) for task_id in outcomes} == expected
-        await eventually(lambda client=client: not client.app[QUEUE].task_cache.live)
-        await eventually(lambda client=client: not client.app[QUEUE].worker_queue._dispatcher.held)
+    queues = [client.app[QUEUE] for client in clients]
+    await eventually(lambda: not any(queue.task_cache.live for queue in queues))
+    await eventually(lambda: not any(queue.worker_queue._dispatcher.held for queue in queues))
 
 
-async def test_two_cancels_at_once_agree(start_two) -> None:
+async def test_two_cancels_at_once_agree(start_two: StartTwo) -> None:
     client_a, client_b = await start_two(sandbox_delay_s=30.0)
     task_id = await post(client_a, "a")
     answers = await asyncio.gather(
@@ -188,7 +207,7 @@ async def test_two_cancels_at_once_agree(start_two) -> None:
 # Retry.
 
 
-async def test_a_failed_task_is_retried_under_its_id(start_paid, upstream) -> None:
+async def test_a_failed_task_is_retried_under_its_id(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     upstream.script("401")
     service = await start_paid()
     task_id = await post(service, "a")
@@ -205,7 +224,9 @@ async def test_a_failed_task_is_retried_under_its_id(start_paid, upstream) -> No
     assert (again["status"], again["attempts"]) == ("completed", 1)
 
 
-async def test_a_task_cancelled_on_another_instance_is_retried(start_two) -> None:
+async def test_a_task_cancelled_on_another_instance_is_retried(
+    start_two: StartTwo,
+) -> None:
     client_a, client_b = await start_two(sandbox_delay_s=1.5)
     task_id = await post(client_a, "a")
     assert (await client_b.delete(f"/api/images/{task_id}")).status == 200
@@ -213,7 +234,7 @@ async def test_a_task_cancelled_on_another_instance_is_retried(start_two) -> Non
     assert (await finished(client_b, task_id))["status"] == "completed"
 
 
-async def test_running_and_completed_tasks_are_not_retried(start_service) -> None:
+async def test_running_and_completed_tasks_are_not_retried(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.3)
     task_id = await post(service, "a")
     await assert_rejected(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
@@ -221,7 +242,9 @@ async def test_running_and_completed_tasks_are_not_retried(start_service) -> Non
     await assert_rejected(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
 
 
-async def test_two_retries_at_once_pay_once(start_paid, upstream, wait_for_discovery) -> None:
+async def test_two_retries_at_once_pay_once(
+    start_paid: StartService, upstream: EmulatedUpstream, wait_for_discovery: WaitForDiscovery
+) -> None:
     upstream.script("401")
     client_a, client_b = await start_paid(), await start_paid()
     await wait_for_discovery(client_a, client_b)
@@ -237,7 +260,9 @@ async def test_two_retries_at_once_pay_once(start_paid, upstream, wait_for_disco
     assert upstream.ledger.total == 2
 
 
-async def test_a_retry_counts_against_the_generation_limit(start_paid, upstream) -> None:
+async def test_a_retry_counts_against_the_generation_limit(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     upstream.script("401")
     service = await start_paid(rate_limit_max=10, image_rate_limit_max=1)
     task_id = await post(service, "a")

@@ -64,24 +64,29 @@ class Server:
 
     async def fill(self, count: int, request: bytes = b"", source: str = "127.0.0.1") -> list[Client]:
         """Open connections one after the other: each is registered, and its request with a whole head is handled."""
-        made = []
-        for _ in range(count):
-            before, handled = len(self.runner.connections), len(self.handled)
-            client = await self.connect(source)
-            await eventually(lambda before=before: len(self.runner.connections) > before)
-            client.writer.write(request)
-            if b"\r\n\r\n" in request:
-                await eventually(lambda handled=handled: len(self.handled) > handled)
-            elif request:
-                await eventually(lambda client=client: self.has_read(client))
-            made.append(client)
-        return made
+        return [await self._open(request, source) for _ in range(count)]
+
+    async def _open(self, request: bytes, source: str) -> Client:
+        before, handled = len(self.runner.connections), len(self.handled)
+        client = await self.connect(source)
+        await eventually(lambda: len(self.runner.connections) > before)
+        client.writer.write(request)
+        if b"\r\n\r\n" in request:
+            await eventually(lambda: len(self.handled) > handled)
+        elif request:
+            await eventually(lambda: self.has_read(client))
+        return client
 
     def has_read(self, client: Client) -> bool:
         """Return whether the HTTP server has a connection with a part of a head from this client."""
         name = client.writer.get_extra_info("sockname")
-        connections = self.runner.server.connections
-        return any(each.peername == name and each.head_begun for each in connections)
+        return any(each.peername == name and each.head_begun for each in self.http_connections)
+
+    @property
+    def http_connections(self) -> list[Any]:
+        """Return the connections of the HTTP server: those that have sent a byte."""
+        assert self.runner.server is not None
+        return self.runner.server.connections
 
 
 MakeServer = Callable[..., Awaitable[Server]]
@@ -92,15 +97,15 @@ async def make_server() -> AsyncIterator[MakeServer]:
     servers: list[Server] = []
     handled: list[web.Request] = []
 
-    async def hello(request: web.Request) -> web.Response:
+    async def hello(request: web.Request) -> web.StreamResponse:
         return json_response({})
 
-    async def held(request: web.Request) -> web.Response:
+    async def held(request: web.Request) -> web.StreamResponse:
         handled.append(request)
         await asyncio.Event().wait()
         return json_response({})
 
-    async def body(request: web.Request) -> web.Response:
+    async def body(request: web.Request) -> web.StreamResponse:
         handled.append(request)
         return json_response({"bytes": len(await request.read())})
 
@@ -124,7 +129,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         await server.runner.cleanup()
 
 
-async def test_a_new_client_replaces_the_oldest_silent_connection(make_server) -> None:
+async def test_a_new_client_replaces_the_oldest_silent_connection(make_server: MakeServer) -> None:
     server = await make_server(cap=4)
     idle = await server.connect()
     await idle.fetch()
@@ -137,33 +142,33 @@ async def test_a_new_client_replaces_the_oldest_silent_connection(make_server) -
     assert len(server.runner.connections) == 4
 
 
-async def test_a_connection_reaches_the_http_server_with_its_first_byte(make_server) -> None:
+async def test_a_connection_reaches_the_http_server_with_its_first_byte(make_server: MakeServer) -> None:
     server = await make_server(cap=5)
     silent, other = await server.fill(2)
-    assert not server.runner.server.connections
+    assert not server.http_connections
     assert b"200" in await silent.fetch()
-    assert len(server.runner.server.connections) == 1
+    assert len(server.http_connections) == 1
     assert b"200" in await silent.fetch()
     other.writer.write(GET[:5])
-    await eventually(lambda: len(server.runner.server.connections) == 2)
+    await eventually(lambda: len(server.http_connections) == 2)
     assert b"200" in await other.fetch(GET[5:])
 
 
-async def test_a_client_that_leaves_without_a_byte_is_forgotten(make_server) -> None:
+async def test_a_client_that_leaves_without_a_byte_is_forgotten(make_server: MakeServer) -> None:
     server = await make_server(cap=5)
     (silent,) = await server.fill(1)
     silent.writer.close()
-    await eventually(lambda: not len(server.runner.connections) + len(server.runner.server.connections))
+    await eventually(lambda: not len(server.runner.connections) + len(server.http_connections))
 
 
-async def test_silent_connections_are_closed_with_the_server(make_server) -> None:
+async def test_silent_connections_are_closed_with_the_server(make_server: MakeServer) -> None:
     server = await make_server(cap=5)
     (silent,) = await server.fill(1)
     await server.runner.cleanup()
     assert await silent.closed()
 
 
-async def test_silent_connections_of_the_largest_client_close_first(make_server) -> None:
+async def test_silent_connections_of_the_largest_client_close_first(make_server: MakeServer) -> None:
     server = await make_server(cap=5)
     (lone,) = await server.fill(1, source="127.0.0.2")
     many = await server.fill(4, source="127.0.0.3")
@@ -174,7 +179,7 @@ async def test_silent_connections_of_the_largest_client_close_first(make_server)
     assert (await lone.fetch()).startswith(b"HTTP/1.1 200")
 
 
-async def test_the_longest_idle_connection_closes_if_none_is_silent(make_server) -> None:
+async def test_the_longest_idle_connection_closes_if_none_is_silent(make_server: MakeServer) -> None:
     server = await make_server(cap=3)
     idle = [await server.connect() for _ in range(3)]
     for client in idle:
@@ -183,7 +188,7 @@ async def test_the_longest_idle_connection_closes_if_none_is_silent(make_server)
     assert await idle[0].closed()
 
 
-async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_server) -> None:
+async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_server: MakeServer) -> None:
     server = await make_server(cap=3)
     running = await server.fill(3, HELD)
     refused = await server.connect()
@@ -196,7 +201,7 @@ async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_serv
     assert not await running[0].closed(0.1)
 
 
-async def test_stalled_bodies_are_closed_before_running_requests(make_server) -> None:
+async def test_stalled_bodies_are_closed_before_running_requests(make_server: MakeServer) -> None:
     server = await make_server(cap=3)
     (running,) = await server.fill(1, HELD)
     stalled = await server.fill(2, b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab")
@@ -205,14 +210,14 @@ async def test_stalled_bodies_are_closed_before_running_requests(make_server) ->
     assert not await running.closed(0.1)
 
 
-async def test_a_client_with_most_running_requests_yields_to_another(make_server) -> None:
+async def test_a_client_with_most_running_requests_yields_to_another(make_server: MakeServer) -> None:
     server = await make_server(cap=4)
     running = await server.fill(4, HELD, source="127.0.0.2")
     assert (await (await server.connect("127.0.0.3")).fetch()).startswith(b"HTTP/1.1 200")
     assert await running[0].closed()
 
 
-async def test_unused_connections_time_out_and_used_ones_stay_open(make_server) -> None:
+async def test_unused_connections_time_out_and_used_ones_stay_open(make_server: MakeServer) -> None:
     server = await make_server(cap=10, idle_s=0.2)
     used = await server.connect()
     await used.fetch()
@@ -223,7 +228,7 @@ async def test_unused_connections_time_out_and_used_ones_stay_open(make_server) 
     assert len(server.runner.connections) == 1
 
 
-async def test_a_started_head_has_its_own_time_limit(make_server) -> None:
+async def test_a_started_head_has_its_own_time_limit(make_server: MakeServer) -> None:
     server = await make_server(cap=10, idle_s=0.2, head_timeout_s=5.0)
     (client,) = await server.fill(1, GET[:10])
     (silent,) = await server.fill(1)
@@ -232,7 +237,7 @@ async def test_a_started_head_has_its_own_time_limit(make_server) -> None:
     assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_shortage_is_logged_once(make_server, lines: list[str]) -> None:
+async def test_a_shortage_is_logged_once(make_server: MakeServer, lines: list[str]) -> None:
     server = await make_server(cap=4)
     for _ in range(30):
         await server.connect()
@@ -255,7 +260,7 @@ class Scarce(socket.socket):
 
 
 async def test_running_out_of_descriptors_is_one_log_line_and_a_pause(
-    make_server, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    make_server: MakeServer, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegen.web.http.listening.socket.socket", Scarce)
     monkeypatch.setattr("imagegen.web.http.listening.PAUSE_S", 0.05)

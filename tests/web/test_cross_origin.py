@@ -14,8 +14,7 @@ from multidict import CIMultiDict
 from imagegen.errors import ApiError, BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.cross_origin import CrossOriginPolicy, is_local_host
 from tests.support import over_rows
-
-from .conftest import Client, StartService
+from tests.web.conftest import Client, StartService
 
 SHOP = "https://shop.example"
 EVIL = "https://evil.example"

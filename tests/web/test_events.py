@@ -24,7 +24,9 @@ from imagegen.web.api import events
 from imagegen.web.api.events import event_name, new_images
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import event_stream
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import eventually, over_rows
+from tests.web.conftest import Client, StartService, StartTwo, WaitForDiscovery
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -47,7 +49,7 @@ class Block:
 
     @property
     def data(self) -> dict[str, Any]:
-        return json.loads(self.fields["data"])
+        return dict(json.loads(self.fields["data"]))
 
 
 async def blocks(response: ClientResponse) -> AsyncIterator[Block]:
@@ -70,31 +72,35 @@ async def read_events(response: ClientResponse) -> list[Block]:
     return [block async for block in blocks(response) if "data" in block.fields]
 
 
-async def post(client, prompt: str, **fields: object) -> str:
+async def post(client: Client, prompt: str, **fields: object) -> str:
     answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL, **fields})
     assert answer.status in {200, 202}, await answer.text()
-    return (await answer.json())["taskId"]
+    task_id: str = (await answer.json())["taskId"]
+    return task_id
 
 
-async def finished(client, task_id: str) -> dict[str, Any]:
-    body = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
+async def finished(client: Client, task_id: str) -> dict[str, Any]:
+    body: dict[str, Any] = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
     assert body["status"] in {"completed", "failed", "cancelled"}
     return body
 
 
-async def follow(client, task_id: str, last: str | int | None = None) -> ClientResponse:
+async def follow(client: Client, task_id: str, last: str | int | None = None) -> ClientResponse:
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     return await client.get(f"/api/images/{task_id}/events", headers=headers)
 
 
-def streams(client) -> int:
+def streams(client: Client) -> int:
     return client.app[SERVICES].feed.count
 
 
-async def crash(client) -> None:
+async def crash(client: Client) -> None:
     """Stop the loops without releasing claims, as kill -9 does."""
     await client.app[SUPERVISOR].stop()
-    for connection in client.server.runner.server.connections:
+    runner = client.server.runner
+    assert runner
+    assert runner.server
+    for connection in runner.server.connections:
         connection.force_close()
 
 
@@ -143,7 +149,7 @@ async def test_reordered_events_do_not_hide_the_outcome() -> None:
 # The stream of one task.
 
 
-async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_service) -> None:
+async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     task_id = await post(service, "a", n=2)
     response = await follow(service, task_id)
@@ -169,7 +175,7 @@ async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_s
     assert streams(service) == 0
 
 
-async def test_a_late_client_gets_the_outcome_immediately(service) -> None:
+async def test_a_late_client_gets_the_outcome_immediately(service: Client) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     received = await asyncio.wait_for(read_events(await follow(service, task_id)), 20)
@@ -178,14 +184,14 @@ async def test_a_late_client_gets_the_outcome_immediately(service) -> None:
     assert received[-1].id == str(final["sequence"])
 
 
-async def test_a_client_that_has_the_outcome_gets_204(service) -> None:
+async def test_a_client_that_has_the_outcome_gets_204(service: Client) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     response = await follow(service, task_id, final["sequence"])
     assert (response.status, await response.read()) == (204, b"")
 
 
-async def test_a_client_with_an_earlier_event_gets_the_outcome(service) -> None:
+async def test_a_client_with_an_earlier_event_gets_the_outcome(service: Client) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     received = await read_events(await follow(service, task_id, final["sequence"] - 1))
@@ -193,14 +199,14 @@ async def test_a_client_with_an_earlier_event_gets_the_outcome(service) -> None:
 
 
 @over_rows("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
-async def test_an_invalid_last_event_id_is_ignored(service, last: str) -> None:
+async def test_an_invalid_last_event_id_is_ignored(service: Client, last: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     received = await read_events(await follow(service, task_id, last))
     assert [block.event for block in received] == ["snapshot", "completed"]
 
 
-async def test_a_reconnecting_client_gets_only_new_events(start_service) -> None:
+async def test_a_reconnecting_client_gets_only_new_events(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.6)
     task_id = await post(service, "a")
     first = await follow(service, task_id)
@@ -217,7 +223,9 @@ async def test_a_reconnecting_client_gets_only_new_events(start_service) -> None
     assert received[-1].event == "completed"
 
 
-async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstream) -> None:
+async def test_a_failed_and_a_cancelled_task_end_their_streams(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid()
     upstream.script({"fault": "422", "match": "bad"}, {"fault": "hang", "match": "long"})
     bad, long = await post(service, "bad"), await post(service, "long")
@@ -229,13 +237,13 @@ async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstr
 
 
 @over_rows("task_id", [UNKNOWN, "odd", "%7B"])
-async def test_an_unknown_task_has_no_stream(service, task_id: str) -> None:
+async def test_an_unknown_task_has_no_stream(service: Client, task_id: str) -> None:
     response = await service.get(f"/api/images/{task_id}/events")
     assert response.status == 404
     assert (await response.json())["status"] == "not_found"
 
 
-async def test_a_stream_route_is_not_an_image_and_accepts_only_get(service) -> None:
+async def test_a_stream_route_is_not_an_image_and_accepts_only_get(service: Client) -> None:
     task_id = await post(service, "a")
     answer = await service.post(f"/api/images/{task_id}/events")
     assert (answer.status, answer.headers["Allow"]) == (405, "GET")
@@ -243,7 +251,9 @@ async def test_a_stream_route_is_not_an_image_and_accepts_only_get(service) -> N
     assert head.status == 405
 
 
-async def test_a_comment_keeps_a_silent_stream_open(start_service, monkeypatch) -> None:
+async def test_a_comment_keeps_a_silent_stream_open(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(event_stream, "PING_S", 0.05)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
@@ -279,7 +289,7 @@ async def test_a_client_that_leaves_before_its_stream_begins_is_a_lost_connectio
     await runner.cleanup()
 
 
-async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
+async def test_a_stream_counts_once_for_the_limits(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.3, rate_limit_max=2)
     response = await follow(service, await post(service, "a"))
     assert response.headers["X-RateLimit-Remaining"] == "0"
@@ -289,7 +299,9 @@ async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
 # Streams that end before their task.
 
 
-async def test_a_stream_ends_after_its_limit_with_a_retry_delay(start_service, monkeypatch) -> None:
+async def test_a_stream_ends_after_its_limit_with_a_retry_delay(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
@@ -299,7 +311,7 @@ async def test_a_stream_ends_after_its_limit_with_a_retry_delay(start_service, m
     assert streams(service) == 0
 
 
-async def test_streams_end_cleanly_when_the_service_stops(start_service) -> None:
+async def test_streams_end_cleanly_when_the_service_stops(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
     await eventually(lambda: streams(service) == 1)
@@ -318,11 +330,11 @@ async def anext_all(response: ClientResponse) -> list[Block]:
     return [block async for block in blocks(response)]
 
 
-async def running(client) -> str:
+async def running(client: Client) -> str:
     return next(iter(client.app[QUEUE].task_cache.live))
 
 
-async def test_open_streams_do_not_delay_shutdown(start_service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_streams_do_not_delay_shutdown(start_service: StartService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagegen.web.http.server.SHUTDOWN_S", 50.0)
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
@@ -334,7 +346,7 @@ async def test_open_streams_do_not_delay_shutdown(start_service, monkeypatch: py
         assert "retry" in (await anext_all(response))[-1].fields
 
 
-async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
+async def test_departed_clients_leave_no_subscriptions(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     before = len(asyncio.all_tasks())
@@ -350,7 +362,7 @@ async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
 
 
 async def test_remote_changes_arrive_before_the_next_poll(
-    start_service, wait_for_discovery, monkeypatch: pytest.MonkeyPatch
+    start_service: StartService, wait_for_discovery: WaitForDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
     client_a = await start_service(sandbox_delay_s=2.0)
@@ -358,7 +370,7 @@ async def test_remote_changes_arrive_before_the_next_poll(
     client_b = await start_service()
     await wait_for_discovery(client_a, client_b)
 
-    async def finished_at(client) -> dict[str, float]:
+    async def finished_at(client: Client) -> dict[str, float]:
         response = await follow(client, task_id)
         return {block.id + block.event: time.monotonic() async for block in blocks(response) if block.fields}
 
@@ -369,7 +381,7 @@ async def test_remote_changes_arrive_before_the_next_poll(
 
 
 async def test_simultaneous_completions_elsewhere_are_all_sent(
-    start_service, wait_for_discovery, monkeypatch: pytest.MonkeyPatch
+    start_service: StartService, wait_for_discovery: WaitForDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
     client_a = await start_service(sandbox_delay_s=2.0, worker_concurrency=20)
@@ -383,11 +395,11 @@ async def test_simultaneous_completions_elsewhere_are_all_sent(
     await asyncio.wait_for(asyncio.gather(*ends), 40)
 
 
-async def _read_task_events(client, task_id: str) -> None:
+async def _read_task_events(client: Client, task_id: str) -> None:
     assert (await read_events(await follow(client, task_id)))[-1].event == "completed"
 
 
-async def test_a_stream_resumes_on_another_instance(start_two) -> None:
+async def test_a_stream_resumes_on_another_instance(start_two: StartTwo) -> None:
     client_a, client_b = await start_two(sandbox_delay_s=0.6)
     task_id = await post(client_a, "a")
     first, last = await follow(client_a, task_id), ""
@@ -402,7 +414,7 @@ async def test_a_stream_resumes_on_another_instance(start_two) -> None:
     assert (await follow(client_a, task_id, received[-1].id)).status == 204
 
 
-async def test_no_event_is_missed_over_a_crash(start_service) -> None:
+async def test_no_event_is_missed_over_a_crash(start_service: StartService) -> None:
     client_a = await start_service(sandbox_delay_s=20.0, lease_s=1.0)
     task_id = await post(client_a, "a")
     response, last = await follow(client_a, task_id), 0
@@ -422,7 +434,7 @@ async def test_no_event_is_missed_over_a_crash(start_service) -> None:
     assert all(block_id >= last for block_id in ids)
 
 
-async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_service) -> None:
+async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_service: StartService) -> None:
     client_a = await start_service(sandbox_delay_s=20.0)
     task_id = await post(client_a, "a")
     received = [block async for block in _until_closed(client_a, task_id)]
@@ -432,7 +444,7 @@ async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_ser
     assert int(again[0].id) > int(received[-1].id)
 
 
-async def _until_closed(client, task_id: str) -> AsyncIterator[Block]:
+async def _until_closed(client: Client, task_id: str) -> AsyncIterator[Block]:
     response = await follow(client, task_id)
     async for block in blocks(response):
         if "data" in block.fields:
@@ -444,12 +456,12 @@ async def _until_closed(client, task_id: str) -> AsyncIterator[Block]:
 # Several tasks in one stream.
 
 
-async def many(client, *ids: str, last: str | None = None) -> ClientResponse:
+async def many(client: Client, *ids: str, last: str | None = None) -> ClientResponse:
     headers = {} if last is None else {"Last-Event-ID": last}
     return await client.get("/api/events", params={"tasks": ",".join(ids)}, headers=headers)
 
 
-async def test_one_stream_follows_several_tasks_to_the_last_end(start_service) -> None:
+async def test_one_stream_follows_several_tasks_to_the_last_end(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     ids = [await post(service, prompt) for prompt in "abc"]
     received = await read_events(await many(service, *ids))
@@ -461,7 +473,7 @@ async def test_one_stream_follows_several_tasks_to_the_last_end(start_service) -
     assert streams(service) == 0
 
 
-async def test_a_client_that_has_all_outcomes_gets_204(service) -> None:
+async def test_a_client_that_has_all_outcomes_gets_204(service: Client) -> None:
     ids = [await post(service, prompt) for prompt in "ab"]
     for task_id in ids:
         await finished(service, task_id)
@@ -472,11 +484,13 @@ async def test_a_client_that_has_all_outcomes_gets_204(service) -> None:
     assert {block.data["taskId"] for block in again} == {ids[1]}
 
 
-async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(start_service, monkeypatch) -> None:
+async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     ids = [await post(service, prompt) for prompt in "ab"]
-    for task_id in ids:
-        await eventually(lambda task_id=task_id: service.app[QUEUE].task_cache.live[task_id].progress >= 10)
+    live = service.app[QUEUE].task_cache.live
+    await eventually(lambda: all(live[task_id].progress >= 10 for task_id in ids))
     monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     received = await anext_all(await many(service, *ids))
     assert "retry" in received[-1].fields
@@ -484,7 +498,7 @@ async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(start_service
     assert [block.event for block in again] == [""]
 
 
-async def test_an_unknown_task_in_a_stream_is_reported(service) -> None:
+async def test_an_unknown_task_in_a_stream_is_reported(service: Client) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     received = await read_events(await many(service, UNKNOWN, task_id))
@@ -495,13 +509,13 @@ async def test_an_unknown_task_in_a_stream_is_reported(service) -> None:
 
 
 @over_rows("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
-async def test_a_stream_accepts_1_to_50_tasks(service, query: str) -> None:
+async def test_a_stream_accepts_1_to_50_tasks(service: Client, query: str) -> None:
     answer = await service.get(f"/api/events{query}")
     body = await answer.json()
     assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "tasks")
 
 
-async def test_50_tasks_and_duplicate_ids_are_accepted(service) -> None:
+async def test_50_tasks_and_duplicate_ids_are_accepted(service: Client) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     ids = [f"{number:032x}" for number in range(49)]

@@ -49,7 +49,7 @@ MODELS = [
     "Qwen/Qwen-Image",
     "Qwen/Qwen-Image-Edit",
 ]
-KNOWN = {
+KNOWN: dict[str, list[Any]] = {
     "model": MODELS,
     "steps": [4, 20],
     "seed": [7, 8],
@@ -83,7 +83,7 @@ SHAPES = [
     {"resolution": "1k"},
     {"resolution": "2K"},
 ]
-UNKNOWN = {
+UNKNOWN: dict[str, list[Any]] = {
     "x_style": [1, 1.0, 2],
     "cfg_scale": [2, 3],
     "nested": [{"a": 1, "b": [1]}, {"b": [1]}],

@@ -53,15 +53,17 @@ class Served:
             assert answer.headers["Content-Type"] == "image/png"
             return await answer.read()
 
-    async def stalled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a client that sent its request and reads nothing."""
+    async def stalled(self) -> asyncio.StreamWriter:
+        """Return a client that sent its request, whose source is opened, and that reads nothing."""
+        before = len(self.opened)
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
-        reader, writer = await asyncio.open_connection(sock=connection, limit=1)
+        _, writer = await asyncio.open_connection(sock=connection, limit=1)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        return reader, writer
+        await eventually(lambda: len(self.opened) > before)
+        return writer
 
     @property
     def closed(self) -> bool:
@@ -143,8 +145,7 @@ async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
     served = await serve(opens[source], stall_s=1.0)
-    _, writer = await served.stalled()
-    await eventually(lambda: served.opened)
+    writer = await served.stalled()
     await eventually(lambda: served.closed)
     writer.close()
     assert await served.get() == LARGE
@@ -172,9 +173,7 @@ async def test_an_image_is_closed_as_soon_as_its_client_leaves(
 ) -> None:
     served = await serve(opens[source])
     for _ in range(20):
-        _, writer = await served.stalled()
-        before = len(served.opened)
-        await eventually(lambda before=before: len(served.opened) > before)
+        writer = await served.stalled()
         writer.transport.abort()
     await eventually(lambda: served.closed)
 
@@ -184,10 +183,7 @@ async def test_the_longest_waiting_client_is_cut_over_the_limit(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
     served = await serve(opens[source], max_transfers=2)
-    writers = []
-    for number in range(3):
-        writers.append((await served.stalled())[1])
-        await eventually(lambda number=number: len(served.opened) == number + 1)
+    writers = [await served.stalled() for _ in range(3)]
     await eventually(lambda: is_closed(served.opened[0]))
     assert [is_closed(opened) for opened in served.opened[1:]] == [False, False]
     for writer in writers:
@@ -214,9 +210,7 @@ async def test_stalled_and_departed_readers_cost_no_memory(
     gc.disable()
     try:
         for _ in range(3):
-            writers = [(await served.stalled())[1] for _ in range(40)]
-            count = len(served.opened)
-            await eventually(lambda count=count: len(served.opened) >= count)
+            writers = [await served.stalled() for _ in range(40)]
             for writer in writers:
                 writer.transport.abort()
             await eventually(lambda: served.closed)
@@ -258,8 +252,7 @@ async def test_stalled_readers_of_one_image_in_memory_share_its_bytes(
     await served.get()
     tracemalloc.start()
     try:
-        writers = [(await served.stalled())[1] for _ in range(30)]
-        await eventually(lambda: len(served.opened) == 31)
+        writers = [await served.stalled() for _ in range(30)]
         assert await served.get() == LARGE
         assert tracemalloc.get_traced_memory()[0] < 5_000_000
     finally:
@@ -273,8 +266,7 @@ async def test_stalled_readers_of_one_image_in_memory_share_its_bytes(
 async def test_slow_readers_of_a_small_image_use_no_descriptor(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = await serve(lambda: OpenedImage(200_000, LARGE[:200_000]), send_buffer=4096)
     monkeypatch.setattr(os, "dup", lambda _: pytest.fail("a descriptor was taken"))
-    writers = [(await served.stalled())[1] for _ in range(5)]
-    await eventually(lambda: len(served.opened) == 5)
+    writers = [await served.stalled() for _ in range(5)]
     assert await served.get() == LARGE[:200_000]
     assert not any(is_closed(opened) for opened in served.opened[:5])
     for writer in writers:
@@ -291,8 +283,7 @@ async def test_clients_that_left_or_stalled_leave_no_bytes_behind(
     before = sys.getrefcount(LARGE)
     gc.disable()
     try:
-        writers = [(await served.stalled())[1] for _ in range(10)]
-        await eventually(lambda: len(served.opened) == 11)
+        writers = [await served.stalled() for _ in range(10)]
         for writer in writers[:5]:
             writer.transport.abort()
         await eventually(lambda: served.closed)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 from PIL import Image
@@ -41,9 +42,10 @@ async def post_json(client: Client, route: str, body: object, **headers: str) ->
 async def stored_values(client: Client) -> dict[str, bytes]:
     """Return the keys of tasks and images with what is in them."""
     commands, keys = client.app[CONNECTION].commands, client.app[QUEUE].keys
-    found = {key.decode() for key in await commands.keys(f"{{{keys.prefix}}}:*")}
-    values = {key: await commands.dump(key) for key in found - {keys.stream}}
-    return values | {f"entry {id_}": repr(fields).encode() for id_, fields in await commands.xrange(keys.stream)}
+    names: Any = await commands.keys(f"{{{keys.prefix}}}:*")
+    values: dict[str, Any] = {key: await commands.dump(key) for name in names if (key := name.decode()) != keys.stream}
+    entries: Any = await commands.xrange(keys.stream)
+    return values | {f"entry {id_!r}": repr(fields).encode() for id_, fields in entries}
 
 
 @over_rows("megabytes", [0.001, 0.02, 0.3, 2.0])
@@ -197,7 +199,7 @@ async def test_a_large_body_is_read_by_its_declared_length_or_in_chunks(start_se
     body = json.dumps(PROMPT | {"imageUrl": data_uri(noise(0.9))}).encode()
     assert len(body) > 2**20
 
-    async def chunked():
+    async def chunked() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 50_000):
             yield body[at : at + 50_000]
 
@@ -220,6 +222,7 @@ async def test_nothing_is_left_in_the_spool(service: Client) -> None:
     ):
         await submit(service, **fields)
     spool = service.app[UPLOADS]._store.spool_folder
+    assert spool
     assert [path.name for path in spool.iterdir()] == ["lock"]
 
 

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 
 from imagegen.errors import BodyTooLarge, InvalidRequest, UnsupportedImage
 from imagegen.images.store import VerifiedImage
+from imagegen.images.uploads import Uploads
 from imagegen.web.http import body
 from imagegen.web.http.body import ReceivedBody, _Cutter
 from tests.image_bytes import data_uri
@@ -23,13 +24,13 @@ LONG = bytes(range(256)) * 160
 SHORT = b"short"
 
 
-class StandInUploads:
+class StandInUploads(Uploads):
     """Uploads that take any bytes but those that begin with `bad`."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
 
-    async def receive(self, chunks: AsyncIterator[bytes]) -> VerifiedImage:
+    async def receive(self, chunks: AsyncIterator[bytes], _max_bytes: int | None = None) -> VerifiedImage:
         data = b"".join([chunk async for chunk in chunks])
         if data.startswith(b"bad"):
             raise UnsupportedImage
@@ -49,7 +50,7 @@ async def cut(text: str | bytes, sizes: Any = (65_536,)) -> tuple[ReceivedBody, 
     raw = text.encode() if isinstance(text, str) else text
     uploads, body = StandInUploads(), ReceivedBody(b"")
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         at, number = 0, 0
         while at < len(raw):
             size = sizes[number % len(sizes)]

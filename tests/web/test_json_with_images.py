@@ -14,6 +14,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from imagegen.errors import StoreUnavailable
+from imagegen.images.disk import DiskStore
 from imagegen.images.store import OpenedImage
 from imagegen.tasks.image import StoredImage
 from imagegen.web.http.event_stream import EventStream
@@ -30,10 +31,11 @@ from imagegen.web.http.json_with_images import (
 TASK = "0" * 32
 
 
-class Files:
-    """Store of one image in a file."""
+class Files(DiskStore):
+    """Store of one image in a file, without a cache."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path.parent, max_bytes=0)
         self.path = path
 
     async def open(self, _task_id: str, image: StoredImage) -> OpenedImage | None:

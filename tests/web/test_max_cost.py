@@ -12,22 +12,27 @@ from imagegen.tasks.task import Task
 from imagegen.web.handler_services import SERVICES
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import AS_ADMIN, over_rows
+from tests.web.conftest import Client, StartService
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
 
 
 @pytest.fixture
-async def service(start_paid):
+async def service(start_paid: StartService) -> Client:
     return await start_paid()
 
 
-async def submit(service, query: str = "", headers: dict[str, str] | None = None, **fields: Any) -> tuple[int, Any]:
+async def submit(
+    service: Client, query: str = "", headers: dict[str, str] | None = None, **fields: Any
+) -> tuple[int, Any]:
     response = await service.post(f"/api/images/generate{query}", json={"prompt": "a fox"} | fields, headers=headers)
     return response.status, await response.json()
 
 
-async def test_a_submit_with_an_estimate_over_its_limit_is_refused_at_once(service, upstream: EmulatedUpstream) -> None:
+async def test_a_submit_with_an_estimate_over_its_limit_is_refused_at_once(
+    service: Client, upstream: EmulatedUpstream
+) -> None:
     status, body = await submit(service, n=2, maxCostUsd=IMAGE_USD, headers={"Accept-Language": "en"})
     assert (status, body["code"], body["retryable"]) == (402, "max_cost_exceeded", False)
     assert "0.001416 USD" in body["message"]
@@ -36,11 +41,13 @@ async def test_a_submit_with_an_estimate_over_its_limit_is_refused_at_once(servi
 
 
 @over_rows(("limit", "status"), [(0.00070799, 402), ("0.0007079", 402), (0.000708, 202), (0.0007081, 202)])
-async def test_a_limit_is_never_rounded_up(service, limit: object, status: int) -> None:
+async def test_a_limit_is_never_rounded_up(service: Client, limit: object, status: int) -> None:
     assert (await submit(service, maxCostUsd=limit))[0] == status
 
 
-async def test_a_submit_within_its_limit_is_the_same_task_as_one_without(service, upstream: EmulatedUpstream) -> None:
+async def test_a_submit_within_its_limit_is_the_same_task_as_one_without(
+    service: Client, upstream: EmulatedUpstream
+) -> None:
     status, body = await submit(service, n=2, max_cost_usd=2 * IMAGE_USD)
     assert status == 202
     _, joined = await submit(service, n=2)
@@ -48,7 +55,9 @@ async def test_a_submit_within_its_limit_is_the_same_task_as_one_without(service
     await upstream.ledger.wait_for(lambda ledger: len(ledger.paid) == 1)
 
 
-async def test_what_is_there_or_under_way_is_given_out_whatever_the_limit(service, upstream: EmulatedUpstream) -> None:
+async def test_what_is_there_or_under_way_is_given_out_whatever_the_limit(
+    service: Client, upstream: EmulatedUpstream
+) -> None:
     upstream.set_fault("hang")
     _, first = await submit(service)
     status, joined = await submit(service, maxCostUsd=0)
@@ -62,7 +71,7 @@ async def test_what_is_there_or_under_way_is_given_out_whatever_the_limit(servic
     assert (status, refused["code"]) == (402, "max_cost_exceeded")
 
 
-async def test_a_failed_task_is_not_tried_again_over_the_limit(service, upstream: EmulatedUpstream) -> None:
+async def test_a_failed_task_is_not_tried_again_over_the_limit(service: Client, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("400")
     _, failed = await submit(service, "?wait=20")
     assert failed["status"] == "failed"
@@ -70,31 +79,31 @@ async def test_a_failed_task_is_not_tried_again_over_the_limit(service, upstream
     assert (await submit(service, maxCostUsd=1))[0] == 202
 
 
-async def test_an_unknown_price_is_refused_under_a_limit(service) -> None:
+async def test_an_unknown_price_is_refused_under_a_limit(service: Client) -> None:
     status, body = await submit(service, model="nobody/knows", maxCostUsd=100)
     assert (status, body["code"]) == (400, "price_unknown")
 
 
 @over_rows("limit", [-1, True, "much", [], {}, 1e9])
-async def test_a_limit_that_is_no_sum_is_an_error_of_its_field(service, limit: object) -> None:
+async def test_a_limit_that_is_no_sum_is_an_error_of_its_field(service: Client, limit: object) -> None:
     status, body = await submit(service, maxCostUsd=limit, width=7)
     assert status == 400
     assert [detail["field"] for detail in body["details"]] == ["width", "maxCostUsd"]
 
 
-async def test_both_spellings_of_the_limit_are_refused(service) -> None:
+async def test_both_spellings_of_the_limit_are_refused(service: Client) -> None:
     status, body = await submit(service, maxCostUsd=1, max_cost_usd=1)
     assert (status, body["details"][0]["field"]) == (400, "max_cost_usd")
     assert "did you mean maxCostUsd?" in (await submit(service, maxCostUSD=1))[1]["details"][0]["message"]
 
 
-async def test_each_entry_of_a_batch_has_its_own_limit(service) -> None:
+async def test_each_entry_of_a_batch_has_its_own_limit(service: Client) -> None:
     entries = [{"prompt": "a", "maxCostUsd": 0}, {"prompt": "b", "maxCostUsd": 1}]
     response = await service.post("/api/images/batch", json={"requests": entries})
     assert [entry["statusCode"] for entry in (await response.json())["results"]] == [402, 202]
 
 
-async def test_a_batch_has_no_limit_of_its_own(service, upstream: EmulatedUpstream) -> None:
+async def test_a_batch_has_no_limit_of_its_own(service: Client, upstream: EmulatedUpstream) -> None:
     for name in ("maxCostUsd", "max_cost_usd"):
         response = await service.post("/api/images/batch", json={"requests": [{"prompt": "a"}], name: 1})
         (detail,) = (await response.json())["details"]
@@ -104,7 +113,7 @@ async def test_a_batch_has_no_limit_of_its_own(service, upstream: EmulatedUpstre
 
 
 @over_rows("limit", ["NaN", "Infinity", "-1", "1e999", "1,5", " 1", "$1", 1_000_001, 1e30])
-async def test_sums_that_are_none_or_too_large_are_named_in_each_entry(service, limit: object) -> None:
+async def test_sums_that_are_none_or_too_large_are_named_in_each_entry(service: Client, limit: object) -> None:
     status, body = await submit(service, maxCostUsd=limit)
     assert (status, [detail["field"] for detail in body["details"]]) == (400, ["maxCostUsd"])
     response = await service.post("/api/images/batch", json={"requests": [{"prompt": "a", "max_cost_usd": limit}]})
@@ -112,7 +121,7 @@ async def test_sums_that_are_none_or_too_large_are_named_in_each_entry(service, 
     assert (entry["statusCode"], entry["details"][0]["field"]) == (400, "requests[0].max_cost_usd")
 
 
-async def test_images_of_a_request_with_another_n_count_as_there(service, upstream: EmulatedUpstream) -> None:
+async def test_images_of_a_request_with_another_n_count_as_there(service: Client, upstream: EmulatedUpstream) -> None:
     await submit(service, "?wait=20", n=2)
     assert (await submit(service, n=4, maxCostUsd=IMAGE_USD))[0] == 402
     status, done = await submit(service, "?wait=20", n=4, maxCostUsd=2 * IMAGE_USD)
@@ -120,7 +129,7 @@ async def test_images_of_a_request_with_another_n_count_as_there(service, upstre
     assert sum(each.n for each in upstream.ledger.paid) == 4
 
 
-async def test_a_retry_keeps_the_limit_of_its_task(service, upstream: EmulatedUpstream) -> None:
+async def test_a_retry_keeps_the_limit_of_its_task(service: Client, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("400")
     _, failed = await submit(service, "?wait=20", maxCostUsd=IMAGE_USD)
     assert failed["status"] == "failed"
@@ -133,7 +142,7 @@ async def test_a_retry_keeps_the_limit_of_its_task(service, upstream: EmulatedUp
 
 
 async def test_a_retry_is_refused_if_the_price_is_over_the_limit_of_its_task_now(
-    service, start_paid, upstream: EmulatedUpstream, tmp_path: Path
+    service: Client, start_paid: StartService, upstream: EmulatedUpstream, tmp_path: Path
 ) -> None:
     upstream.set_fault("400")
     _, failed = await submit(service, "?wait=20", maxCostUsd=IMAGE_USD)
@@ -145,7 +154,7 @@ async def test_a_retry_is_refused_if_the_price_is_over_the_limit_of_its_task_now
 
 
 async def test_images_that_are_gone_by_the_submit_are_not_paid_over_its_limit(
-    service, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+    service: Client, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(service, "?wait=20", n=2)
     paid, store = len(upstream.ledger.paid), service.app[SERVICES].store
@@ -162,7 +171,7 @@ async def test_images_that_are_gone_by_the_submit_are_not_paid_over_its_limit(
 
 
 async def test_a_sibling_that_expires_before_the_submit_is_not_paid_over_the_limit(
-    service, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+    service: Client, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(service, "?wait=20", n=2)
     preview = service.app[SERVICES].queue.preview

@@ -35,13 +35,14 @@ from tests.mcp_wire import (
     tokens,
 )
 from tests.support import ADMIN_TOKEN, eventually
+from tests.web.conftest import Client, StartService
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
 
 
 @pytest.fixture
-async def paid(start_paid):
+async def paid(start_paid: StartService) -> Client:
     return await start_paid()
 
 
@@ -52,7 +53,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "REPORT_S", 0.1)
 
 
-async def test_discovery_names_versions_tools_and_tasks(service) -> None:
+async def test_discovery_names_versions_tools_and_tasks(service: Client) -> None:
     found = await result(service, modern("server/discover"))
     assert found["resultType"] == "complete"
     assert found["supportedVersions"][0] == "2026-07-28"
@@ -83,7 +84,7 @@ def test_the_arguments_of_tools_are_the_fields_of_the_api() -> None:
                 assert all(fields[name][key] == value for key, value in schema.items() if key != "items")
 
 
-async def test_the_older_wire_begins_with_initialize_and_keeps_no_session(service) -> None:
+async def test_the_older_wire_begins_with_initialize_and_keeps_no_session(service: Client) -> None:
     for wanted, agreed in ((LEGACY, LEGACY), ("2024-11-05", "2024-11-05"), ("1999-01-01", LEGACY), (7, LEGACY)):
         response = await service.post("/mcp", json=message("initialize", protocolVersion=wanted, capabilities={}))
         begun = (await response.json())["result"]
@@ -100,7 +101,7 @@ async def test_the_older_wire_begins_with_initialize_and_keeps_no_session(servic
         assert (await getattr(service, method)("/mcp")).status == 405
 
 
-async def test_a_client_without_a_version_gets_no_block_that_its_version_lacks(service) -> None:
+async def test_a_client_without_a_version_gets_no_block_that_its_version_lacks(service: Client) -> None:
     body = message("tools/call", name="generate_image", arguments={"prompt": "a fox"})
     found = (await (await service.post("/mcp", json=body)).json())["result"]
     assert {block["type"] for block in found["content"]} == {"text", "image"}
@@ -108,7 +109,7 @@ async def test_a_client_without_a_version_gets_no_block_that_its_version_lacks(s
     assert "resultType" not in found
 
 
-async def test_a_result_has_links_one_thumbnail_and_few_tokens(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_result_has_links_one_thumbnail_and_few_tokens(paid: Client, upstream: EmulatedUpstream) -> None:
     found = await result(paid, call("generate_image", prompt="a fox", n=3, seed=5))
     assert (found["resultType"], found["isError"]) == ("complete", False)
     seen = found["structuredContent"]
@@ -136,7 +137,7 @@ async def test_a_result_has_links_one_thumbnail_and_few_tokens(paid, upstream: E
     assert sum(each.n for each in upstream.ledger.paid) == 3
 
 
-async def test_sixteen_signed_links_are_under_2000_tokens(start_paid) -> None:
+async def test_sixteen_signed_links_are_under_2000_tokens(start_paid: StartService) -> None:
     secret = "a-secret-of-a-key"
     service = await start_paid(api_keys={"agent": hashlib.sha256(secret.encode()).hexdigest()})
     assert (await send(service, call("generate_image", prompt="many")))[0] == 401
@@ -148,7 +149,7 @@ async def test_sixteen_signed_links_are_under_2000_tokens(start_paid) -> None:
     assert tokens(found) < 2_000
 
 
-async def test_the_bytes_come_only_with_full_detail(service) -> None:
+async def test_the_bytes_come_only_with_full_detail(service: Client) -> None:
     full = await result(service, call("generate_image", prompt="a fox", width=64, height=64, n=2, detail="full"))
     images = [block for block in full["content"] if block["type"] == "image"]
     assert [block["mimeType"] for block in images] == ["image/png"] * 2
@@ -156,7 +157,8 @@ async def test_the_bytes_come_only_with_full_detail(service) -> None:
         assert await (await service.get(url[url.index("/api/") :])).read() == base64.b64decode(block["data"])
 
 
-async def test_a_slow_task_is_a_handle_and_then_the_image(paid, upstream: EmulatedUpstream, short_waits) -> None:
+@pytest.mark.usefixtures("short_waits")
+async def test_a_slow_task_is_a_handle_and_then_the_image(paid: Client, upstream: EmulatedUpstream) -> None:
     await pause(paid)
     handle = found = (await result(paid, call("generate_image", prompt="slow")))["structuredContent"]
     assert (handle["status"], handle["next"]) == ("pending", "call get_image_task")
@@ -167,7 +169,8 @@ async def test_a_slow_task_is_a_handle_and_then_the_image(paid, upstream: Emulat
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_progress_comes_at_once_and_then_in_time(paid, short_waits) -> None:
+@pytest.mark.usefixtures("short_waits")
+async def test_progress_comes_at_once_and_then_in_time(paid: Client) -> None:
     await pause(paid)
     body = call("generate_image", prompt="slow", meta={"progressToken": "p"})
     response = await paid.post("/mcp", json=body, headers=headers_of(body))
@@ -183,7 +186,7 @@ async def test_progress_comes_at_once_and_then_in_time(paid, short_waits) -> Non
     assert (await paid.post("/mcp", json=body, headers=plain)).headers["Content-Type"].startswith("application/json")
 
 
-async def test_a_closed_connection_ends_the_wait_and_not_the_task(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_closed_connection_ends_the_wait_and_not_the_task(paid: Client, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.4})
     body = call("generate_image", prompt="left", meta={"progressToken": 1})
     response = await paid.post("/mcp", json=body, headers=headers_of(body))
@@ -194,7 +197,8 @@ async def test_a_closed_connection_ends_the_wait_and_not_the_task(paid, upstream
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpstream, short_waits) -> None:
+@pytest.mark.usefixtures("short_waits")
+async def test_the_extension_of_tasks_has_our_tasks(paid: Client, upstream: EmulatedUpstream) -> None:
     upstream.script("ok", {"fault": "ok", "delay_s": 30})
     await pause(paid)
     created = await result(paid, call("generate_image", prompt="slow", capabilities=TASKS))
@@ -206,7 +210,7 @@ async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpst
     await pause(paid, on=False)
 
     async def ended() -> bool:
-        return (await result(paid, poll))["status"] != "working"
+        return bool((await result(paid, poll))["status"] != "working")
 
     await eventually(ended)
     seen = await result(paid, poll)
@@ -225,7 +229,8 @@ async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpst
     assert (status, answer["error"]["code"]) == (400, -32021)
 
 
-async def test_a_task_is_cancelled_and_a_finished_one_stays(paid, upstream: EmulatedUpstream, short_waits) -> None:
+@pytest.mark.usefixtures("short_waits")
+async def test_a_task_is_cancelled_and_a_finished_one_stays(paid: Client, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 30})
     handle = (await result(paid, call("generate_image", prompt="slow")))["structuredContent"]
     gone = (await result(paid, call("cancel_image_task", taskId=handle["taskId"])))["structuredContent"]
@@ -237,7 +242,7 @@ async def test_a_task_is_cancelled_and_a_finished_one_stays(paid, upstream: Emul
     assert (unknown["isError"], unknown["structuredContent"]["error"]["code"]) == (True, "not_found")
 
 
-async def test_a_failed_task_is_a_result_with_its_cause(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_failed_task_is_a_result_with_its_cause(paid: Client, upstream: EmulatedUpstream) -> None:
     upstream.script("400_policy")
     found = await result(paid, call("generate_image", prompt="no"))
     assert (found["isError"], found["structuredContent"]["status"]) == (True, "failed")
@@ -245,7 +250,7 @@ async def test_a_failed_task_is_a_result_with_its_cause(paid, upstream: Emulated
     assert "Change the prompt" in found["content"][0]["text"]
 
 
-async def test_refusals_are_results_with_a_remedy(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_refusals_are_results_with_a_remedy(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid(budget_daily_micro_usd=1_500, image_rate_limit_max=4)
     wrong = await result(service, call("generate_image", prompt="a", width=7, detail="all"))
     assert wrong["isError"]
@@ -264,7 +269,7 @@ async def test_refusals_are_results_with_a_remedy(start_paid, upstream: Emulated
     assert not (await result(service, call("list_image_models")))["isError"]
 
 
-async def test_a_quote_submits_nothing(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_submits_nothing(paid: Client, upstream: EmulatedUpstream) -> None:
     wanted = {"prompt": "a fox", "n": 2, "width": 1024, "height": 1024}
     seen = (await result(paid, call("quote_image", **wanted)))["structuredContent"]
     assert (seen["cached"], seen["joins"], seen["queuePosition"]) == (False, False, 1)
@@ -280,7 +285,7 @@ async def test_a_quote_submits_nothing(paid, upstream: EmulatedUpstream) -> None
     assert (await result(paid, call("quote_image", prompt="a", width=7)))["isError"]
 
 
-async def test_models_are_listed_in_short_or_one_in_full(paid) -> None:
+async def test_models_are_listed_in_short_or_one_in_full(paid: Client) -> None:
     found = await result(paid, call("list_image_models"))
     assert tokens(found) < 2_000
     assert found["structuredContent"]["models"][0]["id"] == "black-forest-labs/FLUX.1-schnell"
@@ -292,7 +297,7 @@ async def test_models_are_listed_in_short_or_one_in_full(paid) -> None:
     assert (await result(paid, call("list_image_models", filter=[])))["isError"]
 
 
-async def test_an_image_of_this_service_is_edited_by_its_link(service) -> None:
+async def test_an_image_of_this_service_is_edited_by_its_link(service: Client) -> None:
     made = (await result(service, call("generate_image", prompt="a fox", width=64, height=64)))["structuredContent"]
     arguments = {"prompt": "in red", "imageUrl": made["urls"][0], "width": 64, "height": 64}
     quoted = (await result(service, call("quote_image", **arguments)))["structuredContent"]
@@ -304,7 +309,7 @@ async def test_an_image_of_this_service_is_edited_by_its_link(service) -> None:
         assert refused["structuredContent"]["error"]["details"][0].startswith("imageUrl:")
 
 
-async def test_a_key_sees_and_joins_its_own_tasks_only(start_paid) -> None:
+async def test_a_key_sees_and_joins_its_own_tasks_only(start_paid: StartService) -> None:
     secrets = ("secret-of-a-key", "secret-of-another")
     keys = {f"k{place}": hashlib.sha256(text.encode()).hexdigest() for place, text in enumerate(secrets)}
     service = await start_paid(api_keys=keys)
@@ -344,14 +349,14 @@ WRONG_ARGUMENTS: tuple[dict[str, Any], ...] = (
 )
 
 
-async def test_a_token_that_is_too_long_to_be_repeated_gets_no_progress(service) -> None:
+async def test_a_token_that_is_too_long_to_be_repeated_gets_no_progress(service: Client) -> None:
     params = {"name": "generate_image", "arguments": {"prompt": "a"}}
     for token, content_type in (("t" * 1000, "text/event-stream"), ("t" * 1001, "application/json")):
         response = await service.post("/mcp", json=message("tools/call", **params, _meta={"progressToken": token}))
         assert (response.status, response.content_type) == (200, content_type)
 
 
-async def test_faults_of_a_task_id_and_of_other_arguments_are_named_as_they_are(service) -> None:
+async def test_faults_of_a_task_id_and_of_other_arguments_are_named_as_they_are(service: Client) -> None:
     refused = await result(service, call("get_image_task", taskId=7, task="x", **{"il y a": 1, "深": 2}))
     assert refused["structuredContent"]["error"]["details"] == [
         "taskId: must be a string: the taskId of an earlier result",
@@ -361,7 +366,7 @@ async def test_faults_of_a_task_id_and_of_other_arguments_are_named_as_they_are(
     ]
 
 
-async def test_wrong_arguments_are_no_fault_of_the_service(service) -> None:
+async def test_wrong_arguments_are_no_fault_of_the_service(service: Client) -> None:
     for params in WRONG_ARGUMENTS:
         response = await service.post("/mcp", json=message("tools/call", **params))
         answer = await response.json()
@@ -369,7 +374,7 @@ async def test_wrong_arguments_are_no_fault_of_the_service(service) -> None:
         assert "error" in answer or answer["result"]["isError"] or params.get("_meta") == []
 
 
-async def test_bodies_that_are_no_json_have_the_form_of_json_rpc_too(service) -> None:
+async def test_bodies_that_are_no_json_have_the_form_of_json_rpc_too(service: Client) -> None:
     for body, headers, status in (
         (b"x", {"Content-Type": "text/plain"}, 415),
         (io.BytesIO(b'{"a":"' + b"x" * 2**20 + b'"}'), {"Content-Type": "application/json"}, 413),
@@ -380,7 +385,7 @@ async def test_bodies_that_are_no_json_have_the_form_of_json_rpc_too(service) ->
 
 
 async def test_images_that_an_event_cannot_hold_are_left_to_the_next_call(
-    start_paid, monkeypatch: pytest.MonkeyPatch
+    start_paid: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegen.web.mcp.endpoint.MAX_STREAMED_BYTES", 100)
     service = await start_paid()
@@ -398,7 +403,7 @@ PATIENT_S = 20.0
 
 
 async def test_fifty_impatient_agents_pay_once_for_each_image_and_stay_in_budget(
-    start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+    start_paid: StartService, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second of a client is 10 ms here: timeouts of 5 and 20 s or none, waits of 45 s, calls of 0 to 70 s."""
     monkeypatch.setattr(endpoint, "WAIT_S", 0.45)
@@ -422,7 +427,7 @@ async def test_fifty_impatient_agents_pay_once_for_each_image_and_stay_in_budget
         assert response.status == 200
         answer = events(text)[-1] if text.startswith("event") else orjson.loads(text)
         assert tokens(answer["result"]) < 2_000
-        return answer["result"]
+        return dict(answer["result"])
 
     async def session(number: int) -> str:
         timeout_s = (0.05, 0.2, PATIENT_S)[number % 3]

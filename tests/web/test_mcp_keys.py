@@ -11,31 +11,32 @@ from imagegen.web.mcp import endpoint
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import TASKS, call, events, headers_of, modern, pause, result, send
 from tests.support import AS_ADMIN
+from tests.web.conftest import Client, StartService
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
 
 
 @pytest.fixture
-async def paid(start_paid):
+async def paid(start_paid: StartService) -> Client:
     return await start_paid()
 
 
-async def key(service, name: str, **limits: Any) -> dict[str, str]:
+async def key(service: Client, name: str, **limits: Any) -> dict[str, str]:
     """Return the headers of a new key."""
     created = await service.post("/api/admin/keys", json={"name": name} | limits, headers=AS_ADMIN)
     assert created.status == 201, await created.text()
     return {"Authorization": f"Bearer {(await created.json())['secret']}"}
 
 
-async def refused(service, headers: dict[str, str], **arguments: Any) -> dict[str, Any]:
+async def refused(service: Client, headers: dict[str, str], **arguments: Any) -> dict[str, Any]:
     """Return the error of a call that is refused by a result."""
     found = await result(service, call("generate_image", **{"prompt": "a"} | arguments), headers)
     assert (found["isError"], found["structuredContent"]["status"]) == (True, "refused")
-    return found["structuredContent"]["error"]
+    return dict(found["structuredContent"]["error"])
 
 
-async def test_another_key_s_task_is_an_unknown_one_for_each_tool_and_method(paid) -> None:
+async def test_another_key_s_task_is_an_unknown_one_for_each_tool_and_method(paid: Client) -> None:
     own, other = await key(paid, "one"), await key(paid, "two")
     made = (await result(paid, call("generate_image", prompt="a"), own))["structuredContent"]
     for name in ("get_image_task", "cancel_image_task"):
@@ -53,7 +54,7 @@ async def test_another_key_s_task_is_an_unknown_one_for_each_tool_and_method(pai
     assert (quoted["cached"], quoted["costUsd"]) == (False, pytest.approx(IMAGE_USD))
 
 
-async def test_what_a_key_does_not_allow_is_a_result(paid, upstream: EmulatedUpstream) -> None:
+async def test_what_a_key_does_not_allow_is_a_result(paid: Client, upstream: EmulatedUpstream) -> None:
     poor = await key(paid, "poor", dailyUsd=0.0001)
     over = await refused(paid, poor)
     assert (over["code"], over["estimatedCostUsd"]) == ("budget_exceeded", pytest.approx(IMAGE_USD))
@@ -67,7 +68,7 @@ async def test_what_a_key_does_not_allow_is_a_result(paid, upstream: EmulatedUps
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_a_key_with_all_its_tasks_open_has_to_wait(paid, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_with_all_its_tasks_open_has_to_wait(paid: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "WAIT_S", 0.1)
     narrow = await key(paid, "narrow", openTasks=1)
     await pause(paid)
@@ -78,7 +79,7 @@ async def test_a_key_with_all_its_tasks_open_has_to_wait(paid, monkeypatch: pyte
     assert again["taskId"] == first["taskId"], "a blind repeat joins"
 
 
-async def test_a_key_that_is_revoked_meanwhile_gets_no_images(paid) -> None:
+async def test_a_key_that_is_revoked_meanwhile_gets_no_images(paid: Client) -> None:
     await key(paid, "another")  # without any key the service is open
     gone = await key(paid, "gone")
     await pause(paid)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import LEGACY, TASKS, call, headers_of, message, modern, result, send
+from tests.web.conftest import Client, StartService
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}'
@@ -85,7 +86,9 @@ MALFORMED = (
 )
 
 
-async def test_a_malformed_message_is_an_error_of_json_rpc(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_malformed_message_is_an_error_of_json_rpc(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid()
     for body in MALFORMED:
         response = await service.post("/mcp", data=body, headers=JSON)
@@ -97,12 +100,12 @@ async def test_a_malformed_message_is_an_error_of_json_rpc(start_paid, upstream:
     assert not upstream.ledger.calls
 
 
-async def test_a_batch_is_refused_in_words(service) -> None:
+async def test_a_batch_is_refused_in_words(service: Client) -> None:
     response = await service.post("/mcp", data=b"[" + PING + b"]", headers=JSON)
     assert "batches are not supported" in (await response.json())["error"]["message"]
 
 
-async def test_each_valid_id_comes_back_unchanged(service) -> None:
+async def test_each_valid_id_comes_back_unchanged(service: Client) -> None:
     ids = (0, -1, 2**53 + 1, 2**63, 2**64 - 1, -(2**63), "", "a", "ü€", "x" * 1_000, "null", '"quoted"')
     for sent, method in itertools.product(ids, ("ping", "nothing/here")):
         body = {"jsonrpc": "2.0", "id": sent, "method": method}
@@ -128,7 +131,7 @@ WRONG_CALLS: tuple[Any, ...] = (
 )
 
 
-async def test_a_call_of_no_tool_is_an_error_of_its_parameters(service) -> None:
+async def test_a_call_of_no_tool_is_an_error_of_its_parameters(service: Client) -> None:
     for params in WRONG_CALLS:
         for body in (message("tools/call", **params), modern("tools/call", **params)):
             headers = headers_of(body | {"method": "x"}) | {"Mcp-Method": "tools/call"} if "_meta" in params else JSON
@@ -139,7 +142,7 @@ async def test_a_call_of_no_tool_is_an_error_of_its_parameters(service) -> None:
             assert len(await response.read()) < 500
 
 
-async def test_a_notification_has_no_effect_and_no_answer(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_notification_has_no_effect_and_no_answer(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid()
     for method in ("notifications/initialized", "notifications/cancelled", "tools/call", "ping", "nothing/here", ""):
         params = {"name": "generate_image", "arguments": {"prompt": "a"}, "requestId": {}}
@@ -149,16 +152,16 @@ async def test_a_notification_has_no_effect_and_no_answer(start_paid, upstream: 
     assert not upstream.ledger.calls
 
 
-async def test_only_post_is_taken(service) -> None:
+async def test_only_post_is_taken(service: Client) -> None:
     for method in ("GET", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"):
         response = await service.request(method, "/mcp", headers={"Accept": "text/event-stream"})
         assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
-async def test_pages_of_other_sites_are_refused(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_pages_of_other_sites_are_refused(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid()
     own = str(service.make_url("/")).rstrip("/")
-    port = service.make_url("/").port
+    port = int(service.make_url("/").port or 0)
     for origin in (
         "null",
         "https://evil.example",
@@ -181,7 +184,7 @@ async def test_pages_of_other_sites_are_refused(start_paid, upstream: EmulatedUp
         assert (await send(service, call("list_image_models"), {"Origin": origin}))[0] == 200
 
 
-async def test_a_site_of_the_operator_is_served(start_service) -> None:
+async def test_a_site_of_the_operator_is_served(start_service: StartService) -> None:
     service = await start_service(cors_origins=("https://app.example",))
     assert (await send(service, call("list_image_models"), {"Origin": "https://app.example"}))[0] == 200
     assert (await send(service, call("list_image_models"), {"Origin": "https://app.example.evil"}))[0] == 403
@@ -191,7 +194,7 @@ def encoded(text: str) -> str:
     return f"=?base64?{base64.b64encode(text.encode()).decode()}?="
 
 
-async def test_headers_that_are_not_the_body_are_refused(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_headers_that_are_not_the_body_are_refused(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid()
     body = call("generate_image", prompt="a")
     changes: tuple[dict[str, str | None], ...] = (
@@ -227,7 +230,7 @@ async def test_headers_that_are_not_the_body_are_refused(start_paid, upstream: E
     assert (await send(service, call("list_image_models"), {"Mcp-Name": encoded("list_image_models")}))[0] == 200
 
 
-async def test_wrong_versions_are_answered_with_those_that_are_supported(service) -> None:
+async def test_wrong_versions_are_answered_with_those_that_are_supported(service: Client) -> None:
     for version in ("2027-01-01", "2026-07-27", "1.0", "x" * 500):
         response = await service.post("/mcp", json=message("tools/list"), headers={"MCP-Protocol-Version": version})
         answer = await response.json()
@@ -243,7 +246,7 @@ async def test_wrong_versions_are_answered_with_those_that_are_supported(service
     assert (await send(service, body))[1]["error"]["code"] == -32602
 
 
-async def test_methods_of_the_other_wire_are_unknown(service) -> None:
+async def test_methods_of_the_other_wire_are_unknown(service: Client) -> None:
     for method in ("initialize", "ping", "tasks/list", "tasks/result", "resources/list", "logging/setLevel"):
         status, answer = await send(service, modern(method, capabilities=TASKS))
         assert (status, answer["error"]["code"]) == (404, -32601), method
@@ -252,7 +255,7 @@ async def test_methods_of_the_other_wire_are_unknown(service) -> None:
         assert (response.status, (await response.json())["error"]["code"]) == (200, -32601), method
 
 
-async def test_the_extension_of_tasks_refuses_what_is_no_task(service) -> None:
+async def test_the_extension_of_tasks_refuses_what_is_no_task(service: Client) -> None:
     for method in ("tasks/get", "tasks/cancel", "tasks/update"):
         for task_id in ("0" * 32, "x", "", "../x", "0" * 100_000):
             body = modern(method, taskId=task_id, capabilities=TASKS)
@@ -263,12 +266,14 @@ async def test_the_extension_of_tasks_refuses_what_is_no_task(service) -> None:
             headers = headers_of(modern("tools/list")) | {"Mcp-Method": method}
             response = await service.post("/mcp", json=body, headers=headers)
             assert (response.status, (await response.json())["error"]["code"]) == (400, -32602)
+        capabilities: Any
         for capabilities in ({}, {"extensions": []}, {"extensions": {}}, {"extensions": None}, {"tasks": {}}):
             body = modern(method, taskId="0" * 32, capabilities=capabilities)
             assert (await send(service, body))[1]["error"]["code"] == -32021
 
 
-async def test_a_wrong_token_of_progress_is_none(service) -> None:
+async def test_a_wrong_token_of_progress_is_none(service: Client) -> None:
+    token: Any
     for token in (1.5, True, None, {}, [], [1]):
         body = call("generate_image", prompt="a", width=64, height=64, meta={"progressToken": token})
         response = await service.post("/mcp", json=body, headers=headers_of(body))
@@ -276,7 +281,8 @@ async def test_a_wrong_token_of_progress_is_none(service) -> None:
         assert (await response.json())["result"]["structuredContent"]["status"] == "completed"
 
 
-async def test_a_limit_that_is_no_sum_is_named(service) -> None:
+async def test_a_limit_that_is_no_sum_is_named(service: Client) -> None:
+    limit: Any
     for limit in ("NaN", "-1", -0.5, 1e9, True, [], {}, "1 USD", "  "):
         for tool in ("generate_image", "quote_image"):
             found = await result(service, call(tool, prompt="a", maxCostUsd=limit))

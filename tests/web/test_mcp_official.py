@@ -19,6 +19,7 @@ from imagegen.web.api import tasks
 from imagegen.web.mcp import endpoint
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import pause
+from tests.web.conftest import StartService
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,8 @@ class Tasks(ClientExtension):
 
     async def ask(self, method: str, task_id: str, **more: Any) -> TaskState:
         request = TaskRequest(method=method, params={"taskId": task_id, **more})
-        return await self.session.send_request(request, TaskState)
+        state: TaskState = await self.session.send_request(request, TaskState)
+        return state
 
     async def resolve(self, handle: TaskHandle, context: ClaimContext) -> CallToolResult:
         self.handles.append(handle)
@@ -79,18 +81,18 @@ def address(service: Any) -> str:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_a_slow_call_is_a_handle_and_then_the_image(
-    start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, mode: str
+    start_paid: StartService, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(endpoint, "WAIT_S", 1.5)
     service = await start_paid()
     await pause(service)
     seen: list[float] = []
 
-    async def progress(value: float, _total: float | None, _text: str | None) -> None:
-        seen.append(value)
+    async def record(progress: float, total: float | None, message: str | None) -> None:
+        seen.append(progress)
 
     async with Client(address(service), mode=mode) as client:
-        found = await client.call_tool("generate_image", {"prompt": "slow"}, progress_callback=progress)
+        found = await client.call_tool("generate_image", {"prompt": "slow"}, progress_callback=record)
         handle: Any = found.structured_content
         assert (handle["status"], handle["next"]) == ("pending", "call get_image_task")
         assert len(seen) >= 2
@@ -101,7 +103,9 @@ async def test_a_slow_call_is_a_handle_and_then_the_image(
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_a_client_with_the_extension_polls_the_task_itself(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_client_with_the_extension_polls_the_task_itself(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service, tasks = await start_paid(), Tasks()
     await pause(service)
     async with Client(address(service), extensions=[tasks]) as client:
@@ -116,7 +120,7 @@ async def test_a_client_with_the_extension_polls_the_task_itself(start_paid, ups
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_a_cancel_by_the_extension_ends_the_task(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_cancel_by_the_extension_ends_the_task(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service, tasks = await start_paid(), Tasks()
     await pause(service)
     async with Client(address(service), extensions=[tasks]) as client:
@@ -128,7 +132,9 @@ async def test_a_cancel_by_the_extension_ends_the_task(start_paid, upstream: Emu
     assert not upstream.ledger.calls
 
 
-async def test_a_failed_task_is_a_completed_one_of_the_extension(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_failed_task_is_a_completed_one_of_the_extension(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service, tasks = await start_paid(), Tasks()
     upstream.script("400_policy")
     await pause(service)
@@ -140,16 +146,18 @@ async def test_a_failed_task_is_a_completed_one_of_the_extension(start_paid, ups
         assert (found.is_error, found.structured_content["error"]["code"]) == (True, "content_policy")
 
 
-async def test_a_client_that_leaves_ends_the_wait_and_not_the_task(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_client_that_leaves_ends_the_wait_and_not_the_task(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid()
     await pause(service)
     began = asyncio.Event()
 
-    async def progress(_value: float, _total: float | None, _text: str | None) -> None:
+    async def begin(progress: float, total: float | None, message: str | None) -> None:
         began.set()
 
     async with Client(address(service)) as client:
-        call = asyncio.create_task(client.call_tool("generate_image", {"prompt": "left"}, progress_callback=progress))
+        call = asyncio.create_task(client.call_tool("generate_image", {"prompt": "left"}, progress_callback=begin))
         await began.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -164,7 +172,7 @@ async def test_a_client_that_leaves_ends_the_wait_and_not_the_task(start_paid, u
     assert len(upstream.ledger.paid) == 1
 
 
-async def test_a_key_has_tasks_and_a_budget_of_its_own(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_key_has_tasks_and_a_budget_of_its_own(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     secrets = ("secret-of-a-key", "secret-of-another")
     hashes = {f"k{place}": hashlib.sha256(text.encode()).hexdigest() for place, text in enumerate(secrets)}
     service = await start_paid(api_keys=hashes, budget_daily_micro_usd=1_000)

@@ -11,6 +11,7 @@ import pytest
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import call, result, tokens
 from tests.support import AS_ADMIN
+from tests.web.conftest import Client, StartService
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
@@ -21,7 +22,7 @@ KEYS = {"agent": hashlib.sha256(SECRET.encode()).hexdigest()}
 
 
 @pytest.fixture
-async def paid(start_paid):
+async def paid(start_paid: StartService) -> Client:
     return await start_paid()
 
 
@@ -30,21 +31,20 @@ def remove_files(folder: Path, task_id: str) -> None:
         path.unlink()
 
 
-async def quoted(service, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+async def quoted(service: Client, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
     """Return a quote without an error."""
     found = await result(service, call("quote_image", **{"prompt": "a fox"} | arguments), headers)
     assert not found["isError"], found
     assert tokens(found) < 2_000
-    return found["structuredContent"]
+    return dict(found["structuredContent"])
 
 
-async def made(service, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
-    return (await result(service, call("generate_image", **{"prompt": "a fox"} | arguments), headers))[
-        "structuredContent"
-    ]
+async def made(service: Client, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    found = await result(service, call("generate_image", **{"prompt": "a fox"} | arguments), headers)
+    return dict(found["structuredContent"])
 
 
-async def test_images_of_a_call_with_another_n_are_not_paid_again(paid, upstream: EmulatedUpstream) -> None:
+async def test_images_of_a_call_with_another_n_are_not_paid_again(paid: Client, upstream: EmulatedUpstream) -> None:
     assert (await quoted(paid, n=4))["reusedImages"] == 0
     await made(paid, n=2)
     more = await quoted(paid, n=4)
@@ -56,7 +56,7 @@ async def test_images_of_a_call_with_another_n_are_not_paid_again(paid, upstream
     assert sum(each.n for each in upstream.ledger.paid) == 2
 
 
-async def test_a_call_with_the_quoted_price_as_its_limit_is_accepted(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_call_with_the_quoted_price_as_its_limit_is_accepted(paid: Client, upstream: EmulatedUpstream) -> None:
     await made(paid, n=2)
     price = (await quoted(paid, n=4))["costUsd"]
     assert (await made(paid, n=4, maxCostUsd=price - 1e-6))["error"]["code"] == "max_cost_exceeded"
@@ -66,7 +66,7 @@ async def test_a_call_with_the_quoted_price_as_its_limit_is_accepted(paid, upstr
     assert sum(each.n for each in upstream.ledger.paid) == 4
 
 
-async def test_images_that_are_gone_are_paid_for(paid, tmp_path: Path) -> None:
+async def test_images_that_are_gone_are_paid_for(paid: Client, tmp_path: Path) -> None:
     task = await made(paid, n=2)
     remove_files(tmp_path, task["taskId"])
     assert (await quoted(paid, n=4))["costUsd"] == pytest.approx(4 * IMAGE_USD)
@@ -74,14 +74,16 @@ async def test_images_that_are_gone_are_paid_for(paid, tmp_path: Path) -> None:
     assert (again["cached"], again["costUsd"]) == (False, pytest.approx(2 * IMAGE_USD))
 
 
-async def test_a_quote_of_images_under_way_shows_that_joining_is_free(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_of_images_under_way_shows_that_joining_is_free(paid: Client, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("hang")
     await paid.post("/api/images/generate", json={"prompt": "a fox"})
     seen = await quoted(paid, maxCostUsd=0)
     assert (seen["joins"], seen["costUsd"], "refusal" in seen) == (True, 0.0, False)
 
 
-async def test_a_quote_names_the_budget_that_is_left_and_its_refusal(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_names_the_budget_that_is_left_and_its_refusal(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid(budget_daily_micro_usd=2_500)
     fresh = await quoted(service, n=3)
     assert (fresh["budgetLeftUsd"], "refusal" in fresh) == (0.0025, False)
@@ -99,7 +101,7 @@ async def test_a_quote_names_the_budget_that_is_left_and_its_refusal(start_paid,
     assert (unknown["costUsd"], unknown["refusal"]["code"]) == (None, "price_unknown")
 
 
-async def test_the_tightest_budget_of_a_key_counts(start_paid) -> None:
+async def test_the_tightest_budget_of_a_key_counts(start_paid: StartService) -> None:
     service = await start_paid(budget_daily_micro_usd=1_000_000)
     created = await service.post("/api/admin/keys", json={"name": "agent", "dailyUsd": 0.001}, headers=AS_ADMIN)
     own = {"Authorization": f"Bearer {(await created.json())['secret']}"}
@@ -109,11 +111,11 @@ async def test_the_tightest_budget_of_a_key_counts(start_paid) -> None:
     assert (seen["budgetLeftUsd"], seen["refusal"]["code"]) == (pytest.approx(0.001 - IMAGE_USD), "budget_exceeded")
 
 
-async def test_without_a_budget_none_is_left(paid) -> None:
+async def test_without_a_budget_none_is_left(paid: Client) -> None:
     assert (await quoted(paid))["budgetLeftUsd"] is None
 
 
-async def test_a_quote_over_its_own_limit_names_the_limit(paid) -> None:
+async def test_a_quote_over_its_own_limit_names_the_limit(paid: Client) -> None:
     seen = await quoted(paid, n=2, maxCostUsd=IMAGE_USD)
     assert (seen["refusal"]["code"], seen["costUsd"]) == ("max_cost_exceeded", pytest.approx(2 * IMAGE_USD))
     assert (await quoted(paid, model="nobody/knows", maxCostUsd=1))["refusal"]["code"] == "price_unknown"
@@ -121,7 +123,7 @@ async def test_a_quote_over_its_own_limit_names_the_limit(paid) -> None:
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
-async def test_a_quote_counts_no_submit_and_names_those_that_are_left(start_paid, store: str) -> None:
+async def test_a_quote_counts_no_submit_and_names_those_that_are_left(start_paid: StartService, store: str) -> None:
     service = await start_paid(image_rate_limit_max=2, rate_limit_store=store)
     for _ in range(3):
         assert (await quoted(service))["callsLeft"] == 2
@@ -134,7 +136,7 @@ async def test_a_quote_counts_no_submit_and_names_those_that_are_left(start_paid
     assert (await made(service))["error"]["code"] == "rate_limited"
 
 
-async def test_a_quote_has_the_limit_of_units(start_paid) -> None:
+async def test_a_quote_has_the_limit_of_units(start_paid: StartService) -> None:
     service = await start_paid(image_units_per_min=10)
     await made(service, n=8)
     assert (await quoted(service, n=4, prompt="a hen"))["refusal"]["code"] == "rate_limited"
@@ -142,7 +144,9 @@ async def test_a_quote_has_the_limit_of_units(start_paid) -> None:
     assert (await quoted(await start_paid(image_rate_limit_max=0)))["callsLeft"] is None
 
 
-async def test_the_position_is_that_in_the_own_line_of_a_key(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_the_position_is_that_in_the_own_line_of_a_key(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     upstream.set_fault("hang")
     service = await start_paid(api_keys=KEYS | {"other": hashlib.sha256(b"another-secret").hexdigest()}, fair_window=2)
     places = []
@@ -157,7 +161,9 @@ async def test_the_position_is_that_in_the_own_line_of_a_key(start_paid, upstrea
     assert other["queuePosition"] < places[-1][0]
 
 
-async def test_a_quote_of_a_refused_request_shows_that_it_is_refused_again(paid, upstream: EmulatedUpstream) -> None:
+async def test_a_quote_of_a_refused_request_shows_that_it_is_refused_again(
+    paid: Client, upstream: EmulatedUpstream
+) -> None:
     upstream.script("400_policy")
     await made(paid)
     seen = await quoted(paid)

@@ -12,19 +12,20 @@ import pytest
 from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import SCHEMAS, TASKS, call, modern, result, send, tokens
+from tests.web.conftest import Client, StartService
 
 MAX_TOKENS = 2_000
 PROMPT = "a fox, " * 4_500 + "and a hen"
 
 
-async def small(service, name: str, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+async def small(service: Client, name: str, headers: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
     """Return a result that an agent can read."""
     found = await result(service, call(name, **arguments), headers)
     assert tokens(found) < MAX_TOKENS, (name, arguments, tokens(found))
     return found
 
 
-async def test_prompts_of_32000_characters_are_not_echoed(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_prompts_of_32000_characters_are_not_echoed(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid(max_attempts=1)
     for prompt in (PROMPT, "狐" * 32_000, '"\\' * 16_000):
         upstream.script(
@@ -50,7 +51,9 @@ HUGE = {
 
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE.keys())
-async def test_a_huge_error_of_the_provider_is_cut(start_paid, upstream: EmulatedUpstream, text: str) -> None:
+async def test_a_huge_error_of_the_provider_is_cut(
+    start_paid: StartService, upstream: EmulatedUpstream, text: str
+) -> None:
     service = await start_paid(max_attempts=1)
     for status in (400, 500):
         body = f'{{"error": {{"message": "{text}"}}}}' if "<" not in text else text
@@ -59,7 +62,7 @@ async def test_a_huge_error_of_the_provider_is_cut(start_paid, upstream: Emulate
         assert failed["structuredContent"]["status"] == "failed"
 
 
-async def test_wrong_arguments_are_cut_in_their_error(service) -> None:
+async def test_wrong_arguments_are_cut_in_their_error(service: Client) -> None:
     wrong: tuple[dict[str, Any], ...] = (
         {f"字段{number}" * 300: number for number in range(200)},
         {f"\u0001{number}" * 300: number for number in range(200)},
@@ -78,14 +81,14 @@ async def test_wrong_arguments_are_cut_in_their_error(service) -> None:
     await small(service, "list_image_models", filter="f" * 100_000)
 
 
-async def test_sixteen_links_of_a_long_public_address_are_whole(start_service) -> None:
+async def test_sixteen_links_of_a_long_public_address_are_whole(start_service: StartService) -> None:
     service = await start_service(public_url="https://images.example.org/" + "a-long-prefix/" * 10)
     found = await small(service, "generate_image", prompt="many", n=16, width=64, height=64)
     urls = found["structuredContent"]["urls"]
     assert (len(set(urls)), min(map(len, urls)) > 170) == (16, True)
 
 
-async def test_sixteen_signed_links_are_all_there(start_service) -> None:
+async def test_sixteen_signed_links_are_all_there(start_service: StartService) -> None:
     key = "a-key-of-a-client"
     service = await start_service(
         public_url="https://images.example.org", api_keys={"client": hashlib.sha256(key.encode()).hexdigest()}
@@ -100,7 +103,7 @@ async def test_sixteen_signed_links_are_all_there(start_service) -> None:
     assert (await service.get(path)).status == 200
 
 
-async def test_each_model_and_its_quote_are_small(service) -> None:
+async def test_each_model_and_its_quote_are_small(service: Client) -> None:
     await small(service, "list_image_models")
     listing = (await service.get("/api/models")).json()
     for model in (await listing)["models"]:
@@ -108,7 +111,7 @@ async def test_each_model_and_its_quote_are_small(service) -> None:
         await small(service, "quote_image", prompt="a", model=model["id"])
 
 
-async def test_hundreds_of_tasks_make_no_result_longer(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_hundreds_of_tasks_make_no_result_longer(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("hang")
     service = await start_paid(worker_concurrency=1)
     for start in range(0, 300, 50):
@@ -123,7 +126,7 @@ async def test_hundreds_of_tasks_make_no_result_longer(start_paid, upstream: Emu
 
 def test_a_result_is_cut_until_it_fits_and_keeps_what_is_of_no_use_in_part() -> None:
     urls = [f"https://example.org/{'u' * 150}/{number}" for number in range(16)]
-    view = {"taskId": "0" * 32, "status": "failed", "urls": urls, "warnings": ["警告" * 2_000] * 40}
+    view: dict[str, Any] = {"taskId": "0" * 32, "status": "failed", "urls": urls, "warnings": ["警告" * 2_000] * 40}
     view |= {
         "error": {"code": "upstream_error", "message": "m" * 9_000, "retryable": False, "details": ["d" * 900] * 30}
     }

@@ -4,11 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from pytest_aiohttp.plugin import AiohttpClient, AiohttpServer
 
 from imagegen.accounts.alerts import Alerts
 from imagegen.accounts.budget_watch import BudgetWatch
@@ -19,11 +21,14 @@ from imagegen.metrics import Meter, RecentRates
 from imagegen.web.http.middleware import PIPELINE
 from imagegen.web.ops import prometheus, stats
 from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
+from tests.conftest import Instance, MakeInstance
 from tests.edge_server import edge_server
 from tests.support import AS_ADMIN, eventually, over_rows, submission
+from tests.web.conftest import Client, StartService
 
-Start = Callable[..., Awaitable[TestClient]]
-Samples = dict[tuple[str, frozenset], float]
+MetricsClient = TestClient[web.Request, Any]
+Start = Callable[..., Awaitable[MetricsClient]]
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture
@@ -32,15 +37,15 @@ def meter() -> Meter:
 
 
 @pytest.fixture
-async def instance(make_instance, meter):
+async def instance(make_instance: MakeInstance, meter: Meter) -> Instance:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     return instance
 
 
 @pytest.fixture
-async def start(aiohttp_client, instance, meter) -> Start:
-    async def start_app(*, blocked=None) -> TestClient:
+async def start(aiohttp_client: AiohttpClient, instance: Instance, meter: Meter) -> Start:
+    async def start_app(*, blocked: tuple[str, float] | None = None) -> MetricsClient:
         app = web.Application()
         rules = ProviderLimits(5, 10.0, lambda: blocked)
         loops = ["loop-0", "loop-1", "reader"]
@@ -81,7 +86,7 @@ async def things(request: web.Request) -> web.StreamResponse:
     return web.Response(text="a thing")
 
 
-async def scrape(client: TestClient) -> Samples:
+async def scrape(client: MetricsClient) -> Samples:
     answer = await client.get("/metrics", headers=AS_ADMIN)
     assert answer.status == 200
     families = text_string_to_metric_families(await answer.text())
@@ -92,7 +97,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[f"imagegen_{name}", frozenset(labels.items())]
 
 
-async def test_metrics_are_prometheus_text(start) -> None:
+async def test_metrics_are_prometheus_text(start: Start) -> None:
     client = await start()
     answer = await client.get("/metrics", headers=AS_ADMIN)
     assert answer.content_type == "text/plain"
@@ -101,14 +106,14 @@ async def test_metrics_are_prometheus_text(start) -> None:
     assert "process_resident_memory_bytes" in text
 
 
-async def test_metrics_are_openmetrics_if_requested(start) -> None:
+async def test_metrics_are_openmetrics_if_requested(start: Start) -> None:
     client = await start()
     answer = await client.get("/metrics", headers=AS_ADMIN | {"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.content_type == "application/openmetrics-text"
     assert (await answer.text()).endswith("# EOF\n")
 
 
-async def test_requests_are_counted_by_route_template_and_status(start) -> None:
+async def test_requests_are_counted_by_route_template_and_status(start: Start) -> None:
     client = await start()
     for path in ("one", "two", "fault"):
         await client.get(f"/things/{path}")
@@ -125,7 +130,7 @@ async def test_requests_are_counted_by_route_template_and_status(start) -> None:
     assert "PURGE" not in text
 
 
-async def test_an_answer_that_broke_off_is_counted_as_499(start, meter) -> None:
+async def test_an_answer_that_broke_off_is_counted_as_499(start: Start, meter: Meter) -> None:
     client = await start()
     answer = await client.get("/things/stream")
     with pytest.raises(ClientError):
@@ -135,7 +140,7 @@ async def test_an_answer_that_broke_off_is_counted_as_499(start, meter) -> None:
     assert meter.open_requests == 0
 
 
-async def test_open_requests_are_reported(start, meter) -> None:
+async def test_open_requests_are_reported(start: Start, meter: Meter) -> None:
     client = await start()
     stuck = asyncio.create_task(client.get("/things/stuck"))
     await eventually(lambda: meter.open_requests == 1)
@@ -143,7 +148,7 @@ async def test_open_requests_are_reported(start, meter) -> None:
     stuck.cancel()
 
 
-async def test_counts_of_the_meter_are_reported(start, meter) -> None:
+async def test_counts_of_the_meter_are_reported(start: Start, meter: Meter) -> None:
     meter.submits["HIT"] += 3
     meter.finished("failed", "upstream_timeout", "flux")
     meter.finished("failed", "upstream_timeout", "their own words")
@@ -174,7 +179,7 @@ async def test_counts_of_the_meter_are_reported(start, meter) -> None:
     assert value(samples, "redis_commands_month_projected") > 0
 
 
-async def test_the_queue_and_the_loops_are_reported(start, instance) -> None:
+async def test_the_queue_and_the_loops_are_reported(start: Start, instance: Instance) -> None:
     await instance.client_queue.submit(submission("a"))
     samples = await scrape(await start(blocked=("upstream_rate_limited", time.time() + 30)))
     assert value(samples, "queue_depth") == 1
@@ -187,7 +192,7 @@ async def test_the_queue_and_the_loops_are_reported(start, instance) -> None:
     assert 0 < value(samples, "upstream_blocked_seconds") <= 30
 
 
-async def test_scraping_an_instance_alone_costs_no_redis_command(start, instance) -> None:
+async def test_scraping_an_instance_alone_costs_no_redis_command(start: Start, instance: Instance) -> None:
     client = await start()
     before = instance.connection.meter.commands.total()
     for _ in range(5):
@@ -195,7 +200,9 @@ async def test_scraping_an_instance_alone_costs_no_redis_command(start, instance
     assert instance.connection.meter.commands.total() == before
 
 
-async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client, meter) -> None:
+async def test_two_applications_do_not_share_their_numbers(
+    start: Start, aiohttp_client: AiohttpClient, meter: Meter
+) -> None:
     one = await start()
     await one.get("/things/one")
     other = web.Application()
@@ -205,7 +212,7 @@ async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client
     assert ("GET", "/", 404) not in meter.requests
 
 
-async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
+async def test_stats_report_the_same_in_json(start: Start, instance: Instance, meter: Meter) -> None:
     await instance.client_queue.submit(submission("a"))
     meter.submits["MISS"] += 2
     meter.finished("completed", "", "flux")
@@ -243,33 +250,33 @@ async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
     assert report["http"] == {"open": 1, "byStatus": {"200": 1}}
 
 
-async def test_stats_show_until_when_the_upstream_is_paused(start) -> None:
+async def test_stats_show_until_when_the_upstream_is_paused(start: Start) -> None:
     client = await start(blocked=("upstream_overloaded", 0.0))
     report = await (await client.get("/api/stats", headers=AS_ADMIN)).json()
     assert report["upstream"]["blocked"] == {"reason": "upstream_overloaded", "until": "1970-01-01T00:00:00.000Z"}
 
 
-async def test_stats_show_the_stored_dead_letters(start, instance) -> None:
+async def test_stats_show_the_stored_dead_letters(start: Start, instance: Instance) -> None:
     await instance.connection.commands.rpush(instance.keys.dead_letters, "x", "y")
     report = await (await (await start()).get("/api/stats", headers=AS_ADMIN)).json()
     assert report["deadLetters"] == {"sinceStart": 0, "kept": 2}
 
 
 @over_rows("path", ["/metrics", "/api/stats", "/api/images"])
-async def test_the_admin_routes_of_the_service_need_the_token_from_every_address(service, path) -> None:
+async def test_the_admin_routes_of_the_service_need_the_token_from_every_address(service: Client, path: str) -> None:
     for headers in ({}, {"X-Forwarded-For": "127.0.0.1"}, {"Authorization": "Bearer another-token-than-that"}):
         answer = await service.get(path, headers=headers)
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert (await service.get(path, headers=AS_ADMIN)).status == 200
 
 
-async def test_stats_count_against_the_limit_of_the_api_and_metrics_do_not(start_service) -> None:
+async def test_stats_count_against_the_limit_of_the_api_and_metrics_do_not(start_service: StartService) -> None:
     service = await start_service(rate_limit_max=1)
     assert [(await service.get("/metrics", headers=AS_ADMIN)).status for _ in range(3)] == [200, 200, 200]
     assert [(await service.get("/api/stats", headers=AS_ADMIN)).status for _ in range(2)] == [200, 429]
 
 
-async def billed(service: TestClient) -> tuple[int, int]:
+async def billed(service: Client) -> tuple[int, int]:
     """Return the command counts of our meter and of the server."""
     stats = await service.app[CONNECTION].commands.info("commandstats")
     free = ("info", "ping", "hello", "client", "script", "config", "select", "auth")
@@ -279,7 +286,9 @@ async def billed(service: TestClient) -> tuple[int, int]:
     return service.app[PIPELINE].meter.commands.total(), counted
 
 
-async def test_a_service_counts_its_redis_commands_as_the_server_does(start_service, aiohttp_server) -> None:
+async def test_a_service_counts_its_redis_commands_as_the_server_does(
+    start_service: StartService, aiohttp_server: AiohttpServer
+) -> None:
     hooked: list[str] = []
 
     async def hook(request: web.Request) -> web.Response:

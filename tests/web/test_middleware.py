@@ -19,7 +19,7 @@ from tests.support import logged, over_rows
 Client = TestClient[web.Request, web.Application]
 
 
-async def hello(request: web.Request) -> web.Response:
+async def hello(request: web.Request) -> web.StreamResponse:
     return json_response({"id": request_id_of(request), "language": language(request)})
 
 

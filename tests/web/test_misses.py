@@ -18,7 +18,7 @@ BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 def commands(service: Client) -> int:
     """Return the number of commands for task reads and limits; background commands are excluded."""
-    spent = service.app[CONNECTION].meter.commands  # type: ignore[union-attr]
+    spent = service.app[CONNECTION].meter.commands
     return spent["read"] + spent["limits"]
 
 
@@ -27,7 +27,7 @@ def random_id() -> str:
 
 
 def id_of(service: Client, body: dict[str, Any]) -> str:
-    identity = service.app[SERVICES].identity  # type: ignore[union-attr]
+    identity = service.app[SERVICES].identity
     request = parse(body, default_model=identity.default_model, aliases={})
     return identity.submission(request, None).task_id
 
@@ -56,7 +56,7 @@ async def test_misses_are_not_limited_without_a_limit(service: Client) -> None:
 @pytest.mark.parametrize("path", ["/api/images/{}", "/api/images/{}/0", "/api/images/{}/events"])
 async def test_an_unknown_id_costs_one_command_for_many_requests(service: Client, path: str) -> None:
     unknown = path.format(random_id())
-    await eventually(lambda: service.app[QUEUE].notifier.alone_since)  # type: ignore[union-attr]
+    await eventually(lambda: service.app[QUEUE].notifier.alone_since)
     before = commands(service)
     for _ in range(10):
         assert (await service.get(unknown)).status == 404

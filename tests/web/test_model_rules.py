@@ -15,7 +15,10 @@ from tests.web.conftest import Client, StartService
 
 BFL = "black-forest-labs/"
 IMAGE = "https://images.example/cat.png"
-TOGETHER = [
+Row = tuple[str, dict[str, Any], str, str, str]
+"""Model, fields, the field that is refused, its rule, and the nearest value."""
+
+TOGETHER: list[Row] = [
     (f"{BFL}FLUX.1-schnell", {"width": 1024, "height": 1272}, "height", "multiples of 16", "1024x1264"),
     (f"{BFL}FLUX.1-schnell", {"width": 1024, "height": 1808}, "height", "64 to 1792", "1024x1792"),
     (f"{BFL}FLUX.1-schnell", {"steps": 13}, "steps", "at most 12", "12"),
@@ -57,7 +60,7 @@ TOGETHER = [
     ("HiDream-ai/HiDream-I1-Fast", {"steps": 51}, "steps", "at most 50", "50"),
     ("Lykon/DreamShaper", {"steps": 51}, "steps", "at most 50", "50"),
 ]
-OPENAI = [
+OPENAI: list[Row] = [
     ("gpt-image-2", {"size": "3856x2160"}, "size", "1 to 3840", "3840x2160"),
     ("gpt-image-2", {"size": "1024x1032"}, "size", "multiples of 16", "1024x1024"),
     ("gpt-image-2", {"size": "512x512"}, "size", "at least 655360 pixels", "816x816"),
@@ -91,7 +94,7 @@ async def details_of(client: Client, path: str, body: dict[str, Any]) -> list[di
     return list(answer["details"])
 
 
-def check(details: list[dict[str, str]], row: tuple[str, dict[str, Any], str, str, str]) -> None:
+def check(details: list[dict[str, str]], row: Row) -> None:
     model, _, field, rule, near = row
     assert [detail["field"] for detail in details] == [field], row
     message = details[0]["message"]
@@ -104,14 +107,16 @@ def test_enough_rows_are_tried() -> None:
     assert len({model for model, *_ in TOGETHER + OPENAI}) >= 45
 
 
-async def test_each_models_nearest_wrong_value_is_a_400_without_a_call(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_each_models_nearest_wrong_value_is_a_400_without_a_call(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid()
     for row in TOGETHER:
         check(await details_of(service, "/api/images/generate", {"prompt": "a cat", "model": row[0], **row[1]}), row)
     assert upstream.ledger.total == 0
 
 
-async def test_a_batch_refuses_only_the_wrong_entries(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_a_batch_refuses_only_the_wrong_entries(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid()
     good = {"prompt": "a cat", "model": TOGETHER[0][0]}
     entries = [good, *({"prompt": "a cat", "model": row[0], **row[1]} for row in TOGETHER[:5])]
@@ -121,14 +126,14 @@ async def test_a_batch_refuses_only_the_wrong_entries(start_paid, upstream: Emul
     assert results[1]["details"][0]["field"] == "requests[1].height"
 
 
-async def test_v1_names_the_clients_field(start_openai, upstream: EmulatedUpstream) -> None:
+async def test_v1_names_the_clients_field(start_openai: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_openai()
     for row in OPENAI:
         check(await details_of(service, "/v1/images/generations", {"prompt": "a cat", "model": row[0], **row[1]}), row)
     assert upstream.ledger.total == 0
 
 
-async def test_v1_names_a_size_once(start_openai) -> None:
+async def test_v1_names_a_size_once(start_openai: StartService) -> None:
     service = await start_openai()
     body = {"prompt": "a cat", "model": "gpt-image-2", "size": "512x512"}
     (detail,) = await details_of(service, "/v1/images/generations", body)
@@ -136,14 +141,14 @@ async def test_v1_names_a_size_once(start_openai) -> None:
     assert detail["message"] == f"size: is not possible for gpt-image-2: {rule}; the nearest size is 816x816"
 
 
-async def test_a_snake_case_field_is_named_as_it_was_sent(start_paid) -> None:
+async def test_a_snake_case_field_is_named_as_it_was_sent(start_paid: StartService) -> None:
     service = await start_paid()
     body = {"prompt": "a cat", "model": f"{BFL}FLUX.1-schnell", "image_url": IMAGE, "steps": 13}
     details = await details_of(service, "/api/images/generate", body)
     assert [detail["field"] for detail in details] == ["steps", "image_url"]
 
 
-async def test_without_rules_every_value_is_sent(start_paid, upstream: EmulatedUpstream) -> None:
+async def test_without_rules_every_value_is_sent(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid(model_rules=False, max_attempts=1)
     sent = [(model, fields) for model, fields, *_ in TOGETHER if fields.keys().isdisjoint(("background", "mask"))]
     for number, (model, fields) in enumerate(sent):
@@ -154,7 +159,9 @@ async def test_without_rules_every_value_is_sent(start_paid, upstream: EmulatedU
         assert all(value in received.values() or [value] in received.values() for value in fields.values())
 
 
-async def test_without_rules_an_openai_model_is_sent_any_size(start_openai, upstream: EmulatedUpstream) -> None:
+async def test_without_rules_an_openai_model_is_sent_any_size(
+    start_openai: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_openai(model_rules=False)
     for number, size in enumerate(("3856x2160", "1024x1032", "512x512")):
         body = {"prompt": f"cat {number}", "model": "gpt-image-2", "size": size}
@@ -176,7 +183,7 @@ async def test_without_rules_an_openai_model_is_sent_any_size(start_openai, upst
     ],
 )
 async def test_a_size_that_nobody_gave_is_the_models_nearest(
-    start_paid, upstream: EmulatedUpstream, model: str, fields: dict[str, Any], size: tuple[int, int]
+    start_paid: StartService, upstream: EmulatedUpstream, model: str, fields: dict[str, Any], size: tuple[int, int]
 ) -> None:
     service = await start_paid()
     await service.post("/api/images/generate?wait=10", json={"prompt": "a cat", "model": model, **fields})
@@ -193,34 +200,40 @@ async def test_a_size_that_nobody_gave_is_the_models_nearest(
         ({"width": 1032}, "width"),
     ],
 )
-async def test_what_the_client_gave_is_never_changed(start_paid, fields: dict[str, Any], field: str) -> None:
+async def test_what_the_client_gave_is_never_changed(
+    start_paid: StartService, fields: dict[str, Any], field: str
+) -> None:
     service = await start_paid()
     body = {"prompt": "a cat", "model": "google/flash-image-2.5", **fields}
     details = await details_of(service, "/api/images/generate", body)
     assert [detail["field"] for detail in details] == [field]
 
 
-async def test_v1_without_a_size_is_1024_or_the_models_nearest(start_openai, upstream: EmulatedUpstream) -> None:
+async def test_v1_without_a_size_is_1024_or_the_models_nearest(
+    start_openai: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_openai()
     await service.post("/v1/images/generations", json={"prompt": "a cat", "model": "gpt-image-1.5"})
     await service.post("/v1/images/generations", json={"prompt": "a dog", "model": "gpt-image-1.5", "size": "auto"})
     assert [call.body["size"] for call in upstream.ledger.calls] == ["1024x1024", "1024x1024"]
 
 
-async def test_an_alias_has_the_limits_of_its_model(start_paid) -> None:
+async def test_an_alias_has_the_limits_of_its_model(start_paid: StartService) -> None:
     service = await start_paid(model_aliases={"fast": f"{BFL}FLUX.1-schnell"})
     details = await details_of(service, "/api/images/generate", {"prompt": "a cat", "model": "fast", "steps": 13})
     assert details[0]["field"] == "steps"
 
 
-async def test_an_unlisted_model_and_the_sandbox_have_no_limits(start_paid, service: Client) -> None:
+async def test_an_unlisted_model_and_the_sandbox_have_no_limits(start_paid: StartService, service: Client) -> None:
     body = {"prompt": "a cat", "model": f"{BFL}FLUX.1-schnell", "steps": 13, "width": 1000}
     assert (await service.post("/api/images/generate", json=body)).status == 202
     paid = await start_paid()
     assert (await paid.post("/api/images/generate", json=body | {"model": "unlisted"})).status == 202
 
 
-async def test_own_rows_are_checked_too(start_service: StartService, tmp_path: Path, models_file) -> None:
+async def test_own_rows_are_checked_too(
+    start_service: StartService, tmp_path: Path, models_file: Callable[[str], Path]
+) -> None:
     path = models_file('{ id = "mine", prompt_max = 5, qualities = ["draft"], ratios = ["1:1", "16:9"] }')
     service = await start_service(models_file=path)
     body = {"prompt": "a long one", "model": "mine", "quality": "drafts", "aspectRatio": "21:9"}
@@ -232,7 +245,7 @@ async def test_own_rows_are_checked_too(start_service: StartService, tmp_path: P
 
 
 async def test_more_images_than_a_call_takes_are_split_without_a_refused_call(
-    start_paid, upstream: EmulatedUpstream, models_file
+    start_paid: StartService, upstream: EmulatedUpstream, models_file: Callable[[str], Path]
 ) -> None:
     service = await start_paid(models_file=models_file('{ id = "single", max_n = 1 }'))
     body = {"prompt": "a cat", "model": "single", "n": 3}
@@ -240,7 +253,9 @@ async def test_more_images_than_a_call_takes_are_split_without_a_refused_call(
     assert [call.n for call in upstream.ledger.calls] == [1, 1, 1]
 
 
-async def test_a_task_has_a_warning_of_its_models_end(start_service: StartService, models_file) -> None:
+async def test_a_task_has_a_warning_of_its_models_end(
+    start_service: StartService, models_file: Callable[[str], Path]
+) -> None:
     path = models_file('{ id = "old", ends = 2020-01-31, successor = "new" }')
     service = await start_service(models_file=path)
     notice = "old ended on 2020-01-31; its successor is new"

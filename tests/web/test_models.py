@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.providers.model_table import load_table
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.web.conftest import Client, StartService
 
 SCHNELL = "black-forest-labs/FLUX.1-schnell"
@@ -34,7 +35,7 @@ async def models_of(client: Client) -> dict[str, dict[str, Any]]:
     return views
 
 
-async def test_a_models_limits_and_price_are_shown(start_paid) -> None:
+async def test_a_models_limits_and_price_are_shown(start_paid: StartService) -> None:
     models = await models_of(await start_paid())
     assert {row.id for row in load_table("together").rows} <= models.keys()
     assert models[SCHNELL] == {
@@ -69,7 +70,7 @@ async def test_a_models_limits_and_price_are_shown(start_paid) -> None:
     assert models["google/gemini-3-pro-image"]["price"]["byResolution"] == {"1K": 0.134, "2K": 0.134, "4K": 0.24}
 
 
-async def test_an_end_and_a_successor_are_shown(start_service: StartService, upstream) -> None:
+async def test_an_end_and_a_successor_are_shown(start_service: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_service(provider="openai", openai_api_url=upstream.url, openai_api_key="any")
     model = (await models_of(service))["gpt-image-1.5"]
     assert (model["endsAt"], model["successor"]) == ("2026-12-01", "gpt-image-2.6-flare")
@@ -77,7 +78,7 @@ async def test_an_end_and_a_successor_are_shown(start_service: StartService, ups
     assert model["price"]["perMillionTokens"] == {"textIn": 5, "imageIn": 8, "imageOut": 32}
 
 
-async def test_an_unlisted_model_has_nulls_and_an_alias_the_limits_of_its_model(start_paid) -> None:
+async def test_an_unlisted_model_has_nulls_and_an_alias_the_limits_of_its_model(start_paid: StartService) -> None:
     service = await start_paid(default_model="mine", model_aliases={"fast": SCHNELL})
     models = await models_of(service)
     assert models["mine"] == {
@@ -107,13 +108,13 @@ async def test_own_rows_are_shown(start_service: StartService, tmp_path: Path) -
     assert model["price"] == {"currency": "USD", "perImage": 0.5, "certainty": None}
 
 
-async def test_the_list_needs_no_upstream(start_paid, upstream) -> None:
+async def test_the_list_needs_no_upstream(start_paid: StartService, upstream: EmulatedUpstream) -> None:
     service = await start_paid()
     await upstream.stop()
     assert SCHNELL in await models_of(service)
 
 
-async def test_the_default_model_is_named(start_paid) -> None:
+async def test_the_default_model_is_named(start_paid: StartService) -> None:
     body = await (await (await start_paid(default_model="own/model")).get("/api/models")).json()
     assert body["defaultModel"] == "own/model"
     assert "own/model" in {view["id"] for view in body["models"]}

@@ -14,8 +14,7 @@ from imagegen.ratelimit.limits import Limits, RateLimits, networks
 from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
 from imagegen.web.http.forwarded import client_address
 from tests.edge_server import edge_server
-
-from .conftest import Clock
+from tests.support import Clock
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]

@@ -9,8 +9,7 @@ import pytest
 
 from imagegen.errors import QueueUnavailable
 from imagegen.ratelimit.stores import MAX_ENTRIES, FallbackRateLimitStore, LimitState, MemoryRateLimitStore, Window
-
-from .conftest import Clock
+from tests.support import Clock
 
 ONE = Window("general:a", 2, 60.0)
 
@@ -65,7 +64,7 @@ class Shared:
         self.calls = 0
         self.answer: LimitState | Exception | None = LimitState(1, 60.0, 0.0)
 
-    async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[tuple[int, float, float]]:
+    async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[LimitState]:
         self.calls += 1
         if self.answer is None:
             await asyncio.Event().wait()

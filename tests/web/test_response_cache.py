@@ -8,6 +8,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.web import response_cache
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.response_cache import ResponseCache, ResponseKey
+from tests.web.conftest import Client, StartService
 
 JSON = {"prompt": "told"}
 
@@ -51,7 +52,7 @@ def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pyt
     assert cache.get(key_of("a"), record) == b"x" * 400
 
 
-async def test_each_reader_gets_its_language_and_links_of_its_host(start_service) -> None:
+async def test_each_reader_gets_its_language_and_links_of_its_host(start_service: StartService) -> None:
     service = await start_service(hosts=("0.0.0.0",))
     answer = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{answer['taskId']}"
@@ -65,7 +66,7 @@ async def test_each_reader_gets_its_language_and_links_of_its_host(start_service
         assert (await (await service.post("/api/images/generate", json=JSON)).json())["message"].startswith("发现")
 
 
-async def test_a_task_generated_again_is_rendered_again(service) -> None:
+async def test_a_task_generated_again_is_rendered_again(service: Client) -> None:
     first = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{first['taskId']}"
     before = await (await service.get(path)).json()
@@ -76,7 +77,7 @@ async def test_a_task_generated_again_is_rendered_again(service) -> None:
     assert (hit["cached"], hit["sequence"]) == (True, after["sequence"])
 
 
-async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service) -> None:
+async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service: Client) -> None:
     first = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{first['taskId']}"
     for _ in range(2):

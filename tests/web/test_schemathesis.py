@@ -53,7 +53,7 @@ SAME_BODY = "/v1/images/edits/async"
 IMAGES_IN = ("/api/uploads", "images/edits", "images/edits/async", "images/variations")
 """No schema says what an image is, and variations are never accepted."""
 
-CHEAP = {
+CHEAP: dict[str, Any] = {
     "width": 64,
     "height": 64,
     "size": "64x64",
@@ -87,7 +87,7 @@ SETTINGS = {
 """With a key, so that each route refuses a request without one, as the document says."""
 
 
-def drop_keys(case: schemathesis.Case, sent: set[str]) -> None:
+def drop_keys(case: schemathesis.Case[Any], sent: set[str]) -> None:
     """Remove the generated API key: the requests have the admin token, and two different secrets are refused.
 
     Remove an idempotency key that an earlier request had: with another body it is refused before a task is submitted.
@@ -144,11 +144,11 @@ OPERATIONS = [
 ]
 
 
-def is_lenient(case: schemathesis.Case) -> bool:
-    return case.operation.path.endswith(LENIENT)
+def is_lenient(case: schemathesis.Case[Any]) -> bool:
+    return str(case.operation.path).endswith(LENIENT)
 
 
-def limit_cost(case: schemathesis.Case) -> None:
+def limit_cost(case: schemathesis.Case[Any]) -> None:
     """Request small images, without fields that exclude each other and without webhooks, if the body is valid."""
     refused = case.meta is not None and case.meta.generation.mode.is_negative and not is_lenient(case)
     if refused or not isinstance(case.body, dict):
@@ -186,15 +186,14 @@ def test_every_response_is_documented(
 ) -> None:
     """The requests are generated here, since `schema.parametrize` does so in each process that collects the tests."""
 
-    def check(case: schemathesis.Case) -> None:
+    def check(case: schemathesis.Case[Any]) -> None:
         limit_cost(case)
         drop_keys(case, sent_keys)
         names = ["negative_data_rejection"] if is_lenient(case) else []
         if path.endswith((*IMAGES_IN, *RELATED)):
             names.append("positive_data_acceptance")
-        case.call_and_validate(
-            base_url=service.url, session=session, headers=AS_ADMIN, excluded_checks=CHECKS.get_by_names(names)
-        )
+        excluded: Any = CHECKS.get_by_names(names)
+        case.call_and_validate(base_url=service.url, session=session, headers=AS_ADMIN, excluded_checks=excluded)
 
     schema = described(has_boundaries=path not in FUZZED_ALONE)
     build_operation_test(
@@ -210,12 +209,12 @@ def test_every_linked_response_is_documented(service: Service, session: requests
     """Walk that submits tasks, then reads, follows and cancels them in many orders."""
     machine = described().as_state_machine()
 
-    class Walk(machine):
-        def before_call(self, case: schemathesis.Case) -> None:
+    class Walk(machine):  # type: ignore[misc, valid-type]  # of this document
+        def before_call(self, case: schemathesis.Case[Any]) -> None:
             limit_cost(case)
             drop_keys(case, sent_keys)
 
-        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+        def get_call_kwargs(self, case: schemathesis.Case[Any]) -> dict[str, Any]:
             return {"base_url": service.url, "session": session, "headers": AS_ADMIN}
 
     Walk.run(

@@ -86,11 +86,15 @@ def paths_of(operation: Operation) -> list[str]:
     return [path + query for query in queries]
 
 
-async def seen(client: Client, method: str, path: str, headers: dict[str, str]) -> tuple[object, ...]:
+Seen = tuple[int, str, list[tuple[str, str]], bytes]
+"""Status, reason, headers in their order, and body of a response."""
+
+
+async def seen(client: Client, method: str, path: str, headers: dict[str, str]) -> Seen:
     """Return a whole response but for its time: status, headers in their order, and body."""
     answer = await client.request(method, path, headers=PROBE | headers, allow_redirects=False)
     shown = [(name, value) for name, value in answer.headers.items() if name != "Date"]
-    return answer.status, answer.reason, shown, await answer.read()
+    return answer.status, answer.reason or "", shown, await answer.read()
 
 
 async def submit(client: Client, headers: Mapping[str, str], query: str = "", **fields: Any) -> dict[str, Any]:
@@ -150,7 +154,7 @@ async def test_misses_of_tasks_of_others_count_as_those_of_unknown_ids(start_ser
         shown = [await seen(client, "get", f"/api/images/{task_id}/0", headers) for _ in range(7)]
         return [
             (status, [(name, value) for name, value in headers if "Reset" not in name and name != "RateLimit"], body)
-            for status, _, headers, body in shown  # type: ignore[misc]
+            for status, _, headers, body in shown
         ]
 
     theirs, unknown = await probe(AS_B, done["taskId"]), await probe(AS_C, UNKNOWN)
@@ -286,9 +290,10 @@ async def test_no_cache_makes_a_variant_of_the_client_where_tasks_are_shared(sta
 
 async def test_a_client_sees_its_own_webhooks_of_a_shared_task(start_service: StartService) -> None:
     client = await start_service(api_keys=KEYS, cache_scope="shared", sandbox_delay_s=1.5)
+    tasks = []
     for headers, host in ((AS_A, "a.example.com"), (AS_B, "b.example.com"), (AS_B, "b2.example.com")):
-        task = await submit(client, headers, webhook={"url": f"https://{host}/secret"})
-    path = f"/api/images/{task['taskId']}"
+        tasks.append(await submit(client, headers, webhook={"url": f"https://{host}/secret"}))
+    path = f"/api/images/{tasks[-1]['taskId']}"
     for _ in range(2):
         shown = [
             [hook["url"] for hook in (await (await client.get(path, headers=headers)).json()).get("webhook", [])]
@@ -296,7 +301,7 @@ async def test_a_client_sees_its_own_webhooks_of_a_shared_task(start_service: St
         ]
         hosts = ["https://a.example.com", "https://b.example.com", "https://b2.example.com"]
         assert shown == [hosts[:1], hosts[1:], [], hosts]
-        by_link = await (await client.get(local(task["eventsUrl"]))).text()  # lasts until the task is finished
+        by_link = await (await client.get(local(tasks[-1]["eventsUrl"]))).text()  # lasts until the task is finished
         assert "example.com" not in by_link
 
 

@@ -67,15 +67,15 @@ def parse(raw: bytes) -> list[Answer]:
     return answers
 
 
-async def echo(request: web.Request) -> web.Response:
+async def echo(request: web.Request) -> web.StreamResponse:
     return json_response({"body": parse_object(await read_body(request, max_bytes=1000, timeout_s=0.2))})
 
 
-async def size(request: web.Request) -> web.Response:
+async def size(request: web.Request) -> web.StreamResponse:
     return json_response({"bytes": len(await read_body(request))})
 
 
-async def hello(request: web.Request) -> web.Response:
+async def hello(request: web.Request) -> web.StreamResponse:
     return json_response({"path": request.path})
 
 
@@ -203,7 +203,7 @@ async def test_unfinished_heads_hold_no_more_than_their_limit(server: Server) ->
     finally:
         tracemalloc.stop()
     # The rest of the flood is not read, so the system may reset the connection before the client reads the refusal.
-    assert all(isinstance(got, ConnectionError) or got[0].status == 431 for got in answers)
+    assert all(isinstance(got, ConnectionError) or (isinstance(got, list) and got[0].status == 431) for got in answers)
     assert held < 20 * 150_000
     for writer in writers:
         writer.close()

@@ -12,8 +12,7 @@ from imagegen.settings import Settings
 from imagegen.tasks.request import GenerationRequest
 from tests.image_bytes import data_uri, image_file
 from tests.support import AS_ADMIN
-
-from .conftest import Client, StartService
+from tests.web.conftest import Client, StartService
 
 PNG = image_file(size=(64, 64))
 GENERATE, V1 = "/api/images/generate", "/v1/images/generations"

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import FormData
 
 from imagegen.app import STORE
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import body_stream
 from tests.image_bytes import image_file, png_file
 from tests.support import over_rows
@@ -35,7 +36,9 @@ def file_part(data: bytes, name: str = "file") -> tuple[str, bytes]:
 
 def kept_files(client: Client) -> list[str]:
     """Return the names of all files of images, saved or on their way."""
-    folder = client.app[STORE].spool_folder.parent.parent
+    spool = client.app[STORE].spool_folder
+    assert spool
+    folder = spool.parent.parent
     return [
         path.name
         for part in ("images", "spool")
@@ -204,8 +207,6 @@ async def test_uploads_count_against_the_general_limit(start_service: Any) -> No
 
 
 async def test_a_draining_service_takes_no_uploads(service: Client) -> None:
-    from imagegen.app import SERVICES
-
     service.app[SERVICES].readiness.draining = True
     response = await service.post("/api/uploads", data=image_file())
     assert (response.status, (await response.json())["code"]) == (503, "draining")

@@ -8,11 +8,12 @@ import io
 import json
 
 import pytest
-from aiohttp.test_utils import TestClient
 
 from imagegen.web.ops.usage import prefers_csv
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.faults.money import charged
 from tests.support import AS_ADMIN
+from tests.web.conftest import Client, StartService, StartTwo
 
 PRICE = 708e-6
 """Dollars of an image of 512 x 512."""
@@ -20,13 +21,15 @@ PRICE = 708e-6
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 
-async def submitted(client: TestClient, **fields: object) -> None:
+async def submitted(client: Client, **fields: object) -> None:
     response = await client.post("/api/images/generate?wait=30", json=BODY | fields)
     assert response.status == 200
     assert (await response.json())["status"] == "completed"
 
 
-async def test_the_report_counts_submits_hits_joins_and_images_on_every_instance(start_two) -> None:
+async def test_the_report_counts_submits_hits_joins_and_images_on_every_instance(
+    start_two: StartTwo,
+) -> None:
     one, other = await start_two()
     await submitted(one, n=2)
     await submitted(one, n=2)
@@ -49,14 +52,14 @@ async def test_the_report_counts_submits_hits_joins_and_images_on_every_instance
     assert (row["key"], row["submitted"], row["images"]) == ("", "4", "3")
 
 
-async def test_a_bad_query_is_refused_with_the_name_of_its_field(start_service) -> None:
+async def test_a_bad_query_is_refused_with_the_name_of_its_field(start_service: StartService) -> None:
     service = await start_service()
     response = await service.get("/api/usage?from=2026-13-01&by=hour", headers=AS_ADMIN)
     assert response.status == 400
     assert [error["field"] for error in (await response.json())["details"]] == ["from", "by"]
 
 
-async def test_a_stranger_is_refused(start_service) -> None:
+async def test_a_stranger_is_refused(start_service: StartService) -> None:
     service = await start_service()
     assert (await service.get("/api/usage")).status == 401
     assert (await service.get("/api/usage", headers={"Authorization": "Bearer another-token"})).status == 401
@@ -83,7 +86,7 @@ def test_csv_is_sent_where_it_is_preferred(accept: str, *, csv_preferred: bool) 
     assert prefers_csv(accept) is csv_preferred
 
 
-async def test_a_key_sees_its_own_usage_and_the_operator_all(start_service) -> None:
+async def test_a_key_sees_its_own_usage_and_the_operator_all(start_service: StartService) -> None:
     secrets = {"ann": "a-secret-of-ann-1", "bob": "a-secret-of-bob-1"}
     service = await start_service(
         api_keys={name: hashlib.sha256(text.encode()).hexdigest() for name, text in secrets.items()}
@@ -103,7 +106,9 @@ async def test_a_key_sees_its_own_usage_and_the_operator_all(start_service) -> N
     assert (await service.get("/api/usage")).status == 401
 
 
-async def test_the_report_equals_the_ledger_of_the_upstream_to_the_cent(start_paid, upstream) -> None:
+async def test_the_report_equals_the_ledger_of_the_upstream_to_the_cent(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
     service = await start_paid(max_attempts=3)
     upstream.script({"fault": "429", "retry_after": 0.1}, {"fault": "400"}, {"fault": "500"})
     for number in range(6):
@@ -117,7 +122,7 @@ async def test_the_report_equals_the_ledger_of_the_upstream_to_the_cent(start_pa
     assert spent["completed"] + spent["failed"] >= 6
 
 
-async def test_what_a_key_saved_counts_for_it_where_tasks_are_shared(start_paid) -> None:
+async def test_what_a_key_saved_counts_for_it_where_tasks_are_shared(start_paid: StartService) -> None:
     keys = {name: hashlib.sha256(f"the-secret-of-{name}".encode()).hexdigest() for name in ("ann", "bob")}
     service = await start_paid(api_keys=keys, cache_scope="shared")
 

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import warnings
+from typing import Any
 
 
 def load(name: str, wanted: str) -> None:
@@ -29,7 +30,8 @@ def load(name: str, wanted: str) -> None:
         gc.enable()
 
 
-def client_of(sdk: str, mode: str, base: str, options: dict) -> object:
+def client_of(sdk: str, mode: str, base: str, options: dict[str, Any]) -> Any:
+    kind: Any
     if sdk == "openai":
         import openai
 
@@ -41,7 +43,7 @@ def client_of(sdk: str, mode: str, base: str, options: dict) -> object:
     return kind(**{"api_key": "any", "base_url": base, **options})
 
 
-def call(sdk: str, mode: str, spec: dict) -> object:
+def call(sdk: str, mode: str, spec: dict[str, Any]) -> Any:
     """Return the call's result or its awaitable."""
     if sdk == "litellm":
         import litellm
@@ -55,7 +57,7 @@ def call(sdk: str, mode: str, spec: dict) -> object:
     return method(**spec["fields"], **files_of(spec))
 
 
-def files_of(spec: dict) -> dict:
+def files_of(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         name: [file_of(text) for text in value] if isinstance(value, list) else file_of(value)
         for name, value in spec["files"].items()
@@ -68,7 +70,7 @@ def file_of(text: str) -> object:
     return file
 
 
-async def result_of(sdk: str, mode: str, spec: dict) -> dict:
+async def result_of(sdk: str, mode: str, spec: dict[str, Any]) -> dict[str, Any]:
     try:
         result = call(sdk, mode, spec)
         if inspect.isawaitable(result):
@@ -103,8 +105,8 @@ def plain(value: object) -> object:
     return value
 
 
-def failed(error: Exception) -> dict:
-    found = {"error": type(error).__name__, "text": str(error)[:500]}
+def failed(error: Exception) -> dict[str, Any]:
+    found: dict[str, Any] = {"error": type(error).__name__, "text": str(error)[:500]}
     for name in ("status_code", "code", "param", "type", "request_id", "body"):
         value = getattr(error, name, None)
         if isinstance(value, str | int | dict):
@@ -123,7 +125,7 @@ def main() -> None:
     os._exit(0)  # a package's own threads can delay the end for seconds
 
 
-async def run(spec: dict) -> list[dict]:
+async def run(spec: dict[str, Any]) -> list[dict[str, Any]]:
     if spec["at_once"]:
         return list(await asyncio.gather(*(result_of(spec["sdk"], spec["mode"], element) for element in spec["calls"])))
     return [await result_of(spec["sdk"], spec["mode"], element) for element in spec["calls"]]

@@ -143,6 +143,7 @@ def installed(name: str, version: str) -> Path | None:
 
 def _install(name: str, version: str, place: Path) -> None:
     """Install atomically, without compiling the many modules that no test imports. Raises RuntimeError if it can't."""
+    failure = ""
     for _ in range(_ATTEMPTS):
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             target = Path(folder) / "packages"

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from imagegen.app import CONNECTION, QUEUE
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.image_bytes import data_uri, image_file
 from tests.support import over_rows
+from tests.web.openai.conftest import Serve, Service
 
 EDITOR = "an-edit-model"
 SIZE = {"size": "64x64"}
-
 
 RED, GREEN, BLUE = [image_file(colour) for colour in ("red", "green", "blue")]
 MASK = image_file((0, 0, 0, 0), mode="RGBA")
@@ -44,17 +45,17 @@ def form(*parts: tuple[str, bytes | str], **fields: str) -> FormData:
 
 
 @pytest.fixture
-async def editing(serve: Any, emulator: EmulatedUpstream) -> Any:
+async def editing(serve: Serve, emulator: EmulatedUpstream) -> Service:
     """Start a service in front of an upstream that takes edits as OpenAI does."""
     return await serve(provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", max_attempts=1)
 
 
-async def post(service: Any, data: FormData, path: str = "/v1/images/edits", **headers: str) -> tuple[int, Any]:
+async def post(service: Service, data: FormData, path: str = "/v1/images/edits", **headers: str) -> tuple[int, Any]:
     response = await service.request("POST", path, data=data, headers=headers)
     return response.status, await response.json()
 
 
-async def post_json(service: Any, **body: Any) -> tuple[int, Any]:
+async def post_json(service: Service, **body: Any) -> tuple[int, Any]:
     body = {"prompt": "a cat", "model": EDITOR} | SIZE | body
     data, headers = io.BytesIO(json.dumps(body).encode()), {"Content-Type": "application/json"}
     response = await service.request("POST", "/v1/images/edits", data=data, headers=headers)
@@ -67,7 +68,9 @@ def received(emulator: EmulatedUpstream) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/images/edits", "/v1/v1/images/edits"])
-async def test_an_edit_sends_the_whole_file_upstream_and_returns_images(editing, emulator, path):
+async def test_an_edit_sends_the_whole_file_upstream_and_returns_images(
+    editing: Service, emulator: EmulatedUpstream, path: str
+) -> None:
     status, body = await post(editing, form(("image", RED), output_format="png", n="1"), path)
     assert status == 200, body
     assert len(body["data"]) == 1
@@ -77,7 +80,9 @@ async def test_an_edit_sends_the_whole_file_upstream_and_returns_images(editing,
 
 
 @pytest.mark.parametrize("name", ["image[]", "image", "images", "image[0]"])
-async def test_several_files_and_a_mask_arrive_in_order(editing, emulator, name):
+async def test_several_files_and_a_mask_arrive_in_order(
+    editing: Service, emulator: EmulatedUpstream, name: str
+) -> None:
     status, body = await post(editing, form((name, RED), (name, GREEN), ("mask", MASK), (name, BLUE)))
     assert status == 200, body
     images = [("image[]", upload_id(file)) for file in (RED, GREEN, BLUE)]
@@ -94,7 +99,9 @@ async def test_several_files_and_a_mask_arrive_in_order(editing, emulator, name)
         {"image_url": "RED", "referenceImages": ["GREEN"], "mask": "MASK"},
     ],
 )
-async def test_json_names_uploads_in_every_usual_way(editing, emulator, images):
+async def test_json_names_uploads_in_every_usual_way(
+    editing: Service, emulator: EmulatedUpstream, images: dict[str, Any]
+) -> None:
     for file in (RED, GREEN, MASK):
         await editing.request("POST", "/api/uploads", data=file, headers={"Content-Type": "image/png"})
     names = {"RED": upload_id(RED), "GREEN": upload_id(GREEN), "MASK": upload_id(MASK)}
@@ -110,7 +117,9 @@ async def test_json_names_uploads_in_every_usual_way(editing, emulator, images):
     ]
 
 
-async def test_a_form_and_json_with_the_same_image_are_one_request(editing, emulator):
+async def test_a_form_and_json_with_the_same_image_are_one_request(
+    editing: Service, emulator: EmulatedUpstream
+) -> None:
     status, first = await post(editing, form(("image", RED), seed="7", n="1"))
     assert status == 200, first
     status, again = await post_json(editing, images=[{"file_id": upload_id(RED)}], seed=7)
@@ -122,7 +131,9 @@ async def test_a_form_and_json_with_the_same_image_are_one_request(editing, emul
     ("changed", "value"),
     [("prompt", "a dog"), ("quality", "low"), ("background", "opaque"), ("input_fidelity", "high"), ("x_style", "1")],
 )
-async def test_each_other_field_of_a_form_makes_another_request(editing, emulator, changed, value):
+async def test_each_other_field_of_a_form_makes_another_request(
+    editing: Service, emulator: EmulatedUpstream, changed: str, value: str
+) -> None:
     _, first = await post(editing, form(("image", RED)))
     _, second = await post(editing, form(("image", RED), **{changed: value}))
     assert first["id"] != second["id"]
@@ -130,7 +141,9 @@ async def test_each_other_field_of_a_form_makes_another_request(editing, emulato
 
 
 @pytest.mark.parametrize("size", [(24, 16), (700, 700)])
-async def test_one_image_as_file_upload_or_data_uri_is_one_request(editing, emulator, size):
+async def test_one_image_as_file_upload_or_data_uri_is_one_request(
+    editing: Service, emulator: EmulatedUpstream, size: tuple[int, int]
+) -> None:
     file = io.BytesIO()
     Image.effect_noise(size, 90).convert("RGB").save(file, "PNG")
     image = file.getvalue()
@@ -153,12 +166,12 @@ async def test_one_image_as_file_upload_or_data_uri_is_one_request(editing, emul
     assert emulator.ledger.paid_total == 1
 
 
-async def test_another_image_is_another_request(editing):
+async def test_another_image_is_another_request(editing: Service) -> None:
     ids = {(await post(editing, form(("image", file), seed="1")))[1]["id"] for file in (RED, GREEN)}
     assert len(ids) == 2
 
 
-async def test_fields_of_a_form_are_numbers_booleans_and_objects(editing, emulator):
+async def test_fields_of_a_form_are_numbers_booleans_and_objects(editing: Service, emulator: EmulatedUpstream) -> None:
     status, body = await post(
         editing,
         form(("image", RED), n="2", output_compression="80", extra='{"x_depth": 2}', x_on="true", user="u"),
@@ -169,7 +182,7 @@ async def test_fields_of_a_form_are_numbers_booleans_and_objects(editing, emulat
     assert (str(sent["x_depth"]), sent["x_on"], "user" in sent) == ("2", "true", False)
 
 
-async def test_empty_optional_files_of_a_browser_form_are_absent(editing, emulator):
+async def test_empty_optional_files_of_a_browser_form_are_absent(editing: Service, emulator: EmulatedUpstream) -> None:
     data = form(("image", RED))
     data.add_field("mask", b"", filename="", content_type="application/octet-stream")
     assert (await post(editing, data))[0] == 200
@@ -177,7 +190,7 @@ async def test_empty_optional_files_of_a_browser_form_are_absent(editing, emulat
 
 
 @pytest.mark.parametrize("name", ["image", "image_url", "imageUrl", "reference_images[]"])
-async def test_a_link_may_stand_in_a_form(editing, emulator, name):
+async def test_a_link_may_stand_in_a_form(editing: Service, emulator: EmulatedUpstream, name: str) -> None:
     await editing.request("POST", "/api/uploads", data=RED, headers={"Content-Type": "image/png"})
     assert (await post(editing, form((name, upload_id(RED)), ("image", GREEN))))[0] == 200
     assert received(emulator) == [("image[]", upload_id(RED)), ("image[]", upload_id(GREEN))]
@@ -208,7 +221,9 @@ GIF = image_file(kind="GIF")
         (lambda: form(("image", RED), *[(f"x{i}", "1") for i in range(90)]), 400, "invalid_request", "body"),
     ],
 )
-async def test_a_bad_form_names_its_field_and_costs_nothing(editing, emulator, data, status, code, param):
+async def test_a_bad_form_names_its_field_and_costs_nothing(
+    editing: Service, emulator: EmulatedUpstream, data: Callable[[], FormData], status: int, code: str, param: str
+) -> None:
     answered, body = await post(editing, data())
     assert (answered, body["error"]["code"], body["error"]["param"]) == (status, code, param), body
     assert emulator.ledger.total == 0
@@ -232,26 +247,28 @@ async def test_a_bad_form_names_its_field_and_costs_nothing(editing, emulator, d
         ({"images": ["https://x.example/a.png", data_uri(RED[:-9])]}, "images[1]"),
     ],
 )
-async def test_a_bad_json_edit_names_its_field_and_costs_nothing(editing, emulator, images, param):
+async def test_a_bad_json_edit_names_its_field_and_costs_nothing(
+    editing: Service, emulator: EmulatedUpstream, images: dict[str, Any], param: str
+) -> None:
     status, body = await post_json(editing, **images)
     assert status in (400, 415)
     assert body["error"]["param"] == param, body
     assert emulator.ledger.total == 0
 
 
-async def test_a_faulty_image_is_not_called_missing_too(editing):
+async def test_a_faulty_image_is_not_called_missing_too(editing: Service) -> None:
     _, body = await post_json(editing, images=[{"file_id": "file-abc"}])
     assert "is required" not in body["error"]["message"]
 
 
-async def test_variations_are_refused(editing):
+async def test_variations_are_refused(editing: Service) -> None:
     response = await editing.request("POST", "/v1/images/variations", data=form(("image", RED)))
     body = await response.json()
     assert (response.status, body["error"]["code"]) == (400, "unsupported")
     assert response.headers["x-should-retry"] == "false"
 
 
-async def test_a_streamed_edit_has_the_events_of_edits(editing):
+async def test_a_streamed_edit_has_the_events_of_edits(editing: Service) -> None:
     response = await editing.request("POST", "/v1/images/edits", data=form(("image", RED), stream="true"))
     text = await response.text()
     assert (response.status, response.content_type) == (200, "text/event-stream")
@@ -259,7 +276,7 @@ async def test_a_streamed_edit_has_the_events_of_edits(editing):
     assert '"type":"image_edit.completed"' in text
 
 
-async def test_an_edit_may_be_polled_for(editing, emulator):
+async def test_an_edit_may_be_polled_for(editing: Service, emulator: EmulatedUpstream) -> None:
     status, body = await post(editing, form(("image", RED)), "/v1/images/edits/async")
     assert (status, body["object"]) == (202, "image.generation.task")
     await emulator.ledger.wait_for(lambda ledger: ledger.paid)
@@ -271,13 +288,15 @@ async def test_an_edit_may_be_polled_for(editing, emulator):
     assert received(emulator) == [("image", upload_id(RED))]
 
 
-async def test_an_edit_may_be_accepted_without_waiting(editing, emulator):
+async def test_an_edit_may_be_accepted_without_waiting(editing: Service, emulator: EmulatedUpstream) -> None:
     emulator.script("hang")
     status, body = await post(editing, form(("image", RED)), Prefer="respond-async")
     assert (status, body["object"]) == (202, "image.task")
 
 
-async def test_a_linked_image_that_cannot_be_fetched_fails_the_task_at_no_cost(editing, emulator):
+async def test_a_linked_image_that_cannot_be_fetched_fails_the_task_at_no_cost(
+    editing: Service, emulator: EmulatedUpstream
+) -> None:
     for link in ("http://10.0.0.1/a.png", "http://127.0.0.1:1/a.png", f"{emulator.url}/shrt/unknown"):
         status, body = await post_json(editing, images=[link])
         assert (status, body["error"]["code"]) == (400, "upstream_invalid_request"), body
@@ -285,7 +304,9 @@ async def test_a_linked_image_that_cannot_be_fetched_fails_the_task_at_no_cost(e
     assert emulator.ledger.total == 0
 
 
-async def test_an_image_linked_on_the_providers_host_is_fetched_and_sent(editing, emulator):
+async def test_an_image_linked_on_the_providers_host_is_fetched_and_sent(
+    editing: Service, emulator: EmulatedUpstream
+) -> None:
     _, generated = await post(editing, form(("image", RED), response_format="url"))
     image = await editing.fetch_image(generated["data"][0]["url"])
     assert image
@@ -309,7 +330,9 @@ async def _link_of(emulator: EmulatedUpstream) -> str:
         return str((await response.json())["data"][0]["url"])
 
 
-async def test_the_files_of_an_edit_are_larger_than_other_bodies_may_be(editing, emulator):
+async def test_the_files_of_an_edit_are_larger_than_other_bodies_may_be(
+    editing: Service, emulator: EmulatedUpstream
+) -> None:
     file = io.BytesIO()
     Image.effect_noise((1600, 1600), 90).save(file, "PNG")
     assert len(file.getvalue()) > 2**20
@@ -318,7 +341,7 @@ async def test_the_files_of_an_edit_are_larger_than_other_bodies_may_be(editing,
     assert received(emulator) == [("image", upload_id(file.getvalue()))]
 
 
-async def test_a_file_over_the_limit_is_refused(serve, emulator):
+async def test_a_file_over_the_limit_is_refused(serve: Serve, emulator: EmulatedUpstream) -> None:
     service = await serve(
         provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", upload_max_bytes=2_000
     )
@@ -327,7 +350,7 @@ async def test_a_file_over_the_limit_is_refused(serve, emulator):
     assert (status, body["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_the_entry_of_an_edit_is_small(editing, emulator):
+async def test_the_entry_of_an_edit_is_small(editing: Service, emulator: EmulatedUpstream) -> None:
     emulator.script("hang")
     noise = io.BytesIO()
     Image.effect_noise((600, 400), 90).save(noise, "PNG")
@@ -337,12 +360,13 @@ async def test_the_entry_of_an_edit_is_small(editing, emulator):
     status, _ = await post(editing, data, Prefer="respond-async")
     assert status == 202
     commands, keys = editing.app[CONNECTION].commands, editing.app[QUEUE].keys
-    ((_, entry),) = await commands.xrange(keys.stream)
+    entries: Any = await commands.xrange(keys.stream)
+    ((_, entry),) = entries
     assert all(upload_id(file) in repr(entry) for file in (*files, MASK))
     assert len(repr(entry)) < 2_048
 
 
-async def test_a_form_without_a_boundary_is_refused(editing):
+async def test_a_form_without_a_boundary_is_refused(editing: Service) -> None:
     response = await editing.request(
         "POST", "/v1/images/edits", data=b"x", headers={"Content-Type": "multipart/form-data"}
     )
@@ -351,7 +375,7 @@ async def test_a_form_without_a_boundary_is_refused(editing):
     assert "multipart form" in error["message"]
 
 
-async def test_a_body_that_is_neither_form_nor_json_is_told_of_both(editing):
+async def test_a_body_that_is_neither_form_nor_json_is_told_of_both(editing: Service) -> None:
     response = await editing.request("POST", "/v1/images/edits", data={"prompt": "a fox"})
     error = (await response.json())["error"]
     assert (response.status, error["code"]) == (415, "unsupported_media_type")
@@ -370,8 +394,8 @@ async def test_a_body_that_is_neither_form_nor_json_is_told_of_both(editing):
     ],
 )
 async def test_an_edit_that_provider_or_model_cannot_make_is_refused_at_submit(
-    serve, emulator, settings, model, images, param, words
-):
+    serve: Serve, emulator: EmulatedUpstream, settings: dict[str, Any], model: str, images: int, param: str, words: str
+) -> None:
     addresses = {
         "together": {"together_api_url": emulator.url, "together_api_key": "k"},
         "openai": {"openai_api_url": "https://api.studio.nebius.com/v1", "openai_api_key": "k"},
@@ -385,7 +409,9 @@ async def test_an_edit_that_provider_or_model_cannot_make_is_refused_at_submit(
     assert emulator.ledger.total == 0
 
 
-async def test_an_input_image_that_the_provider_cannot_take_is_refused_on_api_too(serve, emulator):
+async def test_an_input_image_that_the_provider_cannot_take_is_refused_on_api_too(
+    serve: Serve, emulator: EmulatedUpstream
+) -> None:
     service = await serve(provider="a1111", a1111_url=emulator.url)
     body = {"prompt": "x", "imageUrl": "https://x.example/a.png", "referenceImages": ["https://x.example/b.png"]}
     response = await service.request("POST", "/api/images/generate", json=body)
@@ -398,7 +424,7 @@ async def test_an_input_image_that_the_provider_cannot_take_is_refused_on_api_to
     assert (response.status, detail["field"]) == (400, "mask")
 
 
-async def test_a_web_ui_gets_the_image_and_the_mask_of_an_edit(serve, emulator):
+async def test_a_web_ui_gets_the_image_and_the_mask_of_an_edit(serve: Serve, emulator: EmulatedUpstream) -> None:
     service = await serve(provider="a1111", a1111_url=emulator.url)
     status, body = await post(service, form(("image", RED), ("mask", MASK), response_format="b64_json"))
     assert status == 200, body
@@ -408,7 +434,7 @@ async def test_a_web_ui_gets_the_image_and_the_mask_of_an_edit(serve, emulator):
     assert f"upload:{paid.inputs[0].sha256}" == upload_id(RED)
 
 
-async def test_together_gets_an_upload_as_a_data_uri(serve, emulator):
+async def test_together_gets_an_upload_as_a_data_uri(serve: Serve, emulator: EmulatedUpstream) -> None:
     service = await serve(together_api_url=emulator.url, together_api_key="k")
     status, body = await post(service, form(("image", RED), model="black-forest-labs/FLUX.1-kontext-pro"))
     assert status == 200, body
@@ -416,7 +442,7 @@ async def test_together_gets_an_upload_as_a_data_uri(serve, emulator):
     assert paid.body["image_url"] == data_uri(RED)
 
 
-async def test_the_sandbox_draws_an_edit(serve):
+async def test_the_sandbox_draws_an_edit(serve: Serve) -> None:
     service = await serve(provider="sandbox")
     status, body = await post(service, form(("image", RED), ("mask", MASK), response_format="b64_json", size="512x512"))
     assert status == 200, body

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from imagegen.app import SERVICES
 from imagegen.errors import ApiError, FieldError, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.openai.error_responses import error_response, is_openai_path, retry_after
 from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imagegen.app import SERVICES
 from imagegen.tasks.task import State
+from imagegen.web.handler_services import SERVICES
 from imagegen.web.openai.client_calls import Mark, Marking
 from imagegen.web.openai.sdk_retries import mark_of, wait_limit_s
 from tests.emulator_fixtures import EmulatedUpstream
@@ -79,7 +80,7 @@ async def test_the_task_equals_the_one_on_the_native_route(service: Service, ups
 
 @pytest.mark.parametrize(("reuse", "fields"), [("always", {}), ("retries", {"seed": 1}), ("retries", {"variant": 3})])
 async def test_concurrent_requests_for_the_same_image_pay_once(
-    serve: Serve, upstream: EmulatedUpstream, reuse: str, fields: dict[str, int]
+    serve: Serve, upstream: EmulatedUpstream, reuse: str, fields: dict[str, Any]
 ) -> None:
     service = await serve(v1_reuse=reuse)
     upstream.script({"fault": "ok", "delay_s": 0.1})
@@ -144,7 +145,7 @@ async def test_a_client_that_prefers_async_gets_a_location(service: Service, ups
 
     async def done() -> bool:
         answer = await service.request("GET", accepted.headers["Location"])
-        return (await answer.json())["status"] == "completed"
+        return bool((await answer.json())["status"] == "completed")
 
     await eventually(done)
     assert (await service.generate({"Prefer": "respond-async"} | REPEAT)).status == 200

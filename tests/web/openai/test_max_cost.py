@@ -88,7 +88,7 @@ async def test_a_number_that_json_lacks_is_refused(service: Service, upstream: E
 async def test_another_spelling_is_refused_and_not_sent_upstream(
     service: Service, upstream: EmulatedUpstream, name: str
 ) -> None:
-    status, body = await post(service, **{name: 0})
+    status, body = await post(service, **dict[str, Any]({name: 0}))
     assert (status, body["error"]["param"]) == (400, name)
     assert "use maxCostUsd" in body["error"]["message"]
     assert (await post(service, extra={name: 0}))[0] == 400
@@ -144,7 +144,7 @@ async def test_a_key_of_an_earlier_call_is_free_whatever_its_limit(
 
 @pytest.mark.parametrize(("limit", "calls"), [({}, 2), ({"maxCostUsd": IMAGE_USD}, 1)])
 async def test_no_call_beyond_the_limit_is_made_after_a_lost_answer(
-    serve: Serve, upstream: EmulatedUpstream, limit: dict[str, float], calls: int
+    serve: Serve, upstream: EmulatedUpstream, limit: dict[str, Any], calls: int
 ) -> None:
     service = await serve(upstream_timeout_s=1.0, max_attempts=2)
     upstream.set_fault("hang")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_VARIANT
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import Clock, eventually
+from tests.web.conftest import WaitForDiscovery
 from tests.web.openai.conftest import Client, Serve, Service
 
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "60"}
@@ -47,7 +49,7 @@ async def hang_up(service: Service, upstream: EmulatedUpstream, calls: int = 1, 
 
 @pytest.fixture
 def two(
-    start_paid: Callable[..., Awaitable[Client]], wait_for_discovery: Callable[..., Awaitable[None]]
+    start_paid: Callable[..., Awaitable[Client]], wait_for_discovery: WaitForDiscovery
 ) -> Callable[..., Awaitable[tuple[Service, Service]]]:
     """Start two services that have discovered each other."""
 
@@ -215,7 +217,7 @@ async def test_equal_calls_on_one_instance_cost_no_more_commands_than_different_
 ) -> None:
     meter = service.app[QUEUE].connection.meter
 
-    async def commands(**body: object) -> int:
+    async def commands(**body: Any) -> int:
         before = meter.commands.total()
         await service.generate(**body)
         await eventually(lambda: not service.app[QUEUE].dispatcher.claimed)

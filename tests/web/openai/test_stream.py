@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from imagegen.app import SERVICES
 from imagegen.images.store import ImageStore, OpenedImage
+from imagegen.web.handler_services import SERVICES
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.web.openai.conftest import Serve, Service
 
