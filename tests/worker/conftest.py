@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any, Generic
 
 import pytest
+from typing_extensions import TypeVar
 
 from imagegen.channels_file import Channel, Channels
 from imagegen.errors import UpstreamError
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
+from imagegen.metrics import Meter
+from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelTable, Pricing
-from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobControl
-from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
+from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobs
+from imagegen.queue.claim import Claim
+from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
-from imagegen.tasks.retry import RetryPolicy
+from imagegen.tasks.retry import Outcome, RetryPolicy
 from imagegen.tasks.submission import Submission
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import Task, TaskError
 from imagegen.tasks.validation import parse as parse_fields
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.attempt_limits import AttemptLimits
@@ -30,21 +35,22 @@ from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
 from imagegen.worker.unserved import OtherInstances
+from tests.conftest import Instance, MakeInstance
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
 Step = Reply | Exception | Callable[[Call], Awaitable[Reply]]
 
 
-def images(count: int = 1, **changes: object) -> Reply:
+def images(count: int = 1, **changes: Any) -> Reply:
     return Reply(tuple(ImageBytes(b"picture") for _ in range(count)), **changes)
 
 
-def links(count: int = 1, host: str = "images.example.com", **changes: object) -> Reply:
+def links(count: int = 1, host: str = "images.example.com", **changes: Any) -> Reply:
     return Reply(tuple(ImageLink(f"https://{host}/{number}") for number in range(count)), **changes)
 
 
-def fault(status: int, **changes: object) -> UpstreamError:
+def fault(status: int, **changes: Any) -> UpstreamError:
     """Return the error that a provider raises for an upstream's status."""
     code = {429: "upstream_rate_limited", 503: "upstream_overloaded"}.get(status, "upstream_error")
     return UpstreamError(code, f"HTTP {status}", retryable=True, status=status, **changes)
@@ -63,7 +69,7 @@ def no_model(name: str = "") -> UpstreamError:
 
 
 @dataclass
-class ScriptedProvider(WithoutJobControl):
+class ScriptedProvider(WithoutJobs):
     """Provider that plays `steps` in order, then `default`, and records every call."""
 
     steps: list[Step] = field(default_factory=list)
@@ -101,15 +107,14 @@ class ScriptedProvider(WithoutJobControl):
     def edits(self, model: str) -> Edits | None:
         return self.editable
 
-    async def models(self):
+    async def models(self) -> tuple[Mapping[str, object], ...]:
         return ()
+
+    async def check_key(self) -> str | None:
+        return None
 
     async def close(self) -> None:
         """Do nothing."""
-
-    @property
-    def plain(self) -> ScriptedProvider:
-        return self
 
     @property
     def seeds(self) -> list[int | None]:
@@ -162,13 +167,32 @@ class MemoryImageSaver:
     def discard(self, _image: VerifiedImage) -> None:
         self.held -= 1
 
+    async def extend_expiry(self, _task_id: str, _images: Sequence[StoredImage]) -> None:
+        """Do nothing."""
+
+
+def urls(given: Iterable[GivenImage | PaidImage]) -> list[str]:
+    """Return the links of images that came as links."""
+    return [image.url for image in given if isinstance(image, ImageLink | PaidImage)]
+
+
+def failure(task: Task) -> TaskError:
+    """Return the error of a task that has failed."""
+    assert task.error is not None
+    return task.error
+
 
 UNPRICED = Pricing(ModelTable((), "scripted", date(2026, 1, 1)))
 
 
+def metered(provider: Provider | None = None) -> MeteredProvider:
+    """Return a provider as routes have it; by default one that returns images."""
+    return MeteredProvider(provider or ScriptedProvider(), Meter())
+
+
 def only_route(provider: Provider, pricing: Pricing = UNPRICED) -> Route:
     """Return the route of a provider that is the only one."""
-    return Route(Channel("scripted", "scripted"), "", provider, pricing)
+    return Route(Channel("scripted", "scripted"), "", metered(provider), pricing)
 
 
 def submission(prompt: object = "a", **fields: object) -> Submission:
@@ -177,10 +201,14 @@ def submission(prompt: object = "a", **fields: object) -> Submission:
     return Submission(fingerprint(canonical, None), request_digest(canonical), request.model, request.to_json())
 
 
-class WorkerHarness:
+AnyProvider = TypeVar("AnyProvider", bound=ScriptedProvider, default=ScriptedProvider)
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
+
+
+class WorkerHarness(Generic[AnyProvider]):
     """One instance with its provider, image saver and pool."""
 
-    def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
+    def __init__(self, instance: Instance, provider: AnyProvider, **rules: Any) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
         self.instance, self.provider, self.image_saver = instance, provider, MemoryImageSaver()
         self.route = only_route(provider, rules.pop("pricing", UNPRICED))
@@ -222,10 +250,16 @@ class WorkerHarness:
     async def submit(self, prompt: object = "a", **fields: object) -> str:
         return (await self.instance.client_queue.submit(submission(prompt, **fields))).task.id
 
-    async def claim(self, prompt: object = "a", **fields: object):
+    async def claim(self, prompt: object = "a", **fields: object) -> Claim:
         """Submit a task and claim it without the pool."""
         await self.submit(prompt, **fields)
-        return await asyncio.wait_for(self.instance.worker_queue.claim(), 20)
+        return await self.instance.claim()
+
+    async def run(self, claim: Claim, kind: type[AnyOutcome]) -> AnyOutcome:
+        """Run an attempt without the pool; return its outcome, which is of a kind."""
+        outcome = await self.attempts.run(claim)
+        assert isinstance(outcome, kind), outcome
+        return outcome
 
     def task(self, task_id: str) -> Task:
         """Return the task from the cache of this instance."""
@@ -246,11 +280,13 @@ MakeHarness = Callable[..., WorkerHarness]
 
 
 @pytest.fixture
-async def make_harness(make_instance) -> AsyncIterator[MakeHarness]:
+async def make_harness(make_instance: MakeInstance) -> AsyncIterator[MakeHarness]:
     """`make_harness(*steps, default=…, pool=True, slots=…, **rules)`: a running pool by default."""
     made: list[WorkerHarness] = []
 
-    def make(*steps: Step, default: Step | None = None, per_call=4, pool=True, slots=5, **rules: object):
+    def make(
+        *steps: Step, default: Step | None = None, per_call: int = 4, pool: bool = True, slots: int = 5, **rules: Any
+    ) -> WorkerHarness:
         provider = ScriptedProvider(list(steps), default, max_images_per_call=per_call)
         harness = WorkerHarness(make_instance(slots=slots), provider, **rules)
         if pool:

@@ -6,16 +6,16 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, UpstreamError
-from imagegen.providers.protocol import Reply, UpstreamLimits
+from imagegen.providers.protocol import Call, CallObserver, Reply, UpstreamLimits
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
-from imagegen.tasks.image import StoredImage
-from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
+from imagegen.queue.claim import Claim
+from imagegen.tasks.image import GivenImage, StoredImage
+from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker.attempt_limits import SeedSupport
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually, logged
-
-from .conftest import MakeHarness, fault, images, loss, no_model, refused
+from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, loss, no_model, refused
 
 SLOW = BreakerConfig(probe_s=60.0)
 
@@ -28,36 +28,37 @@ def no_image() -> UpstreamError:
     return UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
 
 
-async def stored_checkpoint(harness, claim):
-    value = await harness.instance.connection.commands.get(harness.instance.keys.checkpoint(claim.task.id))
+async def stored_checkpoint(harness: WorkerHarness, claim: Claim) -> Checkpoint | None:
+    (value,) = await harness.instance.verbs.read_checkpoints([claim.task.id])
     return None if value is None else decode_checkpoint(value)[1]
 
 
-async def pause(harness, model: str = "m", retry_after_s: float = 60.0) -> None:
+async def pause(harness: WorkerHarness, model: str = "m", retry_after_s: float = 60.0) -> None:
     """Pause a model by a rate limit of the upstream."""
-    with harness.pacing.try_acquire(model) as turn:
+    turn = harness.pacing.try_acquire(model)
+    assert turn is not None
+    with turn:
         harness.pacing.failed(turn, fault(429, retry_after_s=retry_after_s), unfinished=None)
 
 
-async def settled(harness, claim, outcome) -> None:
+async def settled(harness: WorkerHarness, claim: Claim, outcome: Outcome) -> None:
     """Settle the outcome as the pool does; return when the claim is offered again."""
     await harness.pool._report(claim, outcome)
     if isinstance(outcome, Retry):
-        assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 20) is claim
+        assert await harness.instance.claim() is claim
 
 
 async def test_an_attempt_is_recorded_before_its_call_and_returns_images(make_harness: MakeHarness) -> None:
-    async def seen(call) -> Reply:
+    async def seen(call: Call) -> Reply:
         runs.append(await stored_checkpoint(harness, claim))
         return images(call.count)
 
-    runs: list = []
+    runs: list[Checkpoint | None] = []
     harness = make_harness(seen, pool=False)
     claim = await harness.claim(n=2, seed=7)
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Succeeded)
+    outcome = await harness.run(claim, Succeeded)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 7), (1, 7)]
-    assert [(run.phase, run.attempts) for run in runs] == [("calling", 1)]
+    assert [(run.phase, run.attempts) for run in runs if run] == [("calling", 1)]
 
 
 @pytest.mark.parametrize(("side", "counts"), [(1024, [10]), (1536, [5, 5]), (2048, [3, 3, 3, 1]), (4096, [1] * 10)])
@@ -78,7 +79,8 @@ async def test_large_images_that_come_as_links_are_requested_by_one_call(make_ha
 
 
 async def test_progress_rises_with_each_event(make_harness: MakeHarness) -> None:
-    harness, seen = make_harness(pool=False, per_call=1), []
+    harness = make_harness(pool=False, per_call=1)
+    seen: list[tuple[int, int]] = []
     claim = await harness.claim(n=2)
     harness.instance.task_cache.audiences = ({claim.task.id},)
     harness.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
@@ -88,11 +90,15 @@ async def test_progress_rises_with_each_event(make_harness: MakeHarness) -> None
     assert seen[-1] == (95, 2)
 
 
-async def test_a_passed_through_image_is_received_and_stored_in_one_event(make_harness: MakeHarness) -> None:
-    harness, seen = make_harness(pool=False, per_call=1), []
-    harness.image_saver.passthrough = lambda index, _image, seed: StoredImage(
-        index, seed=seed, url="https://example.com"
-    )
+async def test_a_passed_through_image_is_received_and_stored_in_one_event(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passthrough(index: int, _image: GivenImage, seed: int | None) -> StoredImage:
+        return StoredImage(index, seed=seed, url="https://example.com")
+
+    harness = make_harness(pool=False, per_call=1)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(harness.image_saver, "passthrough", passthrough)
     claim = await harness.claim(n=2)
     harness.instance.task_cache.audiences = ({claim.task.id},)
     harness.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
@@ -100,43 +106,44 @@ async def test_a_passed_through_image_is_received_and_stored_in_one_event(make_h
     assert seen == [(5, 0), (10, 0), (52, 1), (52, 1), (95, 2)]
 
 
-async def test_progress_of_the_upstream_is_included(make_harness: MakeHarness) -> None:
-    async def halfway(call, watcher) -> Reply:
+async def test_progress_of_the_upstream_is_included(make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def halfway(call: Call, watcher: CallObserver) -> Reply:
         for fraction in (0.5, 0.25, 7.0):
             watcher.progress(fraction)
             seen.append(claim.task.progress)
         return images(call.count)
 
-    harness, seen = make_harness(pool=False), []
-    harness.provider.generate = halfway
+    harness = make_harness(pool=False)
+    seen: list[int] = []
+    monkeypatch.setattr(harness.provider, "generate", halfway)
     claim = await harness.claim()
     await harness.attempts.run(claim)
     assert seen == [38, 38, 66]
 
 
 async def test_each_further_call_is_recorded_with_the_images_so_far(make_harness: MakeHarness) -> None:
-    async def seen(call) -> Reply:
+    async def seen(call: Call) -> Reply:
         runs.append(await stored_checkpoint(harness, claim))
         return images(call.count)
 
-    runs: list = []
+    runs: list[Checkpoint | None] = []
     harness = make_harness(default=seen, pool=False, per_call=1)
     claim = await harness.claim(n=3, seed=10)
     await harness.attempts.run(claim)
-    assert [[image.index for image in run.images] for run in runs] == [[], [0], [0, 1]]
-    assert [run.attempts for run in runs] == [1, 1, 1]
+    assert [[image.index for image in run.images] for run in runs if run] == [[], [0], [0, 1]]
+    assert [run.attempts for run in runs if run] == [1, 1, 1]
     assert harness.provider.seeds == [10, 11, 12]
 
 
 async def test_warnings_of_the_provider_are_reported_once(make_harness: MakeHarness) -> None:
     harness = make_harness(default=images(warnings=("the seed was ignored",)), pool=False, per_call=1)
-    outcome = await harness.attempts.run(await harness.claim(n=2))
+    outcome = await harness.run(await harness.claim(n=2), Succeeded)
     assert outcome.warnings == ("the seed was ignored",)
 
 
 async def test_a_refused_parameter_is_dropped_with_a_warning(make_harness: MakeHarness) -> None:
     harness = make_harness(no_parameter("steps"), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(steps=20))
+    outcome = await harness.run(await harness.claim(steps=20), Succeeded)
     assert [call.without for call in harness.provider.calls] == [frozenset(), {"steps"}]
     assert outcome.warnings == ("steps was left out: the model does not support it",)
 
@@ -144,8 +151,7 @@ async def test_a_refused_parameter_is_dropped_with_a_warning(make_harness: MakeH
 async def test_a_field_of_the_service_itself_is_left_out_without_a_warning(make_harness: MakeHarness) -> None:
     refusal = UpstreamError("upstream_invalid_request", "no such field", refused=("response_format",), status=400)
     harness = make_harness(refusal, pool=False)
-    outcome = await harness.attempts.run(await harness.claim())
-    assert isinstance(outcome, Succeeded)
+    outcome = await harness.run(await harness.claim(), Succeeded)
     assert outcome.warnings == ()
     assert [call.without for call in harness.provider.calls] == [frozenset(), frozenset({"response_format"})]
 
@@ -153,7 +159,7 @@ async def test_a_field_of_the_service_itself_is_left_out_without_a_warning(make_
 async def test_refused_parameters_are_dropped_in_turn_or_together(make_harness: MakeHarness) -> None:
     both = UpstreamError("upstream_invalid_request", "no", refused=("quality", "x_style"), status=400)
     harness = make_harness(no_parameter("steps"), both, pool=False)
-    outcome = await harness.attempts.run(await harness.claim(steps=20, quality="high", extra={"x_style": 1}))
+    outcome = await harness.run(await harness.claim(steps=20, quality="high", extra={"x_style": 1}), Succeeded)
     dropped = [frozenset(), {"steps"}, {"steps", "quality", "x_style"}]
     assert [call.without for call in harness.provider.calls] == dropped
     assert len(outcome.warnings) == 3
@@ -168,41 +174,42 @@ async def test_refused_parameters_are_dropped_in_turn_or_together(make_harness: 
         [no_parameter("steps"), no_parameter("steps")],
     ],
 )
-async def test_a_parameter_that_is_needed_or_was_not_sent_fails_the_task(make_harness: MakeHarness, refusals) -> None:
+async def test_a_parameter_that_is_needed_or_was_not_sent_fails_the_task(
+    make_harness: MakeHarness, refusals: list[UpstreamError]
+) -> None:
     harness = make_harness(*refusals, pool=False)
-    outcome = await harness.attempts.run(await harness.claim(steps=20))
-    assert isinstance(outcome, Failed)
+    await harness.run(await harness.claim(steps=20), Failed)
     assert len(harness.provider.calls) == len(refusals)
 
 
 async def test_at_most_sixteen_parameters_are_dropped(make_harness: MakeHarness) -> None:
     names = [f"x_{number}" for number in range(20)]
     harness = make_harness(*map(no_parameter, names), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(extra=dict.fromkeys(names, 1)))
-    assert isinstance(outcome, Failed)
+    await harness.run(await harness.claim(extra=dict.fromkeys(names, 1)), Failed)
     assert len(harness.provider.calls) == 17
 
 
 async def test_a_variant_sends_a_seed_of_its_own_and_records_it(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False, per_call=1)
-    outcomes = [await harness.attempts.run(await harness.claim(variant=number, n=2)) for number in (0, 1, 2)]
+    outcomes = [await harness.run(await harness.claim(variant=number, n=2), Succeeded) for number in (0, 1, 2)]
     plain, first, second = ([image.seed for image in outcome.images] for outcome in outcomes)
     assert plain == [None, None]
-    assert first == [first[0], first[0] + 1]
-    assert second == [second[0], second[0] + 1]
+    for seed, following in (first, second):
+        assert seed is not None
+        assert following == seed + 1
     assert set(first).isdisjoint(second)
     assert harness.provider.seeds == [None, None, *first, *second]
 
 
 async def test_the_clients_seed_comes_before_that_of_a_variant(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False)
-    outcome = await harness.attempts.run(await harness.claim(variant=3, seed=7))
+    outcome = await harness.run(await harness.claim(variant=3, seed=7), Succeeded)
     assert harness.provider.seeds == [image.seed for image in outcome.images] == [7]
 
 
 async def test_a_refused_seed_of_a_variant_is_left_out_for_all_later_ones(make_harness: MakeHarness) -> None:
     harness = make_harness(no_parameter("seed"), pool=False)
-    outcomes = [await harness.attempts.run(await harness.claim(variant=number)) for number in (1, 2)]
+    outcomes = [await harness.run(await harness.claim(variant=number), Succeeded) for number in (1, 2)]
     first, *later = harness.provider.seeds
     assert first is not None
     assert later == [None, None]
@@ -214,8 +221,11 @@ async def test_a_refused_seed_of_a_variant_is_left_out_for_all_later_ones(make_h
 async def test_a_seed_refused_with_other_fields_is_left_out_with_them(make_harness: MakeHarness) -> None:
     both = UpstreamError("upstream_invalid_request", "no", refused=("seed", "steps"), status=400)
     harness = make_harness(both, pool=False)
-    outcome = await harness.attempts.run(await harness.claim(variant=1, steps=4))
-    assert [(call.seed is None, call.without) for call in harness.provider.calls] == [(False, set()), (True, {"steps"})]
+    outcome = await harness.run(await harness.claim(variant=1, steps=4), Succeeded)
+    assert [(call.seed is None, call.without) for call in harness.provider.calls] == [
+        (False, frozenset()),
+        (True, frozenset({"steps"})),
+    ]
     assert outcome.warnings == ("steps was left out: the model does not support it",)
 
 
@@ -228,7 +238,7 @@ async def test_a_seed_that_is_refused_though_none_was_sent_fails_the_task(make_h
 
 async def test_a_refused_seed_of_the_client_is_not_recorded_as_sent(make_harness: MakeHarness) -> None:
     harness = make_harness(no_parameter("seed"), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(seed=7))
+    outcome = await harness.run(await harness.claim(seed=7), Succeeded)
     assert [image.seed for image in outcome.images] == [None]
     assert outcome.warnings == ("seed was left out: the model does not support it",)
 
@@ -243,8 +253,8 @@ async def test_seeds_are_sent_where_provider_and_model_take_them(
     harness = make_harness(pool=False)
     support = SeedSupport(lambda _model: carried, lambda _model: published)
     object.__setattr__(harness.attempts, "seeds", support)
-    given = await harness.attempts.run(await harness.claim(seed=7))
-    variant = await harness.attempts.run(await harness.claim(variant=1))
+    given = await harness.run(await harness.claim(seed=7), Succeeded)
+    variant = await harness.run(await harness.claim(variant=1), Succeeded)
     assert [image.seed for image in given.images] == [of_client]
     assert [image.seed is not None for image in variant.images] == [of_variant]
 
@@ -262,7 +272,7 @@ async def test_images_that_are_made_afresh_have_a_number_of_their_own(make_harne
 async def test_a_missing_model_is_replaced_by_the_next_within_the_attempt(make_harness: MakeHarness) -> None:
     harness = make_harness(no_model(), no_model(), pool=False, per_call=1, fallback_models=("m", "b", "c", "d"))
     claim = await harness.claim(n=2)
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Succeeded)
     assert harness.provider.models_called == ["m", "b", "c", "c"]
     assert outcome.warnings == ("m is not available: c was used",)
     assert (claim.checkpoint.attempts, claim.task.model) == (1, "m")
@@ -270,27 +280,27 @@ async def test_a_missing_model_is_replaced_by_the_next_within_the_attempt(make_h
 
 async def test_the_refusal_of_the_requested_model_is_reported(make_harness: MakeHarness) -> None:
     harness = make_harness(no_model("m"), no_model("b"), pool=False, fallback_models=("b",))
-    outcome = await harness.attempts.run(await harness.claim())
+    outcome = await harness.run(await harness.claim(), Failed)
     assert (outcome.error.code, outcome.error.detail) == ("model_not_available", "Unable to access model m")
 
 
 async def test_another_error_of_the_next_model_is_reported_unchanged(make_harness: MakeHarness) -> None:
     refusal = UpstreamError("content_policy", "no", status=422)
     harness = make_harness(no_model("m"), refusal, pool=False, fallback_models=("b",))
-    outcome = await harness.attempts.run(await harness.claim())
+    outcome = await harness.run(await harness.claim(), Failed)
     assert outcome.error.code == "content_policy"
 
 
 async def test_the_next_model_may_refuse_a_parameter(make_harness: MakeHarness) -> None:
     harness = make_harness(no_model(), no_parameter("steps"), pool=False, fallback_models=("b",))
-    outcome = await harness.attempts.run(await harness.claim(steps=20))
+    outcome = await harness.run(await harness.claim(steps=20), Succeeded)
     assert harness.provider.models_called == ["m", "b", "b"]
     assert len(outcome.warnings) == 2
 
 
 async def test_missing_images_are_requested_once_more_with_new_seeds(make_harness: MakeHarness) -> None:
     harness = make_harness(images(3), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(n=4, seed=10))
+    outcome = await harness.run(await harness.claim(n=4, seed=10), Succeeded)
     assert [(call.count, call.first_index, call.seed) for call in harness.provider.calls] == [(4, 0, 10), (1, 3, 14)]
     assert [image.seed for image in outcome.images] == [10, 10, 10, 14]
     assert outcome.warnings == ()
@@ -298,14 +308,14 @@ async def test_missing_images_are_requested_once_more_with_new_seeds(make_harnes
 
 async def test_images_that_stay_missing_cause_a_warning(make_harness: MakeHarness) -> None:
     harness = make_harness(images(2), images(0), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(n=4))
+    outcome = await harness.run(await harness.claim(n=4), Succeeded)
     assert len(outcome.images) == len(harness.provider.calls) == 2
     assert outcome.warnings == ("only 2 of 4 images came",)
 
 
 async def test_a_response_without_images_is_a_bad_response(make_harness: MakeHarness) -> None:
     harness = make_harness(default=images(0), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(n=4))
+    outcome = await harness.run(await harness.claim(n=4), Failed)
     assert outcome.error.code == "upstream_bad_response"
     assert len(harness.provider.calls) == 2
 
@@ -318,7 +328,7 @@ async def test_a_redirect_of_a_call_is_neither_charged_nor_requested_again(
         default=UpstreamError("upstream_bad_response", "a redirect, which is not followed", status=status), pool=False
     )
     claim = await harness.claim()
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Failed)
     assert (outcome.error.code, outcome.error.retryable) == ("upstream_bad_response", False)
     assert (len(harness.provider.calls), claim.checkpoint.billed_again, claim.cost.unpriced) == (1, 0, 0)
 
@@ -327,7 +337,7 @@ async def test_a_bad_response_is_requested_once_more(make_harness: MakeHarness) 
     harness = make_harness(no_image(), pool=False)
     assert isinstance(await harness.attempts.run(await harness.claim()), Succeeded)
     harness = make_harness(default=no_image(), pool=False)
-    outcome = await harness.attempts.run(await harness.claim("other"))
+    outcome = await harness.run(await harness.claim("other"), Failed)
     assert outcome.error.detail == "HTTP 200, not JSON"
     assert len(harness.provider.calls) == 2
 
@@ -337,7 +347,7 @@ async def test_a_response_that_no_call_can_read_is_not_requested_again(make_harn
     harness = make_harness(
         default=UpstreamError("upstream_bad_response", detail, status=200, lasting=True), per_call=1, pool=False
     )
-    outcome = await harness.attempts.run(await harness.claim())
+    outcome = await harness.run(await harness.claim(), Failed)
     assert (outcome.error.detail, outcome.error.retryable, len(harness.provider.calls)) == (detail, False, 1)
     await harness.attempts.run(await harness.claim("several", n=4))
     assert len(harness.provider.calls) == 1 + 2
@@ -346,7 +356,7 @@ async def test_a_response_that_no_call_can_read_is_not_requested_again(make_harn
 async def test_an_invalid_image_is_requested_again_and_affects_no_other(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False)
     harness.image_saver.faults = [ImageRejected("cut off", lasting=False), None]
-    outcome = await harness.attempts.run(await harness.claim(n=2))
+    outcome = await harness.run(await harness.claim(n=2), Succeeded)
     assert [call.first_index for call in harness.provider.calls] == [0, 0]
     assert [image.index for image in outcome.images] == [0, 1]
 
@@ -368,8 +378,7 @@ async def test_a_call_repeated_after_a_bad_response_is_recorded(make_harness: Ma
 async def test_an_interrupted_second_request_resumes(make_harness: MakeHarness) -> None:
     harness = make_harness(images(0), images(1), images(0), images(1), fault(500), per_call=1, pool=False)
     claim = await harness.claim(n=3, seed=10)
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Retry)
+    outcome = await harness.run(claim, Retry)
     await settled(harness, claim, outcome)
     assert isinstance(await harness.attempts.run(claim), Succeeded)
     assert [(call.first_index, call.seed) for call in harness.provider.calls] == [
@@ -381,7 +390,7 @@ async def test_an_interrupted_second_request_resumes(make_harness: MakeHarness) 
 async def test_images_survive_a_retry(make_harness: MakeHarness, status: int) -> None:
     harness = make_harness(images(1), fault(status), per_call=1, pool=False)
     claim = await harness.claim(n=3, seed=10)
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Retry)
     assert (outcome.counts_as_attempt, claim.checkpoint.attempts) == (True, 1)
     await settled(harness, claim, outcome)
     assert [image.index for image in harness.task(claim.task.id).images] == [0]
@@ -407,18 +416,16 @@ async def test_a_rate_limit_after_a_bad_response_counts_an_attempt(make_harness:
 
 async def test_an_unreachable_upstream_costs_no_attempt(make_harness: MakeHarness) -> None:
     harness = make_harness(refused(), pool=False)
-    outcome = await harness.attempts.run(await harness.claim())
+    outcome = await harness.run(await harness.claim(), Retry)
     assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.UPSTREAM_OVERLOADED, False)
 
 
 async def test_a_loss_is_recorded_and_the_second_one_ends_the_task(make_harness: MakeHarness) -> None:
     harness = make_harness(loss(), loss(), pool=False)
     claim = await harness.claim()
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Retry)
-    await settled(harness, claim, outcome)
+    await settled(harness, claim, await harness.run(claim, Retry))
     assert harness.task(claim.task.id).possibly_billed_twice == 1
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Failed)
     assert outcome.error.code == "upstream_timeout"
     assert claim.checkpoint.ambiguous_calls == 2
 
@@ -428,13 +435,13 @@ async def test_a_crash_without_attempts_left_interrupts_the_task(make_harness: M
     claim = await harness.claim()
     for run in (replace(claim.checkpoint, attempts=3), replace(claim.checkpoint, attempts=1, ambiguous_calls=2)):
         claim.checkpoint = run
-        assert (await harness.attempts.run(claim)).error.code == "interrupted"
+        assert (await harness.run(claim, Failed)).error.code == "interrupted"
     assert harness.provider.calls == []
 
 
 async def test_a_task_past_its_deadline_makes_no_call(make_harness: MakeHarness) -> None:
     harness = make_harness(pool=False, deadline_s=0.0)
-    outcome = await harness.attempts.run(await harness.claim())
+    outcome = await harness.run(await harness.claim(), Failed)
     assert (outcome.error.code, outcome.error.retryable) == ("upstream_timeout", True)
     assert harness.provider.calls == []
 
@@ -497,7 +504,7 @@ async def test_the_deadline_ends_a_wait_and_reports_its_reason(
         if turn := harness.pacing.try_acquire("m"):
             with turn:
                 harness.pacing.failed(turn, error, unfinished=None)
-    outcome = await asyncio.wait_for(harness.attempts.run(claim), 20)
+    outcome = await asyncio.wait_for(harness.run(claim, Failed), 20)
     assert outcome.error.code == code
     assert "within 0.2 s" in outcome.error.detail
     assert harness.provider.calls == []
@@ -506,13 +513,13 @@ async def test_the_deadline_ends_a_wait_and_reports_its_reason(
 async def test_a_pause_during_an_attempt_ends_it_and_preserves_its_images(
     make_harness: MakeHarness,
 ) -> None:
-    async def then_pause(call) -> Reply:
+    async def then_pause(call: Call) -> Reply:
         await pause(harness)
         return images(call.count)
 
     harness = make_harness(then_pause, per_call=1, pool=False, tempo=SLOW)
     claim = await harness.claim(n=2)
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Retry)
     assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.UPSTREAM_RATE_LIMITED, False)
     assert outcome.delay_s == pytest.approx(60.0, abs=1.0)
     assert len(claim.checkpoint.images) == 1
@@ -539,7 +546,7 @@ async def test_quiet_ends_a_wait_during_an_attempt_without_a_count(make_harness:
 
 
 async def test_a_lost_claim_cancels_its_call_but_not_the_loop(make_harness: MakeHarness) -> None:
-    async def hang(_call) -> Reply:
+    async def hang(_call: Call) -> Reply:
         try:
             await asyncio.Event().wait()
         finally:
@@ -560,7 +567,7 @@ async def test_a_lost_claim_cancels_its_call_but_not_the_loop(make_harness: Make
 async def test_a_claim_is_lost_even_if_its_call_ignores_cancellation(
     make_harness: MakeHarness,
 ) -> None:
-    async def stubborn(call) -> Reply:
+    async def stubborn(call: Call) -> Reply:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -577,7 +584,7 @@ async def test_a_claim_is_lost_even_if_its_call_ignores_cancellation(
 
 
 async def test_a_loop_cancelled_during_a_lost_claim_is_cancelled(make_harness: MakeHarness) -> None:
-    async def hang(_call) -> Reply:
+    async def hang(_call: Call) -> Reply:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -594,7 +601,7 @@ async def test_a_loop_cancelled_during_a_lost_claim_is_cancelled(make_harness: M
 async def test_a_checkpoint_of_a_lost_claim_ends_only_the_attempt(
     make_harness: MakeHarness,
 ) -> None:
-    async def stolen(call) -> Reply:
+    async def stolen(call: Call) -> Reply:
         key = harness.instance.keys.checkpoint(claim.task.id)
         await harness.instance.connection.commands.set(key, Checkpoint("another").encode("9-0"))
         return images(call.count)
@@ -604,7 +611,7 @@ async def test_a_checkpoint_of_a_lost_claim_ends_only_the_attempt(
         await asyncio.sleep(0)
         outcomes.append("and goes on")
 
-    outcomes: list = []
+    outcomes: list[Outcome | str] = []
     harness = make_harness(stolen, per_call=1, pool=False)
     claim = await harness.claim(n=2)
     await asyncio.wait_for(asyncio.create_task(and_then()), 20)
@@ -628,8 +635,8 @@ async def test_a_released_task_resumes_with_its_images(make_harness: MakeHarness
     await one.instance.crash()
     await one.instance.parts.release_all()
     two = make_harness(per_call=1, pool=False)
-    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 20)
-    outcome = await two.attempts.run(taken)
+    taken = await two.instance.claim()
+    outcome = await two.run(taken, Succeeded)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 10), (1, 11)]
     assert two.provider.seeds == [11]
     assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (2, 0)
@@ -651,7 +658,7 @@ def too_many(most: int) -> UpstreamError:
 async def test_one_image_a_call_means_one_call_for_each_image(make_harness: MakeHarness) -> None:
     harness = make_harness(too_many(1), pool=False)
     claim = await harness.claim(n=3, seed=10)
-    outcome = await harness.attempts.run(claim)
+    outcome = await harness.run(claim, Succeeded)
     assert [(call.count, call.first_index, call.seed) for call in harness.provider.calls] == [
         (3, 0, 10), (1, 0, 10), (1, 1, 11), (1, 2, 12)
     ]  # fmt: skip
@@ -662,7 +669,7 @@ async def test_one_image_a_call_means_one_call_for_each_image(make_harness: Make
 async def test_the_image_limit_of_a_model_is_learned_once(make_harness: MakeHarness) -> None:
     harness = make_harness(too_many(2), pool=False)
     for prompt in ("a", "b"):
-        assert len((await harness.attempts.run(await harness.claim(prompt, n=4))).images) == 4
+        assert len((await harness.run(await harness.claim(prompt, n=4), Succeeded)).images) == 4
     assert [call.count for call in harness.provider.calls] == [4, 2, 2, 2, 2]
     await harness.attempts.run(await harness.claim("c", n=4, model="another"))
     assert harness.provider.calls[-1].count == 4
@@ -670,7 +677,7 @@ async def test_the_image_limit_of_a_model_is_learned_once(make_harness: MakeHarn
 
 async def test_a_count_that_is_refused_down_to_one_fails_the_task(make_harness: MakeHarness) -> None:
     harness = make_harness(default=too_many(8), pool=False)
-    outcome = await harness.attempts.run(await harness.claim(n=3))
+    outcome = await harness.run(await harness.claim(n=3), Failed)
     assert outcome.error.code == "upstream_invalid_request"
     assert [call.count for call in harness.provider.calls] == [3, 2, 1]
 

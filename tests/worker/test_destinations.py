@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections.abc import Mapping
 
 import pytest
 
@@ -26,8 +27,8 @@ from tests.support import over_rows
 class Receivers:
     """Simulation of receivers; each takes its number of seconds a try, None means a timeout after 10 s."""
 
-    def __init__(self, took_s: dict[str, float | None]) -> None:
-        self.took_s = took_s
+    def __init__(self, took_s: Mapping[str, float | None]) -> None:
+        self.took_s = dict(took_s)
         self.schedule: Destinations[tuple[str, int]] = Destinations()
         self.now = 0.0
         self.events: list[tuple[float, int, str, Try[tuple[str, int]], float]] = []

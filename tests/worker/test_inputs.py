@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 import pytest
 
 from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.spool import Spool
 from imagegen.images.store import OpenedImage, VerifiedImage
-from imagegen.images.uploads import Upload
-from imagegen.providers.protocol import Call, Edits
-from imagegen.tasks.image import ImageLink
+from imagegen.images.uploads import Upload, Uploads
+from imagegen.providers.protocol import Call, Edits, Reply
+from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import attempt
 from imagegen.worker.inputs import InputOpener
 from tests.support import eventually
-from tests.worker.conftest import MakeHarness, images
+from tests.worker.conftest import MakeHarness, failure, images
 
 LINK = "https://images.example/a.png"
 UPLOAD = f"upload:{'a' * 64}"
@@ -24,7 +26,7 @@ DATA = b"the bytes"
 
 
 @dataclass
-class FakeUploads:
+class FakeUploads(Uploads):
     """Uploads in memory. faults: raised by the next look-ups."""
 
     known: dict[str, bytes] = field(default_factory=lambda: {UPLOAD: DATA})
@@ -42,13 +44,14 @@ class FakeUploads:
 
 
 @dataclass
-class FakeFetcher:
+class FakeFetcher(ImageFetcher):
     """Fetcher that returns the same image, or raises."""
 
     error: Exception | None = None
     fetched: list[str] = field(default_factory=list)
 
-    async def fetch(self, image: ImageLink, *, age_s: float) -> VerifiedImage:
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        assert isinstance(image, ImageLink)
         assert age_s == math.inf, "a client's link is not new"
         self.fetched.append(image.url)
         if self.error is not None:
@@ -57,15 +60,17 @@ class FakeFetcher:
 
 
 @dataclass
-class FakeSpool:
+class FakeSpool(Spool):
     discarded: int = 0
 
-    def discard(self, _image: VerifiedImage) -> None:
+    def discard(self, image: VerifiedImage) -> None:
         self.discarded += 1
 
 
-def opener(uploads: FakeUploads | None = None, fetcher: FakeFetcher | None = None) -> InputOpener:
-    return InputOpener(uploads or FakeUploads(), fetcher or FakeFetcher(), FakeSpool())
+def opener(
+    uploads: FakeUploads | None = None, fetcher: FakeFetcher | None = None, spool: FakeSpool | None = None
+) -> InputOpener:
+    return InputOpener(uploads or FakeUploads(), fetcher or FakeFetcher(), spool or FakeSpool())
 
 
 async def sent_bytes(call: Call) -> dict[str, tuple[str, bytes]]:
@@ -73,27 +78,28 @@ async def sent_bytes(call: Call) -> dict[str, tuple[str, bytes]]:
 
 
 async def test_links_are_sent_as_links_to_a_provider_that_takes_them(make_harness: MakeHarness) -> None:
-    own = opener()
-    harness = make_harness(inputs=own)
+    fetcher = FakeFetcher()
+    harness = make_harness(inputs=opener(fetcher=fetcher))
     (task,) = await harness.finished(await harness.submit(image_url=LINK, reference_images=[UPLOAD]))
     (call,) = harness.provider.calls
-    assert (task.state, own.fetcher.fetched) == (State.COMPLETED, [])
+    assert (task.state, fetcher.fetched) == (State.COMPLETED, [])
     assert await sent_bytes(call) == {UPLOAD: ("image/png", DATA)}
 
 
 async def test_a_link_is_fetched_once_for_all_calls_and_forgotten_at_the_end(make_harness: MakeHarness) -> None:
-    own, seen = opener(), []
+    fetcher, spool = FakeFetcher(), FakeSpool()
+    seen: list[dict[str, tuple[str, bytes]]] = []
 
-    async def answer(call: Call):
+    async def answer(call: Call) -> Reply:
         seen.append(await sent_bytes(call))
         return images(call.count)
 
-    harness = make_harness(default=answer, per_call=1, inputs=own)
+    harness = make_harness(default=answer, per_call=1, inputs=opener(fetcher=fetcher, spool=spool))
     harness.provider.editable = Edits(mask=True, links=False)
     (task,) = await harness.finished(await harness.submit(image_url=LINK, mask=UPLOAD, n=3))
     expected = {LINK: ("image/webp", DATA), UPLOAD: ("image/png", DATA)}
     assert (task.state, seen) == (State.COMPLETED, [expected] * 3)
-    assert (own.fetcher.fetched, own.spool.discarded) == ([LINK], 1)
+    assert (fetcher.fetched, spool.discarded) == ([LINK], 1)
 
 
 @pytest.mark.parametrize(
@@ -109,16 +115,16 @@ async def test_a_link_that_cannot_be_fetched_fails_the_task_without_a_call(
     harness = make_harness(inputs=opener(fetcher=FakeFetcher(error)))
     harness.provider.editable = Edits(links=False)
     (task,) = await harness.finished(await harness.submit(image_url=LINK))
-    assert (task.state, task.error.retryable, task.attempts) == (State.FAILED, retryable, 0)
-    assert task.error.code == "upstream_invalid_request"
+    assert (task.state, failure(task).retryable, task.attempts) == (State.FAILED, retryable, 0)
+    assert failure(task).code == "upstream_invalid_request"
     assert harness.provider.calls == []
 
 
 async def test_an_upload_that_is_gone_fails_the_task_without_a_call(make_harness: MakeHarness) -> None:
     harness = make_harness(inputs=opener(FakeUploads({})))
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
-    assert (task.state, task.error.code, harness.provider.calls) == (State.FAILED, "upstream_invalid_request", [])
-    assert "upload it again" in task.error.detail
+    assert (task.state, failure(task).code, harness.provider.calls) == (State.FAILED, "upstream_invalid_request", [])
+    assert "upload it again" in failure(task).detail
 
 
 async def test_an_edit_waits_for_an_upload_that_cannot_be_read_now(
@@ -151,12 +157,18 @@ async def test_an_edit_is_never_made_without_its_images(make_harness: MakeHarnes
     refusal = UpstreamError("upstream_invalid_request", f"{name} is not supported", refused=(name,), status=400)
     harness = make_harness(refusal, inputs=opener())
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
-    assert (task.state, task.error.code, len(harness.provider.calls)) == (State.FAILED, "upstream_invalid_request", 1)
+    assert (task.state, failure(task).code, len(harness.provider.calls)) == (
+        State.FAILED,
+        "upstream_invalid_request",
+        1,
+    )
 
 
-async def test_an_edit_falls_back_only_to_a_model_that_takes_images(make_harness: MakeHarness) -> None:
+async def test_an_edit_falls_back_only_to_a_model_that_takes_images(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = UpstreamError("model_not_available", "no such model", status=404)
     harness = make_harness(gone, inputs=opener(), fallback_models=("no-edits", "edits"))
-    harness.provider.edits = lambda model: None if model == "no-edits" else Edits()
+    monkeypatch.setattr(harness.provider, "edits", lambda model: None if model == "no-edits" else Edits())
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
     assert (task.state, harness.provider.models_called) == (State.COMPLETED, ["m", "edits"])

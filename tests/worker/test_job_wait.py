@@ -16,17 +16,19 @@ from msgspec.structs import replace
 from imagegen.errors import DownloadFailed, ImageRejected, UpstreamError
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Reply
-from imagegen.queue.checkpoint import decode_checkpoint
-from imagegen.tasks.provider_job import FailedPolls, JobHandle
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
+from imagegen.queue.claim import Claim
+from imagegen.tasks.provider_job import AcceptedJob, FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
-from imagegen.tasks.retry import Failed, Retry, Succeeded
+from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State
 from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
 from imagegen.worker.saving import MAX_RENEWALS
+from tests.conftest import Instance, MakeInstance
 from tests.support import over_rows
-from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, links, loss
+from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, links, loss, urls
 
 
 @dataclass
@@ -57,26 +59,30 @@ class JobProvider(ScriptedProvider):
         return end
 
 
-def harness_of(instance, *ends: Reply | Exception | None, **rules: object) -> WorkerHarness:
+def harness_of(instance: Instance, *ends: Reply | Exception | None, **rules: Any) -> WorkerHarness[JobProvider]:
     return WorkerHarness(instance, JobProvider(ends=list(ends), max_images_per_call=1), **rules)
 
 
 @pytest.fixture
-async def instance(make_instance):
+async def instance(make_instance: MakeInstance) -> Instance:
     return make_instance()
 
 
-async def run_again(harness: WorkerHarness, claim, outcome):
+def job_of(checkpoint: Checkpoint) -> AcceptedJob:
+    assert checkpoint.job is not None
+    return checkpoint.job
+
+
+async def run_again(harness: WorkerHarness[Any], claim: Claim, outcome: Outcome) -> Outcome:
     assert isinstance(outcome, Retry)
     await harness.instance.worker_queue.retry(claim, outcome)
     return await harness.attempts.run(claim)
 
 
-async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(instance) -> None:
+async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(instance: Instance) -> None:
     harness = harness_of(instance, None, job_wait_s=0.05)
     claim = await harness.claim()
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Retry)
+    outcome = await harness.run(claim, Retry)
     assert not outcome.counts_as_attempt
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
     assert [handle.id for handle in harness.provider.resumed] == ["task_1"]
@@ -99,7 +105,7 @@ class Unread(JobProvider):
             await asyncio.sleep(0)
 
 
-async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance) -> None:
+async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance: Instance) -> None:
     harness = harness_of(instance, None, None, job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
@@ -107,47 +113,48 @@ async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance) -> No
     assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
 
 
-async def test_a_job_with_failing_polls_leaves_its_slot_and_is_resumed(instance) -> None:
+async def test_a_job_with_failing_polls_leaves_its_slot_and_is_resumed(instance: Instance) -> None:
     harness = WorkerHarness(instance, Unread(ends=[None], max_images_per_call=1), job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert isinstance(outcome, Retry)
     assert (round(outcome.delay_s), outcome.counts_as_attempt) == (25, False)
     await instance.worker_queue.retry(claim, outcome)
-    stored = await instance.connection.commands.get(instance.keys.checkpoint(claim.task.id))
-    assert decode_checkpoint(stored)[1].job.handle.failed_polls.count == MAX_FAILED_POLLS
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Retry)
-    assert claim.checkpoint.job.handle.failed_polls.count == MAX_FAILED_POLLS + 1
+    stored = await instance.stored(instance.keys.checkpoint(claim.task.id))
+    assert job_of(decode_checkpoint(stored)[1]).handle.failed_polls.count == MAX_FAILED_POLLS
+    outcome = await harness.run(claim, Retry)
+    assert job_of(claim.checkpoint).handle.failed_polls.count == MAX_FAILED_POLLS + 1
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
     assert (len(harness.provider.calls), len(harness.provider.resumed), claim.checkpoint.attempts) == (1, 3, 1)
 
 
 @pytest.mark.parametrize(("ago_s", "delay_s"), [(1, MIN_UNREAD_RETRY_S), (3_000, MAX_UNREAD_RETRY_S)])
-async def test_the_pause_between_failing_polls_is_bounded(instance, ago_s: float, delay_s: float) -> None:
+async def test_the_pause_between_failing_polls_is_bounded(instance: Instance, ago_s: float, delay_s: float) -> None:
     harness = WorkerHarness(instance, Unread(ends=[None], max_images_per_call=1), job_wait_s=0.05)
     claim = await harness.claim()
     first = await harness.attempts.run(claim)
-    polls, job = FailedPolls(3, time.time() - ago_s), claim.checkpoint.job
+    polls, job = FailedPolls(3, time.time() - ago_s), job_of(claim.checkpoint)
     claim.checkpoint = replace(claim.checkpoint, job=replace(job, handle=replace(job.handle, failed_polls=polls)))
-    assert (await run_again(harness, claim, first)).delay_s == pytest.approx(delay_s, abs=0.5)
+    second = await run_again(harness, claim, first)
+    assert isinstance(second, Retry)
+    assert second.delay_s == pytest.approx(delay_s, abs=0.5)
 
 
-async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instance) -> None:
+async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instance: Instance) -> None:
     harness = harness_of(instance, TimeoutError())
     claim = await harness.claim()
     with pytest.raises(TimeoutError):
         await harness.attempts.run(claim)
 
 
-async def test_a_job_is_polled_until_the_deadline_of_its_task(instance) -> None:
+async def test_a_job_is_polled_until_the_deadline_of_its_task(instance: Instance) -> None:
     harness = harness_of(instance, None, deadline_s=0.3)
-    outcome = await harness.attempts.run(await harness.claim())
-    assert isinstance(outcome, Failed)
+    outcome = await harness.run(await harness.claim(), Failed)
     assert outcome.keeps_images
     assert len(harness.provider.calls) == 1
 
 
-async def test_a_job_that_the_provider_has_forgotten_counts_as_ambiguous(instance) -> None:
+async def test_a_job_that_the_provider_has_forgotten_counts_as_ambiguous(instance: Instance) -> None:
     harness = harness_of(instance, None, loss(), loss(), job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
@@ -156,7 +163,7 @@ async def test_a_job_that_the_provider_has_forgotten_counts_as_ambiguous(instanc
     assert (len(harness.provider.calls), claim.checkpoint.ambiguous_calls) == (2, 2)
 
 
-async def test_a_failed_job_is_begun_again_as_a_failed_call_is(instance) -> None:
+async def test_a_failed_job_is_begun_again_as_a_failed_call_is(instance: Instance) -> None:
     busy = UpstreamError("upstream_error", "busy", retryable=True, status=500)
     harness = harness_of(instance, busy, images())
     claim = await harness.claim()
@@ -164,7 +171,7 @@ async def test_a_failed_job_is_begun_again_as_a_failed_call_is(instance) -> None
     assert (len(harness.provider.calls), harness.provider.resumed) == (2, [])
 
 
-async def test_a_parameter_that_a_resumed_job_refuses_is_left_out(instance) -> None:
+async def test_a_parameter_that_a_resumed_job_refuses_is_left_out(instance: Instance) -> None:
     refusal = UpstreamError("upstream_invalid_request", "no steps", refused=("steps",), status=400)
     harness = harness_of(instance, None, refusal, images(), job_wait_s=0.05)
     claim = await harness.claim(steps=4)
@@ -174,7 +181,7 @@ async def test_a_parameter_that_a_resumed_job_refuses_is_left_out(instance) -> N
     assert "steps was left out" in outcome.warnings[0]
 
 
-async def test_the_images_of_a_task_come_from_its_job_and_the_calls_after_it(instance) -> None:
+async def test_the_images_of_a_task_come_from_its_job_and_the_calls_after_it(instance: Instance) -> None:
     counted = images(details=ReplyDetails(usage={"images": 1}))
     harness = harness_of(instance, counted, None, counted, counted, job_wait_s=0.1)
     claim = await harness.claim(n=3, seed=5)
@@ -185,7 +192,7 @@ async def test_the_images_of_a_task_come_from_its_job_and_the_calls_after_it(ins
     assert (harness.provider.seeds, len(harness.provider.resumed)) == ([5, 6, 7], 1)
 
 
-async def test_a_bad_result_of_a_resumed_job_is_requested_once_more(instance) -> None:
+async def test_a_bad_result_of_a_resumed_job_is_requested_once_more(instance: Instance) -> None:
     bad = UpstreamError("upstream_bad_response", "no image", status=200)
     harness = harness_of(instance, None, bad, images(), job_wait_s=0.05)
     claim = await harness.claim()
@@ -194,7 +201,7 @@ async def test_a_bad_result_of_a_resumed_job_is_requested_once_more(instance) ->
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-async def test_a_job_with_a_state_that_can_not_be_read_is_not_begun_again(instance, resumed: bool) -> None:
+async def test_a_job_with_a_state_that_can_not_be_read_is_not_begun_again(instance: Instance, resumed: bool) -> None:
     unreadable = UpstreamError("upstream_bad_response", "a page", ambiguous=True, status=200)
     harness = harness_of(instance, *([None] if resumed else []), unreadable, job_wait_s=0.05 if resumed else 60.0)
     claim = await harness.claim()
@@ -205,7 +212,7 @@ async def test_a_job_with_a_state_that_can_not_be_read_is_not_begun_again(instan
     assert (len(harness.provider.calls), claim.checkpoint.ambiguous_calls, claim.checkpoint.repeated) == (1, 1, 0)
 
 
-async def test_the_warnings_of_a_resumed_job_are_kept(instance) -> None:
+async def test_the_warnings_of_a_resumed_job_are_kept(instance: Instance) -> None:
     harness = harness_of(instance, None, images(warnings=("steps was left out",)), job_wait_s=0.05)
     claim = await harness.claim()
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
@@ -216,16 +223,23 @@ async def test_the_warnings_of_a_resumed_job_are_kept(instance) -> None:
 @over_rows("recovers", [True, False])
 def test_only_another_key_of_its_channel_makes_a_refused_job_again(recovers: bool) -> None:
     asked: list[tuple[str, Choice]] = []
-    pacing: Any = SimpleNamespace(recovers=lambda model, choice: asked.append((model, choice)) or recovers)
-    judge = Judge(Any, Any, pacing, lambda: 0.0)
+
+    def answer(model: str, choice: Choice) -> bool:
+        asked.append((model, choice))
+        return recovers
+
+    unused: Any = None
+    pacing: Any = SimpleNamespace(recovers=answer)
+    judge = Judge(unused, unused, pacing, lambda: 0.0)
     error = UpstreamError("upstream_auth", "no", ambiguous=True, status=401)
     route = SimpleNamespace(account="key", channel=SimpleNamespace(name="main"))
-    assert judge.cause(SimpleNamespace(route=route, model="m"), error) is error
+    permit: Any = SimpleNamespace(route=route, model="m")
+    assert judge.cause(permit, error) is error
     assert (error.retryable, error.ambiguous) == (recovers, True)
     assert asked == [("m", Choice("main", keys=frozenset({"key"})))]
 
 
-async def test_a_cancelled_task_stops_the_polls(instance) -> None:
+async def test_a_cancelled_task_stops_the_polls(instance: Instance) -> None:
     harness = harness_of(instance, None)
     accepted = asyncio.Event()
     harness.provider.on_accepted = accepted.set
@@ -239,7 +253,7 @@ async def test_a_cancelled_task_stops_the_polls(instance) -> None:
     assert len(harness.provider.calls) == 1
 
 
-async def test_a_job_is_charged_once_or_as_unsure_if_it_is_forgotten(instance) -> None:
+async def test_a_job_is_charged_once_or_as_unsure_if_it_is_forgotten(instance: Instance) -> None:
     pricing = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
     harness = harness_of(instance, None, images(), None, loss(), job_wait_s=0.05, pricing=pricing)
     claim = await harness.claim()
@@ -256,7 +270,7 @@ def dead(**changes: bool) -> ImageRejected:
     return ImageRejected("The image's link is dead: 403", **{"lasting": True, "renewable": True, **changes})
 
 
-async def test_a_job_whose_link_died_is_polled_for_a_fresh_one_and_not_paid_again(instance) -> None:
+async def test_a_job_whose_link_died_is_polled_for_a_fresh_one_and_not_paid_again(instance: Instance) -> None:
     pricing = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
     first = links(host="old.example", details=ReplyDetails(usage={"images": 1}))
     fresh = links(host="new.example", details=ReplyDetails(usage={"images": 1}))
@@ -265,28 +279,30 @@ async def test_a_job_whose_link_died_is_polled_for_a_fresh_one_and_not_paid_agai
     claim = await harness.claim(seed=5)
     outcome = await harness.attempts.run(claim)
     assert isinstance(outcome, Succeeded)
-    assert [image.url for image in harness.image_saver.fetched] == ["https://old.example/0", "https://new.example/0"]
+    assert urls(harness.image_saver.fetched) == ["https://old.example/0", "https://new.example/0"]
     assert (len(harness.provider.calls), len(harness.provider.resumed), outcome.images[0].seed) == (1, 1, 5)
     assert (claim.cost.charged, claim.checkpoint.billed_again, claim.checkpoint.job) == (700, 0, None)
     assert outcome.details == ReplyDetails(usage={"images": 1})
 
 
-async def test_another_instance_polls_the_job_of_a_link_that_died_while_nobody_fetched_it(make_instance) -> None:
+async def test_another_instance_polls_the_job_of_a_link_that_died_while_nobody_fetched_it(
+    make_instance: MakeInstance,
+) -> None:
     one = harness_of(make_instance(), links(host="old.example"))
     one.image_saver.faults = [DownloadFailed("503")]
     claim = await one.claim()
-    await one.pool._report(claim, replace(await one.attempts.run(claim), delay_s=60.0))
+    await one.pool._report(claim, replace(await one.run(claim, Retry), delay_s=60.0))
     await one.instance.crash()
     await one.instance.parts.release_all()
     other = harness_of(make_instance(), links(host="new.example"))
     other.image_saver.faults = [dead()]
-    taken = await asyncio.wait_for(other.instance.worker_queue.claim(), 20)
+    taken = await other.instance.claim()
     assert isinstance(await other.attempts.run(taken), Succeeded)
     assert ([handle.id for handle in other.provider.resumed], other.provider.calls) == (["task_1"], [])
     assert taken.checkpoint.billed_again == 0
 
 
-async def test_a_link_that_fails_until_its_end_is_renewed(instance) -> None:
+async def test_a_link_that_fails_until_its_end_is_renewed(instance: Instance) -> None:
     harness = harness_of(instance, links(host="old.example"), links(host="new.example"))
     harness.image_saver.faults = [DownloadFailed("503"), DownloadFailed("503")]
     claim = await harness.claim()
@@ -309,7 +325,9 @@ async def test_a_link_that_fails_until_its_end_is_renewed(instance) -> None:
     ],
     ids=["dead each time", "the same link", "no link", "forgotten", "failed", "bad"],
 )
-async def test_a_job_without_a_living_link_ends_its_task_unpaid_after_some_polls(instance, ends, polls: int) -> None:
+async def test_a_job_without_a_living_link_ends_its_task_unpaid_after_some_polls(
+    instance: Instance, ends: list[Reply | Exception], polls: int
+) -> None:
     harness = harness_of(instance, *ends)
     harness.image_saver.faults = [dead() for _ in ends]
     claim = await harness.claim()
@@ -320,7 +338,7 @@ async def test_a_job_without_a_living_link_ends_its_task_unpaid_after_some_polls
     assert claim.checkpoint.billed_again == 0
 
 
-async def test_a_job_with_links_of_which_one_died_keeps_its_other_images(instance) -> None:
+async def test_a_job_with_links_of_which_one_died_keeps_its_other_images(instance: Instance) -> None:
     harness = harness_of(instance, links(2, host="old.example"), links(2, host="new.example"))
     harness.provider.max_images_per_call = 2
     harness.image_saver.faults = [None, dead()]
@@ -328,14 +346,14 @@ async def test_a_job_with_links_of_which_one_died_keeps_its_other_images(instanc
     outcome = await harness.attempts.run(claim)
     assert isinstance(outcome, Succeeded)
     assert [image.index for image in outcome.images] == [0, 1]
-    assert [image.url for image in harness.image_saver.fetched] == [
+    assert urls(harness.image_saver.fetched) == [
         "https://old.example/0",
         "https://old.example/1",
         "https://new.example/1",
     ]
 
 
-async def test_a_renewed_job_of_a_spent_task_makes_no_further_call(instance) -> None:
+async def test_a_renewed_job_of_a_spent_task_makes_no_further_call(instance: Instance) -> None:
     harness = harness_of(instance, links(host="old.example"), links(host="new.example"))
     harness.image_saver.faults = [DownloadFailed("503"), dead()]
     claim = await harness.claim(n=2)
@@ -346,7 +364,7 @@ async def test_a_renewed_job_of_a_spent_task_makes_no_further_call(instance) -> 
     assert (len(outcome.images), len(harness.provider.calls), len(harness.provider.resumed)) == (1, 1, 1)
 
 
-async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_later(instance) -> None:
+async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_later(instance: Instance) -> None:
     harness = harness_of(instance, links(), None, links(host="new.example"), job_wait_s=0.05)
     harness.image_saver.faults = [dead()]
     claim = await harness.claim()

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from itertools import count, pairwise
+from typing import Any
 
 import pytest
 
@@ -36,12 +38,19 @@ def pacing(clock: Clock) -> Pacing:
     return make(clock)
 
 
-def make(clock: Clock, **changes: object) -> Pacing:
+def make(clock: Clock, **changes: Any) -> Pacing:
     return Pacing(ROUTE, clock=clock, wall=lambda: clock.now + 1000.0, **changes)
 
 
 def limited(retry_after_s: float | None) -> UpstreamError:
     return UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=retry_after_s)
+
+
+def taken(pacing: Pacing) -> Permit:
+    """Return the permit of a call that is admitted."""
+    permit = pacing.try_acquire("m")
+    assert permit is not None
+    return permit
 
 
 def call(pacing: Pacing, error: UpstreamError | None = None, *, task: str | None = "t", model: str = "m") -> bool:
@@ -69,7 +78,8 @@ def test_without_trouble_and_without_a_rate_every_call_is_made_at_once(pacing: P
 
 
 def test_a_rate_spaces_calls_evenly_over_all_models(clock: Clock) -> None:
-    pacing, made = make(clock, rate_per_min=10), []
+    pacing = make(clock, rate_per_min=10)
+    made: list[float] = []
     while clock.now < 60.0:
         if call(pacing, model=str(len(made) % 2)):
             made.append(clock.now)
@@ -105,7 +115,7 @@ def test_a_rate_limit_without_retry_after_pauses_for_five_seconds(clock: Clock, 
 
 
 def test_no_remaining_budget_pauses_calls_until_the_reset(clock: Clock, pacing: Pacing) -> None:
-    with pacing.try_acquire("m") as turn:
+    with taken(pacing) as turn:
         pacing.record_success(turn, UpstreamLimits(remaining=0, reset_s=8.0))
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1008.0)
     clock.now = 8.0
@@ -114,7 +124,7 @@ def test_no_remaining_budget_pauses_calls_until_the_reset(clock: Clock, pacing: 
 
 @pytest.mark.parametrize("limits", [UpstreamLimits(1, 8.0), UpstreamLimits(0, None), UpstreamLimits(None, 8.0)])
 def test_incomplete_or_unspent_limits_cause_no_pause(pacing: Pacing, limits: UpstreamLimits) -> None:
-    with pacing.try_acquire("m") as turn:
+    with taken(pacing) as turn:
         pacing.record_success(turn, limits)
     assert pacing.blocked("m") is None
 
@@ -128,7 +138,7 @@ def test_five_unfinished_tasks_that_fail_in_a_row_open_the_breaker(
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_OVERLOADED, 1000.5)
     assert call(pacing, model="other")
     clock.now = 0.5
-    with pacing.try_acquire("m") as probe:
+    with taken(pacing) as probe:
         assert pacing.excuses(probe, error)
         assert pacing.try_acquire("m") is None
 
@@ -157,7 +167,9 @@ def test_a_gateway_timeout_does_not_reset_the_failure_count(pacing: Pacing, stat
     gave_up = UpstreamError("upstream_error", str(status), retryable=True, ambiguous=True, status=status)
     for i in range(5):
         call(pacing, gave_up, task=str(i))
-    assert pacing.blocked("m").reason is WaitReason.UPSTREAM_OVERLOADED
+    blocked = pacing.blocked("m")
+    assert blocked is not None
+    assert blocked.reason is WaitReason.UPSTREAM_OVERLOADED
 
 
 def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacing: Pacing) -> None:
@@ -177,7 +189,7 @@ def test_upstream_capacity_is_shared_by_all_models(clock: Clock, pacing: Pacing)
     assert (pacing.capacity("m"), pacing.upstream_capacity()) == (0, 0)
     clock.now = 0.5
     assert (pacing.capacity("m"), pacing.upstream_capacity(), pacing.opens_in_s("m")) == (1, 1, 0.0)
-    with pacing.try_acquire("m"):
+    with taken(pacing):
         assert (pacing.capacity("other"), pacing.closed("other").reason) == (0, WaitReason.UPSTREAM_OVERLOADED)
 
 
@@ -213,15 +225,15 @@ class Storm:
         self._running: list[tuple[float, Permit]] = []
         self._tasks = count()
 
-    def until(self, end_s: float, error_at) -> None:
+    def until(self, end_s: float, error_at: Callable[[float], UpstreamError | None]) -> None:
         while self.clock.now < end_s:
             for ends_at, turn in tuple(self._running):
                 if ends_at <= self.clock.now:
                     self._end(turn, error_at(self.clock.now))
                     self._running.remove((ends_at, turn))
-            while len(self._running) < 5 and (turn := self.pacing.try_acquire("m")):
+            while len(self._running) < 5 and (admitted := self.pacing.try_acquire("m")):
                 self.calls.append(self.clock.now)
-                self._running.append((self.clock.now + self.call_s, turn))
+                self._running.append((self.clock.now + self.call_s, admitted))
             self.clock.now = round(self.clock.now + 0.05, 2)
 
     def _end(self, turn: Permit, error: UpstreamError | None) -> None:
@@ -264,10 +276,13 @@ def test_models_without_state_are_dropped(clock: Clock, pacing: Pacing) -> None:
 
 
 async def test_turns_follow_the_order_of_requests() -> None:
-    pacing, given = Pacing(ROUTE, rate_per_min=60 / 0.02), []
+    pacing = Pacing(ROUTE, rate_per_min=60 / 0.02)
+    given: list[int] = []
 
     async def wait(name: int) -> None:
-        with await pacing.acquire("m", 5.0):
+        permit = await pacing.acquire("m", 5.0)
+        assert permit is not None
+        with permit:
             given.append(name)
 
     await asyncio.gather(*(wait(i) for i in range(6)))
@@ -286,7 +301,7 @@ async def test_a_later_request_for_another_model_does_not_wait() -> None:
 async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
     pacing = Pacing(ROUTE, breaker_config=QUICK)
     call(pacing, limited(0.0))
-    probe = pacing.try_acquire("m")
+    probe = taken(pacing)
     waiting = asyncio.create_task(pacing.acquire("m", 5.0))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -315,7 +330,7 @@ async def test_quiet_ends_every_wait_and_starts_no_other() -> None:
 async def test_a_cancelled_wait_takes_no_turn() -> None:
     pacing = Pacing(ROUTE, breaker_config=QUICK)
     call(pacing, limited(0.0))
-    probe = pacing.try_acquire("m")
+    probe = taken(pacing)
     first, second = (asyncio.create_task(pacing.acquire("m", 5.0)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()

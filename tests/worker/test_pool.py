@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
 
+from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
-
-from .conftest import MakeHarness, WorkerHarness, fault, images, links, loss, refused
+from tests.worker.conftest import MakeHarness, WorkerHarness, failure, fault, images, links, loss, refused
 
 
 class Switch:
@@ -114,7 +115,7 @@ async def test_one_further_task_runs_while_a_result_is_written(
 async def test_a_task_that_always_fails_fails_after_its_attempts(make_harness: MakeHarness) -> None:
     harness = make_harness(default=fault(500))
     [task] = await harness.finished(await harness.submit())
-    assert (task.state, task.error.code, task.attempts) == (State.FAILED, "upstream_error", 3)
+    assert (task.state, failure(task).code, task.attempts) == (State.FAILED, "upstream_error", 3)
     assert len(harness.provider.calls) == 3
 
 
@@ -136,7 +137,7 @@ async def test_images_that_are_paid_for_complete_a_task_at_its_deadline(make_har
 async def test_a_second_loss_ends_the_task(make_harness: MakeHarness) -> None:
     harness = make_harness(default=loss(), max_attempts=10)
     [task] = await harness.finished(await harness.submit())
-    assert (task.error.code, task.possibly_billed_twice) == ("upstream_timeout", 2)
+    assert (failure(task).code, task.possibly_billed_twice) == ("upstream_timeout", 2)
     assert len(harness.provider.calls) == 2
 
 
@@ -186,11 +187,15 @@ async def test_cancelled_tasks_drop_their_calls_and_no_loop(make_harness: MakeHa
     for i in range(6):
         task_id = await harness.submit(i)
         await eventually(lambda: harness.provider.running)
-        cancelled = await harness.instance.client_queue.cancel(task_id)
+        cancelled = await harness.instance.cancel(task_id)
         assert cancelled.state is State.CANCELLED
         await eventually(lambda: not harness.provider.running)
         assert harness.task(task_id).state is State.CANCELLED
     await healthy(harness)
+
+
+def has_called(harness: WorkerHarness, times: int) -> bool:
+    return len(harness.provider.calls) == times and not harness.provider.running
 
 
 async def test_claims_lost_at_a_checkpoint_end_no_loop(make_harness: MakeHarness) -> None:
@@ -203,7 +208,7 @@ async def test_claims_lost_at_a_checkpoint_end_no_loop(make_harness: MakeHarness
     harness = make_harness(*[stolen] * 6, per_call=1)
     for i in range(6):
         await harness.submit(i, n=2)
-        await eventually(lambda i=i: len(harness.provider.calls) == i + 1 and not harness.provider.running)
+        await eventually(partial(has_called, harness, i + 1))
     await healthy(harness)
 
 
@@ -314,10 +319,10 @@ async def test_a_cancelled_parked_task_frees_its_place(
 async def test_a_task_that_waits_is_ended_by_its_deadline_alone(make_harness: MakeHarness) -> None:
     harness = make_harness(default=refused(), deadline_s=0.8)
     tasks = await harness.finished(*await submit_many(harness, 20))
-    assert {(task.state, task.error.code) for task in tasks} <= {
+    assert {(task.state, failure(task).code) for task in tasks} <= {
         (State.FAILED, "upstream_overloaded"), (State.FAILED, "upstream_error"), (State.FAILED, "upstream_timeout")
     }  # fmt: skip
-    assert all(task.finished_at - task.created_at >= 0.7 for task in tasks)
+    assert all(task.finished_at and task.finished_at - task.created_at >= 0.7 for task in tasks)
 
 
 async def test_a_rate_spaces_the_calls_of_the_pool(make_harness: MakeHarness) -> None:
@@ -375,7 +380,7 @@ async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_harnes
     dispatcher.put(claim)
     harness.pool.start()
     (task,) = await harness.finished(claim.task.id)
-    assert (task.error.code, task.attempts, task.possibly_billed_twice) == ("interrupted", 2, 2)
+    assert (failure(task).code, task.attempts, task.possibly_billed_twice) == ("interrupted", 2, 2)
 
 
 class Faulty:
@@ -405,7 +410,7 @@ def mixed(faulty: int, good: int, order: str) -> list[str]:
 @pytest.mark.parametrize("faulty", [5, 12])
 @pytest.mark.parametrize("error", [fault(500), fault(502, ambiguous=True), loss()], ids=["500", "502", "loss"])
 async def test_tasks_that_always_fail_end_and_delay_no_good_task(
-    make_harness: MakeHarness, error: Exception, faulty: int, order: str
+    make_harness: MakeHarness, error: UpstreamError, faulty: int, order: str
 ) -> None:
     tempo = BreakerConfig(0.05, 0.5, longest_s=0.5, step_s=0.05)
     harness = make_harness(default=Faulty(error), base_s=0.3, tempo=tempo)
@@ -445,7 +450,7 @@ async def test_lone_failing_tasks_end_after_the_excused_outage_time(make_harness
     tempo = BreakerConfig(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.5)
     harness = make_harness(default=Switch(fault(500)), base_s=0.02, tempo=tempo)
     ended = await harness.finished(*await submit_many(harness, tasks))
-    assert {(task.state, task.error.code, task.attempts) for task in ended} == {(State.FAILED, "upstream_error", 3)}
+    assert {(task.state, failure(task).code, task.attempts) for task in ended} == {(State.FAILED, "upstream_error", 3)}
 
 
 async def test_an_overloaded_upstream_is_excused_for_as_long_as_it_lasts(make_harness: MakeHarness) -> None:
@@ -474,7 +479,8 @@ async def test_a_deadline_ends_a_parked_task(make_harness: MakeHarness) -> None:
     harness = make_harness(fault(429, retry_after_s=60.0), tempo=BreakerConfig(), deadline_s=0.5)
     await pause(harness)
     [task] = await harness.finished(await harness.submit("parked"), within_s=20.0)
-    assert (task.state, task.error.code) == (State.FAILED, "upstream_rate_limited")
+    assert (task.state, failure(task).code) == (State.FAILED, "upstream_rate_limited")
+    assert task.finished_at is not None
     assert task.finished_at - task.created_at < 20.0
     assert len(harness.pool.parking) == 0
 

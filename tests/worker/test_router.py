@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import LACKED_S, Router
 from tests.support import Clock
-from tests.worker.conftest import UNPRICED, ScriptedProvider, no_model
+from tests.worker.conftest import UNPRICED, metered, no_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
@@ -36,11 +37,17 @@ def router(clock: Clock, *channels: Channel) -> Router:
     """Return a router of channels; each key is its own account."""
     listed = channels or (Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "abc")),)
     routes = [
-        Route(channel, f"{channel.name}-{key.secret}", ScriptedProvider(), UNPRICED, key)
+        Route(channel, f"{channel.name}-{key.secret}", metered(), UNPRICED, key)
         for channel in listed
         for key in channel.keys
     ]
     return Router(Routes(Channels(listed), routes, from_file=True), clock=clock, wall=lambda: clock.now)
+
+
+def judge_of(made: Router, clock: Clock) -> Judge:
+    """Return a judge that is asked for causes alone, which depend on neither the claim nor its limits."""
+    unused: Any = None
+    return Judge(unused, unused, made, clock)
 
 
 def taken(made: Router, model: str = "m", choice: Choice = Choice()) -> Permit:  # noqa: B008 - immutable
@@ -106,7 +113,7 @@ def test_tasks_fail_at_once_while_all_keys_are_refused_but_for_probes(clock: Clo
 
 def test_a_job_of_a_refused_key_counts_as_paid_though_another_key_works(clock: Clock) -> None:
     made = router(clock)
-    judge = Judge(None, None, made, lambda: clock.now)
+    judge = judge_of(made, clock)
     turn, lost = taken(made), UpstreamError("upstream_auth", "401", retryable=True, ambiguous=True, status=401)
     assert judge.cause(turn, lost) is lost
     made.failed(turn, LIMIT, unfinished="task")
@@ -177,7 +184,7 @@ def test_ids_depend_on_the_sandbox_and_not_on_the_channel(clock: Clock) -> None:
     models = ["paid", "short=org/long", "in/*=out/*"]
     """
     channels = Channels(parse_channels(text, {}))
-    each = [Route(channel, "", ScriptedProvider(), UNPRICED) for channel in channels.all]
+    each = [Route(channel, "", metered(), UNPRICED) for channel in channels.all]
     routes = Routes(channels, each, from_file=True)
     assert [routes.identity(model) for model in ("paid", "drawn")] == [PAID_IDENTITY, "sandbox"]
     assert [channel.name for channel in channels.serving("paid")] == ["p"]
@@ -222,7 +229,7 @@ def test_a_task_waits_for_a_limited_channel_if_the_one_tried_after_it_lacks_the_
     limited = Channel("limited", "together", (ChannelKey("a", "file"),), priority=5)
     lacking = Channel("lacking", "together", (ChannelKey("b", "file"),))
     made = router(clock, limited, lacking)
-    judge = Judge(None, None, made, lambda: clock.now)
+    judge = judge_of(made, clock)
     assert ends(made, taken(made), LIMIT) == "limited-a"
     rest = Choice(keys=frozenset({"limited-a"}))
     permit = taken(made, choice=rest)

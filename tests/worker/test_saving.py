@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
+from imagegen.images.store import VerifiedImage
+from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
-from imagegen.tasks.image import ImageLink, PaidImage
-from imagegen.tasks.retry import Failed, Retry, Succeeded
+from imagegen.queue.claim import Claim
+from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
+from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import saving
 from tests.support import eventually
-
-from .conftest import MakeHarness, fault, images, links
-
-
-async def stored_checkpoint(harness, claim) -> Checkpoint:
-    value = await harness.instance.connection.commands.get(harness.instance.keys.checkpoint(claim.task.id))
-    return decode_checkpoint(value)[1]
+from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, links, urls
 
 
-async def run_next_attempt(harness, claim, outcome):
+async def stored_checkpoint(harness: WorkerHarness, claim: Claim) -> Checkpoint:
+    return decode_checkpoint(await harness.instance.stored(harness.instance.keys.checkpoint(claim.task.id)))[1]
+
+
+async def run_next_attempt(harness: WorkerHarness, claim: Claim, outcome: Outcome) -> Outcome:
     """Run the next attempt after a retry, as the pool does."""
+    assert isinstance(outcome, Retry)
     claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.ambiguous_calls)
     await harness.instance.worker_queue.retry(claim, replace(outcome, delay_s=0.0))
-    assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 20) is claim
+    assert await harness.instance.claim() is claim
     return await harness.attempts.run(claim)
-
-
-def urls(paid_images) -> list[str]:
-    return [image.url for image in paid_images]
 
 
 async def test_a_link_that_fails_is_fetched_in_a_later_round_and_no_call_is_made(make_harness: MakeHarness) -> None:
     harness = make_harness(links(2), pool=False, max_attempts=1)
     harness.image_saver.faults = [None, DownloadFailed("503"), DownloadFailed("503")]
     claim = await harness.claim(n=2, seed=7)
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(outcome, Retry)
-    assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.RETRYING, False)
+    first = await harness.run(claim, Retry)
+    assert (first.reason, first.counts_as_attempt) == (WaitReason.RETRYING, False)
     assert [image.index for image in claim.checkpoint.images] == [0]
     assert [(paid.index, paid.url, paid.seed) for paid in claim.checkpoint.links] == [
         (1, "https://images.example.com/1", 7)
     ]
-    outcome = await run_next_attempt(harness, claim, outcome)
-    assert isinstance(outcome, Retry)
-    outcome = await run_next_attempt(harness, claim, outcome)
+    second = await run_next_attempt(harness, claim, first)
+    outcome = await run_next_attempt(harness, claim, second)
     assert isinstance(outcome, Succeeded)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 7), (1, 7)]
     assert claim.task.attempts == 1
@@ -85,9 +82,8 @@ async def test_another_instance_fetches_paid_images_without_a_call(make_harness:
     await one.instance.crash()
     await one.instance.parts.release_all()
     two = make_harness(pool=False)
-    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 20)
-    outcome = await two.attempts.run(taken)
-    assert isinstance(outcome, Succeeded)
+    taken = await two.instance.claim()
+    outcome = await two.run(taken, Succeeded)
     assert urls(two.image_saver.fetched) == ["https://images.example.com/0"]
     assert two.provider.calls == []
     assert (taken.checkpoint.ambiguous_calls, outcome.images[0].seed) == (0, 3)
@@ -96,13 +92,13 @@ async def test_another_instance_fetches_paid_images_without_a_call(make_harness:
 async def test_a_slow_download_is_checkpointed_before_it_ends(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def slow(image, *, age_s: float):
+    async def slow(image: GivenImage, *, age_s: float) -> VerifiedImage:
         await go_on.wait()
         return await type(harness.image_saver).fetch(harness.image_saver, image, age_s=age_s)
 
     monkeypatch.setattr(saving, "CHECKPOINT_AFTER_S", 0.0)
     harness, go_on = make_harness(links(1), pool=False), asyncio.Event()
-    harness.image_saver.fetch = slow
+    monkeypatch.setattr(harness.image_saver, "fetch", slow)
     claim = await harness.claim()
     running = asyncio.create_task(harness.attempts.run(claim))
     await eventually(lambda: claim.stored_checkpoint is not None and claim.stored_checkpoint.links)
@@ -154,8 +150,7 @@ async def test_an_unusable_image_is_requested_again_only_if_useful(
 ) -> None:
     harness = make_harness(default=links(1), pool=False)
     harness.image_saver.faults = list(rejections)
-    outcome = await harness.attempts.run(await harness.claim())
-    assert isinstance(outcome, Failed)
+    outcome = await harness.run(await harness.claim(), Failed)
     assert not outcome.error.retryable
     assert len(harness.provider.calls) == calls
 
@@ -169,7 +164,7 @@ async def test_an_unusable_image_is_requested_again_only_if_useful(
     ],
 )
 async def test_eight_unusable_images_are_not_all_paid_again(
-    make_harness: MakeHarness, answer, rejection: Exception | None, calls: int
+    make_harness: MakeHarness, answer: Reply, rejection: Exception | None, calls: int
 ) -> None:
     harness = make_harness(default=answer, pool=False, per_call=1)
     harness.image_saver.faults = [rejection] * 16
@@ -186,18 +181,20 @@ async def test_missing_images_are_requested_once_over_all_attempts(make_harness:
     assert (claim.checkpoint.short, claim.checkpoint.given_up) == ((0,), (0,))
 
 
-async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_harness: MakeHarness) -> None:
+async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness = make_harness(pool=False, slots=2)
     harness.image_saver.store_faults = [StoreUnavailable()] * 3
     harness.image_saver.health.mark_failed("ENOSPC")
     harness.image_saver.health.mark_ok()
     claim, other = await harness.claim("one"), await harness.claim("two")
 
-    async def full(*_: object) -> object:
+    async def full(*_: object) -> StoredImage:
         harness.image_saver.health.mark_failed("ENOSPC")
         raise StoreUnavailable
 
-    save, harness.image_saver.save = harness.image_saver.save, full
+    monkeypatch.setattr(harness.image_saver, "save", full)
     running = asyncio.create_task(harness.attempts.run(claim))
     await eventually(lambda: harness.task(claim.task.id).reason is WaitReason.STORE_UNAVAILABLE)
     waiting = asyncio.create_task(harness.attempts.run(other))
@@ -206,7 +203,8 @@ async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_h
         State.PROCESSING,
         State.PENDING,
     )
-    harness.image_saver.save, harness.image_saver.store_faults = save, []
+    monkeypatch.undo()
+    harness.image_saver.store_faults = []
     harness.image_saver.health.mark_ok()
     outcomes = await asyncio.wait_for(asyncio.gather(running, waiting), 20)
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
@@ -222,12 +220,14 @@ async def test_a_save_that_a_healthy_store_refuses_is_retried(make_harness: Make
     assert len(harness.provider.calls) == 1
 
 
-async def test_a_link_is_checkpointed_while_its_store_is_unavailable(make_harness: MakeHarness) -> None:
+async def test_a_link_is_checkpointed_while_its_store_is_unavailable(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness = make_harness(links(1), pool=False)
     harness.image_saver.store_faults = [StoreUnavailable()] * 50
     claim = await harness.claim()
     harness.image_saver.health._writable.clear()
-    harness.provider.generate = after_writable(harness)
+    monkeypatch.setattr(harness.provider, "generate", after_writable(harness))
     running = asyncio.create_task(harness.attempts.run(claim))
     harness.image_saver.health.mark_ok()
     await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
@@ -238,8 +238,8 @@ async def test_a_link_is_checkpointed_while_its_store_is_unavailable(make_harnes
     assert claim.checkpoint.ambiguous_calls == 0
 
 
-def after_writable(harness):
-    async def generate(call, watcher):
+def after_writable(harness: WorkerHarness) -> Callable[[Call, CallObserver], Awaitable[Reply]]:
+    async def generate(call: Call, watcher: CallObserver) -> Reply:
         reply = await type(harness.provider).generate(harness.provider, call, watcher)
         harness.image_saver.health.mark_failed("ENOSPC")
         return reply
@@ -247,9 +247,11 @@ def after_writable(harness):
     return generate
 
 
-async def test_bytes_that_a_stop_discards_are_recorded_as_paid(make_harness: MakeHarness) -> None:
+async def test_bytes_that_a_stop_discards_are_recorded_as_paid(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = make_harness(images(1), pool=False)
-    one.provider.generate = after_writable(one)
+    monkeypatch.setattr(one.provider, "generate", after_writable(one))
     one.image_saver.store_faults = [StoreUnavailable()] * 50
     claim = await one.claim()
     running = asyncio.create_task(one.attempts.run(claim))
@@ -260,7 +262,7 @@ async def test_bytes_that_a_stop_discards_are_recorded_as_paid(make_harness: Mak
     await one.instance.crash()
     await one.instance.parts.release_all()
     two = make_harness(pool=False)
-    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 20)
+    taken = await two.instance.claim()
     assert isinstance(await two.attempts.run(taken), Succeeded)
     assert taken.checkpoint.ambiguous_calls == 1
 

@@ -9,21 +9,23 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName
+from imagegen.queue.claim import Claim
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Failed
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.peer_channels import PeerChannels, Served, served_by
 from imagegen.worker.unserved import ALONE_S, MAX_HELD_S, PING_PEERS_INTERVAL_S, OtherInstances, UnservedTasks
 from tests.support import Clock, over_rows
-from tests.worker.conftest import UNPRICED, MakeHarness, ScriptedProvider
+from tests.worker.conftest import UNPRICED, MakeHarness, WorkerHarness, metered
 
+Taken = tuple[Claim, WorkerHarness]
 OLD_VERSION: Mapping[str, Any] = {"kind": "hello"}
 
 
 def routes_of(*channels: Channel) -> Routes:
     return Routes(
         Channels(channels),
-        [Route(each, f"account-{each.name}", ScriptedProvider(), UNPRICED) for each in channels],
+        [Route(each, f"account-{each.name}", metered(), UNPRICED) for each in channels],
         from_file=True,
     )
 
@@ -57,13 +59,13 @@ class Others:
 
 
 @pytest.fixture
-async def claim(make_harness: MakeHarness):
+async def claim(make_harness: MakeHarness) -> Taken:
     """Return a claim for the model `theirs`, and its harness."""
     harness = make_harness(pool=False)
     return await harness.claim(model="theirs"), harness
 
 
-def unserved(harness, others: Others, clock: Clock, *channels: Channel) -> UnservedTasks:
+def unserved(harness: WorkerHarness, others: Others, clock: Clock, *channels: Channel) -> UnservedTasks:
     routes = routes_of(*(channels or (paid("mine", "mine"),)))
     return UnservedTasks(
         harness.instance.worker_queue, routes, harness.attempts.rules, others.seen(), clock=lambda: clock.now
@@ -98,7 +100,7 @@ def test_an_instance_with_too_many_models_may_serve_any() -> None:
     assert PeerChannels(lambda: {"large": greeting(large)}).may_serve("theirs", sandbox=False)
 
 
-async def test_a_task_goes_to_the_instances_that_serve_it_by_turns(claim) -> None:
+async def test_a_task_goes_to_the_instances_that_serve_it_by_turns(claim: Taken) -> None:
     taken, harness = claim
     serving = greeting(paid("a", "theirs"))
     others = Others(one=serving, two=serving, three=greeting(paid("b", "b")))
@@ -111,7 +113,7 @@ async def test_a_task_goes_to_the_instances_that_serve_it_by_turns(claim) -> Non
     assert {peer for _, peer in others.handed} == {"one", "two"}
 
 
-async def test_a_task_that_came_back_is_held_while_the_instances_are_checked(claim) -> None:
+async def test_a_task_that_came_back_is_held_while_the_instances_are_checked(claim: Taken) -> None:
     taken, harness = claim
     clock = Clock(taken.task.created_at)
     others = Others(one=greeting(paid("a", "theirs")))
@@ -127,12 +129,13 @@ async def test_a_task_that_came_back_is_held_while_the_instances_are_checked(cla
     assert others.pings == pytest.approx(40 * MAX_HELD_S / 2 / PING_PEERS_INTERVAL_S, abs=1)
 
 
-async def test_a_task_that_no_instance_serves_fails_after_a_minute(claim) -> None:
+async def test_a_task_that_no_instance_serves_fails_after_a_minute(claim: Taken) -> None:
     taken, harness = claim
     clock = Clock(taken.task.created_at)
     others = Others(one=greeting(paid("b", "b")))
     tasks = unserved(harness, others, clock)
     assert await tasks.leave(taken) is None
+    assert taken.timer is not None
     taken.timer.cancel()
     clock.now += ALONE_S
     outcome = await tasks.leave(taken)
@@ -142,7 +145,7 @@ async def test_a_task_that_no_instance_serves_fails_after_a_minute(claim) -> Non
     assert others.handed == []
 
 
-async def test_a_job_goes_to_the_instance_that_has_its_key_and_stays_if_none_has(claim) -> None:
+async def test_a_job_goes_to_the_instance_that_has_its_key_and_stays_if_none_has(claim: Taken) -> None:
     taken, harness = claim
     job = AcceptedJob(JobHandle("fal", "job_1", "account-left", channel="pool"), (0,))
     taken.checkpoint = replace(taken.checkpoint, job=job)
