@@ -27,7 +27,7 @@ from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.providers.model_rules import EditRules, ModelRules, ModelTable
-from imagegen.providers.post import MAX_RESPONSE_HEAD_BYTES
+from imagegen.providers.post import MAX_RESPONSE_HEAD_BYTES, UpstreamConnector
 from imagegen.providers.served_models import ServedModels
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
@@ -50,9 +50,12 @@ from imagegen.worker.unserved import OtherInstances
 INPUT_TIMEOUT_S = 30.0
 """For one linked input image; no one pays for it, and its client waits."""
 
-UPSTREAM_KEEPALIVE_S = 1.5
+PAID_KEEPALIVE_S = 1.5
 """Shorter than servers keep idle connections by default (gunicorn 2 s; Node, uvicorn, Apache 5 s): a request on one
 that the upstream closes at that moment counts as sent, and is paid again."""
+
+POLL_KEEPALIVE_S = 15.0
+"""Of polls, which are repeated at once then. It is longer than the time between two of them."""
 
 UNITS_PER_GENERATION = 64
 """Default of IMAGE_UNITS_PER_MINUTE for each request of IMAGE_RATE_LIMIT_MAX: 4 images of 2048 x 2048 pixels."""
@@ -217,12 +220,15 @@ async def open_upstream(
     if proxies:
         logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
     jar = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(
-        connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=resolver),
-        cookie_jar=jar,
-        max_line_size=MAX_RESPONSE_HEAD_BYTES,
-        max_field_size=MAX_RESPONSE_HEAD_BYTES,
-    ) as session:
+    async with (
+        ProxyConnector(proxies, limit=0, keepalive_timeout=PAID_KEEPALIVE_S, resolver=resolver) as paid,
+        aiohttp.ClientSession(
+            connector=UpstreamConnector(paid, proxies, limit=0, keepalive_timeout=POLL_KEEPALIVE_S, resolver=resolver),
+            cookie_jar=jar,
+            max_line_size=MAX_RESPONSE_HEAD_BYTES,
+            max_field_size=MAX_RESPONSE_HEAD_BYTES,
+        ) as session,
+    ):
         routes = routes_with(session)
         async with aiohttp.ClientSession(
             connector=guarded_connector(routes.own_hosts, inner=resolver, proxies=proxies), cookie_jar=jar

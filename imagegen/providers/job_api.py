@@ -38,7 +38,7 @@ from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import is_useless_response
 
-CANCEL_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S, CANCEL_TRIES = 10.0, 2
 DROPPED_S = 15.0
 """How long the response to a call of a cancelled task is waited for."""
 
@@ -209,15 +209,21 @@ class JobApiProvider(ABC):
         return None
 
     async def cancel(self, handle: JobHandle) -> bool | None:
-        """Request the end of a job. Return whether the provider confirmed it, None if that is uncertain."""
+        """Request the end of a job. Return whether the provider confirmed it, None if that is uncertain.
+
+        A request is repeated once if its connection is lost, which may be a kept one that the provider has closed.
+        """
         request = self.cancel_request(handle) if handle.provider == self.name else None
         url = self.own_address(request[1]) if request else None
         if request is None or url is None:
             return None
-        try:
-            return self.read_cancellation(await self._client.request(request[0], url, CANCEL_TIMEOUT_S))
-        except UpstreamError:
-            return None
+        for _ in range(CANCEL_TRIES):
+            try:
+                return self.read_cancellation(await self._client.request(request[0], url, CANCEL_TIMEOUT_S))
+            except UpstreamError as error:
+                if error.code != "upstream_error":
+                    break
+        return None
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         """Return nothing: the list of the provider is not one of image models."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from functools import cached_property
+from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -23,6 +24,7 @@ from yarl import URL
 
 from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.response_body import ResponseBody
+from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
 
 _CONNECT_S = 10.0
@@ -54,6 +56,18 @@ class RawResponse(Struct, frozen=True, gc=False):
     status: int
     headers: Mapping[str, str]
     body: bytes | bytearray
+
+
+class UpstreamConnector(ProxyConnector):
+    """Connector of requests to providers that may be repeated, such as polls; `paid` is that of paid calls.
+
+    A request on a connection that the upstream closes at that moment counts as sent. aiohttp repeats a GET then, so
+    its connections are kept for longer: each new one costs a TLS handshake.
+    """
+
+    def __init__(self, paid: aiohttp.BaseConnector, proxies: Proxies, **options: Any) -> None:
+        super().__init__(proxies, **options)
+        self.paid = paid
 
 
 class PaidPost:
@@ -105,6 +119,8 @@ class PaidPost:
     async def _connect(self) -> Connection:
         """Take a free connection or a new one, within a shorter time limit than the whole."""
         connector = self._session.connector
+        if isinstance(connector, UpstreamConnector):
+            connector = connector.paid
         if connector is None:
             raise NotSent
         try:

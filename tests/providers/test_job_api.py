@@ -23,7 +23,7 @@ from imagegen.tasks.image import ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from tests.emulated_jobs import Recorder, quick_polls
-from tests.providers.conftest import MakeCall, ScriptedUpstream
+from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream
 from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
@@ -349,3 +349,23 @@ def test_a_handle_of_an_older_version_is_read() -> None:
     handle = JobHandle("service", "7", "account", "https://a.example", 1.0, 2.0)
     assert replace(handle, channel="main").channel == "main"
     assert (handle.channel, handle.result_url, handle.cancel_url, handle.cost_micro_usd) == ("", "", "", None)
+
+
+async def test_a_cancellation_on_a_connection_that_the_provider_has_closed_is_repeated(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await read_request(reader))
+        if len(received) > 1:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    class Cancelling(Service):
+        def cancel_request(self, handle: JobHandle) -> tuple[str, str]:
+            return "POST", handle.cancel_url
+
+    received: list[bytes] = []
+    url = await raw_server(serve)
+    provider = Cancelling(session, AcceptedCall("1"), base=url)
+    assert await provider.cancel(JobHandle("service", "1", cancel_url=f"{url}/cancel")) is True
+    assert len(received) == 2

@@ -15,10 +15,12 @@ from yarl import URL
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
+from imagegen.providers.http_client import ProviderClient
 from imagegen.providers.input_bodies import StreamedBody
-from imagegen.providers.post import NotSent, PaidPost
+from imagegen.providers.post import NotSent, PaidPost, UpstreamConnector
+from imagegen.proxies import Proxies, ProxyConnector
 from tests.emulated_jobs import Recorder
-from tests.providers.conftest import RawServer, ReadRequest
+from tests.providers.conftest import Names, RawServer, ReadRequest
 from tests.support import eventually
 
 ZIPPED = gzip.compress(b"pictur")
@@ -68,6 +70,48 @@ async def test_the_request_is_valid_http(
     host = url.removeprefix("http://")
     assert headers == {"Host": host, "Accept": "application/json", "User-Agent": "me", "Content-Length": "7"}
     assert body == b'{"n":1}'
+
+
+async def test_a_poll_keeps_its_connection_for_longer_than_a_paid_call(
+    names: Names, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    serving, counts = connections(raw_server, read_request, *[OK] * 6)
+    url = await serving
+    async with (
+        ProxyConnector(Proxies(), keepalive_timeout=0, resolver=names) as paid,
+        aiohttp.ClientSession(
+            connector=UpstreamConnector(paid, Proxies(), keepalive_timeout=60, resolver=names)
+        ) as session,
+    ):
+        client, calls = ProviderClient(session, URL(url), "paid", 5), post(session, url)
+        for _ in range(2):
+            await calls.send(b"{}", watcher.sent)
+            for _ in range(2):
+                await client.request("GET", URL(f"{url}/job"), 5)
+    assert counts == [1, 4, 1]
+
+
+async def test_a_poll_on_a_connection_that_the_provider_has_closed_is_repeated(
+    names: Names, raw_server: RawServer, read_request: ReadRequest
+) -> None:
+    """The provider closes each connection when it is used for the second time."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(1)
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.close()
+
+    opened: list[int] = []
+    url = await raw_server(serve)
+    async with (
+        ProxyConnector(Proxies(), resolver=names) as paid,
+        aiohttp.ClientSession(connector=UpstreamConnector(paid, Proxies(), resolver=names)) as session,
+    ):
+        client = ProviderClient(session, URL(url), "paid", 5)
+        assert [(await client.request("GET", URL(f"{url}/job"), 5)).status for _ in range(3)] == [200] * 3
+    assert len(opened) == 3
 
 
 async def test_a_connection_is_reused_after_a_whole_response(
