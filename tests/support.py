@@ -8,7 +8,7 @@ import inspect
 import os
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, TypeVar
@@ -37,6 +37,11 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         assert time.monotonic() < deadline, "the condition did not hold in time"
         await asyncio.sleep(pause_s)
         pause_s = min(1.3 * pause_s, 0.02)
+
+
+def counts(counter: Mapping[str, int], name: str, number: int) -> bool:
+    """Return whether a counter is at a number."""
+    return counter[name] == number
 
 
 @contextmanager

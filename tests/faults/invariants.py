@@ -146,7 +146,8 @@ class Rest:
             missing = self.load.with_webhook - receivers.delivered.keys()
             if time.monotonic() < ends_at - 1:
                 return missing
-            names = {name.decode().partition(":")[0] for name in await self.redis.zrange(outbox, 0, -1)}
+            entries: Any = await self.redis.zrange(outbox, 0, -1)
+            names = {name.decode().partition(":")[0] for name in entries}
             return missing - names
 
         await self._expect_none_by(ends_at, undelivered)

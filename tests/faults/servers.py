@@ -12,9 +12,16 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.ports import free_port
 
 SERVER = shutil.which("redis-server")
+
+
+def pid_of(server: EmbeddedRedis) -> int:
+    """Return the process of a server that runs."""
+    assert server.pid is not None
+    return server.pid
 
 
 class RedisServer:

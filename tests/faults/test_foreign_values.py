@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 import time
@@ -14,6 +13,7 @@ from imagegen.queue.claim import StartResult
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -31,7 +31,7 @@ GARBAGE = [
 KINDS = ["string", "list", "set", "hash", "zset", "stream"]
 
 
-async def put(instance, key: str, kind: str, garbage: bytes) -> None:
+async def put(instance: Instance, key: str, kind: str, garbage: bytes) -> None:
     """Replace our value by one of the given type."""
     redis = instance.connection.commands
     await redis.delete(key)
@@ -50,11 +50,11 @@ async def put(instance, key: str, kind: str, garbage: bytes) -> None:
             await redis.xadd(key, {"field": garbage or b"x"})
 
 
-async def runs_tasks(instance, name: str) -> None:
+async def runs_tasks(instance: Instance, name: str) -> None:
     """Check that a new task is claimed, run and finished, and that all loops are alive."""
     await instance.client_queue.submit(submission(name))
     while True:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+        claim = await instance.claim()
         while (came := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
             pass
         assert came is StartResult.STARTED
@@ -68,7 +68,7 @@ async def runs_tasks(instance, name: str) -> None:
     assert [loop.get_name() for loop in instance.loops if loop.done()] == []
 
 
-def keys_of(instance, name: str) -> dict[str, str]:
+def keys_of(instance: Instance, name: str) -> dict[str, str]:
     keys, task_id = instance.keys, submission(name).task_id
     return {
         "record": keys.record(task_id),
@@ -81,7 +81,7 @@ def keys_of(instance, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
-async def test_an_instance_starts_despite_a_value_of_any_type(make_instance, which) -> None:
+async def test_an_instance_starts_despite_a_value_of_any_type(make_instance: MakeInstance, which: str) -> None:
     for number, kind in enumerate(KINDS):
         instance = make_instance(start=False)
         await put(instance, keys_of(instance, f"task {number}")[which], kind, b"junk")
@@ -91,7 +91,9 @@ async def test_an_instance_starts_despite_a_value_of_any_type(make_instance, whi
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
-async def test_a_running_instance_continues_despite_a_value_of_any_type(make_instance, which) -> None:
+async def test_a_running_instance_continues_despite_a_value_of_any_type(
+    make_instance: MakeInstance, which: str
+) -> None:
     instance = make_instance(lease_s=1.0)
     await runs_tasks(instance, "before")
     for number, kind in enumerate(KINDS):
@@ -100,7 +102,7 @@ async def test_a_running_instance_continues_despite_a_value_of_any_type(make_ins
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks"])
-async def test_a_running_instance_continues_despite_any_bytes(make_instance, which) -> None:
+async def test_a_running_instance_continues_despite_any_bytes(make_instance: MakeInstance, which: str) -> None:
     instance = make_instance()
     for number, garbage in enumerate(GARBAGE):
         name = f"task {number}"
@@ -110,7 +112,7 @@ async def test_a_running_instance_continues_despite_any_bytes(make_instance, whi
         await runs_tasks(instance, name)
 
 
-async def test_foreign_entries_and_names_are_skipped(make_instance) -> None:
+async def test_foreign_entries_and_names_are_skipped(make_instance: MakeInstance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await runs_tasks(instance, "before")
@@ -124,7 +126,7 @@ async def test_foreign_entries_and_names_are_skipped(make_instance) -> None:
 
 
 async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
-    make_instance, monkeypatch: pytest.MonkeyPatch
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unreadable, "COUNTED_S", 3.0)
     with logged("ERROR", "{message}") as lines:
@@ -132,7 +134,7 @@ async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
         await runs_tasks(instance, "before")
         commands = instance.connection.commands.pipeline()
         for _ in range(800):
-            commands.xadd(instance.keys.stream, {"of": "another program"})
+            commands.execute_command("XADD", instance.keys.stream, "*", "of", "another program")
         await commands.execute()
         await runs_tasks(instance, "behind the flood")
         await eventually(lambda: instance.connection.meter.dead_letters == 800, within_s=20)
@@ -145,7 +147,7 @@ def _values_in(line: str) -> int:
     return int(match[1]) if match else 1
 
 
-async def test_foreign_messages_are_skipped(make_instance) -> None:
+async def test_foreign_messages_are_skipped(make_instance: MakeInstance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await eventually(lambda: instance.connection.meter.commands["control"])

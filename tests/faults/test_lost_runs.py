@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 
-from imagegen.queue.claim import MAX_OUTAGE_S, StartResult
+import pytest
+
+from imagegen.queue.claim import MAX_OUTAGE_S, Claim, StartResult
+from imagegen.redis_client.embedded import EmbeddedRedis
+from tests.conftest import Instance, MakeInstance
 from tests.support import eventually, submission
 
 LEASE_S = 1.5
 
 
-async def claimed(instance):
+async def claimed(instance: Instance) -> Claim:
     await instance.client_queue.submit(submission("a"))
-    return await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    return await instance.claim()
 
 
-async def started(instance, claim=None):
+async def started(instance: Instance, claim: Claim | None = None) -> Claim:
     """Return the first claim that the instance can start."""
     while True:
-        claim = claim or await instance.worker_queue.claim()
+        claim = claim or await instance.claim()
         start = StartResult.INHERITED
         while start is StartResult.INHERITED:
             start = await instance.worker_queue.start(claim)
@@ -28,13 +32,13 @@ async def started(instance, claim=None):
         claim = None
 
 
-async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance) -> None:
+async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
     assert await one.connection.commands.pttl(one.keys.checkpoint(claim.task.id)) > MAX_OUTAGE_S * 1_000
 
 
-async def test_the_checkpoint_of_a_released_task_expires_with_its_record(make_instance) -> None:
+async def test_the_checkpoint_of_a_released_task_expires_with_its_record(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
     one.worker_queue.quiet()
@@ -44,26 +48,30 @@ async def test_the_checkpoint_of_a_released_task_expires_with_its_record(make_in
     assert abs(run - record) < 5_000
 
 
-async def test_a_released_task_retains_its_counts_in_a_restored_claim(make_instance, own_redis) -> None:
+async def test_a_released_task_retains_its_counts_in_a_restored_claim(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     before = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await started(before, await claimed(before))
     before.worker_queue.quiet()
     await before.worker_queue.release([claim])
     await before.crash()
     owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
-    claim = await asyncio.wait_for(owner.worker_queue.claim(), 20)
+    claim = await owner.claim()
     await owner.connection.commands.delete(owner.keys.stream)
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
     assert await started(owner, claim) is claim
     assert (claim.checkpoint.attempts, claim.checkpoint.ambiguous_calls) == (1, 1)
 
 
-async def test_a_call_of_an_owner_lost_with_the_stream_is_recorded(make_instance, own_redis, monkeypatch) -> None:
+async def test_a_call_of_an_owner_lost_with_the_stream_is_recorded(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
     submitter, owner = (make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S) for _ in range(2))
     await eventually(lambda: submitter.notifier.peers and owner.notifier.peers)
-    claiming = asyncio.create_task(owner.worker_queue.claim())
+    claiming = asyncio.create_task(owner.claim())
     await submitter.client_queue.submit(submission("a"))
     claim = await started(owner, await asyncio.wait_for(claiming, 20))
     await owner.crash()

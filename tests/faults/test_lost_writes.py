@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,17 @@ from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import recovery
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
+from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
+from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
 from tests.faults.servers import RedisServer, primary_and_replica, promote
-from tests.support import eventually, submission
+from tests.support import counts, eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -39,12 +42,11 @@ class Calls:
         self.go_on = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
-    def run_on(self, instance, loops: int = 2) -> None:
+    def run_on(self, instance: Instance, loops: int = 2) -> None:
         self._loops += [asyncio.create_task(self._loop(instance)) for _ in range(loops)]
 
-    async def _loop(self, instance) -> None:
-        while True:
-            claim = await instance.worker_queue.claim()
+    async def _loop(self, instance: Instance) -> None:
+        while (claim := await instance.worker_queue.claim()) is not None:
             start = StartResult.INHERITED
             while start is StartResult.INHERITED:
                 start = await instance.worker_queue.start(claim)
@@ -81,7 +83,7 @@ async def servers(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, RedisServe
         yield pair
 
 
-async def submit_all(instances, names) -> list[str]:
+async def submit_all(instances: Sequence[Instance], names: Iterable[str]) -> list[str]:
     """Submit to the instances in turn; return the ids."""
     ids = []
     for number, name in enumerate(names):
@@ -90,7 +92,7 @@ async def submit_all(instances, names) -> list[str]:
     return ids
 
 
-async def is_final(instance, task_id: str) -> bool:
+async def is_final(instance: Instance, task_id: str) -> bool:
     try:
         task = await instance.client_queue.get(task_id)
     except QueueUnavailable:
@@ -98,28 +100,38 @@ async def is_final(instance, task_id: str) -> bool:
     return task is not None and task.state is State.COMPLETED
 
 
-async def all_final(instances, ids) -> bool:
+def on_one_server(one: Instance, two: Instance) -> bool:
+    """Return whether both instances are connected to the same Redis."""
+    server, other = one.connection.server, two.connection.server
+    return server is not None and other is not None and server.run_id == other.run_id
+
+
+async def all_final(instances: Iterable[Instance], ids: Iterable[str]) -> bool:
     return all([await is_final(instance, task_id) for instance in instances for task_id in ids])
 
 
-async def has_all(server: RedisServer, keys) -> bool:
+async def has_all(server: RedisServer, keys: Sequence[str]) -> bool:
     return await server.redis.exists(*keys) == len(keys)
 
 
-async def at_rest(instance) -> bool:
+async def at_rest(instance: Instance) -> bool:
     redis = instance.connection.commands
     pending = await redis.xpending(instance.keys.stream, "pool")
     return await redis.xlen(instance.keys.stream) == 0 and pending["pending"] == 0
 
 
-async def billed_again(instance, ids) -> int:
-    tasks = [await instance.parts.task_lookup.read(task_id) for task_id in ids]
+async def billed_again(instance: Instance, ids: Iterable[str]) -> int:
+    tasks = [await instance.read(task_id) for task_id in ids]
     return sum(task.possibly_billed_twice for task in tasks)
 
 
 @pytest.mark.parametrize("ends_first", ["on the new server", "on the old server"])
 async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_recorded(
-    make_instance, servers, calls, monkeypatch, ends_first: str
+    make_instance: MakeInstance,
+    servers: tuple[RedisServer, RedisServer],
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_first: str,
 ) -> None:
     monkeypatch.setattr(recovery, "MAX_SETTLE_S", 1.0)
     primary, replica = servers
@@ -139,7 +151,7 @@ async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_
             await eventually(lambda: calls.ended.issuperset(ids))
         late.to(replica.path)
         late.cut()
-        await eventually(lambda: two.connection.server and two.connection.server.run_id == one.connection.server.run_id)
+        await eventually(lambda: on_one_server(one, two))
         if ends_first == "on the new server":
             await eventually(lambda: all(claim.lost for claim in two.parts.dispatcher.held.values()))
             calls.go_on.set()
@@ -151,6 +163,7 @@ async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_
         await eventually(recorded)
         for task_id in ids:  # another failover loses the counts
             record = await replica.redis.get(one.keys.record(task_id))
+            assert isinstance(record, bytes)
             without_count = record.replace(b'"billed":1,', b"")
             assert without_count != record
             await replica.redis.set(one.keys.record(task_id), without_count, keepttl=True)
@@ -163,7 +176,7 @@ async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
-    make_instance, servers, calls, count: int
+    make_instance: MakeInstance, servers: tuple[RedisServer, RedisServer], calls: Calls, count: int
 ) -> None:
     primary, replica = servers
     async with FaultProxy(primary.path) as proxy:
@@ -206,14 +219,14 @@ LOSSES = {
 
 
 @pytest.fixture
-def quick_checks(late_refresh, monkeypatch) -> None:
+def quick_checks(late_refresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the intervals of periodic checks."""
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.change_relay.TRUST_S", 0.25)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
 
 
-def all_ended(calls: Calls, ids) -> bool:
+def all_ended(calls: Calls, ids: Iterable[str]) -> bool:
     return calls.ended.issuperset(ids)
 
 
@@ -221,7 +234,7 @@ def all_ended(calls: Calls, ids) -> bool:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
 async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
-    make_instance, own_redis, calls, loss: str, count: int
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls, loss: str, count: int
 ) -> None:
     instances = [make_instance(url=own_redis.url, slots=4 // count, lease_s=1.5) for _ in range(count)]
     await eventually(lambda: all(len(i.notifier.peers) == count - 1 for i in instances))
@@ -256,10 +269,12 @@ async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
     await eventually(lambda: at_rest(instances[0]))
 
 
-async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance, own_redis, calls) -> None:
+async def test_a_restored_claim_is_taken_over_when_its_owner_dies(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls
+) -> None:
     owner, other = (make_instance(url=own_redis.url, slots=1, lease_s=1.5) for _ in range(2))
     await eventually(lambda: owner.notifier.peers and other.notifier.peers)
-    waiting = asyncio.create_task(owner.worker_queue.claim())
+    waiting = asyncio.create_task(owner.claim())
     await owner.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 20)
     assert await owner.worker_queue.start(claim) is StartResult.STARTED
@@ -267,9 +282,9 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
     await owner.crash()
 
-    async def taken():
+    async def taken() -> Claim:
         while True:
-            mine = await other.worker_queue.claim()
+            mine = await other.claim()
             if await other.worker_queue.start(mine) is StartResult.STARTED:
                 return mine
             other.worker_queue.drop(mine)
@@ -279,9 +294,11 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     assert mine.checkpoint.ambiguous_calls == 1
 
 
-async def test_a_submit_joins_a_running_task_without_an_entry(make_instance, own_redis) -> None:
+async def test_a_submit_joins_a_running_task_without_an_entry(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     owner = make_instance(url=own_redis.url, slots=1)
-    waiting = asyncio.create_task(owner.worker_queue.claim())
+    waiting = asyncio.create_task(owner.claim())
     await owner.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 20)
     assert await owner.worker_queue.start(claim) is StartResult.STARTED
@@ -294,42 +311,49 @@ async def test_a_submit_joins_a_running_task_without_an_entry(make_instance, own
     assert not claim.lost
 
 
-async def test_a_task_without_an_owner_fails_at_its_deadline(make_instance, own_redis) -> None:
+async def test_a_task_without_an_owner_fails_at_its_deadline(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
     await before.verbs.create_group()
     task = (await before.client_queue.submit(submission("a"))).task
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url, deadline_s=0.5)
-    assert (await after.client_queue.get(task.id)).state is State.PENDING
+    assert (await after.task(task.id)).state is State.PENDING
 
     async def failed() -> bool:
-        return (await after.client_queue.get(task.id)).state is State.FAILED
+        return (await after.task(task.id)).state is State.FAILED
 
     await eventually(failed, within_s=10)
-    error = (await after.client_queue.get(task.id)).error
+    error = (await after.task(task.id)).error
+    assert error
     assert (error.code, error.retryable) == ("interrupted", True)
     assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
 
 
-async def test_reading_a_waiting_task_past_its_deadline_does_not_fail_it(make_instance, own_redis) -> None:
+async def test_reading_a_waiting_task_past_its_deadline_does_not_fail_it(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
     await instance.verbs.create_group()
     task = (await instance.client_queue.submit(submission("a"))).task
     instance.task_cache.forget(task.id)
-    assert (await instance.client_queue.get(task.id)).state is State.PENDING
+    assert (await instance.task(task.id)).state is State.PENDING
 
 
-async def test_pending_webhooks_are_delivered_after_a_flush(make_instance, own_redis) -> None:
+async def test_pending_webhooks_are_delivered_after_a_flush(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     webhook = Webhook("https://hooks.example.com/a", "http://here")
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim())
     await instance.client_queue.submit(replace(submission("a"), webhooks=(webhook,)))
     claim = await asyncio.wait_for(waiting, 20)
     assert await instance.worker_queue.start(claim) is StartResult.STARTED
     await instance.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     redis = instance.connection.commands
     assert await redis.zcard(instance.keys.outbox) == 1
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim())
     await eventually(lambda: instance.parts.dispatcher.free_slots)
     await redis.flushall()
 
@@ -342,13 +366,15 @@ async def test_pending_webhooks_are_delivered_after_a_flush(make_instance, own_r
     waiting.cancel()
 
 
-async def test_evicted_records_are_counted_and_restored(make_instance, own_redis, quick_checks) -> None:
+async def test_evicted_records_are_counted_and_restored(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, quick_checks: None
+) -> None:
     instance = make_instance(url=own_redis.url)
     instance.worker_queue.quiet()
     tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(3)]
     await instance.connection.commands.delete(*(instance.keys.record(task.id) for task in tasks[:2]))
     for task in tasks:
-        assert (await instance.client_queue.read(task.id)).state is State.PENDING
+        assert (await instance.read(task.id)).state is State.PENDING
 
     async def written_back() -> bool:
         return await instance.connection.commands.exists(*(instance.keys.record(task.id) for task in tasks)) == 3
@@ -359,7 +385,11 @@ async def test_evicted_records_are_counted_and_restored(make_instance, own_redis
 
 
 async def test_an_instance_that_missed_every_greeting_detects_its_peers(
-    make_instance, own_redis, calls, quick_checks, monkeypatch
+    make_instance: MakeInstance,
+    own_redis: EmbeddedRedis,
+    calls: Calls,
+    quick_checks: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("imagegen.queue.notifier.Notifier.publish", lambda *_args, **_content: None)
     first, second = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
@@ -369,15 +399,17 @@ async def test_an_instance_that_missed_every_greeting_detects_its_peers(
     task_id, other_id = await submit_all([first], ["taken by the other", "taken by the other later"])
     assert first.notifier.alone
     assert second.notifier.alone
-    claim = await asyncio.wait_for(second.worker_queue.claim(), 20)
+    claim = await second.claim()
     assert claim.task.id == task_id
     assert await second.worker_queue.start(claim) is StartResult.STARTED
     await second.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     await eventually(lambda: is_final(first, task_id))
-    assert (await first.client_queue.get(other_id)).state is State.PENDING
+    assert (await first.task(other_id)).state is State.PENDING
 
 
-async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, quick_checks) -> None:
+async def test_waiting_tasks_cost_one_command_a_check(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, quick_checks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instance = make_instance(url=own_redis.url, slots=1)
     instance.worker_queue.quiet()
     await eventually(lambda: instance.notifier.subscribed)
@@ -390,29 +422,31 @@ async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, 
         await asked()
         checks += 1
 
-    instance.parts.change_relay.check_alone = counted
+    monkeypatch.setattr(instance.parts.change_relay, "check_alone", counted)
     await eventually(lambda: checks == 1)
     before = instance.connection.meter.commands["read"]  # others belong to loops that run meanwhile
 
     async def all_read_until_the_fifth_check() -> bool:
         for number in range(20):
-            assert (await instance.client_queue.get(submission(number).task_id)).state is State.PENDING
+            assert (await instance.task(submission(number).task_id)).state is State.PENDING
         return checks >= 5
 
     await eventually(all_read_until_the_fifth_check)
     assert instance.connection.meter.commands["read"] - before <= 5
 
 
-async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(make_instance, own_redis) -> None:
+async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     before = make_instance(url=own_redis.url)
-    waiting = asyncio.create_task(before.worker_queue.claim())
+    waiting = asyncio.create_task(before.claim())
     await before.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 20)
     assert await before.worker_queue.start(claim) is StartResult.STARTED
     await before.crash()
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url)
-    waiting = asyncio.create_task(after.worker_queue.claim())
+    waiting = asyncio.create_task(after.claim())
     assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
     again = await asyncio.wait_for(waiting, 20)
     while (start := await after.worker_queue.start(again)) is StartResult.INHERITED:
@@ -423,7 +457,7 @@ async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(make_in
 
 
 async def test_a_finished_task_that_an_older_stream_would_run_again_is_not_paid_again(
-    make_instance, own_redis, calls
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls
 ) -> None:
     one, other = make_instance(url=own_redis.url, slots=1), make_instance(url=own_redis.url, start=False)
     calls.run_on(one, loops=1)
@@ -431,6 +465,7 @@ async def test_a_finished_task_that_an_older_stream_would_run_again_is_not_paid_
     await eventually(lambda: calls.paid.total() == 1)
     redis = one.connection.commands
     older = await redis.dump(one.keys.stream)
+    assert older
     calls.go_on.set()
     await eventually(lambda: calls.ended == set(ids))
     await redis.delete(*map(one.keys.record, ids))
@@ -440,7 +475,9 @@ async def test_a_finished_task_that_an_older_stream_would_run_again_is_not_paid_
     assert calls.paid == Counter(ids)
 
 
-async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(make_instance, own_redis, calls) -> None:
+async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls
+) -> None:
     one, other = make_instance(url=own_redis.url), make_instance(url=own_redis.url)
     await eventually(lambda: one.notifier.peers and other.notifier.peers)
     calls.go_on.set()
@@ -448,18 +485,21 @@ async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(make_i
     (task_id,) = await submit_all([one], ["a"])
     await eventually(lambda: task_id in calls.ended)
     redis = one.connection.commands
+    written_back = one.connection.meter.written_back
     for number in (1, 2):
         await redis.delete(one.keys.record(task_id))
         other.parts.recovery.notice("a test", publish=True)
-        await eventually(lambda number=number: one.connection.meter.written_back["finished"] == number, within_s=10)
+        await eventually(partial(counts, written_back, "finished", number), within_s=10)
         await other.connection.recovered.wait()
 
 
-async def test_an_instance_shows_a_later_count_of_a_task_whose_result_it_has(make_instance, own_redis, calls) -> None:
+async def test_an_instance_shows_a_later_count_of_a_task_whose_result_it_has(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls
+) -> None:
     one = make_instance(url=own_redis.url)
     calls.go_on.set()
     calls.run_on(one)
     (task_id,) = await submit_all([one], ["a"])
     await eventually(lambda: task_id in calls.ended)
-    one.parts.leases.lost_claims.keep(await one.client_queue.get(task_id), 2)
-    assert (await one.client_queue.get(task_id)).possibly_billed_twice == 2
+    one.parts.leases.lost_claims.keep(await one.task(task_id), 2)
+    assert (await one.task(task_id)).possibly_billed_twice == 2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Fleet:
             self._processes.append(process)
             self.urls.append(f"http://127.0.0.1:{port}")
         for url in self.urls:
-            await eventually(lambda url=url: self._ready(url), within_s=20)
+            await eventually(partial(self._ready, url), within_s=20)
         await eventually(lambda: self._know_each_other(count), within_s=20)
 
     async def end(self) -> list[int]:
@@ -72,14 +73,15 @@ class Fleet:
             self.accepted[ids[-1]] = prompt
         return ids
 
-    async def all_are(self, ids, *states: str | None) -> bool:
+    async def all_are(self, ids: Iterable[str], *states: str | None) -> bool:
         """Return whether every instance has these tasks in one of these states."""
         return all([await self.state(url, task_id) in states for url in self.urls for task_id in ids])
 
     async def state(self, url: str, task_id: str) -> str | None:
         async with self._http.get(f"{url}/api/images/{task_id}") as answer:
             self.not_found += answer.status == 404
-            return (await answer.json()).get("status")
+            status: str | None = (await answer.json()).get("status")
+            return status
 
     async def stats(self, url: str) -> dict[str, Any]:
         async with self._http.get(f"{url}/api/stats", headers=AS_ADMIN) as answer:
@@ -145,7 +147,10 @@ async def destroy_group(primary: RedisServer, _replica: RedisServer, _proxy: Fau
     await primary.redis.xgroup_destroy(STREAM, "pool")
 
 
-async def lose(folder: Path, count: int, loss) -> None:
+Loss = Callable[[RedisServer, RedisServer, FaultProxy], Awaitable[None]]
+
+
+async def lose(folder: Path, count: int, loss: Loss) -> None:
     async with AsyncExitStack() as stack:
         primary, replica = await stack.enter_async_context(primary_and_replica(folder / "redis"))
         proxy = await stack.enter_async_context(FaultProxy(primary.path))
@@ -179,5 +184,5 @@ async def test_a_failover_loses_no_task_and_pays_nothing_twice(tmp_path: Path) -
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("loss", [failover, restart_empty, flush, delete_stream, trim_stream, destroy_group])
-async def test_tasks_in_memory_survive_every_loss_and_are_paid_once(tmp_path: Path, loss, count: int) -> None:
+async def test_tasks_in_memory_survive_every_loss_and_are_paid_once(tmp_path: Path, loss: Loss, count: int) -> None:
     await lose(tmp_path, count, loss)

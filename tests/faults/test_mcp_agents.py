@@ -75,13 +75,13 @@ async def follow(service: Service, mode: str, wire: str) -> tuple[str, float, fl
     """Return when the handle and the image came, and the longest time without progress, in seconds."""
     began, seen = time.monotonic(), [0.0]
 
-    async def progress(_value: float, _total: float | None, _text: str | None) -> None:
+    async def record(progress: float, total: float | None, message: str | None) -> None:
         seen.append(time.monotonic() - began)
 
     server: Any = f"{service.url}/mcp" if wire == "http" else stdio_client(command(service))
     async with Client(server, mode=mode, read_timeout_seconds=CLIENT_TIMEOUT_S) as client:
         began, seen[:] = time.monotonic(), [0.0]
-        found = await client.call_tool("generate_image", {"prompt": f"{mode} {wire}"}, progress_callback=progress)
+        found = await client.call_tool("generate_image", {"prompt": f"{mode} {wire}"}, progress_callback=record)
         handle_s = time.monotonic() - began
         seen.append(handle_s)
         gap_s = max(after - before for before, after in pairwise(seen))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -24,6 +27,7 @@ from imagegen.redis_client.multiplexer import (
     Script,
 )
 from imagegen.redis_client.topology import Servers
+from tests.conftest import MakeInstance
 from tests.faults.proxy import FaultProxy
 from tests.support import eventually
 
@@ -34,7 +38,7 @@ MakeWire = Callable[..., Multiplexer]
 async def make_wire() -> AsyncIterator[MakeWire]:
     async with AsyncExitStack() as stack:
 
-        def make(url: str, **options: object) -> Multiplexer:
+        def make(url: str, **options: Any) -> Multiplexer:
             wire = ClusterMultiplexer(Servers(url, "imagegen"), **options)
             stack.push_async_callback(wire.close)
             return wire
@@ -45,15 +49,23 @@ async def make_wire() -> AsyncIterator[MakeWire]:
 def chunks_seen(proxy: FaultProxy) -> list[bytes]:
     """Record what the server reads from now on, write by write."""
     chunks: list[bytes] = []
-    proxy.drop_reply = lambda chunk: chunks.append(chunk) is not None
+
+    def record(chunk: bytes) -> bool:
+        chunks.append(chunk)
+        return False
+
+    proxy.drop_reply = record
     return chunks
 
 
 async def echo(wire: Multiplexer, text: str) -> str:
-    return (await wire.execute("ECHO", text)).decode()
+    reply: bytes = await wire.execute("ECHO", text)
+    return reply.decode()
 
 
-async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answer(make_wire, proxy) -> None:
+async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answer(
+    make_wire: MakeWire, proxy: FaultProxy
+) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     chunks = chunks_seen(proxy)
@@ -62,20 +74,20 @@ async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answe
     assert len(chunks) == 1
 
 
-async def test_an_error_reaches_only_its_own_call(make_wire, redis_url: str, prefix: str) -> None:
+async def test_an_error_reaches_only_its_own_call(make_wire: MakeWire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
     answers = await asyncio.gather(echo(wire, "a"), wire.execute("LPUSH"), echo(wire, "b"), return_exceptions=True)
     assert (answers[0], type(answers[1]), answers[2]) == ("a", ResponseError, "b")
 
 
-async def test_commands_sent_together_are_answered_together(make_wire, redis_url: str) -> None:
+async def test_commands_sent_together_are_answered_together(make_wire: MakeWire, redis_url: str) -> None:
     wire = make_wire(redis_url)
     assert await wire.execute_batch(CommandBatch([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
     with pytest.raises(ResponseError):
         await wire.execute_batch(CommandBatch([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
 
 
-async def test_an_unknown_script_is_sent_in_full(make_wire, redis_url: str, prefix: str) -> None:
+async def test_an_unknown_script_is_sent_in_full(make_wire: MakeWire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
     script = Script(f"return {{'{prefix}', ARGV[1]}}")
     asked = [wire.evalsha(script, [], [number]) for number in range(3)]
@@ -83,16 +95,16 @@ async def test_an_unknown_script_is_sent_in_full(make_wire, redis_url: str, pref
     assert (await wire.execute("SCRIPT", "EXISTS", script.sha)) == [1]
 
 
-async def test_unanswered_calls_are_sent_again_on_a_new_connection(make_wire, proxy) -> None:
+async def test_unanswered_calls_are_sent_again_on_a_new_connection(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"once" in chunk and proxy.dropped == 0
-    assert await asyncio.gather(echo(wire, "once"), echo(wire, "twice")) == ["once", "twice"]
+    assert [*await asyncio.gather(echo(wire, "once"), echo(wire, "twice"))] == ["once", "twice"]
     assert proxy.dropped == 1
 
 
 @pytest.mark.parametrize(("sends", "lost"), [(1, 1), (3, 3)])
-async def test_repeated_losses_raise_an_error(make_wire, proxy, sends: int, lost: int) -> None:
+async def test_repeated_losses_raise_an_error(make_wire: MakeWire, proxy: FaultProxy, sends: int, lost: int) -> None:
     wire = make_wire(proxy.url, sends=sends)
     await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"never" in chunk
@@ -102,7 +114,7 @@ async def test_repeated_losses_raise_an_error(make_wire, proxy, sends: int, lost
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_hanging_call_times_out_and_the_next_one_reconnects(make_wire, proxy) -> None:
+async def test_a_hanging_call_times_out_and_the_next_one_reconnects(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -112,7 +124,7 @@ async def test_a_hanging_call_times_out_and_the_next_one_reconnects(make_wire, p
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_short_deadline_holds_next_to_a_longer_one(make_wire, proxy) -> None:
+async def test_a_short_deadline_holds_next_to_a_longer_one(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -123,7 +135,7 @@ async def test_a_short_deadline_holds_next_to_a_longer_one(make_wire, proxy) -> 
     assert await asyncio.wait_for(longer, 20) == b"a"
 
 
-async def test_an_expired_call_is_not_sent_and_harms_no_connection(make_wire, proxy) -> None:
+async def test_an_expired_call_is_not_sent_and_harms_no_connection(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     chunks = chunks_seen(proxy)
@@ -134,7 +146,7 @@ async def test_an_expired_call_is_not_sent_and_harms_no_connection(make_wire, pr
     assert not any(b"late" in chunk for chunk in chunks)
 
 
-async def test_a_failed_connection_is_reported_at_once(make_wire, proxy) -> None:
+async def test_a_failed_connection_is_reported_at_once(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     proxy.refuse = True
     with pytest.raises(RedisConnectionError):
@@ -143,7 +155,7 @@ async def test_a_failed_connection_is_reported_at_once(make_wire, proxy) -> None
     assert await wire.execute("PING") == b"PONG"
 
 
-async def test_a_connection_closed_while_idle_is_renewed_without_error(make_wire, proxy) -> None:
+async def test_a_connection_closed_while_idle_is_renewed_without_error(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.cut()
@@ -151,7 +163,9 @@ async def test_a_connection_closed_while_idle_is_renewed_without_error(make_wire
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_read_only_server_is_left_for_its_successor(make_wire, own_redis, tmp_path) -> None:
+async def test_a_read_only_server_is_left_for_its_successor(
+    make_wire: MakeWire, own_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
     async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
         wire = make_wire(proxy.url)
         await wire.execute("SET", "a", 1)
@@ -168,17 +182,19 @@ async def test_a_read_only_server_is_left_for_its_successor(make_wire, own_redis
             await successor.stop()
 
 
-async def test_a_tls_server_with_a_password_is_reached_after_a_cut(make_wire, own_redis, tls) -> None:
+async def test_a_tls_server_with_a_password_is_reached_after_a_cut(
+    make_wire: MakeWire, own_redis: EmbeddedRedis, tls: ssl.SSLContext
+) -> None:
     await make_wire(own_redis.url).execute("CONFIG", "SET", "requirepass", "secret")
     async with FaultProxy(own_redis.url.removeprefix("unix://"), tls) as proxy:
         wire = make_wire(proxy.url.replace("//", "//:secret@") + "?ssl_cert_reqs=none")
         long = "x" * 300_000
-        assert await asyncio.gather(echo(wire, "a"), echo(wire, long), echo(wire, "b")) == ["a", long, "b"]
+        assert [*await asyncio.gather(echo(wire, "a"), echo(wire, long), echo(wire, "b"))] == ["a", long, "b"]
         proxy.cut(reset=True)
         assert await echo(wire, "again") == "again"
 
 
-async def test_closing_ends_running_calls(make_wire, proxy) -> None:
+async def test_closing_ends_running_calls(make_wire: MakeWire, proxy: FaultProxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -189,14 +205,14 @@ async def test_closing_ends_running_calls(make_wire, proxy) -> None:
         await call
 
 
-async def test_an_abandoned_read_takes_no_further_entries(make_instance) -> None:
+async def test_an_abandoned_read_takes_no_further_entries(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     redis, stream = instance.connection.commands, instance.keys.stream
     reading = asyncio.create_task(instance.verbs.read_entries("gone", 1, 30.0))
 
     async def blocked() -> bool:
-        return (await redis.info("clients"))["blocked_clients"] > 0
+        return bool((await redis.info("clients"))["blocked_clients"] > 0)
 
     await eventually(blocked)
     reading.cancel()
@@ -273,7 +289,9 @@ async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection,
     assert await batcher("good") == b"good"
 
 
-async def test_a_reconnect_to_another_server_is_reported_before_any_command(own_redis, tmp_path) -> None:
+async def test_a_reconnect_to_another_server_is_reported_before_any_command(
+    own_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
     successor = EmbeddedRedis(tmp_path / "successor")
     await successor.start()
     async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
@@ -291,6 +309,7 @@ async def test_a_reconnect_to_another_server_is_reported_before_any_command(own_
             await eventually(lambda: not proxy.connected)
             assert await connection.multiplexer.execute("DBSIZE") == 0
             assert len(reported) == 1
+            assert connection.server
             assert reported[0][0] != reported[0][1] == connection.server.run_id
         finally:
             await connection.close()

@@ -10,32 +10,36 @@ import pytest
 from redis.exceptions import AuthenticationError
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.redis_client import redis_errors, redis_health
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
+from tests.conftest import Instance, MakeInstance
+from tests.faults.proxy import FaultProxy
 from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
-async def finish(instance, claim):
+async def finish(instance: Instance, claim: Claim) -> Task:
     return await instance.worker_queue.finish(
         claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
     )
 
 
-async def run_one(instance):
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+async def run_one(instance: Instance) -> Task:
+    claim = await instance.claim()
     while (start := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     assert start is StartResult.STARTED
     return await finish(instance, claim)
 
 
-async def test_a_thousand_identical_submits_with_lost_replies_are_one_task(make_instance, proxy) -> None:
+async def test_a_thousand_identical_submits_with_lost_replies_are_one_task(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     proxy.drop_some(0.05, seed=7)
     instances = [make_instance(start=False, url=proxy.url) for _ in range(2)]
     await instances[0].verbs.create_group()
@@ -57,10 +61,12 @@ async def test_a_thousand_identical_submits_with_lost_replies_are_one_task(make_
     assert await instances[0].connection.commands.xlen(instances[0].keys.stream) == 1
 
 
-async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_instance, proxy) -> None:
+async def test_lost_replies_of_every_write_leave_every_task_finished_once(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     proxy.drop_some(0.1, seed=11)
     instance = make_instance(url=proxy.url, lease_s=2.0)
-    finished = []
+    finished: list[Task] = []
 
     async def loop() -> None:
         while True:
@@ -75,8 +81,8 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_i
             except QueueUnavailable:
                 continue
     await eventually(lambda: len({task.id for task in finished}) == 60, within_s=20)
-    for loop in loops:
-        loop.cancel()
+    for running in loops:
+        running.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
     assert proxy.dropped > 0
     assert all(task.state is State.COMPLETED for task in finished)
@@ -91,7 +97,9 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_i
 
 
 @pytest.mark.parametrize("fault", ["black_hole", "refuse"])
-async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_instance, proxy, fault: str) -> None:
+async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(
+    make_instance: MakeInstance, proxy: FaultProxy, fault: str
+) -> None:
     instance = make_instance(url=proxy.url)
     await instance.client_queue.submit(submission("before"))
     setattr(proxy, fault, True)
@@ -103,20 +111,20 @@ async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_inst
     assert time.monotonic() - began < 8
 
 
-async def test_finished_tasks_are_served_while_redis_is_down(make_instance, proxy) -> None:
+async def test_finished_tasks_are_served_while_redis_is_down(make_instance: MakeInstance, proxy: FaultProxy) -> None:
     instance = make_instance(url=proxy.url)
     await instance.client_queue.submit(submission("a"))
     final = await run_one(instance)
     proxy.refuse = True
     proxy.cut(reset=True)
-    assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
+    assert (await instance.task(final.id)).state is State.COMPLETED
     assert (await instance.client_queue.submit(submission("a"))).cached is CacheResult.HIT
 
 
-async def test_a_result_waits_for_redis_and_is_stored(make_instance, proxy) -> None:
+async def test_a_result_waits_for_redis_and_is_stored(make_instance: MakeInstance, proxy: FaultProxy) -> None:
     instance = make_instance(url=proxy.url)
     await instance.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    claim = await instance.claim()
     await instance.worker_queue.start(claim)
     proxy.refuse = True
     proxy.cut()
@@ -126,12 +134,14 @@ async def test_a_result_waits_for_redis_and_is_stored(make_instance, proxy) -> N
     assert (await asyncio.wait_for(finishing, 20)).state is State.COMPLETED
 
 
-async def test_the_first_task_is_claimed_soon_after_redis_returns(make_instance, proxy) -> None:
+async def test_the_first_task_is_claimed_soon_after_redis_returns(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     instance = make_instance(url=proxy.url)
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim())
     await instance.client_queue.submit(submission("first"))
     await waiting
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim(60))
     proxy.refuse = True
     proxy.cut()
     await eventually(lambda: instance.connection.health.down_since is not None)
@@ -150,20 +160,22 @@ async def test_the_first_task_is_claimed_soon_after_redis_returns(make_instance,
     assert time.monotonic() - began < 5.0
 
 
-async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(make_instance, proxy) -> None:
+async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     instance = make_instance(url=proxy.url)
     proxy.drop_reply = lambda request: b"XREADGROUP" in request
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim(60))
     await instance.client_queue.submit(submission("a"))
     await eventually(lambda: proxy.dropped > 0)
     proxy.drop_reply = lambda _request: False
     assert (await asyncio.wait_for(waiting, 20)).task.id == submission("a").task_id
 
 
-async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
+async def test_an_outage_is_two_log_lines(make_instance: MakeInstance, proxy: FaultProxy) -> None:
     with logged("INFO", "{message}") as lines:
         instance = make_instance(url=proxy.url)
-        waiting = asyncio.create_task(instance.worker_queue.claim())
+        waiting = asyncio.create_task(instance.claim())
         await instance.client_queue.submit(submission("a"))
         await waiting
         proxy.refuse = True
@@ -205,7 +217,7 @@ async def test_an_outage_that_becomes_a_refusal_says_what_to_do(lines: list[str]
     assert [redis_errors.LOGIN_REMEDY in line for line in lines] == [False, True]
 
 
-async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> None:
+async def test_scripts_are_loaded_again_after_a_script_flush(make_instance: MakeInstance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
     await instance.connection.commands.script_flush()
@@ -213,12 +225,14 @@ async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> N
     assert (await run_one(instance)).state is State.COMPLETED
 
 
-async def test_a_task_starts_in_five_seconds_with_silent_connections(make_instance, proxy) -> None:
+async def test_a_task_starts_in_five_seconds_with_silent_connections(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     instance = make_instance(url=proxy.url)
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim())
     await instance.client_queue.submit(submission("first"))
     await waiting
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim(60))
     await eventually(lambda: instance.connection.blocking_reads.under_way and instance.connection.subscriptions.active)
     proxy.silence()
     began = time.monotonic()
@@ -233,10 +247,12 @@ async def test_a_task_starts_in_five_seconds_with_silent_connections(make_instan
     assert time.monotonic() - began < 5.0
 
 
-async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(make_instance, proxy) -> None:
+async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
     instance = make_instance(url=proxy.url)
     await eventually(lambda: instance.connection.subscriptions.active)
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+    waiting = asyncio.create_task(instance.claim(60))
     await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
     instance.connection.multiplexer.abort()  # all other connections are renewed at once

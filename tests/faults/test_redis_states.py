@@ -10,27 +10,32 @@ import time
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import StartResult
+from imagegen.queue.claim import Claim, StartResult
+from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
+from tests.conftest import Instance, MakeInstance
+from tests.faults.servers import pid_of
 from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
-async def claimed(instance, name: str):
-    waiting = asyncio.create_task(instance.worker_queue.claim())
+async def claimed(instance: Instance, name: str) -> Claim:
+    waiting = asyncio.create_task(instance.claim())
     await instance.client_queue.submit(submission(name))
     return await asyncio.wait_for(waiting, 20)
 
 
-async def finish(instance, claim):
+async def finish(instance: Instance, claim: Claim) -> Task:
     final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
     return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 20)
 
 
-async def test_out_of_memory_refuses_submits_but_stores_paid_results(make_instance, own_redis) -> None:
+async def test_out_of_memory_refuses_submits_but_stores_paid_results(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     paid = await claimed(instance, "paid")
@@ -46,7 +51,9 @@ async def test_out_of_memory_refuses_submits_but_stores_paid_results(make_instan
     assert await asyncio.wait_for(starting, 20) is StartResult.STARTED
 
 
-async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_instance, own_redis) -> None:
+async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     claim = await claimed(instance, "a")
@@ -62,40 +69,46 @@ async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_insta
     assert claim.checkpoint.attempts == 1
 
 
-async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instance, own_redis) -> None:
+async def test_after_flushall_waiting_and_running_tasks_are_finished(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     running = await claimed(instance, "runs")
     await instance.worker_queue.start(running)
     waits = (await instance.client_queue.submit(submission("waits"))).task
     await redis.flushall()
-    taken = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    taken = await instance.claim()
     assert taken.task.id == waits.id
     assert await instance.worker_queue.start(taken) is StartResult.STARTED
     for claim in (running, taken):
         assert (await finish(instance, claim)).state is State.COMPLETED
         instance.task_cache.forget(claim.task.id)
-        assert (await instance.client_queue.get(claim.task.id)).state is State.COMPLETED
+        assert (await instance.task(claim.task.id)).state is State.COMPLETED
 
 
-async def test_a_killed_redis_returns_without_a_lost_task(make_instance, own_redis) -> None:
+async def test_a_killed_redis_returns_without_a_lost_task(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     running = await claimed(instance, "runs")
     await instance.worker_queue.start(running)
     waits = (await instance.client_queue.submit(submission("waits"))).task
     watching = asyncio.create_task(own_redis.watch())
-    os.kill(own_redis.pid, signal.SIGKILL)
+    os.kill(pid_of(own_redis), signal.SIGKILL)
     assert (await finish(instance, running)).state is State.COMPLETED
-    taken = await asyncio.wait_for(instance.worker_queue.claim(), 20)
+    taken = await instance.claim()
     assert taken.task.id == waits.id
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_a_stopped_redis_delays_no_response_and_repeats_no_entry(make_instance, own_redis) -> None:
+async def test_a_stopped_redis_delays_no_response_and_repeats_no_entry(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     instance = make_instance(url=own_redis.url)
     await claimed(instance, "before")
-    os.kill(own_redis.pid, signal.SIGSTOP)
+    os.kill(pid_of(own_redis), signal.SIGSTOP)
     began = time.monotonic()
     try:
         refused = await asyncio.gather(
@@ -106,7 +119,7 @@ async def test_a_stopped_redis_delays_no_response_and_repeats_no_entry(make_inst
         assert all(isinstance(error, QueueUnavailable) for error in refused)
         assert time.monotonic() - began < 8
     finally:
-        os.kill(own_redis.pid, signal.SIGCONT)
+        os.kill(pid_of(own_redis), signal.SIGCONT)
 
     async def accepted() -> bool:
         try:

@@ -12,17 +12,24 @@ from redis.exceptions import ResponseError
 from imagegen.queue import takeover
 from imagegen.queue.claim import Claim
 from imagegen.queue.verbs.group import PendingEntry
+from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
+from tests.conftest import Instance, MakeInstance
+from tests.faults.proxy import FaultProxy
+from tests.faults.servers import pid_of
 from tests.support import eventually, submission
 
 LEASE_S = 1.2
 
+Busy = tuple[list[Instance], list[Claim], list[asyncio.Task[Claim | None]]]
+"""Instances, the claim of each, and what waits for another claim in each."""
 
-async def fill(instance, count: int) -> list[Claim]:
+
+async def fill(instance: Instance, count: int) -> list[Claim]:
     """Submit tasks and claim them; all wait for a retry."""
     await asyncio.gather(*(instance.client_queue.submit(submission(number)) for number in range(count)))
-    claims = []
+    claims: list[Claim] = []
     while len(claims) < count:
         claims += await instance.parts.leases.hold(
             await instance.verbs.read_entries(instance.parts.dispatcher.instance, 500, 0.01)
@@ -31,12 +38,12 @@ async def fill(instance, count: int) -> list[Claim]:
     return claims
 
 
-async def owners(instance) -> dict[str, str]:
+async def owners(instance: Instance) -> dict[str, str]:
     """Return the owner of each entry."""
     return {row.entry_id: row.consumer for row in await instance.verbs.pending_entries()}
 
 
-async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance) -> None:
+async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
     await one.verbs.create_group()
     claims = await fill(one, 2_300)
@@ -50,7 +57,7 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     assert await one.connection.commands.xinfo_consumers(one.keys.stream, "pool") == []
 
 
-async def test_a_renewal_finds_lost_and_unnamed_claims_among_thousands(make_instance) -> None:
+async def test_a_renewal_finds_lost_and_unnamed_claims_among_thousands(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
     await one.verbs.create_group()
     claims = await fill(one, 1_700)
@@ -62,7 +69,7 @@ async def test_a_renewal_finds_lost_and_unnamed_claims_among_thousands(make_inst
     assert renewal.unlisted == [forgotten.entry_id]
 
 
-async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance) -> None:
+async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
     await one.verbs.create_group()
     claims = await fill(one, 1_300)
@@ -71,7 +78,7 @@ async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_in
     assert renewal.lost == set()
 
 
-async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) -> None:
+async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance: MakeInstance) -> None:
     one = make_instance(lease_s=LEASE_S, max_queue=5_000, start=False)
     await one.verbs.create_group()
     claims = await fill(one, 1_200)
@@ -92,26 +99,25 @@ async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) 
     await asyncio.gather(*loops, return_exceptions=True)
 
 
-async def two_busy(make_instance, url: str):
+async def two_busy(make_instance: MakeInstance, url: str) -> Busy:
     """Return two instances that hold one claim each, have detected each other and made their first check."""
     both = [make_instance(lease_s=LEASE_S, url=url, slots=1) for _ in range(2)]
     await eventually(lambda: not any(instance.notifier.alone for instance in both))
-    waiting = [asyncio.create_task(instance.worker_queue.claim()) for instance in both]
+    waiting = [asyncio.create_task(instance.claim()) for instance in both]
     await eventually(lambda: all(instance.parts.dispatcher.free_slots for instance in both))
     for name in ("a", "b"):
         await both[0].client_queue.submit(submission(name))
     claims = await asyncio.wait_for(asyncio.gather(*waiting), 20)
     for instance, claim in zip(both, claims, strict=True):
         await instance.worker_queue.start(claim)
-    more = [
-        asyncio.create_task(instance.worker_queue.claim()) for instance in both
-    ]  # a slot is free for the claim that is taken over
+    # A slot is free for the claim that is taken over.
+    more = [asyncio.create_task(instance.worker_queue.claim()) for instance in both]
     for instance, claim in zip(both, claims, strict=True):
         instance.parts.dispatcher.leave_slot(claim)
     return both, claims, more
 
 
-async def check_unharmed(both, claims, more) -> None:
+async def check_unharmed(both: list[Instance], claims: list[Claim], more: list[asyncio.Task[Claim | None]]) -> None:
     """Check that nothing is taken over and all claims are renewed, for longer than a takeover takes."""
     before = {claim.entry_id: instance.parts.dispatcher.instance for instance, claim in zip(both, claims, strict=True)}
     loop = asyncio.get_running_loop()
@@ -130,25 +136,31 @@ async def check_unharmed(both, claims, more) -> None:
 
 
 @pytest.mark.parametrize("leases", [1.2, pytest.param(2.0, marks=pytest.mark.faults)])
-async def test_an_unnoticed_outage_takes_no_claim_from_a_live_instance(make_instance, own_redis, leases: float) -> None:
+async def test_an_unnoticed_outage_takes_no_claim_from_a_live_instance(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, leases: float
+) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     await both[0].connection.commands.client_pause(int(LEASE_S * leases * 1000))
     await check_unharmed(both, claims, more)
 
 
 @pytest.mark.faults
-async def test_a_stopped_redis_takes_no_claim_from_a_live_instance(make_instance, own_redis) -> None:
+async def test_a_stopped_redis_takes_no_claim_from_a_live_instance(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
-    os.kill(own_redis.pid, signal.SIGSTOP)
+    os.kill(pid_of(own_redis), signal.SIGSTOP)
     try:
         await asyncio.sleep(LEASE_S * 1.5)
     finally:
-        os.kill(own_redis.pid, signal.SIGCONT)
+        os.kill(pid_of(own_redis), signal.SIGCONT)
     await check_unharmed(both, claims, more)
 
 
 @pytest.mark.parametrize("fault", ["refuse", pytest.param("black_hole", marks=pytest.mark.faults)])
-async def test_a_network_outage_takes_no_claim_from_a_live_instance(make_instance, proxy, fault: str) -> None:
+async def test_a_network_outage_takes_no_claim_from_a_live_instance(
+    make_instance: MakeInstance, proxy: FaultProxy, fault: str
+) -> None:
     both, claims, more = await two_busy(make_instance, proxy.url)
     setattr(proxy, fault, True)
     if fault == "refuse":
@@ -158,7 +170,9 @@ async def test_a_network_outage_takes_no_claim_from_a_live_instance(make_instanc
     await check_unharmed(both, claims, more)
 
 
-async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, own_redis) -> None:
+async def test_refused_writes_take_no_claim_from_a_live_instance(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     commands = both[0].connection.commands
     await commands.config_set("min-replicas-to-write", 1)
@@ -168,7 +182,7 @@ async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, 
 
 
 async def test_a_jump_of_the_servers_clock_takes_no_claim_from_a_live_instance(
-    make_instance, monkeypatch, redis_url: str
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     monkeypatch.setattr(takeover, "CONFIRM_S", 0.05)
     both, claims, more = await two_busy(make_instance, redis_url)
@@ -181,12 +195,15 @@ async def test_a_jump_of_the_servers_clock_takes_no_claim_from_a_live_instance(
     await check_unharmed(both, claims, more)
 
 
-async def test_a_dead_instance_is_taken_over_after_the_servers_clock_went_back(make_instance, monkeypatch) -> None:
+async def test_a_dead_instance_is_taken_over_after_the_servers_clock_went_back(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = make_instance(lease_s=LEASE_S, start=False)
     await one.verbs.create_group()
     (claim,) = await fill(one, 1)
     two = make_instance(lease_s=LEASE_S, start=False)
-    pending_entries, transfer_entry, renewed = two.verbs.pending_entries, two.verbs.transfer_entry, []
+    pending_entries, transfer_entry = two.verbs.pending_entries, two.verbs.transfer_entry
+    renewed: list[str] = []
 
     async def pending_in_the_future() -> list[PendingEntry]:
         return [
@@ -200,34 +217,34 @@ async def test_a_dead_instance_is_taken_over_after_the_servers_clock_went_back(m
     monkeypatch.setattr(two.verbs, "pending_entries", pending_in_the_future)
     monkeypatch.setattr(two.verbs, "transfer_entry", transfer)
     two.start()
-    taken = await asyncio.wait_for(two.worker_queue.claim(), 30)
+    taken = await two.claim(30)
     assert (taken.task.id, renewed) == (claim.task.id, [claim.entry_id])
 
 
-async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:
+async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance: MakeInstance) -> None:
     one, two = make_instance(lease_s=LEASE_S), make_instance(lease_s=LEASE_S)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
-    runs = asyncio.create_task(one.worker_queue.claim())
+    runs = asyncio.create_task(one.claim())
     await one.client_queue.submit(submission("a"))
     await asyncio.wait_for(runs, 20)
     await one.crash()
-    await asyncio.wait_for(two.worker_queue.claim(), LEASE_S * 2 + 5.0)
+    await two.claim(LEASE_S * 2 + 5.0)
 
 
-async def test_a_takeover_survives_a_lost_reply(make_instance, proxy) -> None:
+async def test_a_takeover_survives_a_lost_reply(make_instance: MakeInstance, proxy: FaultProxy) -> None:
     """The entries belong to this instance then, so that no other reads them."""
     dead = make_instance(lease_s=LEASE_S, start=False)
     await dead.verbs.create_group()
     await fill(dead, 1)
     two = make_instance(lease_s=LEASE_S, url=proxy.url)
-    claims = asyncio.create_task(two.worker_queue.claim())
+    claims = asyncio.create_task(two.claim(60))
     proxy.drop_reply = lambda request: b"MGET" in request
     await eventually(lambda: proxy.dropped, within_s=10.0)
     proxy.drop_reply = lambda _request: False
     assert (await asyncio.wait_for(claims, 20)).task.id == submission(0).task_id
 
 
-async def consumer_names(instance) -> set[str]:
+async def consumer_names(instance: Instance) -> set[str]:
     """Return the names of the group's consumers; empty while an instance is still making the group."""
     try:
         rows = await instance.connection.commands.xinfo_consumers(instance.keys.stream, "pool")
@@ -236,7 +253,9 @@ async def consumer_names(instance) -> set[str]:
     return {row["name"].decode() for row in rows}
 
 
-async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(make_instance, monkeypatch) -> None:
+async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(takeover, "GONE_S", 0.3)
     monkeypatch.setattr(takeover, "FIRST_CHECK_S", 0.5)
     monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)
@@ -246,7 +265,7 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     for instance in dead:
         await instance.verbs.read_entries(instance.parts.dispatcher.instance, 1, 0.001)
     lives = make_instance(lease_s=LEASE_S)
-    taken = await asyncio.wait_for(lives.worker_queue.claim(), 20)
+    taken = await lives.claim()
     assert taken.task.id == submission("a").task_id
     mine = lives.parts.dispatcher.instance
 
@@ -256,9 +275,9 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     await eventually(alone)
 
 
-async def test_a_live_instance_continues_after_its_consumer_was_removed(make_instance) -> None:
+async def test_a_live_instance_continues_after_its_consumer_was_removed(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    waiting = asyncio.create_task(one.worker_queue.claim())
+    waiting = asyncio.create_task(one.claim())
     await eventually(lambda: one.parts.dispatcher.free_slots)
 
     async def blocked() -> bool:
@@ -272,7 +291,7 @@ async def test_a_live_instance_continues_after_its_consumer_was_removed(make_ins
     assert owner == one.parts.dispatcher.instance
 
 
-async def test_a_consumer_with_claims_is_not_removed(make_instance) -> None:
+async def test_a_consumer_with_claims_is_not_removed(make_instance: MakeInstance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
     (claim,) = await fill(one, 1)
