@@ -45,6 +45,11 @@ def install() -> None:
     render.Drawing = QuickDrawing  # type: ignore[assignment, misc]  # a class in place of another one
 
 
+def restore() -> None:
+    """Let the sandbox of this process draw its images itself."""
+    render.Drawing = RealDrawing  # type: ignore[misc]  # the class that was there
+
+
 @contextmanager
 def draw_quickly() -> Iterator[None]:
     """Let the sandbox of this process draw in this way meanwhile."""
@@ -52,4 +57,4 @@ def draw_quickly() -> Iterator[None]:
     try:
         yield
     finally:
-        render.Drawing = RealDrawing  # type: ignore[misc]  # the class itself
+        restore()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 
 import pytest
 
+from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import BlobStore, CachedStore
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.needed_uploads import FindNeeded
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import S3BlobStore
-from imagegen.images.store import ImageStore
+from imagegen.images.spool import Spool
+from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
@@ -68,6 +72,29 @@ class LinksOnly(Disk):
         return UpstreamStore(super().open(max_bytes, stack, find_needed))
 
 
+class SpoolFolder:
+    """The part of a store that a spool needs."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.spool_folder = folder
+
+
+def spool_in(folder: Path | None, memory: ByteBudget | None = None) -> Spool:
+    """Return the spool of a folder; without one, its images stay in memory."""
+    return Spool(SpoolFolder(folder), memory or ByteBudget())  # type: ignore[arg-type]  # no whole store
+
+
+def in_memory(image: VerifiedImage) -> bytes:
+    """Return the bytes of an image without a file."""
+    assert image.data is not None
+    return image.data
+
+
+def is_writable(store: ImageStore) -> bool:
+    """Return whether images can be saved now."""
+    return store.health.writable
+
+
 async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
     """Return all bytes of an image, None if the store does not have it."""
     opened = await store.open(task_id, image)
@@ -77,4 +104,11 @@ async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | N
         return await opened.read_all()
 
 
-BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket, "upstream": LinksOnly}
+Backing = Disk | InRedis | InBucket
+
+BACKINGS: dict[str, Callable[[pytest.FixtureRequest], Backing]] = {
+    "disk": Disk,
+    "redis": InRedis,
+    "s3": InBucket,
+    "upstream": LinksOnly,
+}

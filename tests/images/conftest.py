@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import cache
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,16 +16,17 @@ from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
-from tests.images.backings import BACKINGS, Disk, InBucket, InRedis
+from tests.images.backings import BACKINGS, Backing
 from tests.s3_server import Objects, S3Server
 
 MakeImage = Callable[..., VerifiedImage]
+OpenStore = Callable[..., Awaitable[ImageStore]]
 
 _numbers = itertools.count()
 
 
 @cache
-def shared_session():
+def shared_session() -> Any:
     """Return a session for all stores: each session reads the descriptions of the service again."""
     from aiobotocore.session import AioSession
 
@@ -60,12 +62,13 @@ def make_image() -> MakeImage:
 
 
 @pytest.fixture(params=BACKINGS)
-def backing(request: pytest.FixtureRequest):
+def backing(request: pytest.FixtureRequest) -> Backing:
     return BACKINGS[request.param](request)
 
 
 @pytest.fixture
-async def open_store(backing: Disk | InRedis | InBucket):
+async def open_store(backing: Backing) -> AsyncIterator[OpenStore]:
+    """Open one more started store: `await open_store(max_bytes=1_000)`."""
     async with AsyncExitStack() as stack:
 
         async def open_one(max_bytes: int = 10_000_000, find_needed: FindNeeded = nothing_needed) -> ImageStore:

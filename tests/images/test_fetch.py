@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pybase64
@@ -27,13 +28,13 @@ from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
-from imagegen.images import fetch, spool
+from imagegen.images import fetch
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.sniff import sniff
-from imagegen.images.spool import Spool
 from imagegen.ssrf import guarded_connector
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
+from tests.images.backings import spool_in
 from tests.support import over_rows
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,28 +95,18 @@ def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
 
 
-@dataclass
-class Folder:
-    """Store methods that a spool needs."""
-
-    spool_folder: Path | None = None
-
-
-MEMORY = Folder()
-
-
 def make_fetcher(
     session: aiohttp.ClientSession,
     own_hosts: frozenset[str] = frozenset(),
     *,
     timeout_s: float = 5.0,
-    store: Folder = MEMORY,
+    folder: Path | None = None,
     memory: ByteBudget | None = None,
     base_url: URL | None = None,
-    **options: object,
+    **options: Any,
 ) -> ImageFetcher:
     origin = Origin(own_hosts, base_url)
-    return ImageFetcher(session, Spool(store, memory or ByteBudget()), origin, timeout_s=timeout_s, **options)
+    return ImageFetcher(session, spool_in(folder, memory), origin, timeout_s=timeout_s, **options)
 
 
 @pytest.fixture
@@ -666,10 +657,11 @@ async def test_no_text_shows_the_links_path_or_query(fetcher: ImageFetcher, upst
     ]:
         with pytest.raises((ImageRejected, DownloadFailed)) as caught:
             await fetcher.fetch(ImageLink(link))
-        error = caught.value
-        assert "s3cret" not in error.detail.replace("s3cret.example", "")
-        assert error.detail.isprintable()
-        assert len(error.detail) <= 300
+        assert isinstance(caught.value, ImageRejected | DownloadFailed)
+        detail = caught.value.detail
+        assert "s3cret" not in detail.replace("s3cret.example", "")
+        assert detail.isprintable()
+        assert len(detail) <= 300
 
 
 LARGE = noise(700)
@@ -686,7 +678,7 @@ async def test_a_large_image_is_spooled_and_uses_no_memory(upstream: Upstream, t
     upstream.paths["/x"] = answer
     own, memory = frozenset({upstream.host}), ByteBudget()
     async with open_session(own) as session:
-        fetcher = make_fetcher(session, own, store=Folder(tmp_path), memory=memory)
+        fetcher = make_fetcher(session, own, folder=tmp_path, memory=memory)
         image = await fetcher.fetch(upstream.link("/x"))
     assert image.data is None
     assert image.path is not None
@@ -702,7 +694,7 @@ async def test_an_image_that_is_received_in_several_parts_is_whole(
     upstream.paths["/x"] = answers(body=gzip.compress(LARGE, 1) if compressed else LARGE)
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        image = await make_fetcher(session, own, store=Folder(tmp_path)).fetch(upstream.link("/x"))
+        image = await make_fetcher(session, own, folder=tmp_path).fetch(upstream.link("/x"))
     assert contents(image.path) == LARGE
 
 
@@ -721,7 +713,7 @@ def base64_image(data: bytes) -> ImageBase64:
 
 async def test_base64_is_decoded_to_a_file_with_or_without_padding(tmp_path: Path) -> None:
     async with open_session(frozenset()) as session:
-        fetcher = make_fetcher(session, store=Folder(tmp_path))
+        fetcher = make_fetcher(session, folder=tmp_path)
         for text in (pybase64.b64encode(LARGE), pybase64.b64encode(LARGE).rstrip(b"=")):
             image = await fetcher.fetch(ImageBase64(memoryview(text)))
             assert image.path is not None
@@ -770,12 +762,12 @@ async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
         return write(file, memoryview(b"".join(pieces)))
 
     real = os.write
-    monkeypatch.setattr(spool.os, "write", write)
-    monkeypatch.setattr(spool.os, "writev", write_pieces, raising=False)
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", write_pieces, raising=False)
     upstream.paths["/x"] = answers(body=LARGE)
     own, memory = frozenset({upstream.host}), ByteBudget()
     async with open_session(own) as session:
-        fetcher = make_fetcher(session, own, store=Folder(tmp_path), memory=memory)
+        fetcher = make_fetcher(session, own, folder=tmp_path, memory=memory)
         image = await fetcher.fetch(given or upstream.link("/x"))
     assert image.data == LARGE
     assert memory.held == len(LARGE)
@@ -794,8 +786,8 @@ async def test_the_pieces_of_a_large_image_are_written_together(
         calls.append(len(pieces))
         return real(file, pieces)
 
-    monkeypatch.setattr(spool.os, "writev", write_pieces)
-    sink = Spool(Folder(tmp_path), ByteBudget()).sink()
+    monkeypatch.setattr(os, "writev", write_pieces)
+    sink = spool_in(tmp_path).sink()
     image = sink.finish([LARGE[at : at + 5_000] for at in range(0, len(LARGE), 5_000)])
     assert image.path is not None
     assert image.path.read_bytes() == LARGE
@@ -810,9 +802,9 @@ async def test_an_image_stays_in_memory_if_no_file_can_be_created(
     def fail(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(spool.os, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     async with open_session(frozenset()) as session:
-        image = await make_fetcher(session, store=Folder(tmp_path)).fetch(ImageBytes(LARGE))
+        image = await make_fetcher(session, folder=tmp_path).fetch(ImageBytes(LARGE))
     assert image.data == LARGE
 
 
@@ -832,7 +824,7 @@ async def test_a_link_is_deferred_without_space_on_disk_and_in_memory(upstream: 
     own, memory = frozenset({upstream.host}), ByteBudget(1_000_000)
     assert memory.try_take(900_000)
     async with open_session(own) as session:
-        fetcher = make_fetcher(session, own, store=Folder(tmp_path / "file"), memory=memory)
+        fetcher = make_fetcher(session, own, folder=tmp_path / "file", memory=memory)
         with pytest.raises(StoreUnavailable):
             await fetcher.fetch(upstream.link("/x"))
     assert memory.held == 900_000
@@ -842,7 +834,7 @@ async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_pat
     upstream.paths["/x"] = answers(body=LARGE[:-20])
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        await refusal(make_fetcher(session, own, store=Folder(tmp_path)), upstream.link("/x"), age_s=11.0)
+        await refusal(make_fetcher(session, own, folder=tmp_path), upstream.link("/x"), age_s=11.0)
     assert names(tmp_path) == []
 
 
@@ -871,7 +863,7 @@ async def test_a_connection_on_which_a_body_did_not_end_is_not_used_again(tmp_pa
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, open_session(frozenset({host})) as session:
-        fetcher = make_fetcher(session, frozenset({host}), timeout_s=0.9, store=Folder(tmp_path))
+        fetcher = make_fetcher(session, frozenset({host}), timeout_s=0.9, folder=tmp_path)
         for _ in range(2):
             image = await fetcher.fetch(ImageLink(f"http://{host}/x"))
             assert image.path is not None

@@ -9,6 +9,7 @@ import zlib
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -20,6 +21,7 @@ from imagegen.images.sniff import sniff
 from imagegen.images.spool import SMALL_BYTES, Spool
 from imagegen.images.store import VerifiedImage
 from tests.image_bytes import decoded
+from tests.images.backings import spool_in
 from tests.support import over_rows
 
 TEXT = "a fox, red\nNegative prompt: blur\nSteps: 4, Seed: 7, Size: 64x48, Model: m, Version: imagegen 1"
@@ -62,7 +64,7 @@ def comment(data: bytes) -> str:
     """Return the EXIF comment, decoded as piexif does for the web UI."""
     value = decoded(data).getexif().get_ifd(EXIF_POINTER)[USER_COMMENT]
     kind, text = value[:8], value[8:]
-    return text.decode({b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}[kind])
+    return bytes(text).decode({b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}[kind])
 
 
 @over_rows("text", [TEXT, CHINESE, "x" * 32_000 + "\nSteps: 1, Seed: 2, Size: 1x1"])
@@ -89,7 +91,7 @@ def test_a_png_has_the_text_as_its_parameters(text: str) -> None:
     ],
 )
 @over_rows("text", [TEXT, CHINESE])
-def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: dict, text: str) -> None:
+def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: dict[str, Any], text: str) -> None:
     data = picture(kind, mode, **options)
     changed = with_text(data, text)
     assert comment(changed) == text
@@ -102,7 +104,7 @@ def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: 
 
 
 @over_rows(("kind", "options"), [("WEBP", {"duration": 40}), ("PNG", {"default_image": False})])
-def test_an_animation_keeps_all_its_frames(kind: str, options: dict) -> None:
+def test_an_animation_keeps_all_its_frames(kind: str, options: dict[str, Any]) -> None:
     frames = [decoded(picture("PNG")).rotate(90 * turn) for turn in range(3)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:], **options)
@@ -210,12 +212,13 @@ def square(kind: str, side: int) -> bytes:
 @pytest.mark.parametrize("side", [64, 640])
 def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side: int, tmp_path: Path) -> None:
     memory = ByteBudget()
-    spool = Spool(Store(tmp_path if where == "in a file" else None), memory)  # type: ignore[arg-type]
+    spool = spool_in(tmp_path if where == "in a file" else None, memory)
     data = square(kind, side)
     assert (len(data) > SMALL_BYTES) == (side > 64)
     image = sniff(data) if len(data) <= SMALL_BYTES else spooled(spool, data)
     described = spool.embed(image, TEXT, TITLE)
-    stored = described.data or described.source.read_bytes()  # type: ignore[union-attr]
+    stored = described.path.read_bytes() if described.path else described.data
+    assert stored is not None
     assert stored == with_text(data)
     assert (described.size_bytes, described.sha256) == (len(stored), hashlib.sha256(stored).hexdigest())
     assert (described.width, described.height) == (side, side)
@@ -226,7 +229,7 @@ def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side
 
 
 def test_an_image_is_stored_as_it_is_if_its_file_is_gone(tmp_path: Path) -> None:
-    spool = Spool(Store(tmp_path), ByteBudget())  # type: ignore[arg-type]
+    spool = spool_in(tmp_path)
     image = spooled(spool, picture("PNG", size=(512, 512)))
     assert image.path is not None
     image.path.unlink()

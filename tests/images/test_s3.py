@@ -18,6 +18,7 @@ from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
+from tests.images.backings import in_memory
 from tests.s3_server import Objects, S3Object, S3Server
 
 MakeImage = Callable[..., VerifiedImage]
@@ -57,7 +58,7 @@ async def got(port: S3BlobStore, image: StoredImage) -> bytes | None:
 
 
 async def put(port: S3BlobStore, image: VerifiedImage, index: int = 0) -> StoredImage:
-    await port.put(TASK, stored(image, index), image.data, later())
+    await port.put(TASK, stored(image, index), image.source, later())
     return stored(image, index)
 
 
@@ -67,7 +68,7 @@ async def test_an_object_has_its_task_index_digest_type_and_expiry(
     port, expires_at = await make_bytes(), later()
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
         image = make_image(kind=kind)
-        await port.put(TASK, stored(image, index), image.data, expires_at)
+        await port.put(TASK, stored(image, index), image.source, expires_at)
         key = f"imagegen/{TASK}/{index}-{image.sha256[:12]}.{extension}"
         found = objects[key]
         assert found.data == image.data
@@ -147,7 +148,7 @@ async def test_an_unavailable_service_fails_calls_but_not_the_start(
 ) -> None:
     port, image = await make_bytes(bucket=replace(bucket, endpoint="http://127.0.0.1:1")), make_image()
     calls: list[Awaitable[object]] = [
-        port.put(TASK, stored(image), image.data, later()),
+        port.put(TASK, stored(image), image.source, later()),
         got(port, stored(image)),
         port.contains_all(TASK, [stored(image)]),
         port.extend_expiry(TASK, [stored(image)], later()),
@@ -274,9 +275,9 @@ async def test_a_truncated_body_is_not_an_image(
         if "list-type" in request.query:
             return web.Response(text="<ListBucketResult/>", content_type="application/xml")
         response = web.StreamResponse(headers={"x-amz-meta-imagegen-expires-at": "1e10", "ETag": '"1"'})
-        response.content_length = len(image.data)
+        response.content_length = image.size_bytes
         await response.prepare(request)
-        await response.write(image.data[:20])
+        await response.write(in_memory(image)[:20])
         assert request.transport
         request.transport.close()
         return response

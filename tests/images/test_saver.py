@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.store import VerifiedImage
 from imagegen.images.store_health import StoreHealth
@@ -36,7 +38,7 @@ class Store:
     async def save(self, task_id: str, index: int, _image: VerifiedImage, expires_at_s: float) -> None:
         self.saved.append((task_id, index, expires_at_s))
 
-    async def extend_expiry(self, _task_id: str, images, _expires_at_s: float) -> None:
+    async def extend_expiry(self, _task_id: str, images: Iterable[StoredImage], _expires_at_s: float) -> None:
         self.extended.append(tuple(images))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ def gradient(size: tuple[int, int] = (1000, 600)) -> Image.Image:
     return row.resize(size, Image.Resampling.NEAREST)
 
 
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """Return the bytes of an image file, which is made quickly and is larger than it could be."""
     return encoded(image, kind, **{"PNG": {"compress_level": 1}, "WEBP": {"method": 0}}.get(kind, {}), **options)
 
@@ -34,14 +35,15 @@ def thumbnail(data: bytes, size: int = 256) -> Image.Image:
     image = decoded(made.data)
     assert (image.format, image.size) == ("WEBP", (made.width, made.height))
     assert max(image.size) <= size
-    assert not image.is_animated
+    assert getattr(image, "n_frames", 1) == 1
     return image
 
 
 def is_brighter_right(image: Image.Image) -> bool:
     grey = image.convert("L")
     row = grey.height // 2
-    return grey.getpixel((2, row)) < 40 and grey.getpixel((grey.width - 3, row)) > 215
+    pixels = grey.tobytes()[row * grey.width : (row + 1) * grey.width]
+    return pixels[2] < 40 and pixels[-3] > 215
 
 
 def png(width: int, height: int, pixels: bytes) -> bytes:
@@ -106,7 +108,7 @@ def test_sixteen_bits_are_scaled_and_not_cut(size: tuple[int, int]) -> None:
 def test_transparency_is_kept(mode: str, size: tuple[int, int]) -> None:
     image = gradient(size)
     alpha = Image.linear_gradient("L").resize(size)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if mode in ("RGBA", "LA"):
         image = image.convert("RGB" if mode == "RGBA" else "L")
         image.putalpha(alpha)
@@ -117,7 +119,7 @@ def test_transparency_is_kept(mode: str, size: tuple[int, int]) -> None:
         options["transparency"] = darkest if mode != "P" else bytes([0 if n == darkest else 255 for n in range(32)])
     made = thumbnail(file_of(image, **options))
     assert made.mode == "RGBA"
-    low, high = made.getchannel("A").getextrema()
+    low, high = min(alphas := made.getchannel("A").tobytes()), max(alphas)
     assert low < 20
     assert high > 235
 
@@ -195,7 +197,9 @@ print(peak() - before)
 def test_memory_is_bounded_by_the_header_of_a_file(make: Callable[[], bytes], shown: str, most_mib: int) -> None:
     data = make()
     assert len(data) < 2_000_000
-    assert peak_kib(data) == (shown, pytest.approx(0, abs=most_mib * 1024))
+    answer, peak = peak_kib(data)
+    assert answer == shown
+    assert abs(peak) <= most_mib * 1024
 
 
 def test_pillow_is_not_imported_before_the_first_thumbnail() -> None:

@@ -23,7 +23,8 @@ def full() -> OSError:
 
 
 async def test_an_outage_is_logged_at_its_start_with_errno_and_at_its_end(lines: list[str]) -> None:
-    health, changes = StoreHealth("disk"), []
+    health = StoreHealth("disk")
+    changes: list[bool] = []
     health.on_change(changes.append)
     health.mark_ok()
     for _ in range(3):

@@ -208,7 +208,12 @@ async def test_only_a_call_that_has_waited_starts_another_thread(monkeypatch: py
     first = asyncio.create_task(threads.run(hangs[0].wait, 60))
     await asyncio.sleep(0)
     second_began = threading.Event()
-    second = asyncio.create_task(threads.run(lambda: (second_began.set(), hangs[1].wait(60))))
+
+    def begin_second() -> None:
+        second_began.set()
+        hangs[1].wait(60)
+
+    second = asyncio.create_task(threads.run(begin_second))
     await asyncio.sleep(0)
     hangs[0].set()
     await first

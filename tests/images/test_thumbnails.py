@@ -22,7 +22,8 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
 from tests.image_bytes import image_file
-from tests.images.backings import BACKINGS
+from tests.images.backings import BACKINGS, Backing
+from tests.images.conftest import OpenStore
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -73,7 +74,7 @@ Start = Callable[..., Awaitable[Instance]]
 
 
 @pytest.fixture(params=["disk", "redis"])
-def backing(request: pytest.FixtureRequest):
+def backing(request: pytest.FixtureRequest) -> Backing:
     """Return a folder, or a store of another kind behind a folder: to `Thumbnails`, all others are like it."""
     return BACKINGS[request.param](request)
 
@@ -82,7 +83,7 @@ in_every_store = pytest.mark.parametrize("backing", BACKINGS, indirect=True)
 
 
 @pytest.fixture
-async def start(open_store, redis_url: str, prefix: str):
+async def start(open_store: OpenStore, redis_url: str, prefix: str) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def start_one(store: ImageStore | None = None) -> Instance:
@@ -143,7 +144,7 @@ async def test_an_image_that_is_gone_has_no_thumbnail(start: Start) -> None:
 
 
 @in_every_store
-async def test_an_evicted_thumbnail_is_made_again(start: Start, open_store) -> None:
+async def test_an_evicted_thumbnail_is_made_again(start: Start, open_store: OpenStore) -> None:
     image = picture()
     store = await open_store(max_bytes=image.size_bytes)
     first, second = await start(store), await start(store)

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,13 +20,13 @@ from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, Unsup
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.sniff import sniff
-from imagegen.images.store import ImageStore
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from tests.image_bytes import image_file, png_file
+from tests.images.conftest import OpenStore
 from tests.support import Clock
 
 OpenUploads = Callable[..., Awaitable[Uploads]]
@@ -39,19 +38,27 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def open_uploads(open_store: Any, redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[OpenUploads]:
+async def open_uploads(open_store: OpenStore, redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[OpenUploads]:
     """Open the uploads of one more instance: `await open_uploads(life_s=60)`."""
     async with AsyncExitStack() as stack:
 
-        async def open_one(*, life_s: float = 600.0, max_bytes: int = 1_000_000, store_bytes: int = 10_000_000):
+        async def open_one(
+            *, life_s: float = 600.0, max_bytes: int = 1_000_000, store_bytes: int = 10_000_000
+        ) -> Uploads:
             connection, keys = Connection(redis_url), Keys(prefix)
             stack.push_async_callback(connection.close)
             needed = NeededUploads(connection, keys)
-            store: ImageStore = await open_store(store_bytes, needed.among)
+            store = await open_store(store_bytes, needed.among)
             records, rights = UploadRecords(connection, keys, clock), UploadRights(connection, keys, clock)
             return Uploads(store, records, rights, needed, life_s=life_s, max_bytes=max_bytes)
 
         yield open_one
+
+
+def names_in_spool(uploads: Uploads) -> list[str]:
+    folder = uploads._store.spool_folder
+    assert folder is not None
+    return [path.name for path in folder.iterdir()]
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -160,7 +167,7 @@ async def test_nothing_is_kept_of_a_file_that_is_refused(open_uploads: OpenUploa
         with pytest.raises(error):
             await uploads.save(in_pieces(data, size))
         assert await uploads.find(f"upload:{hashlib.sha256(data).hexdigest()}") is None, name
-        assert [path.name for path in uploads._store.spool_folder.iterdir()] == ["lock"], name
+        assert names_in_spool(uploads) == ["lock"], name
 
 
 async def test_bytes_behind_the_image_are_dropped(open_uploads: OpenUploads) -> None:
@@ -179,7 +186,7 @@ async def test_a_client_that_leaves_leaves_nothing(open_uploads: OpenUploads) ->
 
     with pytest.raises(ConnectionResetError):
         await uploads.save(cut())
-    assert [path.name for path in uploads._store.spool_folder.iterdir()] == ["lock"]
+    assert names_in_spool(uploads) == ["lock"]
 
 
 async def test_a_store_that_can_not_be_written_refuses_uploads_before_a_byte(open_uploads: OpenUploads) -> None:

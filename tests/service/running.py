@@ -78,7 +78,7 @@ class Answer:
         return self.status, seen["code"]
 
 
-def eventually(look: Callable[[], _Found], within_s: float = 30.0) -> _Found:
+def eventually(look: Callable[[], _Found | None], within_s: float = 30.0) -> _Found:
     """Return the result of `look` once it is true; fail after `within_s` seconds."""
     deadline, pause_s = time.monotonic() + within_s, 0.005
     while not (match := look()):
@@ -98,10 +98,10 @@ def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with the settings and only what a process needs from this machine."""
     names = ("PATH", "HOME", "TMPDIR", "LANG", *FILE_SETTINGS)
     inherited = {name: os.environ[name] for name in names if name in os.environ}
-    return inherited | {"DATA_DIR": str(folder / "data")} | FAST | settings
+    return {**inherited, "DATA_DIR": str(folder / "data"), **FAST, **settings}
 
 
-def run_to_its_end(folder: Path, within_s: float = 100.0, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_to_its_end(folder: Path, within_s: float = 100.0, /, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a start that is expected to fail, until its exit."""
     folder.mkdir(parents=True, exist_ok=True)
     return forked.run([str(RUN)], cwd=folder, env=environment(folder, settings), within_s=within_s)

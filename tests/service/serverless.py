@@ -5,5 +5,5 @@ import importlib.util
 from imagegen.process import main
 
 if __name__ == "__main__":
-    importlib.util.find_spec = lambda _name: None
+    importlib.util.find_spec = lambda *_names: None
     raise SystemExit(main())

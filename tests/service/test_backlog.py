@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_concurrent_submits_never_exceed_the_queue_limit(service: Service, line:
         service.completed(task_id)
     running = service.accepted(prompt="before the crowd {{fault:ok delay_s=2}}")
     service.until(running, "processing")
-    crowd = at_once([lambda number=number: service.submit(prompt=f"crowd {number}") for number in range(30)])
+    crowd = at_once([partial(service.submit, prompt=f"crowd {number}") for number in range(30)])
     taken = [answer.json["taskId"] for answer in crowd if answer.status == 202]
     assert [answer.error for answer in crowd if answer.status != 202] == [(503, "queue_full")] * (30 - len(taken))
     assert service.task(running)["status"] == "processing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -21,8 +22,11 @@ def usd(images: int) -> str:
     return f"{images * IMAGE_USD:.6f}"
 
 
+StartLimited = Callable[..., Service]
+
+
 @pytest.fixture
-def limited(start_service: StartService, upstream: EmulatorProcess):
+def limited(start_service: StartService, upstream: EmulatorProcess) -> StartLimited:
     """Return a function that starts a service with a budget for some images."""
 
     def start(images: int, **settings: str) -> Service:
@@ -35,7 +39,7 @@ def cost(estimated: float | None, charged: float | None, saved: float = 0.0) -> 
     return {"currency": "USD", "estimated": estimated, "charged": charged, "saved": saved}
 
 
-def test_submits_over_the_budget_are_refused_and_what_is_there_stays_free(limited) -> None:
+def test_submits_over_the_budget_are_refused_and_what_is_there_stays_free(limited: StartLimited) -> None:
     service = limited(3)
     assert service.submit(prompt="one").json["cost"] == cost(IMAGE_USD, None)
     assert service.submit(prompt="two", n=2).json["cost"] == cost(round(2 * IMAGE_USD, 6), None)
@@ -61,7 +65,7 @@ def test_submits_over_the_budget_are_refused_and_what_is_there_stays_free(limite
     assert service.submit(prompt="two", n=3).error == (402, "budget_exceeded")
 
 
-def test_a_key_has_its_own_budget_and_shares_that_of_all(limited) -> None:
+def test_a_key_has_its_own_budget_and_shares_that_of_all(limited: StartLimited) -> None:
     service = limited(3, ADMIN_TOKEN=ADMIN_TOKEN)
 
     def key(name: str, **limits: object) -> dict[str, str]:
@@ -78,7 +82,7 @@ def test_a_key_has_its_own_budget_and_shares_that_of_all(limited) -> None:
     assert [status(f"large {number}", large) for number in range(3)] == [202, 202, 402]
 
 
-def test_what_was_certainly_not_paid_is_given_back(limited) -> None:
+def test_what_was_certainly_not_paid_is_given_back(limited: StartLimited) -> None:
     service = limited(1)
     failed = service.finished(service.accepted(prompt="refused {{fault:400_policy}}"))
     assert failed["cost"] == cost(IMAGE_USD, 0.0)
@@ -87,7 +91,9 @@ def test_what_was_certainly_not_paid_is_given_back(limited) -> None:
     assert service.submit(prompt="third").status == 402
 
 
-def test_a_lost_call_is_charged_and_not_repeated_without_budget(limited, upstream: EmulatorProcess) -> None:
+def test_a_lost_call_is_charged_and_not_repeated_without_budget(
+    limited: StartLimited, upstream: EmulatorProcess
+) -> None:
     service = limited(1)
     failed = service.finished(service.accepted(prompt="lost {{fault:reset}}"))
     assert failed["error"]["code"] == "upstream_error"
@@ -97,7 +103,9 @@ def test_a_lost_call_is_charged_and_not_repeated_without_budget(limited, upstrea
     assert len(calls_about(upstream, "lost {{fault:reset}}")) == 1
 
 
-def test_a_lost_call_is_repeated_within_the_budget_and_charged_twice(limited, upstream: EmulatorProcess) -> None:
+def test_a_lost_call_is_repeated_within_the_budget_and_charged_twice(
+    limited: StartLimited, upstream: EmulatorProcess
+) -> None:
     service = limited(2)
     failed = service.finished(service.accepted(prompt="lost again {{fault:reset}}"))
     assert failed["cost"] == cost(IMAGE_USD, round(2 * IMAGE_USD, 6))
@@ -105,7 +113,9 @@ def test_a_lost_call_is_repeated_within_the_budget_and_charged_twice(limited, up
     assert service.submit(prompt="more").status == 402
 
 
-def test_missing_images_are_not_requested_again_without_budget(limited, upstream: EmulatorProcess) -> None:
+def test_missing_images_are_not_requested_again_without_budget(
+    limited: StartLimited, upstream: EmulatorProcess
+) -> None:
     service = limited(2)
     task = service.made(prompt="fewer {{fault:fewer_images images=1}}", n=2)
     assert len(task["data"]) == 1
@@ -113,7 +123,7 @@ def test_missing_images_are_not_requested_again_without_budget(limited, upstream
     assert len(calls_about(upstream, "fewer {{fault:fewer_images images=1}}")) == 1
 
 
-def test_a_cancelled_task_gives_back_what_it_had_not_sent(limited) -> None:
+def test_a_cancelled_task_gives_back_what_it_had_not_sent(limited: StartLimited) -> None:
     service = limited(2, WORKER_CONCURRENCY="1")
     running = service.accepted(prompt="runs {{fault:hang}}")
     service.until(running, "processing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def shifted(clock: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(clock.parent), "CLOCK_OFFSET_FILE": str(clock)}
 
 
-def check_stored(service: Service, upstream: EmulatorProcess, task: dict, prompt: str) -> None:
+def check_stored(service: Service, upstream: EmulatorProcess, task: dict[str, Any], prompt: str) -> None:
     assert service.get(f"/api/images/{task['taskId']}/0").status == 200
     assert service.submit(prompt=prompt).json["cached"] is True
     assert len(calls_about(upstream, prompt)) == 1

@@ -87,7 +87,7 @@ def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Se
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "127.0.0.1,203.0.113.7", "no.such.host.invalid", "a b", ","])
 def test_a_bad_host_is_reported_in_one_message(tmp_path: Path, host: str) -> None:
-    ended = run_to_its_end(tmp_path, HOST=host, within_s=25)
+    ended = run_to_its_end(tmp_path, 25, HOST=host)
     assert ended.returncode == 2
     assert ended.stderr.startswith("HOST")
     assert len(ended.stderr.splitlines()) == 1

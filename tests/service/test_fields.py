@@ -10,7 +10,7 @@ from tests.emulator_fixtures import EmulatorProcess
 from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about
 
-PAIRS = {
+PAIRS: dict[str, list[Any]] = {
     "quality": ["low", "high"],
     "background": ["opaque", "transparent"],
     "outputCompression": [40, 90],
@@ -54,7 +54,7 @@ def test_two_values_of_a_field_are_two_tasks_and_each_is_sent(
 
 @pytest.mark.parametrize("name", [*PAIRS, "frame_images", "made_up"])
 def test_two_values_of_a_field_are_two_tasks_on_v1(service: Service, upstream: EmulatorProcess, name: str) -> None:
-    values: list[Any] = PAIRS.get(name, [[{"a": 1}], [{"a": 2}]])
+    values = PAIRS.get(name, [[{"a": 1}], [{"a": 2}]])
     named = [value if name == "extra" else {snake(name): value} for value in values]
     for fields in [*named, *named]:
         on_v1(service, model="m/any", prompt=f"v1, {name}", user="a", **fields)

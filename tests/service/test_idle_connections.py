@@ -30,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.answered_at and time.monotonic() - self.answered_at >= IDLE_S:
             self.close_connection = True  # it closes at the moment at which the request comes
             return
-        host, port = self.server.server_address[:2]
+        host, port = self.connection.getsockname()
         self._answer(orjson.dumps({"data": [{"url": f"http://{host}:{port}/1.png"}]}))
 
     def _answer(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import shutil
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
@@ -138,7 +139,7 @@ SPOILED = LASTING + DAMAGED + PASSING
 def spoiled(service: Service) -> dict[str, str]:
     """Submit concurrent tasks, each with another model, so that no failure affects another; return their ids."""
     bodies = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
-    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
+    ids = at_once([partial(service.accepted, **body) for body in bodies])
     return dict(zip(SPOILED, ids, strict=True))
 
 
@@ -243,7 +244,7 @@ def test_progress_follows_events(service: Service, upstream: EmulatorProcess) ->
         task = service.task(task_id)
         seen.append(task["progress"])
         pictures.append(len(task.get("data", [])))
-        return task["status"] == "completed"
+        return bool(task["status"] == "completed")
 
     eventually(look)
     assert seen == sorted(seen)

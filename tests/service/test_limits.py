@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_all_routes_and_ids_share_one_budget(client: Client) -> None:
 @pytest.mark.parametrize("forge", [True, False])
 def test_concurrent_requests_get_no_more_than_the_limit(client: Client, forge: bool) -> None:
     asks: list[Callable[[], Answer]] = [
-        lambda number=number: client.submit(f"crowd {forge} {number}", f"198.51.100.{number}" if forge else "")
+        partial(client.submit, f"crowd {forge} {number}", f"198.51.100.{number}" if forge else "")
         for number in range(20)
     ]
     answers = at_once(asks)

@@ -18,7 +18,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 
 from tests import forked
 from tests.service.conftest import StartService
-from tests.service.running import RUN, environment
+from tests.service.running import RUN, Service, environment
 from tests.support import eventually
 
 WIRES = [(mode, transport) for mode in ("auto", "legacy") for transport in ("http", "stdio")]
@@ -36,12 +36,12 @@ each_wire = pytest.mark.parametrize(("mode", "transport"), WIRES, ids=lambda par
 
 
 @pytest.fixture(scope="module")
-def service(start_for_module: StartService):
+def service(start_for_module: StartService) -> Service:
     return start_for_module(SANDBOX_DELAY="0.3")
 
 
 @pytest.fixture(scope="module")
-def slow(start_for_module: StartService, tmp_path_factory: pytest.TempPathFactory):
+def slow(start_for_module: StartService, tmp_path_factory: pytest.TempPathFactory) -> Service:
     return start_for_module(home=tmp_path_factory.mktemp("slow"), SANDBOX_DELAY="60")
 
 
@@ -50,7 +50,7 @@ def command(*arguments: str, env: Mapping[str, str] | None = None, folder: Path 
     return StdioServerParameters(command=program, args=words, env=dict(env) if env else None, cwd=folder)
 
 
-def client_of(service: Any, mode: str, transport: str) -> Client:
+def client_of(service: Service, mode: str, transport: str) -> Client:
     server: Any = f"{service.url}/mcp" if transport == "http" else stdio_client(command("--url", service.url))
     return Client(server, mode=mode)
 
@@ -61,11 +61,11 @@ async def use_all_tools(client: Client, prompt: str) -> None:
     assert list(schemas) == TOOLS
     seen: list[float] = []
 
-    async def progress(value: float, _total: float | None, _text: str | None) -> None:
-        seen.append(value)
+    async def record(progress: float, total: float | None, message: str | None) -> None:
+        seen.append(progress)
 
     async def use(name: str, **arguments: Any) -> Any:
-        found = await client.call_tool(name, arguments, progress_callback=progress)
+        found = await client.call_tool(name, arguments, progress_callback=record)
         jsonschema.validate(found.structured_content, schemas[name])
         return found
 
@@ -92,13 +92,15 @@ async def use_all_tools(client: Client, prompt: str) -> None:
 
 
 @each_wire
-async def test_the_official_client_uses_all_tools(service, mode: str, transport: str) -> None:
+async def test_the_official_client_uses_all_tools(service: Service, mode: str, transport: str) -> None:
     async with client_of(service, mode, transport) as client:
         await use_all_tools(client, f"a fox {mode} {transport}")
 
 
 @pytest.mark.parametrize(("mode", "transport"), [("auto", "http"), ("legacy", "stdio")])
-async def test_the_official_client_cancels_a_task_that_another_call_waits_for(slow, mode: str, transport: str) -> None:
+async def test_the_official_client_cancels_a_task_that_another_call_waits_for(
+    slow: Service, mode: str, transport: str
+) -> None:
     wanted = {"prompt": f"a hen {mode} {transport}", "width": 64, "height": 64}
     async with client_of(slow, mode, transport) as client:
         waiting = asyncio.create_task(client.call_tool("generate_image", wanted))
@@ -141,7 +143,7 @@ def test_both_readmes_have_the_same_configurations() -> None:
     assert all(f"claude mcp add imagegen -- {COMMAND} mcp" in text for text in README.values())
 
 
-async def test_the_commands_of_the_readme_start_as_a_client_starts_them(service, tmp_path: Path) -> None:
+async def test_the_commands_of_the_readme_start_as_a_client_starts_them(service: Service, tmp_path: Path) -> None:
     real = {"http://127.0.0.1:3000": service.url, "/path/to/data": str(tmp_path / "data")}
     for entry in documented("README.md"):
         if "command" not in entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -42,7 +43,7 @@ def pixels(data: bytes) -> bytes:
         return image.tobytes()
 
 
-def check_entries(service: Service, task: dict, prompt: str) -> list[bytes]:
+def check_entries(service: Service, task: dict[str, Any], prompt: str) -> list[bytes]:
     """Check that each entry describes the served file, with the parameters in it; return the files."""
     served = []
     for entry in task["data"]:

@@ -7,7 +7,9 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ def test_images_on_a_host_that_fails_for_a_while_are_paid_once(
 ) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="5")
     prompts = [f"host away {number} {{{{fault:image_500 link_times=4}}}}" for number in range(10)]
-    ids = at_once([lambda prompt=prompt: service.accepted(prompt=prompt) for prompt in prompts])
+    ids = at_once([partial(service.accepted, prompt=prompt) for prompt in prompts])
     tasks = [service.completed(task_id) for task_id in ids]
     assert {(task["attempts"], task.get("possiblyBilledTwice")) for task in tasks} == {(1, None)}
     assert len(calls_about(upstream, "host away")) == 10
@@ -71,7 +73,7 @@ def test_images_that_the_disk_refuses_wait_and_are_paid_once(start_service: Star
     with image_host(form) as url:
         service: Service = start_service(url, WORKER_CONCURRENCY="3")
         with no_large_files(service):
-            ids = at_once([lambda number=number: service.accepted(prompt=f"full {number}") for number in range(8)])
+            ids = at_once([partial(service.accepted, prompt=f"full {number}") for number in range(8)])
             eventually(lambda: sum(service.task(task_id)["reason"] == "store_unavailable" for task_id in ids) >= 3)
             assert service.get("/readyz").status == 503
             assert {service.task(task_id)["status"] for task_id in ids} <= {"pending", "processing"}
@@ -118,5 +120,5 @@ def calls(service: Service) -> int:
     return sum(service.get_as_admin("/api/stats").json["upstream"]["calls"].values())
 
 
-def service_bytes(service: Service, task: dict) -> int:
+def service_bytes(service: Service, task: dict[str, Any]) -> int:
     return len(service.get(task["data"][0]["url"]).body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def test_two_instances_on_one_folder_are_one_service(start_service: StartService
     second: Service = start_service(upstream.url)
     assert (len(first.children()), second.children()) == (1, [])
     order = {"prompt": "fifty over two {{fault:ok delay_s=0.3}}"}
-    answers = at_once([lambda number=number: (first, second)[number % 2].submit(**order) for number in range(50)])
+    answers = at_once([partial((first, second)[number % 2].submit, **order) for number in range(50)])
     (task_id,) = {answer.json["taskId"] for answer in answers}
     assert [answer.headers["X-Cache"] for answer in answers].count("MISS") == 1
     for service in (first, second):

@@ -53,7 +53,7 @@ def test_progress_shows_more_values_for_four_images(service: Service) -> None:
     def look() -> bool:
         task = service.task(task_id)
         seen.append(task["progress"])
-        return task["status"] == "completed"
+        return bool(task["status"] == "completed")
 
     eventually(look)
     assert seen == sorted(seen)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -22,7 +23,7 @@ OWNER = "old-instance"
 _TIMESTAMP = re.compile(r"(?<![0-9a-f])17958\d{5}(?=\d{0,6}(?![0-9a-f]))")
 
 
-def captured() -> tuple[dict[str, str], dict[str, dict]]:
+def captured() -> tuple[dict[str, str], dict[str, Any]]:
     """Return the task ids by prompt, and the keys. All times are moved to now, since tasks have deadlines."""
     offset_s = int(time.time()) - CAPTURED_AT_S - 5
     text = _TIMESTAMP.sub(lambda match: str(int(match[0]) + offset_s), CAPTURED.read_text())
@@ -30,7 +31,7 @@ def captured() -> tuple[dict[str, str], dict[str, dict]]:
     return values["tasks"], values["keys"]
 
 
-def load(client: redis.Redis, keys: dict[str, dict]) -> None:
+def load(client: redis.Redis, keys: dict[str, Any]) -> None:
     """Write the captured keys. The old instance owns its running tasks."""
     for name, key in keys.items():
         full_name, value = f"{{imagegen}}:{name}", key["value"]

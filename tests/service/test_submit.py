@@ -243,7 +243,7 @@ def test_the_sequence_rises_with_each_change_and_never_falls(service: Service) -
     def look() -> bool:
         task = service.task(task_id)
         seen.append((task["sequence"], task["status"], task["progress"]))
-        return task["status"] == "completed"
+        return bool(task["status"] == "completed")
 
     eventually(look)
     assert seen == sorted(seen, key=lambda state: state[0])

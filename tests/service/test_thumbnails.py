@@ -9,7 +9,7 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -192,7 +192,7 @@ def bad_stream() -> bytes:
     return data[:33] + chunk + data[-12:]
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[Callable[[], bytes], tuple[int, int] | None]] = {
     "a turned jpeg": (lambda: turned("JPEG"), (171, 256)),
     "a turned png": (lambda: turned("PNG"), (171, 256)),
     "a turned webp": (lambda: turned("WEBP"), (171, 256)),

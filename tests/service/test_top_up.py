@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -25,20 +27,21 @@ def paid(upstream: EmulatorProcess, text: str) -> list[int]:
     return [call["n"] for call in calls_about(upstream, text)]
 
 
-def shas(task: dict) -> list[str]:
+def shas(task: dict[str, Any]) -> list[str]:
     return [image["sha256"] for image in task["data"]]
 
 
-def reused(task: dict) -> list[bool]:
+def reused(task: dict[str, Any]) -> list[bool]:
     return [image.get("reused", False) for image in task["data"]]
 
 
-def folder_of(service: Service, task: dict) -> Path:
+def folder_of(service: Service, task: dict[str, Any]) -> Path:
     """Return the folder of a task's images."""
-    return Path(service.settings["DATA_DIR"]) / "images" / task["taskId"][:2] / task["taskId"]
+    task_id = str(task["taskId"])
+    return Path(service.settings["DATA_DIR"]) / "images" / task_id[:2] / task_id
 
 
-def assert_readable(service: Service, task: dict) -> None:
+def assert_readable(service: Service, task: dict[str, Any]) -> None:
     assert [service.get(image["url"]).status for image in task["data"]] == [200] * len(task["data"])
 
 
@@ -235,9 +238,9 @@ def test_v1_uses_finished_images_only_where_equal_calls_are_one_task(
 def test_fifty_equal_submits_top_up_once(start_service: StartService, upstream: EmulatorProcess) -> None:
     services: list[Service] = [start_service(upstream.url) for _ in range(2)]
     services[0].made(prompt="fifty", n=4)
-    hits = at_once([lambda service=service: service.submit(prompt="fifty", n=2) for service in services * 25])
+    hits = at_once([partial(service.submit, prompt="fifty", n=2) for service in services * 25])
     assert {assert_hit(answer) for answer in hits} == {hits[0].json["taskId"]}
-    joined = at_once([lambda service=service: service.submit(prompt="fifty", n=6) for service in services * 25])
+    joined = at_once([partial(service.submit, prompt="fifty", n=6) for service in services * 25])
     services[0].completed(joined[0].json["taskId"])
     assert {answer.json["taskId"] for answer in joined} == {joined[0].json["taskId"]}
     assert paid(upstream, "fifty") == [4, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -34,11 +35,11 @@ def test_a_deploy_loses_no_task_and_pays_each_once(
         assert old.submit(prompt=f"deploy after 0 {LONG}").error == (503, "queue_unavailable")
         old.end()
         for task_id in (*before, *after):
-            assert eventually(lambda task_id=task_id: ended(new, task_id), 30.0) == "completed"
+            assert eventually(partial(ended, new, task_id), 30.0) == "completed"
     assert len(calls_about(upstream, "deploy")) == 6
 
 
-NEW_FIELDS = [
+NEW_FIELDS: list[dict[str, object]] = [
     {"quality": "high"},
     {"extra": {"x_style": 1}},
     {"variant": 2},
@@ -61,9 +62,9 @@ def test_an_older_instance_leaves_tasks_with_new_fields_to_a_newer_one(
         assert seen.status == 200 or seen.error == (503, "queue_unavailable")
         plain = [new.accepted(prompt=f"plain {number}") for number in range(8)]
         for task_id in plain:
-            assert eventually(lambda task_id=task_id: ended(old, task_id), 30.0) == "completed"
+            assert eventually(partial(ended, old, task_id), 30.0) == "completed"
         for task_id in task_ids:
-            assert eventually(lambda task_id=task_id: ended(new, task_id), 60.0) == "completed", new.task(task_id)
+            assert eventually(partial(ended, new, task_id), 60.0) == "completed", new.task(task_id)
             assert "warnings" not in new.task(task_id)
             assert old.task(task_id)["status"] == "completed"
         old.end()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +23,7 @@ from tests.emulator_fixtures import EmulatorProcess
 from tests.image_bytes import data_uri, image_file, png_chunk, png_file
 from tests.ports import free_port
 from tests.service.conftest import StartService
-from tests.service.running import Service, calls_about, eventually, redis_server
+from tests.service.running import Answer, Service, calls_about, eventually, redis_server
 
 MIB = 2**20
 MAX_GROWTH_BYTES = 8 * MIB
@@ -70,11 +70,12 @@ def test_an_image_of_20_mib_takes_less_than_8_mib_of_memory(start_service: Start
     service.made(prompt="uses the only call of this hour")
 
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
-    route, encoded, kind = {
+    ways: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         "bytes": ("/api/uploads", bytes, "image/png"),
         "form": ("/api/uploads", lambda data: head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
         "data: URI": ("/api/images/generate", in_json, "application/json"),
-    }[way]
+    }
+    route, encoded, kind = ways[way]
 
     def send(data: bytes) -> int:
         return service.request("POST", route, encoded(data), headers={"Content-Type": kind}, timeout_s=60).status
@@ -198,19 +199,22 @@ def test_on_a_full_disk_an_upload_is_a_503_and_nothing_is_lost(
     port = free_port()
     with redis_server(tmp_path, port):
         service = start_service(DATA_DIR=str(small_disk / "data"), REDIS_URL=f"redis://127.0.0.1:{port}")
-        files, kept = [png_of(7 * MIB) for _ in range(4)], []
-        for data in files:
-            answer = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"})
-            if answer.status != 201:
-                break
-            kept.append(data)
-        assert 1 <= len(kept) < 4
+        files = [png_of(7 * MIB) for _ in range(4)]
+
+        def post(data: bytes) -> Answer:
+            return service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"})
+
+        answers = [post(files[0])]
+        while answers[-1].status == 201:
+            answers.append(post(files[len(answers)]))
+        *kept, _ = files[: len(answers)]
+        answer = answers[-1]
+        assert kept
         assert answer.error == (503, "store_unavailable")
         assert answer.headers["Retry-After"]
         assert not spooled(service)
         subprocess.run(["mount", "-o", "remount,size=80m", str(small_disk)], check=True)
         eventually(lambda: service.get("/readyz").status == 200)
         for data in kept:
-            again = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"})
-            assert again.status == 200, "it is still there"
+            assert post(data).status == 200, "it is still there"
         assert upload(service, files[-1])

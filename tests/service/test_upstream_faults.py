@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,9 +29,9 @@ def refused(code: str, message: str = "") -> ExpectedOutcome:
     return ExpectedOutcome(code, 1, message)
 
 
-AGAIN = {"calls": ATTEMPTS, "retryable": True}
+AGAIN: dict[str, Any] = {"calls": ATTEMPTS, "retryable": True}
 BAD = ExpectedOutcome("upstream_bad_response", 2)
-LOST = {"calls": 2, "retryable": True}
+LOST: dict[str, Any] = {"calls": 2, "retryable": True}
 """The second call that was sent and got no response ends the task."""
 
 EXPECTED = {
@@ -100,7 +101,7 @@ def usual(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
 def task_ids(service: Service) -> dict[str, str]:
     """Ids of concurrent tasks by fault, each with another model, so that no failure affects another."""
     bodies = [{"prompt": f"expected {{{{fault:{fault}}}}}", "model": f"m/{fault}"} for fault in EXPECTED]
-    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
+    ids = at_once([partial(service.accepted, **body) for body in bodies])
     return dict(zip(EXPECTED, ids, strict=True))
 
 
@@ -157,7 +158,7 @@ PASSING = {
 @pytest.fixture(scope="module")
 def passing(service: Service) -> dict[str, str]:
     bodies = [{"prompt": f"passing {{{{fault:{fault}}}}}", "model": f"m/passing {fault}"} for fault in PASSING]
-    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
+    ids = at_once([partial(service.accepted, **body) for body in bodies])
     return dict(zip(PASSING, ids, strict=True))
 
 
@@ -198,7 +199,7 @@ def test_a_task_shows_that_it_waits_for_a_retry(service: Service) -> None:
 
     def look() -> bool:
         seen.append(service.task(task_id))
-        return seen[-1]["status"] == "completed"
+        return bool(seen[-1]["status"] == "completed")
 
     eventually(look)
     waiting = [task for task in seen if task.get("reason") == "retrying"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def service(start_for_module: StartService, upstream: EmulatorProcess) -> Servic
     return start_for_module(**settings)
 
 
-def generate(service: Service, **fields: object) -> dict:
+def generate(service: Service, **fields: object) -> dict[str, Any]:
     answer = service.request("POST", "/v1/images/generations", PARTS | fields, timeout_s=30)
     assert answer.status == 200, answer.body
     return answer.json

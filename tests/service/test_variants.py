@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
@@ -25,11 +27,11 @@ def openai(start_for_module: StartService, upstream: EmulatorProcess) -> Service
     return start_for_module(REDIS_PREFIX="openai", MODEL_RULES="off", **settings)
 
 
-def sha256s(task: dict) -> list[str]:
+def sha256s(task: dict[str, Any]) -> list[str]:
     return [entry["sha256"] for entry in task["data"]]
 
 
-def seeds(task: dict) -> list[int | None]:
+def seeds(task: dict[str, Any]) -> list[int | None]:
     return [entry["seed"] for entry in task["data"]]
 
 
@@ -58,7 +60,7 @@ def test_all_variants_are_kept_beside_each_other(sandbox: Service) -> None:
 
 
 def test_images_made_afresh_differ_unless_a_seed_was_given(sandbox: Service) -> None:
-    def afresh(**fields: object) -> dict:
+    def afresh(**fields: object) -> dict[str, Any]:
         answer = sandbox.request("POST", "/api/images/generate?wait=20", fields, headers={"Cache-Control": "no-cache"})
         assert answer.status == 200
         return answer.json

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.conftest import StartService
-from tests.service.running import Service, calls_about, eventually
+from tests.service.running import Answer, Service, calls_about, eventually
 from tests.service.wire import JSON, connect, head, last_answer
 
 UNREACHED_S = 15.0
@@ -55,6 +56,11 @@ def test_a_task_that_cannot_meet_its_deadline_fails(start_service: StartService,
     assert task["error"] == {"code": "upstream_rate_limited", "retryable": True}
 
 
+def not_found(service: Service, path: str) -> Answer | None:
+    answer = service.get(path)
+    return answer if answer.status == 404 else None
+
+
 def test_an_expired_task_is_resubmitted_with_a_higher_sequence(
     start_service: StartService, upstream: EmulatorProcess
 ) -> None:
@@ -64,7 +70,7 @@ def test_an_expired_task_is_resubmitted_with_a_higher_sequence(
     task_id = completed["taskId"]
     for gone in (task_id, failed["taskId"]):
         path = f"/api/images/{gone}"
-        answer = eventually(lambda path=path: seen if (seen := service.get(path)).status == 404 else None)
+        answer = eventually(partial(not_found, service, path))
         assert answer.json == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
     assert service.get(f"/api/images/{task_id}/0").status == 404
     again = service.submit(prompt="short-lived")

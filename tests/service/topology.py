@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,22 @@ def cluster(folder: Path, *, program: str | None = None, replicas: int = 0) -> I
         made = Cluster(masters)
         for node, _ in nodes[3:]:
             node.execute_command("CLUSTER", "REPLICATE", str(made.owner.execute_command("CLUSTER", "MYID")))
-            eventually(lambda node=node: node.info("replication").get("master_link_status") == "up")
+            eventually(partial(_is_in_sync, node))
         yield made
 
 
 def _knows_all(node: Redis, count: int) -> bool:
     lines = str(node.execute_command("CLUSTER", "INFO")).split()
     return "cluster_state:ok" in lines and f"cluster_known_nodes:{count}" in lines
+
+
+def _is_in_sync(replica: Redis) -> bool:
+    return bool(replica.info("replication").get("master_link_status") == "up")
+
+
+def _knows_other_sentinels(sentinel: Redis) -> bool:
+    masters: Any = sentinel.sentinel_masters()
+    return bool(masters["images"]["num-other-sentinels"] == 2)
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def sentinels(folder: Path, *, password: str = "", program: str | None = None) -
             for number in (1, 2)
         )
         replica.execute_command("REPLICAOF", "127.0.0.1", port_of(master))
-        eventually(lambda: replica.info("replication").get("master_link_status") == "up")
+        eventually(partial(_is_in_sync, replica))
         ports = []
         for number in range(3):
             home, port = folder / f"sentinel{number}", free_port()
@@ -207,6 +217,6 @@ def sentinels(folder: Path, *, password: str = "", program: str | None = None) -
             with Redis(
                 port=port, decode_responses=True, password=f"{password}-of-sentinels" if password else None
             ) as client:
-                eventually(lambda client=client: _answers(client))
-                eventually(lambda client=client: client.sentinel_masters()["images"]["num-other-sentinels"] == 2)
+                eventually(partial(_answers, client))
+                eventually(partial(_knows_other_sentinels, client))
         yield Sentinels(master, replica, ports)
