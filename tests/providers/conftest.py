@@ -18,7 +18,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from pytest_aiohttp import AiohttpServer
 
-from imagegen.providers.protocol import Call
+from imagegen.providers.protocol import Call, Edits, Provider, Reply
+from imagegen.tasks.image import GivenImage, ImageBytes
+from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.validation import parse
 from tests.emulated_jobs import Recorder
 
@@ -167,6 +169,24 @@ async def raw_server() -> AsyncIterator[RawServer]:
     for server in servers:
         server.close()
         await server.wait_closed()
+
+
+def data_of(image: GivenImage) -> bytes:
+    """Return the bytes of an image that an answer holds, decoded."""
+    assert isinstance(image, ImageBytes), image
+    return image.data
+
+
+def details_of(reply: Reply) -> ReplyDetails:
+    assert reply.details is not None
+    return reply.details
+
+
+def edits_taken(provider: Provider, model: str) -> Edits:
+    """Return the input images that a provider takes for a model, which takes some."""
+    edits = provider.edits(model)
+    assert edits is not None
+    return edits
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:

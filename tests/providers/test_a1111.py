@@ -28,20 +28,20 @@ class WebUi:
     """Fake web UI: answers a generation on request and shows the given progress."""
 
     url: str = ""
-    calls: list[dict] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
     progress: list[object] = field(default_factory=list)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     answer: Callable[[], web.Response] = lambda: web.json_response({"images": [B64], "parameters": {}, "info": "{}"})
 
-    async def txt2img(self, request: pytest.FixtureRequest):
+    async def txt2img(self, request: web.Request) -> web.Response:
         self.calls.append(await request.json())
         self.authorizations.append(request.headers.get("Authorization"))
         await self.finish.wait()
         return self.answer()
 
-    async def get_progress(self, request: pytest.FixtureRequest):
+    async def get_progress(self, request: web.Request) -> web.Response:
         self.queries.append(request.query_string)
         value = self.progress.pop(0) if self.progress else None
         if not self.progress:
@@ -50,7 +50,7 @@ class WebUi:
             return web.Response(status=500, text="<html>")
         return web.json_response(value)
 
-    async def models(self, _request):
+    async def models(self, _request: web.Request) -> web.Response:
         return web.json_response([{"title": "x.safetensors [abc]", "model_name": "x", "hash": "abc"}, {"title": "y"}])
 
 
@@ -66,7 +66,7 @@ async def web_ui(aiohttp_server: AiohttpServer) -> WebUi:
     return ui
 
 
-def a1111(session: aiohttp.ClientSession, ui, **more: Any) -> A1111Provider:
+def a1111(session: aiohttp.ClientSession, ui: WebUi, **more: Any) -> A1111Provider:
     return A1111Provider(session, base_url=ui.url, timeout_s=5, **({"default_model": "m"} | more))
 
 
@@ -152,13 +152,17 @@ async def test_the_polling_ends_with_a_cancelled_call(
 
 
 async def test_an_error_of_the_watcher_is_raised(
-    session: aiohttp.ClientSession, web_ui: WebUi, make_call: MakeCall, watcher: Recorder
+    session: aiohttp.ClientSession,
+    web_ui: WebUi,
+    make_call: MakeCall,
+    watcher: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(fraction) -> None:
+    def fail(_fraction: float) -> None:
         web_ui.finish.set()
         raise ZeroDivisionError
 
-    watcher.progress = fail
+    monkeypatch.setattr(watcher, "progress", fail)
     web_ui.progress = [{"progress": 0.5}] * 100
     with pytest.raises(ZeroDivisionError):
         await a1111(session, web_ui, poll_s=0.01).generate(make_call(), watcher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -17,10 +17,11 @@ from imagegen.providers.bfl import BflProvider
 from imagegen.providers.bfl_requests import edits_of, fields_of, model_path, sent_request, warnings_of
 from imagegen.providers.bfl_responses import parse_acceptance, parse_job, submit_error
 from imagegen.providers.input_bodies import Base64Image
-from imagegen.providers.protocol import InputImage
+from imagegen.providers.job_polling import JobState
+from imagegen.providers.protocol import Call, InputImage
 from imagegen.tasks.image import ImageLink
 from tests.emulated_jobs import Recorder, emulated, quick_polls
-from tests.providers.conftest import MakeCall
+from tests.providers.conftest import MakeCall, details_of
 from tests.support import over_rows
 
 MakeProvider = Callable[..., BflProvider]
@@ -31,13 +32,13 @@ OLD_LINK = "https://delivery-eu1.bfl.ai/results/a.png?se=2020-01-01T00%3A00%3A00
 
 
 def input_image() -> InputImage:
-    async def read():
+    async def read() -> AsyncGenerator[bytes, None]:
         yield b"png"
 
     return InputImage("image/png", 3, read)
 
 
-def state(body: object, status: int = 200, **headers: str):
+def state(body: object, status: int = 200, **headers: str) -> JobState:
     return parse_job(status, headers, orjson.dumps(body), now_s=NOW)
 
 
@@ -68,7 +69,9 @@ def state(body: object, status: int = 200, **headers: str):
         ("flux-9-unknown", {"steps": 4}, {"width": 512, "height": 512, "steps": 4}),
     ],
 )
-def test_each_family_gets_the_fields_that_it_has(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
+def test_each_family_gets_the_fields_that_it_has(
+    make_call: MakeCall, model: str, given: dict[str, Any], sent: dict[str, Any]
+) -> None:
     fields = fields_of(make_call(model=model, **given))
     assert fields.pop("prompt") == "a cat"
     assert {name: fields.get(name) for name in sent} == sent
@@ -280,7 +283,7 @@ def make_provider(session: aiohttp.ClientSession, upstream: BflEmulator) -> Make
     return lambda key="a-key": BflProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
 
 
-def prompted(make_call: MakeCall, switch: str = "", **fields: Any):
+def prompted(make_call: MakeCall, switch: str = "", **fields: Any) -> Call:
     return make_call(model="flux-2-pro", prompt=f"a cat {{{{fault:{switch}}}}}" if switch else "a cat", **fields)
 
 
@@ -293,7 +296,7 @@ async def test_a_job_is_kept_before_its_first_poll_and_collected_by_its_handle(
     assert (observer.noted[0], handle.provider, handle.cost_micro_usd) == (0, "bfl", 30_000)
     assert "a-key" not in repr(handle)
     assert len(reply.images) == 1
-    assert reply.details.cost_micro_usd == 30_000
+    assert details_of(reply).cost_micro_usd == 30_000
     later = await make_provider().resume(handle, Recorder())
     assert later == reply
     assert upstream.ledger.sums() == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -18,9 +19,8 @@ from imagegen.providers.large_body import LargeBody
 from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import Reply
-from imagegen.tasks.image import ImageBase64, ImageBytes, ImageLink
-from tests.emulated_jobs import emulated, made
+from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
+from tests.emulated_jobs import emulated, failed, replied
 from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
@@ -82,8 +82,7 @@ def test_a_shape_that_a_relay_refused_is_left_out(make_call: MakeCall) -> None:
 async def test_extra_can_not_change_the_price_or_the_prompt(
     chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall, name: str
 ) -> None:
-    _, error = await made(chat, make_call(model=MODEL, extra={name: []}))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(chat, make_call(model=MODEL, extra={name: []}))
     assert (error.code, relay.ledger.total) == ("upstream_invalid_request", 0)
 
 
@@ -132,7 +131,7 @@ def response(message: object, **choice: object) -> RawResponse:
         ({"content": [{"type": "text", "text": f"![x]({LINK})"}]}, [ImageLink(LINK)]),
     ],
 )
-def test_images_are_found_where_relays_put_them(message: dict, images: list) -> None:
+def test_images_are_found_where_relays_put_them(message: dict[str, Any], images: list[GivenImage]) -> None:
     assert list(parse_chat(response(message)).images) == images
 
 
@@ -146,7 +145,7 @@ def test_images_are_found_where_relays_put_them(message: dict, images: list) -> 
     ],
 )
 @over_rows("slash", ["/", "\\/"])
-def test_a_large_image_stays_in_the_body(message: dict, slash: str) -> None:
+def test_a_large_image_stays_in_the_body(message: dict[str, Any], slash: str) -> None:
     body = response(message).body.replace(b"/", slash.encode())
     (image,) = parse_chat(RawResponse(200, {}, LargeBody(body))).images
     assert isinstance(image, ImageBase64)
@@ -218,8 +217,7 @@ def test_a_response_without_an_image_has_its_own_error(
 async def test_an_image_costs_what_the_relay_says(
     chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall, form: str
 ) -> None:
-    _, reply = await made(chat, make_call(model=MODEL, prompt=f"a cat {{{{fault:job form={form} cost=0.05}}}}"))
-    assert isinstance(reply, Reply)
+    _, reply = await replied(chat, make_call(model=MODEL, prompt=f"a cat {{{{fault:job form={form} cost=0.05}}}}"))
     assert reply.details is not None
     assert (len(reply.images), reply.details.cost_micro_usd) == (1, 50_000)
     assert (reply.details.usage or {})["output_tokens"] == 1290
@@ -228,8 +226,7 @@ async def test_an_image_costs_what_the_relay_says(
 async def test_a_text_in_place_of_an_image_costs_what_the_relay_says(
     chat: ChatImagesProvider, relay: GeminiEmulator, make_call: MakeCall
 ) -> None:
-    _, error = await made(chat, make_call(model=MODEL, prompt='a cat {{fault:job text="Which one?" cost=0.002}}'))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(chat, make_call(model=MODEL, prompt='a cat {{fault:job text="Which one?" cost=0.002}}'))
     assert (error.code, error.charged) == ("upstream_bad_response", True)
     assert Pricing(TABLE).usage_price(MODEL, error.usage or {}) == 2_000
 

@@ -34,9 +34,11 @@ from imagegen.providers.dashscope_responses import (
     response_error,
 )
 from imagegen.providers.job_api import JobApiProvider
+from imagegen.providers.job_polling import JobState
+from imagegen.providers.protocol import Call
 from imagegen.tasks.image import ImageLink
-from tests.emulated_jobs import Recorder, emulated, made, quick_polls
-from tests.providers.conftest import MakeCall
+from tests.emulated_jobs import Recorder, emulated, failed, quick_polls
+from tests.providers.conftest import MakeCall, details_of
 from tests.support import over_rows
 
 MakeProvider = Callable[..., DashScopeProvider]
@@ -46,8 +48,12 @@ LINKS = ("https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/1.png?Expires=
 OLD, MESSAGE, SYNC = "wanx2.1-t2i-turbo", "wan2.6-t2i", "qwen-image-2.0"
 
 
-def read(body: object, status: int = 200):
+def read(body: object, status: int = 200) -> JobState:
     return parse_job(status, {}, orjson.dumps(body), now_s=NOW)
+
+
+def sent_fields(call: Call) -> dict[str, Any]:
+    return fields_of(call)
 
 
 def output(**fields: object) -> dict[str, object]:
@@ -110,12 +116,12 @@ def test_a_message_has_the_prompt_and_all_else_is_a_parameter(make_call: MakeCal
 
 
 def test_the_number_of_images_is_always_sent_to_models_that_take_it(make_call: MakeCall) -> None:
-    assert fields_of(make_call(model=MESSAGE))["parameters"]["n"] == 1
-    assert "n" not in fields_of(make_call(model="z-image-turbo"))["parameters"]
+    assert sent_fields(make_call(model=MESSAGE))["parameters"]["n"] == 1
+    assert "n" not in sent_fields(make_call(model="z-image-turbo"))["parameters"]
 
 
 def test_fields_of_extra_that_belong_to_the_input_are_there(make_call: MakeCall) -> None:
-    fields = fields_of(make_call(model=OLD, extra={"ref_img": "https://a.example/r.png", "ref_strength": 0.5}))
+    fields = sent_fields(make_call(model=OLD, extra={"ref_img": "https://a.example/r.png", "ref_strength": 0.5}))
     assert fields["input"] == {"prompt": "a cat", "ref_img": "https://a.example/r.png"}
     assert fields["parameters"]["ref_strength"] == 0.5
 
@@ -123,14 +129,14 @@ def test_fields_of_extra_that_belong_to_the_input_are_there(make_call: MakeCall)
 def test_input_images_are_where_the_model_expects_them(make_call: MakeCall) -> None:
     first, second = "https://a.example/1.png", "https://a.example/2.png"
     both = {"imageUrl": first, "referenceImages": [second]}
-    message = fields_of(make_call(model="qwen-image-edit", **both))["input"]["messages"][0]["content"]
+    message = sent_fields(make_call(model="qwen-image-edit", **both))["input"]["messages"][0]["content"]
     assert message == [{"image": first}, {"image": second}, {"text": "a cat"}]
-    assert fields_of(make_call(model="wan2.5-i2i-preview", **both))["input"]["images"] == [first, second]
-    edit = fields_of(make_call(model="wanx2.1-imageedit", imageUrl=first))["input"]
+    assert sent_fields(make_call(model="wan2.5-i2i-preview", **both))["input"]["images"] == [first, second]
+    edit = sent_fields(make_call(model="wanx2.1-imageedit", imageUrl=first))["input"]
     assert (edit["base_image_url"], edit["function"]) == (first, "description_edit")
-    masked = fields_of(make_call(model="wanx2.1-imageedit", imageUrl=first, mask=second))["input"]
+    masked = sent_fields(make_call(model="wanx2.1-imageedit", imageUrl=first, mask=second))["input"]
     assert (masked["mask_image_url"], masked["function"]) == (second, "description_edit_with_mask")
-    own = fields_of(make_call(model="wanx2.1-imageedit", imageUrl=first, extra={"function": "expand"}))["input"]
+    own = sent_fields(make_call(model="wanx2.1-imageedit", imageUrl=first, extra={"function": "expand"}))["input"]
     assert own["function"] == "expand"
 
 
@@ -138,18 +144,21 @@ def test_only_models_for_edits_take_input_images() -> None:
     assert edits_of(OLD) is None
     assert edits_of(MESSAGE) is None
     assert edits_of("z-image-turbo") is None
-    assert edits_of("qwen-image-3.0").max_images == 3
-    assert edits_of("wanx2.1-imageedit").mask
+    several, masked = edits_of("qwen-image-3.0"), edits_of("wanx2.1-imageedit")
+    assert several is not None
+    assert several.max_images == 3
+    assert masked is not None
+    assert masked.mask
 
 
 def test_what_a_model_does_not_take_is_left_out_with_a_warning(make_call: MakeCall) -> None:
     call = make_call(model=OLD, steps=20, guidanceScale=3, outputFormat="png", quality="high")
-    assert fields_of(call)["parameters"] == {"size": "512*512", "n": 1}
+    assert sent_fields(call)["parameters"] == {"size": "512*512", "n": 1}
     names = [warning.split()[0] for warning in warnings_of(call)]
     assert names == ["guidance_scale", "output_format", "quality", "steps"]
     sent = sent_request(call.request)
     assert (sent.steps, sent.quality) == (None, None)
-    flux = fields_of(make_call(model="flux-dev", steps=20, guidanceScale=3))["parameters"]
+    flux = sent_fields(make_call(model="flux-dev", steps=20, guidanceScale=3))["parameters"]
     assert (flux["steps"], flux["guidance"]) == (20, 3)
 
 
@@ -190,7 +199,7 @@ def test_a_job_of_the_older_shape_has_its_results() -> None:
     assert reply is not None
     assert reply.images == tuple(ImageLink(link) for link in LINKS)
     assert reply.details is not None
-    assert reply.details.usage == {"image_count": 2}
+    assert details_of(reply).usage == {"image_count": 2}
     assert prompt_of(orjson.dumps(body)) == "a cat"
 
 
@@ -313,7 +322,7 @@ def make_provider(session: aiohttp.ClientSession, upstream: DashScopeEmulator) -
     return lambda key="sk-a-key": DashScopeProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
 
 
-def prompted(make_call: MakeCall, switch: str = "", model: str = OLD, **fields: Any):
+def prompted(make_call: MakeCall, switch: str = "", model: str = OLD, **fields: Any) -> Call:
     prompt = f"a cat {{{{fault:{switch}}}}}" if switch else "a cat"
     return make_call(model=model, prompt=prompt, count=fields.get("n", 1), **fields)
 
@@ -339,7 +348,9 @@ async def test_a_model_that_answers_at_once_begins_no_job(
     observer = Recorder()
     reply = await make_provider().generate(prompted(make_call, model=SYNC), observer)
     assert (len(reply.images), observer.handles) == (1, [])
-    assert reply.details.usage["output_image_count"] == 1
+    usage = details_of(reply).usage
+    assert usage is not None
+    assert usage["output_image_count"] == 1
 
 
 async def test_a_partial_job_is_charged_for_what_it_made(
@@ -348,7 +359,7 @@ async def test_a_partial_job_is_charged_for_what_it_made(
     reply = await make_provider().generate(prompted(make_call, "job end=partial", n=4), Recorder())
     assert len(reply.images) == 3
     assert reply.warnings[0].startswith("1 of 4 images failed")
-    assert reply.details.usage == {"image_count": 3}
+    assert details_of(reply).usage == {"image_count": 3}
     assert upstream.ledger.sums()["cost_usd"] == 0.09
 
 
@@ -411,7 +422,7 @@ async def test_only_a_job_that_waits_is_cancelled(
 
 
 async def upstream_job(
-    upstream: DashScopeEmulator, provider, make_call: MakeCall, observer: Recorder, switch: str
+    upstream: DashScopeEmulator, provider: DashScopeProvider, make_call: MakeCall, observer: Recorder, switch: str
 ) -> None:
     """Begin a job and leave it."""
     call = prompted(make_call, switch)
@@ -431,12 +442,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashscope, "RETRY_DELAYS_S", (0.02, 0.02, 0.02))
 
 
-async def lose(provider, call) -> float:
+async def lose(provider: DashScopeProvider, call: Call) -> float:
     """Make a call with a response that is lost, as a process that dies before it; return when it was sent."""
     sent_at = time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DashScopeProvider, "search", JobApiProvider.search)
-        observer, error = await made(provider, call)
+        observer, error = await failed(provider, call)
     assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at
 

@@ -3,18 +3,19 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from PIL import Image, ImageStat
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.a1111 import A1111Provider
-from imagegen.providers.input_bodies import as_data_uri, form_body, json_body
+from imagegen.providers.input_bodies import StreamedBody, as_data_uri, form_body, json_body
 from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Call, Edits, InputImage
 from imagegen.providers.sandbox import SandboxProvider
@@ -22,7 +23,7 @@ from imagegen.providers.together import TogetherProvider
 from tests.emulated_jobs import Recorder
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.image_bytes import image_file
-from tests.providers.conftest import MakeCall, RawServer, ScriptedUpstream
+from tests.providers.conftest import MakeCall, RawServer, ScriptedUpstream, data_of
 from tests.support import over_rows
 
 LINK = "https://images.example/a.png"
@@ -31,15 +32,17 @@ UPLOADS = [f"upload:{digit * 64}" for digit in "abc"]
 MASK = f"upload:{'f' * 64}"
 
 
-def input_image(data: bytes, content_type: str = "image/png", *, piece: int = 65_537, size=None) -> InputImage:
-    async def read():
+def input_image(
+    data: bytes, content_type: str = "image/png", *, piece: int = 65_537, size: int | None = None
+) -> InputImage:
+    async def read() -> AsyncGenerator[bytes, None]:
         for at in range(0, len(data), piece):
             yield data[at : at + piece]
 
     return InputImage(content_type, len(data) if size is None else size, read)
 
 
-def edit(make_call: MakeCall, *images: bytes | str, mask=None, **fields: Any) -> Call:
+def edit(make_call: MakeCall, *images: bytes | str, mask: bytes | None = None, **fields: Any) -> Call:
     """Return a call with these input images: bytes of uploads, or links."""
     sources = [image if isinstance(image, str) else UPLOADS[place] for place, image in enumerate(images)]
     inputs = {
@@ -58,15 +61,16 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def png(colour, mode: str = "RGB", size=(64, 64)) -> bytes:
+def png(colour: Any, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
     return image_file(colour, size=size, mode=mode)
 
 
-async def body_of(body) -> bytes:
+async def body_of(body: bytes | StreamedBody) -> bytes:
+    assert isinstance(body, StreamedBody)
     return b"".join([piece async for piece in body.pieces()])
 
 
-def openai(session: aiohttp.ClientSession, upstream: ScriptedUpstream, **more: Any) -> OpenAICompatibleProvider:
+def openai(session: aiohttp.ClientSession, upstream: EmulatedUpstream, **more: Any) -> OpenAICompatibleProvider:
     return OpenAICompatibleProvider(session, base_url=f"{upstream.url}/v1", api_key="k", timeout_s=5, **more)
 
 
@@ -101,8 +105,8 @@ async def test_no_field_of_a_form_can_add_a_header_or_a_field() -> None:
 async def test_an_image_that_is_shorter_than_announced_ends_the_call(
     make_call: MakeCall, session: aiohttp.ClientSession, emulator: EmulatedUpstream, watcher: Recorder
 ) -> None:
-    call = edit(make_call, PNG)
-    call.inputs[UPLOADS[0]] = input_image(PNG, size=len(PNG) + 1)
+    short = {UPLOADS[0]: input_image(PNG, size=len(PNG) + 1)}
+    call = replace(edit(make_call, PNG), inputs=short)
     with pytest.raises(UpstreamError) as caught:
         await openai(session, emulator).generate(call, watcher)
     assert (caught.value.code, caught.value.ambiguous, watcher.sent_count) == ("internal_error", False, 0)
@@ -190,7 +194,8 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
 ) -> None:
     upstream.post(f"http://{host}/v1/{path}", payload={"data": [{"url": "https://x.example/a.png"}]})
     service = OpenAICompatibleProvider(session, base_url=f"http://{host}/v1", api_key=None, timeout_s=5)
-    await service.generate(edit(make_call, *[LINK, PNG][:count]), watcher)
+    images: list[bytes | str] = [LINK, PNG]
+    await service.generate(edit(make_call, *images[:count]), watcher)
     fields = upstream.request.fields
     assert {name: value for name, value in fields.items() if "image" in name and name != "image_size"} == expected
 
@@ -205,8 +210,10 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
         ("https://api.tokenfactory.nebius.com/v1", "openai/gpt-image-2", Edits(mask=True, links=False)),
     ],
 )
-def test_the_input_images_that_a_service_takes_are_known(base_url: str, model: str, expected: Edits | None) -> None:
-    service = OpenAICompatibleProvider(None, base_url=base_url, api_key=None, timeout_s=5)
+async def test_the_input_images_that_a_service_takes_are_known(
+    session: aiohttp.ClientSession, base_url: str, model: str, expected: Edits | None
+) -> None:
+    service = OpenAICompatibleProvider(session, base_url=base_url, api_key=None, timeout_s=5)
     assert service.edits(model) == expected
 
 
@@ -264,7 +271,7 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
     image = png("red")
     received = {}
 
-    async def img2img(request: pytest.FixtureRequest):
+    async def img2img(request: web.Request) -> web.Response:
         received.update(await request.json())
         return web.json_response({"images": [base64.b64encode(image).decode()], "info": "{}"})
 
@@ -295,7 +302,7 @@ async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(
     assert (len(reply.images), paid.path, paid.body["prompt"]) == (1, "/sdapi/v1/img2img", "a cat")
     assert [file.field for file in paid.inputs] == ["init_images", "mask"]
     assert paid.inputs[0].sha256 == sha256(png("red"))
-    with Image.open(BytesIO(base64.b64decode(paid.body["mask"]))) as sent:
+    with Image.open(BytesIO(base64.b64decode(str(paid.body["mask"])))) as sent:
         assert (sent.mode, sent.getpixel((5, 5))) == ("L", 255)
 
 
@@ -306,10 +313,10 @@ def test_a_web_ui_takes_one_image_and_a_mask(session: aiohttp.ClientSession) -> 
 
 async def drawn(make_call: MakeCall, watcher: Recorder, *images: Any, **fields: Any) -> Image.Image:
     reply = await SandboxProvider(0).generate(edit(make_call, *images, **fields), watcher)
-    return Image.open(BytesIO(reply.images[0].data)).convert("RGB")
+    return Image.open(BytesIO(data_of(reply.images[0]))).convert("RGB")
 
 
-def area(image: Image.Image, box) -> tuple[float, ...]:
+def area(image: Image.Image, box: tuple[int, int, int, int]) -> tuple[float, ...]:
     return tuple(ImageStat.Stat(image.crop(box)).mean)
 
 
@@ -353,7 +360,9 @@ def large_edit(make_call: MakeCall) -> Call:
     return edit(make_call, b"x" * 16_000_000, model="gpt-image-2")
 
 
-async def lose(session: aiohttp.ClientSession, url, call, watcher: Recorder, timeout_s: float = 5.0):
+async def lose(
+    session: aiohttp.ClientSession, url: str, call: Call, watcher: Recorder, timeout_s: float = 5.0
+) -> UpstreamError:
     service = OpenAICompatibleProvider(session, base_url=url, api_key=None, timeout_s=timeout_s)
     with pytest.raises(UpstreamError) as caught:
         await service.generate(call, watcher)

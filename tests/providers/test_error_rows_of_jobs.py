@@ -22,6 +22,7 @@ from tests.played_upstream import (
     IMAGE,
     NO_MODEL,
     OUT,
+    Answer,
     PlayedUpstream,
     Row,
     play,
@@ -143,7 +144,13 @@ async def test_each_answer_of_fal_has_its_code_its_cost_and_its_next_call(
 def prediction(status: object = "starting", **fields: object) -> dict[str, object]:
     job = "{BASE}/v1/predictions/p1"
     urls = {"get": job, "cancel": f"{job}/cancel"}
-    fixed = {"id": "p1", "model": "black-forest-labs/flux-schnell", "version": "hidden", "input": {}, "output": None}
+    fixed: dict[str, object] = {
+        "id": "p1",
+        "model": "black-forest-labs/flux-schnell",
+        "version": "hidden",
+        "input": {},
+        "output": None,
+    }
     return fixed | {"error": None, "logs": "", "metrics": {}, "urls": urls, "status": status} | fields
 
 
@@ -209,7 +216,7 @@ REPLICATE = with_odd_answers(
 async def test_each_answer_of_replicate_has_its_code_its_cost_and_its_next_call(
     session: aiohttp.ClientSession, make_call: MakeCall
 ) -> None:
-    listed = (200, {"previous": None, "next": None, "results": []})
+    listed: Answer = (200, {"previous": None, "next": None, "results": []})
     usual = {"submit": (201, prediction()), "list": listed, **ended("succeeded", output=[IMAGE])}
     model = "black-forest-labs/flux-schnell"
     await play(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import orjson
@@ -18,9 +19,10 @@ from imagegen.providers.fal import FalProvider
 from imagegen.providers.fal_requests import fields_of, model_path, sent_request, warnings_of
 from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_result, parse_status
 from imagegen.providers.post import RawResponse
+from imagegen.tasks.image import ImageLink
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
-from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.emulated_jobs import Recorder, begun_only, emulated, failed, quick_polls, replied
 from tests.providers.conftest import MakeCall
 from tests.support import over_rows
 
@@ -64,7 +66,7 @@ def fal(session: aiohttp.ClientSession, queue: FalEmulator) -> FalProvider:
         ({"extra": {"safety_tolerance": "2"}}, {"safety_tolerance": "2"}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_fal(make_call: MakeCall, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_fal(make_call: MakeCall, given: dict[str, Any], sent: dict[str, Any]) -> None:
     fields = json.loads(json.dumps(fields_of(make_call(model=MODEL, **given))))
     assert {name: fields.get(name) for name in sent} == sent
     assert not {"model", "n", "steps", "width", "height", "sync_mode", "disable_safety_checker"} & fields.keys()
@@ -94,7 +96,7 @@ def test_a_field_is_sent_in_the_words_of_fal(make_call: MakeCall, given: dict, s
     ],
 )
 def test_a_model_that_is_sized_by_ratio_gets_no_pixels(
-    make_call: MakeCall, model: str, given: dict, sent: dict
+    make_call: MakeCall, model: str, given: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     fields = fields_of(make_call(model=model, **given))
     assert {name: fields.get(name) for name in sent} == sent
@@ -200,6 +202,7 @@ def test_a_failed_job_has_its_code_and_is_not_paid(kind: str, status: int, code:
     body = b'{"detail":"It failed","error_type":"%b"}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Error-Type": kind}, body)
     error = parse_result(answer, JobStatus("done", error="It failed", error_type=kind)).error
+    assert error is not None
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
     assert not was_never_sent(error)
     assert "It failed" in error.detail
@@ -225,6 +228,7 @@ def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, cod
     body = b'{"detail":[{"loc":["body","prompt"],"msg":"It failed","type":"%b","input":"?"}]}' % kind.encode()
     answer = RawResponse(status, {"X-Fal-Retryable": hint}, body)
     error = parse_result(answer, JobStatus("done")).error
+    assert error is not None
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
     assert not was_never_sent(error)
 
@@ -235,20 +239,26 @@ def test_a_result_that_can_not_be_fetched_now_does_not_end_its_job(status: int, 
         parse_result(RawResponse(status, {}, body), JobStatus("done"))
 
 
-def progress_of(fields: dict[str, object]) -> float | None:
-    return parse_status(RawResponse(202, {}, orjson.dumps(fields))).progress
+def status_of(fields: dict[str, object]) -> JobStatus:
+    return parse_status(RawResponse(202, {}, orjson.dumps(fields)))
+
+
+def progress_of(**fields: object) -> float:
+    progress = status_of(fields).progress
+    assert progress is not None
+    return progress
 
 
 def test_progress_rises_with_each_place_in_the_queue_and_when_the_job_runs() -> None:
-    queued = [progress_of({"status": "IN_QUEUE", "queue_position": place}) for place in (100, 7, 3, 1, 0)]
-    seen = [*queued, progress_of({"status": "IN_PROGRESS"})]
+    queued = [progress_of(status="IN_QUEUE", queue_position=place) for place in (100, 7, 3, 1, 0)]
+    seen = [*queued, progress_of(status="IN_PROGRESS")]
     assert seen == sorted(set(seen))
     assert 0 < seen[0] < seen[-1] < 0.5
 
 
 @over_rows("position", [None, -1, True, "3", 1.5])
 def test_a_place_in_the_queue_that_is_no_number_shows_no_progress(position: object) -> None:
-    assert progress_of({"status": "IN_QUEUE", "queue_position": position}) is None
+    assert status_of({"status": "IN_QUEUE", "queue_position": position}).progress is None
 
 
 def test_a_result_that_is_gone_is_a_forgotten_job() -> None:
@@ -258,13 +268,16 @@ def test_a_result_that_is_gone_is_a_forgotten_job() -> None:
 def test_images_that_the_checker_flags_are_left_out() -> None:
     body = b'{"images":[{"url":"https://a.example/1"},{"url":"https://a.example/2"}],"has_nsfw_concepts":[true,false]}'
     reply = parse_result(RawResponse(200, {}, body), JobStatus("done")).reply
-    assert [image.url for image in reply.images] == ["https://a.example/2"]
+    assert reply is not None
+    assert reply.images == (ImageLink("https://a.example/2"),)
     assert reply.warnings[0].startswith("1 of 2 images")
 
 
 def test_a_single_image_is_read() -> None:
     body = b'{"image":{"url":"https://a.example/1"}}'
-    assert len(parse_result(RawResponse(200, {}, body), JobStatus("done")).reply.images) == 1
+    reply = parse_result(RawResponse(200, {}, body), JobStatus("done")).reply
+    assert reply is not None
+    assert reply.images == (ImageLink("https://a.example/1"),)
 
 
 # --- jobs ---
@@ -273,7 +286,7 @@ def test_a_single_image_is_read() -> None:
 async def test_a_job_is_submitted_polled_and_collected(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
-    observer, reply = await made(fal, make_call(model=MODEL, count=2, n=2))
+    observer, reply = await replied(fal, make_call(model=MODEL, count=2, n=2))
     (handle,) = observer.handles
     assert (handle.provider, handle.channel, len(reply.images)) == ("fal", "main", 2)
     assert handle.poll_url == f"{queue.url}/fal-ai/flux/requests/{handle.id}/status"
@@ -292,7 +305,7 @@ async def test_the_handle_is_kept_before_the_first_poll(
 async def test_a_handle_is_enough_to_collect_the_result(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
-    observer, reply = await made(fal, make_call(model=MODEL))
+    observer, reply = await replied(fal, make_call(model=MODEL))
     assert (await fal.resume(observer.handles[0], Recorder())).images == reply.images
     assert queue.ledger.total == 1
 
@@ -300,21 +313,21 @@ async def test_a_handle_is_enough_to_collect_the_result(
 async def test_a_job_that_is_not_found_at_first_is_polled_on(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
-    _, reply = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job unknown_s=0.3}}"))
+    _, reply = await replied(fal, make_call(model=MODEL, prompt="a cat {{fault:job unknown_s=0.3}}"))
     assert (len(reply.images), queue.ledger.total) == (1, 1)
 
 
 async def test_polls_that_fail_do_not_end_a_job(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
-    _, reply = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=503 polls=4}}"))
+    _, reply = await replied(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=503 polls=4}}"))
     assert (len(reply.images), queue.ledger.jobs[0].polls >= 5) == (1, True)
 
 
 async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_paid(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
-    _, error = await made(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=401 polls=99}}"))
+    _, error = await failed(fal, make_call(model=MODEL, prompt="a cat {{fault:job poll_fault=401 polls=99}}"))
     assert (error.code, error.ambiguous, error.retryable) == ("upstream_auth", True, False)
     assert queue.ledger.jobs[0].polls == job_polling.MIN_USELESS
 
@@ -331,7 +344,7 @@ async def test_a_key_that_is_refused_while_a_job_runs_leaves_open_whether_it_is_
 async def test_a_job_that_ends_without_an_image_fails_its_call(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall, options: str, code: str, charged: bool
 ) -> None:
-    _, error = await made(fal, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
+    _, error = await failed(fal, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (error.code, error.ambiguous, error.charged) == (code, False, charged)
     assert queue.ledger.sums()["charged"] == charged
 
@@ -347,13 +360,13 @@ async def test_a_lost_answer_to_a_submit_is_an_ambiguous_call(
     quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall
 ) -> None:
     call = make_call(model=MODEL, prompt="a cat {{fault:job answer=lost}}")
-    observer, error = await made(fal, call)
+    observer, error = await failed(fal, call)
     assert (observer.handles, error.ambiguous, queue.ledger.sums()["submitted"]) == ([], True, 1)
     assert await fal.find(call, time.time()) is None
 
 
 async def test_a_job_is_cancelled_once(quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall) -> None:
-    observer, _ = await made(fal, make_call(model=MODEL))
+    observer, _ = await replied(fal, make_call(model=MODEL))
     running = observer.handles[0]
     assert await fal.cancel(running) is False  # it is over
     queue.set_fault("job job_s=60")
@@ -375,7 +388,7 @@ async def test_a_cancellation_without_an_answer_is_not_confirmed(
 
 async def test_a_revoked_key_is_refused(quick: None, fal: FalProvider, queue: FalEmulator, make_call: MakeCall) -> None:
     queue.revoked.add("id:secret")
-    _, error = await made(fal, make_call(model=MODEL))
+    _, error = await failed(fal, make_call(model=MODEL))
     assert (error.code, error.retryable) == ("upstream_auth", False)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -20,11 +21,11 @@ from imagegen.providers.input_bodies import json_body
 from imagegen.providers.model_rules import ModelRules, Pricing
 from imagegen.providers.model_table import load_table
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import InputImage, Reply
+from imagegen.providers.protocol import Call, InputImage, Reply
 from imagegen.tasks.image import ImageBase64, ImageBytes
 from imagegen.tasks.retry import was_never_sent
-from tests.emulated_jobs import emulated, made
-from tests.providers.conftest import MakeCall
+from tests.emulated_jobs import emulated, failed, made, replied
+from tests.providers.conftest import MakeCall, edits_taken
 from tests.support import over_rows
 
 TABLE = load_table("gemini")
@@ -44,9 +45,9 @@ def gemini(session: aiohttp.ClientSession, google: GeminiEmulator) -> GeminiProv
     return GeminiProvider(session, api_key="AIza-secret", base_url=google.url, timeout_s=5, shapes_of=SHAPES)
 
 
-def sent(call) -> dict:
+def sent(call: Call) -> dict[str, Any]:
     fields = fields_of(call, SHAPES(call.request.model))
-    return json.loads(json.dumps(fields, default=str))
+    return dict(json.loads(json.dumps(fields, default=str)))
 
 
 # --- requests ---
@@ -70,7 +71,7 @@ def sent(call) -> dict:
     ],
 )
 def test_a_size_is_sent_as_ratio_and_resolution(
-    make_call: MakeCall, model: str, given: dict, image_config: dict
+    make_call: MakeCall, model: str, given: dict[str, Any], image_config: dict[str, Any]
 ) -> None:
     assert sent(make_call(model=model, **given))["generationConfig"]["imageConfig"] == image_config
 
@@ -110,10 +111,9 @@ def test_fields_of_extra_go_where_google_has_them(make_call: MakeCall) -> None:
     ],
 )
 async def test_extra_can_not_change_the_price_or_the_prompt(
-    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, extra: dict
+    gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, extra: dict[str, Any]
 ) -> None:
-    _, error = await made(gemini, make_call(model=PRO, extra=extra))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(gemini, make_call(model=PRO, extra=extra))
     assert (error.code, error.retryable, google.ledger.total) == ("upstream_invalid_request", False, 0)
 
 
@@ -164,15 +164,14 @@ def test_a_ratio_and_a_resolution_that_a_model_has_not_are_refused_at_submit(mak
 async def test_input_images_are_sent_whole(gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall) -> None:
     data = bytes(range(256)) * 3_000
 
-    async def pieces():
+    async def pieces() -> AsyncGenerator[bytes, None]:
         yield data[:100_001]
         yield data[100_001:]
 
     call = make_call(model=FLASH, imageUrl="https://a.example/1.png")
     image = InputImage("image/png", len(data), pieces)
     call = type(call)(call.request, 1, inputs={"https://a.example/1.png": image})
-    _, reply = await made(gemini, call)
-    assert isinstance(reply, Reply)
+    await replied(gemini, call)
     (entry,) = google.ledger.calls
     assert [(file.size_bytes, file.content_type) for file in entry.inputs] == [(len(data), "image/png")]
     assert len(json_body(fields_of(call, SHAPES(FLASH)))) > len(data)
@@ -181,25 +180,30 @@ async def test_input_images_are_sent_whole(gemini: GeminiProvider, google: Gemin
 async def test_an_input_image_that_is_only_a_link_is_not_sent(
     gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
 ) -> None:
-    _, error = await made(gemini, make_call(model=FLASH, imageUrl="https://a.example/1.png"))
-    assert isinstance(error, UpstreamError)
+    await failed(gemini, make_call(model=FLASH, imageUrl="https://a.example/1.png"))
     assert google.ledger.total == 0
-    assert gemini.edits(FLASH).links is False
+    assert edits_taken(gemini, FLASH).links is False
 
 
 # --- responses ---
 
 
-def response(candidate: dict | None = None, *, status: int = 200, headers: dict | None = None, **fields: object):
+def response(
+    candidate: dict[str, Any] | None = None,
+    *,
+    status: int = 200,
+    headers: dict[str, Any] | None = None,
+    **fields: object,
+) -> RawResponse:
     body = ({"candidates": [candidate]} if candidate is not None else {}) | fields
     return RawResponse(status, headers or {}, json.dumps(body).encode())
 
 
-def content(*parts: dict) -> dict:
+def content(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"parts": list(parts), "role": "model"}, "finishReason": "STOP"}
 
 
-def usage(text: int = 10, image: int = 0, thoughts: int = 0) -> dict:
+def usage(text: int = 10, image: int = 0, thoughts: int = 0) -> dict[str, Any]:
     details = [{"modality": "IMAGE", "tokenCount": image}] if image else []
     return {
         "promptTokenCount": 5,
@@ -331,8 +335,7 @@ ROWS = {
 async def test_an_error_has_its_code_and_whether_a_repeat_helps(
     gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall, switch: str
 ) -> None:
-    _, error = await made(gemini, make_call(model=FLASH, prompt=f"a cat {{{{fault:{switch}}}}}"))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(gemini, make_call(model=FLASH, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert (error.code, error.retryable, error.ambiguous, error.retry_after_s) == ROWS[switch]
     assert error.charged is False
     assert error.status == int(switch[:3])
@@ -347,8 +350,7 @@ def test_an_unknown_name_in_a_shape_is_a_field_that_can_be_left_out() -> None:
 async def test_a_lost_answer_is_an_ambiguous_call_that_was_paid(
     gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
 ) -> None:
-    _, error = await made(gemini, make_call(model=FLASH, prompt="a cat {{fault:job answer=lost}}"))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(gemini, make_call(model=FLASH, prompt="a cat {{fault:job answer=lost}}"))
     assert (error.ambiguous, was_never_sent(error), google.ledger.sums()["charged"]) == (True, False, 1)
 
 
@@ -356,8 +358,7 @@ async def test_a_revoked_key_is_refused_and_appears_nowhere(
     gemini: GeminiProvider, google: GeminiEmulator, make_call: MakeCall
 ) -> None:
     google.revoked.add("AIza-secret")
-    _, error = await made(gemini, make_call(model=FLASH))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(gemini, make_call(model=FLASH))
     assert error.code == "upstream_auth"
     assert "AIza-secret" not in f"{error} {error.upstream_detail}"
 

@@ -18,12 +18,13 @@ from imagegen.providers.job_addresses import in_domains
 from imagegen.providers.job_api import AcceptedCall, JobApiProvider, PollGate, SubmitForm, job_id
 from imagegen.providers.job_polling import JobState, poll_until_end
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import Edits, Reply
+from imagegen.providers.protocol import Call, Edits, Reply
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
+from imagegen.tasks.request import GenerationRequest
 from tests.emulated_jobs import Recorder, quick_polls
-from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream
+from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream, details_of
 from tests.support import over_rows
 
 quick = pytest.fixture(quick_polls)
@@ -52,10 +53,10 @@ class Service(JobApiProvider):
     def edits(self, model: str) -> Edits | None:
         return None
 
-    def sent_request(self, request: pytest.FixtureRequest):
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
         return request
 
-    def submit_form(self, call) -> SubmitForm:
+    def submit_form(self, call: Call) -> SubmitForm:
         return SubmitForm("generate", {"prompt": call.request.prompt}, ("a warning",))
 
     def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
@@ -147,8 +148,9 @@ async def test_a_redirect_is_followed_once_within_the_domains(
     service, first = Service(session, AcceptedCall("7")), "https://queue.jobs.example/v1/7"
     moved, done = RawResponse(307, {"Location": target}, b""), RawResponse(200, {}, b"{}")
     client = Client({first: moved, "https://eu.jobs.example/8": done, "https://queue.jobs.example/v1/8": done})
-    service._client = client
+    service._client = client  # type: ignore[assignment]  # it has the method that is used
     answer = await service.get(first)
+    assert answer is not None
     assert (answer.status, len(client.requested)) == (200 if requests == 2 else 307, requests)
 
 
@@ -168,7 +170,7 @@ async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(
     reply = await service.generate(make_call(count=2, n=2), observer)
     assert (reply.images, reply.warnings, observer.parts) == (IMAGES[:2], ("a warning",), [0.5])
     later = await service.resume(observer.handles[0], Recorder())
-    assert reply.details.cost_micro_usd == later.details.cost_micro_usd == 40_000
+    assert details_of(reply).cost_micro_usd == details_of(later).cost_micro_usd == 40_000
     assert later.warnings == ("a warning",)
 
 
@@ -182,6 +184,7 @@ async def test_a_job_that_is_found_has_the_warnings_of_its_call(
     done = JobState("done", reply=Reply(IMAGES, warnings=("1 of 3 failed",)))
     service = Service(session, AcceptedCall("7"), done)
     handle = await service.find(make_call(), 1.0)
+    assert handle is not None
     assert (await service.resume(handle, Recorder())).warnings == ("a warning", "1 of 3 failed")
 
 
@@ -208,7 +211,7 @@ async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(
     reply = Reply(IMAGES, details=ReplyDetails(cost_micro_usd=1))
     service = Service(session, AcceptedCall("7"), JobState("done", reply=reply))
     handle = JobHandle("service", "7", cost_micro_usd=2)
-    assert (await service.resume(handle, Recorder())).details.cost_micro_usd == 1
+    assert details_of(await service.resume(handle, Recorder())).cost_micro_usd == 1
 
 
 @pytest.mark.parametrize(("state", "polls"), [(JobState("done", reply=Reply(IMAGES)), 0), (None, 1)])
@@ -332,7 +335,7 @@ async def test_polls_grow_apart_to_the_longest_delay(monkeypatch: pytest.MonkeyP
     async def sleep(delay_s: float) -> None:
         delays.append(delay_s)
 
-    monkeypatch.setattr(job_polling.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     states = [*[JobState("running")] * 8, JobState("running", retry_after_s=7), JobState("done", reply=Reply(IMAGES))]
 
     async def ask() -> JobState:

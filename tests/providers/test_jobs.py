@@ -8,7 +8,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_polling import JobState
-from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
+from imagegen.providers.relay_jobs import Acceptance, parse_acceptance, parse_job, poll_addresses
 from imagegen.tasks.image import ImageBytes, ImageLink
 from tests.support import over_rows
 
@@ -19,7 +19,7 @@ LINK = "https://cdn.example/a.png"
 SUB2API = {"id": "imgtask_1", "task_id": "imgtask_1", "object": "image.generation.task", "created_at": 1_785_000_000}
 
 
-def accepted(body: object, status: int = 200, **headers: str):
+def accepted(body: object, status: int = 200, **headers: str) -> Acceptance | None:
     return parse_acceptance(status, headers, orjson.dumps(body))
 
 
@@ -143,7 +143,7 @@ def test_a_job_that_has_not_ended_runs(word: str) -> None:
     assert state({"code": 200, "data": {"status": word, "progress": 40}}).progress == 0.4
     assert state({"task_id": "t", "task_status": word}).phase == "running"
     assert state({"id": "t", "status": word}, 202).phase == "running"
-    assert state({"data": {"status": word, "progress": "40%"}}, **{"Retry-After": "2"}).retry_after_s == 2.0
+    assert state({"data": {"status": word, "progress": "40%"}}, 200, **{"Retry-After": "2"}).retry_after_s == 2.0
 
 
 @over_rows(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imagegen.errors import SettingsError
-from imagegen.providers.model_rules import ModelRow
+from imagegen.providers.model_rules import ModelRow, ModelTable
 from imagegen.providers.model_table import load_table, parse_rows
 from imagegen.tasks.task import Task
 from tests.support import over_rows
@@ -20,7 +20,7 @@ def a_task(model: str) -> Task:
     return Task("a" * 32, 1, 1, "digest", model, b"{}", 0.0)
 
 
-def own_table(tmp_path: Path, text: str, provider: str = "together"):
+def own_table(tmp_path: Path, text: str, provider: str = "together") -> ModelTable:
     path = tmp_path / "models.toml"
     path.write_text(text)
     return load_table(provider, path)

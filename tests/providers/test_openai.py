@@ -30,7 +30,9 @@ EVERYTHING = {
 PLAIN = {"model": "m", "prompt": "a cat"}
 
 
-def provider(session: aiohttp.ClientSession, base_url, api_key: str = KEY, **more: Any) -> OpenAICompatibleProvider:
+def provider(
+    session: aiohttp.ClientSession, base_url: str, api_key: str | None = KEY, **more: Any
+) -> OpenAICompatibleProvider:
     return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=5, **more)
 
 
@@ -273,7 +275,7 @@ async def test_models_are_listed_with_and_without_a_type(
 
 async def test_openai_implements_the_provider_interface(session: aiohttp.ClientSession) -> None:
     openai: Provider = provider(session, "http://api.openai.com/v1")
-    assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, {"api.openai.com"})
+    assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, frozenset({"api.openai.com"}))
     assert openai.images_inline
     assert provider(session, "http://u:p@127.0.0.1:8080").own_hosts == {"127.0.0.1:8080"}
     await openai.close()

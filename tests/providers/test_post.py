@@ -4,11 +4,13 @@ import asyncio
 import gzip
 import time
 import zlib
+from collections.abc import Awaitable
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp.client_exceptions import ClientPayloadError, ServerDisconnectedError
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
@@ -17,7 +19,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
 from imagegen.providers.http_client import ProviderClient
 from imagegen.providers.input_bodies import StreamedBody
-from imagegen.providers.post import NotSent, PaidPost, UpstreamConnector
+from imagegen.providers.post import NotSent, PaidPost, RawResponse, UpstreamConnector
 from imagegen.proxies import Proxies, ProxyConnector
 from tests.emulated_jobs import Recorder
 from tests.providers.conftest import Names, RawServer, ReadRequest
@@ -27,15 +29,17 @@ ZIPPED = gzip.compress(b"pictur")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
 
 
-def post(session: aiohttp.ClientSession, url, timeout_s: float = 5.0, **headers: Any) -> PaidPost:
+def post(session: aiohttp.ClientSession, url: str, timeout_s: float = 5.0, **headers: Any) -> PaidPost:
     return PaidPost(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
 
 
-async def send(session: aiohttp.ClientSession, url, watcher: Recorder, body: bytes = b"{}", **more: Any):
+async def send(
+    session: aiohttp.ClientSession, url: str, watcher: Recorder, body: bytes | StreamedBody = b"{}", **more: Any
+) -> RawResponse:
     return await post(session, url, **more).send(body, watcher.sent)
 
 
-def connections(raw_server: RawServer, read_request: ReadRequest, *answers: Any):
+def connections(raw_server: RawServer, read_request: ReadRequest, *answers: bytes) -> tuple[Awaitable[str], list[int]]:
     """Start a server that sends the responses in order; return its address and the request count per connection."""
     counts: list[int] = []
     left = iter(answers)
@@ -203,7 +207,8 @@ async def test_an_early_response_closes_the_connection(
         writer.write(OK)
         await done.wait()
 
-    served, done = [], asyncio.Event()
+    served: list[bytes] = []
+    done = asyncio.Event()
     one = post(session, await raw_server(serve))
     assert (await one.send(b"x" * 2**25, watcher.sent)).body == b"ok"
     assert (await one.send(b"{}", watcher.sent)).body == b"ok"
@@ -224,15 +229,18 @@ async def test_an_unsent_request_is_distinguished(session: aiohttp.ClientSession
 async def test_a_connection_closed_before_the_write_is_not_sent(
     session: aiohttp.ClientSession, raw_server: RawServer, watcher: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def closing(*args: Any):
+    async def closing(*args: Any) -> Connection:
         connection = await connect(*args)
+        assert connection.transport is not None
         connection.transport.close()
         return connection
 
-    async def serve(reader: asyncio.StreamReader, _writer) -> None:
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         got.append(await reader.read())
 
-    connect, got = session.connector.connect, []
+    got: list[bytes] = []
+    assert session.connector is not None
+    connect = session.connector.connect
     monkeypatch.setattr(session.connector, "connect", closing)
     with pytest.raises(NotSent):
         await send(session, await raw_server(serve), watcher)
@@ -293,7 +301,7 @@ async def test_a_response_that_is_not_http_is_not_waited_for(
 async def test_a_connection_of_a_timed_out_call_is_dropped(
     session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
 ) -> None:
-    async def serve(reader: asyncio.StreamReader, _writer) -> None:
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         got.append(await reader.read())
         left.set()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.support import over_rows
 GATEWAY_PAGE = b"<html><head><title>Bad gateway</title></head></html>"
 
 
-def openai(message: str, code: str | None = None, kind: str | None = None, param: str | None = None) -> dict:
+def openai(message: str, code: str | None = None, kind: str | None = None, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,13 +17,13 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import replicate as replicate_module
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.post import RawResponse
-from imagegen.providers.protocol import InputImage
+from imagegen.providers.protocol import Call, InputImage
 from imagegen.providers.replicate import ReplicateProvider
 from imagegen.providers.replicate_requests import body_of, sent_request, target_of, warnings_of
 from imagegen.providers.replicate_responses import job_error, job_state, parse_acceptance
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import was_never_sent
-from tests.emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
+from tests.emulated_jobs import Recorder, begun_only, emulated, failed, made, quick_polls, replied
 from tests.providers.conftest import MakeCall, RawServer, ReadRequest
 from tests.support import over_rows
 
@@ -98,7 +99,9 @@ def test_a_name_that_is_no_model_is_not_sent(model: str) -> None:
         (f"a/b:{HASH}", {"imageUrl": LINK, "mask": LINKS[2]}, {"image": LINK, "mask": LINKS[2]}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_the_model(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_the_model(
+    make_call: MakeCall, model: str, given: dict[str, Any], sent: dict[str, Any]
+) -> None:
     fields = json.loads(json.dumps(body_of(make_call(model=model, **given))))["input"]
     assert {name: fields.get(name) for name in sent} == sent
     assert not {"model", "n", "steps", "guidance_scale"} & fields.keys()
@@ -111,7 +114,7 @@ def test_a_version_is_named_in_the_body(make_call: MakeCall) -> None:
 
 
 def test_a_call_for_several_images_with_a_seed(make_call: MakeCall) -> None:
-    fields = body_of(make_call(model=MODEL, count=3, seed=7, n=3))["input"]
+    fields: Any = body_of(make_call(model=MODEL, count=3, seed=7, n=3))["input"]
     assert (fields["num_outputs"], fields["seed"]) == (3, 7)
 
 
@@ -224,7 +227,7 @@ def test_a_failed_job_has_its_code(status: str, message: str, code: str, retryab
         ({"status": "aborted"}, "failed", None),
     ],
 )
-def test_a_prediction_is_read(fields: dict, phase: str, images: int | None) -> None:
+def test_a_prediction_is_read(fields: dict[str, Any], phase: str, images: int | None) -> None:
     state = job_state(fields)
     assert (state.phase, None if state.reply is None else len(state.reply.images)) == (phase, images)
 
@@ -241,7 +244,7 @@ def test_progress_is_that_of_the_logs() -> None:
 async def test_a_job_is_submitted_polled_and_collected(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
-    observer, reply = await made(replicate, make_call(model=MODEL, count=2, n=2))
+    observer, reply = await replied(replicate, make_call(model=MODEL, count=2, n=2))
     (handle,) = observer.handles
     assert (handle.provider, handle.channel, len(reply.images)) == ("replicate", "main", 2)
     assert handle.poll_url == f"{service.url}/v1/predictions/{handle.id}"
@@ -257,11 +260,11 @@ async def test_a_job_that_has_ended_already_is_not_polled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ReplicateEmulator, "_object", done_at_once(ReplicateEmulator._object))
-    _, reply = await made(replicate, make_call(model=MODEL, prompt="a cat {{fault:job job_s=0}}"))
+    _, reply = await replied(replicate, make_call(model=MODEL, prompt="a cat {{fault:job job_s=0}}"))
     assert (len(reply.images), service.ledger.jobs[0].polls) == (1, 0)
 
 
-def done_at_once(method):
+def done_at_once(method: Callable[..., object]) -> Callable[..., object]:
     return lambda self, running, **_more: method(self, running)
 
 
@@ -276,7 +279,7 @@ async def test_the_handle_is_kept_before_the_first_poll(
 async def test_a_handle_is_enough_to_collect_the_result(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
-    observer, reply = await made(replicate, make_call(model=MODEL))
+    observer, reply = await replied(replicate, make_call(model=MODEL))
     bare = JobHandle("replicate", observer.handles[0].id)
     for handle in (observer.handles[0], bare):
         assert (await replicate.resume(handle, Recorder())).images == reply.images
@@ -312,7 +315,7 @@ async def test_a_result_without_the_end_of_its_response_is_collected(
 async def test_polls_that_do_not_find_the_job_or_fail_do_not_end_it(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall, options: str
 ) -> None:
-    _, reply = await made(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
+    _, reply = await replied(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (len(reply.images), service.ledger.total) == (1, 1)
 
 
@@ -327,7 +330,7 @@ async def test_polls_that_do_not_find_the_job_or_fail_do_not_end_it(
 async def test_a_job_that_ends_without_an_image_fails_its_call(
     quick: None, replicate: ReplicateProvider, make_call: MakeCall, options: str, code: str
 ) -> None:
-    _, error = await made(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
+    _, error = await failed(replicate, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
     assert (error.code, error.ambiguous) == (code, False)
 
 
@@ -340,7 +343,7 @@ async def test_a_job_that_is_gone_is_an_ambiguous_call(quick: None, replicate: R
 async def test_a_job_is_cancelled_once(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
-    observer, _ = await made(replicate, make_call(model=MODEL))
+    observer, _ = await replied(replicate, make_call(model=MODEL))
     assert await replicate.cancel(observer.handles[0]) is False  # it is over
     service.set_fault("job job_s=60")
     slow = await begun_only(replicate, make_call(model=MODEL))
@@ -355,7 +358,7 @@ async def test_a_revoked_key_is_refused(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
     service.revoked.add("r8_secret")
-    _, error = await made(replicate, make_call(model=MODEL))
+    _, error = await failed(replicate, make_call(model=MODEL))
     assert (error.code, error.retryable) == ("upstream_auth", False)
 
 
@@ -364,12 +367,12 @@ async def test_a_revoked_key_is_refused(
 LOST = "a cat {{fault:job answer=lost times=1}}"
 
 
-async def lost(replicate: ReplicateProvider, call) -> float:
+async def lost(replicate: ReplicateProvider, call: Call) -> float:
     """Make a call with a lost response, as a process that dies before it; return the time before the call."""
     sent_at = time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReplicateProvider, "search", JobApiProvider.search)
-        observer, error = await made(replicate, call)
+        observer, error = await failed(replicate, call)
     assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at
 
@@ -377,7 +380,7 @@ async def lost(replicate: ReplicateProvider, call) -> float:
 async def test_a_call_with_a_lost_response_continues_with_the_job_that_it_began(
     quick: None, replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
-    observer, reply = await made(replicate, make_call(model=MODEL, prompt=LOST))
+    observer, reply = await replied(replicate, make_call(model=MODEL, prompt=LOST))
     assert (len(reply.images), len(observer.handles)) == (1, 1)
     assert service.ledger.sums()["submitted"] == 1
 
@@ -386,7 +389,7 @@ async def test_a_call_that_never_arrived_is_not_found(
     quick: None, replicate: ReplicateProvider, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
-    observer, error = await made(replicate, make_call(model=MODEL, prompt="a cat {{fault:reset}}"))
+    observer, error = await failed(replicate, make_call(model=MODEL, prompt="a cat {{fault:reset}}"))
     assert (observer.handles, error.ambiguous) == ([], True)
 
 
@@ -397,7 +400,7 @@ async def test_a_list_that_fails_leaves_the_call_ambiguous(
         raise UpstreamError("upstream_auth", "no list")
 
     monkeypatch.setattr(ReplicateProvider, "search", fail)
-    _, error = await made(replicate, make_call(model=MODEL, prompt=LOST))
+    _, error = await failed(replicate, make_call(model=MODEL, prompt=LOST))
     assert (error.code, error.ambiguous) == ("upstream_error", True)
 
 
@@ -408,6 +411,7 @@ async def test_a_job_with_a_lost_response_is_found_and_collected(
     call = make_call(model=model, prompt=LOST, seed=5)
     sent_at = await lost(replicate, call)
     handle = await replicate.find(call, sent_at)
+    assert handle is not None
     assert handle.id == service.ledger.jobs[0].id
     assert len((await replicate.resume(handle, Recorder())).images) == 1
     assert service.ledger.sums()["submitted"] == 1
@@ -467,6 +471,7 @@ async def test_all_pages_of_the_list_are_read(
     for number in range(PAGE + 5):
         await begun_only(replicate, make_call(model=MODEL, prompt=f"another {number}"))
     handle = await replicate.find(call, sent_at)
+    assert handle is not None
     assert handle.id == service.ledger.jobs[0].id
 
 
@@ -497,7 +502,7 @@ async def test_a_list_that_can_not_be_read_now_is_an_error(
 async def test_a_call_with_the_bytes_of_an_image_is_not_searched_for(
     replicate: ReplicateProvider, service: ReplicateEmulator, make_call: MakeCall
 ) -> None:
-    async def read():
+    async def read() -> AsyncGenerator[bytes, None]:
         yield b"x"
 
     call = make_call(model=MODEL, imageUrl=LINK)

@@ -10,7 +10,12 @@ from imagegen.tasks.image import ImageBase64
 from imagegen.tasks.reply_details import ReplyDetails, add_details
 from tests.support import over_rows
 
-USAGE = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281, "input_tokens_details": {"text_tokens": 9}}
+USAGE: dict[str, int | dict[str, int]] = {
+    "input_tokens": 9,
+    "output_tokens": 272,
+    "total_tokens": 281,
+    "input_tokens_details": {"text_tokens": 9},
+}
 LARGE = "A" * 300_000
 
 

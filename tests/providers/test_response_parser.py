@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -33,12 +33,12 @@ CAPTURED = b"""{
 }"""
 
 
-def error(message, kind=None, code=None, **more: Any) -> bytes:
+def error(message: object, kind: object = None, code: object = None, **more: Any) -> bytes:
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}} | more
     return json.dumps(body).encode()
 
 
-def refused(status, body: bytes = b"", headers=None, **more: Any) -> UpstreamError:
+def refused(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None, **more: Any) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
         parse_reply(status, CIMultiDict(headers or {}), body, **more)
     return caught.value

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from imagegen.providers.sandbox import SandboxProvider
 from imagegen.tasks.validation import parse
 from tests.emulated_jobs import Recorder
 from tests.image_bytes import decoded
+from tests.providers.conftest import data_of
 from tests.support import over_rows
 
 SIZES = [(64, 64), (512, 512), (640, 360), (360, 640), (2048, 64), (64, 2048)]
@@ -39,7 +41,7 @@ def call(
 async def draw(watcher: Recorder, *args: Any, **fields: Any) -> bytes:
     reply = await SandboxProvider(0).generate(call(*args, **fields), watcher)
     (image,) = reply.images
-    return image.data
+    return data_of(image)
 
 
 def visibly_different(one: bytes, other: bytes) -> float:
@@ -96,7 +98,7 @@ async def test_every_scene_is_drawn_at_the_largest_size(watcher: Recorder, index
 async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher: Recorder) -> None:
     async def bytes_of(repeat: int, seed: int | None = None) -> bytes:
         wanted = structs.replace(call(seed=seed, width=128, height=128), repeat=repeat)
-        return (await SandboxProvider(0).generate(wanted, watcher)).images[0].data
+        return data_of((await SandboxProvider(0).generate(wanted, watcher)).images[0])
 
     first, second, third = [await bytes_of(repeat) for repeat in (0, 1_764_000_000_000_001, 1_764_000_000_000_008)]
     assert len({first, second, third}) == 3
@@ -161,7 +163,8 @@ async def test_seeds_differ_in_a_fifth_of_the_pixels(watcher: Recorder, seeds: t
 
 def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
     part = image.crop(box)
-    return max(luminance(colour) for _, colour in part.getcolors(part.width * part.height))
+    colours: Any = part.getcolors(part.width * part.height)
+    return max(luminance(colour) for _, colour in colours)
 
 
 @over_rows("size", [*SIZES, (256, 256)])
@@ -268,14 +271,14 @@ async def test_each_step_is_reported_in_order(watcher: Recorder) -> None:
 
 async def test_several_images_of_one_call_share_its_progress(watcher: Recorder) -> None:
     reply = await SandboxProvider(0).generate(call(count=2, width=64, height=64), watcher)
-    assert len({image.data for image in reply.images}) == 2
+    assert len({data_of(image) for image in reply.images}) == 2
     assert watcher.parts == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0]
 
 
 async def test_a_call_for_the_second_image_equals_a_joint_call(watcher: Recorder) -> None:
     joint = await SandboxProvider(0).generate(call(count=2, seed=8, width=64, height=64), watcher)
     alone = await draw(watcher, seed=9, index=1, width=64, height=64)
-    assert joint.images[1].data == alone
+    assert data_of(joint.images[1]) == alone
 
 
 async def test_an_image_takes_its_delay(watcher: Recorder) -> None:
@@ -289,7 +292,7 @@ async def test_drawing_happens_off_the_event_loop(watcher: Recorder, monkeypatch
     for step in ("paint", "blur_card", "write_words", "encode"):
         real = getattr(render.Drawing, step)
 
-        def noted(self, real=real):
+        def noted(self: render.Drawing, real: Callable[[render.Drawing], object] = real) -> object:
             threads.add(threading.get_ident())
             return real(self)
 

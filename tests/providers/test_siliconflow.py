@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,11 +13,10 @@ from imagegen.emulator.siliconflow import SiliconFlowEmulator
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import Pricing
 from imagegen.providers.model_table import load_table
-from imagegen.providers.protocol import Reply
 from imagegen.providers.siliconflow import SiliconFlowProvider, fields_of, sent_request
 from imagegen.tasks.image import ImageLink
-from tests.emulated_jobs import emulated, made
-from tests.providers.conftest import MakeCall
+from tests.emulated_jobs import emulated, failed, replied
+from tests.providers.conftest import MakeCall, edits_taken
 from tests.support import over_rows
 
 KOLORS, QWEN, EDIT, EDIT_2509 = (
@@ -56,7 +56,9 @@ def siliconflow(session: aiohttp.ClientSession, cloud: SiliconFlowEmulator) -> S
         (QWEN, {"extra": {"cfg": 3}}, {"image_size": "512x512", "cfg": 3}),
     ],
 )
-def test_a_field_is_sent_in_the_words_of_its_model(make_call: MakeCall, model: str, given: dict, sent: dict) -> None:
+def test_a_field_is_sent_in_the_words_of_its_model(
+    make_call: MakeCall, model: str, given: dict[str, Any], sent: dict[str, Any]
+) -> None:
     fields = json.loads(json.dumps(fields_of(make_call(model=model, **given))))
     assert fields == {"model": model, "prompt": "a cat"} | sent
 
@@ -64,13 +66,11 @@ def test_a_field_is_sent_in_the_words_of_its_model(make_call: MakeCall, model: s
 async def test_only_kolors_makes_several_images_a_call(
     siliconflow: SiliconFlowProvider, cloud: SiliconFlowEmulator, make_call: MakeCall
 ) -> None:
-    _, reply = await made(siliconflow, make_call(model=KOLORS, n=3, count=3, seed=5))
-    assert isinstance(reply, Reply)
+    _, reply = await replied(siliconflow, make_call(model=KOLORS, n=3, count=3, seed=5))
     assert [type(image) for image in reply.images] == [ImageLink] * 3
     (entry,) = cloud.ledger.calls
     assert (entry.body["batch_size"], entry.body["seed"]) == (3, 5)
-    _, error = await made(siliconflow, make_call(model=QWEN, n=3, count=3))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(siliconflow, make_call(model=QWEN, n=3, count=3))
     assert (error.max_count, cloud.ledger.total) == (1, 1)
 
 
@@ -84,8 +84,8 @@ def test_requests_that_are_sent_alike_are_one_task(make_call: MakeCall) -> None:
 
 
 def test_each_model_takes_as_many_input_images_as_it_has_fields(siliconflow: SiliconFlowProvider) -> None:
-    assert [siliconflow.edits(model).max_images for model in (EDIT, EDIT_2509, KOLORS)] == [1, 3, 1]
-    assert siliconflow.edits(EDIT).mask is False
+    assert [edits_taken(siliconflow, model).max_images for model in (EDIT, EDIT_2509, KOLORS)] == [1, 3, 1]
+    assert edits_taken(siliconflow, EDIT).mask is False
 
 
 ROWS = {
@@ -114,8 +114,7 @@ ROWS = {
 async def test_an_error_has_its_code_and_whether_a_repeat_helps(
     siliconflow: SiliconFlowProvider, make_call: MakeCall, switch: str
 ) -> None:
-    _, error = await made(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}"))
-    assert isinstance(error, UpstreamError)
+    _, error = await failed(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}"))
     assert (error.code, error.retryable, error.ambiguous) == ROWS[switch]
     assert "sk-secret" not in f"{error} {error.upstream_detail}"
 

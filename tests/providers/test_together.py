@@ -18,9 +18,9 @@ from pytest_aiohttp import AiohttpServer
 from imagegen.errors import UpstreamError
 from imagegen.providers import response_body
 from imagegen.providers.http_client import USER_AGENT
-from imagegen.providers.protocol import Provider
+from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.together import TogetherProvider
-from imagegen.tasks.image import ImageLink
+from imagegen.tasks.image import ImageBase64, ImageLink
 from tests.emulated_jobs import Recorder
 from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream
 
@@ -37,7 +37,7 @@ def together(session: aiohttp.ClientSession, base_url: str = ROOT, **more: Any) 
     return TogetherProvider(session, api_key=KEY, base_url=base_url, **({"timeout_s": 5.0} | more))
 
 
-async def lost(provider, call, watcher: Recorder) -> UpstreamError:
+async def lost(provider: Provider, call: Call, watcher: Recorder) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
         async with asyncio.timeout(DEADLINE_S):
             await provider.generate(call, watcher)
@@ -130,6 +130,7 @@ async def test_base64_is_requested_if_configured(
     upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(data).decode()}]})
     reply = await together(session, response_format="base64").generate(make_call(), watcher)
     (image,) = reply.images
+    assert isinstance(image, ImageBase64)
     assert base64.b64decode(image.text) == data
     assert upstream.request.fields["response_format"] == "base64"
 
@@ -169,13 +170,14 @@ async def test_a_model_list_that_fails_is_an_upstream_error(
 
 
 async def test_together_implements_the_provider_interface(session: aiohttp.ClientSession) -> None:
-    provider: Provider = together(session, "http://127.0.0.1:9001")
+    own = together(session, "http://127.0.0.1:9001")
+    provider: Provider = own
     assert (provider.name, provider.max_images_per_call) == ("together", 4)
     assert (provider.images_inline, together(session, response_format="base64").images_inline) == (False, True)
     assert provider.own_hosts == {"127.0.0.1:9001"}
     await provider.close()
     assert not session.closed
-    assert KEY not in repr(provider._upstream)
+    assert KEY not in repr(own._upstream)
 
 
 async def test_the_watcher_is_notified_once_when_the_request_is_sent(
@@ -183,7 +185,7 @@ async def test_the_watcher_is_notified_once_when_the_request_is_sent(
 ) -> None:
     counts = []
 
-    async def generate(request: pytest.FixtureRequest):
+    async def generate(request: web.Request) -> web.Response:
         await request.read()
         counts.append(watcher.sent_count)
         return web.json_response(ANSWER)
@@ -232,7 +234,7 @@ async def test_a_failed_tls_handshake_is_not_ambiguous(
 async def test_a_handshake_that_hangs_is_not_ambiguous(
     session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, watcher: Recorder
 ) -> None:
-    async def hang(reader: asyncio.StreamReader, _writer) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
     url = await raw_server(hang)
@@ -255,7 +257,7 @@ async def test_an_upstream_that_hangs_ends_at_the_deadline(
     watcher: Recorder,
     read_request: ReadRequest,
 ) -> None:
-    async def hang(reader: asyncio.StreamReader, _writer) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         await reader.read()
 
@@ -350,11 +352,11 @@ async def test_a_redirect_is_not_followed_and_gets_no_key(
 ) -> None:
     elsewhere = []
 
-    async def collect(request: pytest.FixtureRequest):
+    async def collect(request: web.Request) -> web.Response:
         elsewhere.append(request.headers)
         return web.json_response(ANSWER)
 
-    async def redirect(_request):
+    async def redirect(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": str(other.make_url("/"))})
 
     other_app, app = web.Application(), web.Application()
@@ -411,7 +413,7 @@ async def test_a_cancelled_call_drops_its_connection_at_once(
 ) -> None:
     dropped = asyncio.Event()
 
-    async def wait_for_the_end(reader: asyncio.StreamReader, _writer) -> None:
+    async def wait_for_the_end(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         assert await reader.read() == b""
         dropped.set()
