@@ -15,6 +15,7 @@ from aiohttp import http_parser, web, web_protocol
 
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
+from imagegen.web.http import server as http_server
 from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
@@ -43,13 +44,15 @@ class Answer:
 class Server:
     port: int
 
-    async def send(self, *pieces: bytes, within_s: float = 20.0) -> list[Answer]:
-        """Return every response until the server closes; the client does not close."""
+    async def send(self, *pieces: bytes, within_s: float = 20.0, half_closes: bool = False) -> list[Answer]:
+        """Return every response until the server closes; the client does not close, or only its own side."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
+            if half_closes:
+                writer.write_eof()
             return parse(await asyncio.wait_for(reader.read(), within_s))
         finally:
             writer.close()
@@ -79,6 +82,17 @@ async def hello(request: web.Request) -> web.StreamResponse:
     return json_response({"path": request.path})
 
 
+async def slow(request: web.Request) -> web.StreamResponse:
+    """Answer some turns of the event loop after the client has closed its side."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+    return json_response({"path": request.path})
+
+
+async def never(_request: web.Request) -> web.StreamResponse:
+    return await asyncio.get_running_loop().create_future()
+
+
 @pytest.fixture(params=["HttpRequestParserC", "HttpRequestParserPy"])
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(http_parser, request.param):
@@ -100,6 +114,10 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app = web.Application()
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
+        app.router.add_get("/slow", slow)
+        app.router.add_post("/v1/slow", slow)
+        app.router.add_get("/never", never)
+        app.router.add_post("/api/x", hello)
         app.router.add_post("/size", size)
         middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
@@ -361,3 +379,38 @@ async def test_idle_connections_outlive_a_proxys_two_minutes(server: Server) -> 
     assert runner.server is not None
     assert runner.server().keepalive_timeout >= 120
     await runner.cleanup()
+
+
+@over_rows(
+    "request_",
+    [b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /api/x HTTP/1.1\r\n"],
+)
+async def test_a_client_that_closes_its_own_side_after_its_request_gets_the_response(
+    make_server: MakeServer, request_: bytes
+) -> None:
+    server = await make_server()
+    if request_.startswith(b"POST"):
+        request_ += b"Host: a\r\nContent-Length: 2\r\n\r\n{}"
+    (answer,) = await server.send(request_, half_closes=True)
+    assert answer.status == 200
+
+
+@over_rows("request_", [b"GET /hell", b"POST /api/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n{}", b""])
+async def test_a_client_that_closes_its_own_side_within_its_request_is_left_at_once(
+    make_server: MakeServer, request_: bytes
+) -> None:
+    assert await (await make_server()).send(request_, half_closes=True) == []
+
+
+async def test_a_client_that_closes_its_own_side_counts_as_gone_where_a_repeat_could_be_paid_again(
+    make_server: MakeServer,
+) -> None:
+    request = b"POST /v1/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
+    assert await (await make_server()).send(request, half_closes=True) == []
+
+
+async def test_a_response_to_a_closed_side_is_not_waited_for_long(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HALF_CLOSED_S", 0.01)
+    assert await (await make_server()).send(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n", half_closes=True) == []

@@ -28,6 +28,11 @@ MAX_HEAD_BYTES = 64 * 1024
 _HEAD_PIECE = MAX_HEAD_BYTES + 1
 """Bytes given to the parser before it shows whether a head ends in them."""
 
+HALF_CLOSED_S = 1.0
+"""How long a client that has ended its side waits for its response: it may as well have left."""
+
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
 
@@ -81,7 +86,17 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_app", "_body", "_connections", "_head_bytes", "_head_timeout_s", "_head_timer", "_used", "address")
+    __slots__ = (
+        "_answers_half_closed",
+        "_app",
+        "_body",
+        "_connections",
+        "_head_bytes",
+        "_head_timeout_s",
+        "_head_timer",
+        "_used",
+        "address",
+    )
 
     def __init__(
         self,
@@ -100,6 +115,7 @@ class _Connection(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._answers_half_closed = False
         self._body: StreamReader = EMPTY_PAYLOAD
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,7 +171,9 @@ class _Connection(web.RequestHandler):
         if new_messages:
             if self._head_bytes + received > MAX_HEAD_BYTES:
                 self._refuse_long_heads(new_messages)
-            self._body, self._head_bytes = self._messages[-1][1], 0
+            message, self._body = self._messages[-1]
+            self._head_bytes = 0
+            self._answers_half_closed = isinstance(message, _ErrInfo) or _is_repeatable(message)
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
         else:
@@ -181,6 +199,23 @@ class _Connection(web.RequestHandler):
         """Resume only if reading was paused: aiohttp calls it after each body and would run its parser for nothing."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
+
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open, for the response to a request that has come whole.
+
+        It closes at once where it matters to a repeat of the call whether its client has left: in `/v1` and `/mcp`.
+        """
+        super().eof_received()
+        if self.idle or self.receiving or not self._answers_half_closed:
+            return False
+        self.close()  # after the response
+        asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._leave_half_closed)
+        return True
+
+    def _leave_half_closed(self) -> None:
+        """Close the connection unless a response is on its way."""
+        if self.transport is not None and not self.transport.get_write_buffer_size():
+            self.transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -235,6 +270,11 @@ class _Connection(web.RequestHandler):
         if self._connections.slow_heads.begins():
             logger.info("A request head took too long: connection closed")
         self.force_close()
+
+
+def _is_repeatable(message: RawRequestMessage) -> bool:
+    """Return whether a repeat of a request is paid once in any case, also if its client left before."""
+    return message.method in _SAFE_METHODS or message.path.startswith("/api/")
 
 
 def _head_bytes(message: RawRequestMessage) -> int:
