@@ -15,8 +15,14 @@ from imagegen.errors import FieldError
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 """Control characters but tab and newline."""
 
+_INVISIBLE = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
+)
+"""Characters that are no space and have no form: zero-width ones, marks of direction, fillers, variation selectors."""
+
 NO_CONTROL = rf"^[^{_CONTROL}]*$"
-VISIBLE_TEXT = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
+VISIBLE_TEXT = rf"^[^{_CONTROL}]*[^\s{_CONTROL}{_INVISIBLE}][^{_CONTROL}]*$"
 """A text without control characters in which something is visible."""
 
 RATIO = r"^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -40,6 +41,9 @@ JITTER = 0.2
 
 CheckHost = Callable[[str, int], None]
 """Raises OSError for a host that is refused without DNS."""
+
+_HOST_NAME = re.compile(r"(?=.{1,254}\Z)([^.]{1,63}\.)*[^.]{1,63}\.?")
+"""A name within the limits of DNS: https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4"""
 
 _GONE = 410
 _BACKPRESSURE_STATUSES = (429, 503)
@@ -166,7 +170,7 @@ def parse_url(text: str, check_host: CheckHost | None) -> URL:
         raise ValueError("must not carry a user name or password")
     if not url.raw_host or not port:
         raise ValueError("has no valid host or port")
-    if "[" in url.raw_authority and not _is_ipv6(url.raw_host):
+    if not (_is_ipv6(url.raw_host) if "[" in url.raw_authority else _HOST_NAME.fullmatch(url.raw_host)):
         raise ValueError("has no valid host")
     if check_host is not None:
         _check(check_host, url)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tracemalloc
 
 import orjson
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from imagegen.errors import InvalidRequest
+from imagegen.tasks.field_faults import VISIBLE_TEXT
 from imagegen.tasks.request import GenerationRequest, fingerprint
 from imagegen.tasks.validation import GenerationParams, parse
 from tests.support import over_rows
 
 TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
+TEXTS = TEXTS.filter(lambda text: re.match(VISIBLE_TEXT, text) is not None)
 BODIES = some.fixed_dictionaries(
     {"prompt": TEXTS},
     optional={
@@ -137,6 +140,9 @@ def test_digits_of_other_scripts_are_refused(name: str, digits: str) -> None:
         ({"reference_images": [None, 5]}, {f"referenceImages[{place}]": "must be a string" for place in (0, 1)}),
         ({"image_loras": ["x"]}, {"imageLoras[0]": "must be an object"}),
         ({"prompt": " "}, {"prompt": "must not be empty"}),
+        ({"prompt": "\u200b \u2060\ufeff\u202e"}, {"prompt": "must contain a visible character"}),
+        ({"prompt": "\u3164\u2800"}, {"prompt": "must contain a visible character"}),
+        ({"negative_prompt": "\u00ad\ufe0f"}, {"negativePrompt": "must contain a visible character"}),
         (
             {"quality": 5, "prompt_upsampling": 1},
             {"quality": "must be a string", "promptUpsampling": "must be a boolean"},

@@ -45,6 +45,9 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+NO_NAMES = ["http://a..b/", "http://.a/", "http://a../", f"http://{'a' * 64}.b/", f"http://{'a.' * 127}b/"]
+
+
 def parse(sent: object) -> Webhook:
     return Webhook.parse(sent, "http://here", check_host)
 
@@ -76,9 +79,15 @@ def test_a_public_https_address_passes_as_it_was_written(url: str) -> None:
 
 
 def test_private_and_plain_addresses_pass_if_allowed() -> None:
-    for url in ("http://127.0.0.1:8080/x", "https://localhost/", "http://[::1]:1/"):
+    for url in (
+        "http://127.0.0.1:8080/x",
+        "https://localhost/",
+        "http://[::1]:1/",
+        "http://my_app.",
+        "http://b\xfc.de",
+    ):
         assert Webhook.parse({"url": url}, "", None).url == url
-    for url in ("ftp://127.0.0.1/", "http://u:p@127.0.0.1/", "http:///x"):
+    for url in ("ftp://127.0.0.1/", "http://u:p@127.0.0.1/", "http:///x", *NO_NAMES):
         with pytest.raises(ValueError, match=r"must|host"):
             parse_url(url, None)
 

@@ -117,17 +117,20 @@ class FormPart:
         while chunk := await self._body.read_part(self._part):
             yield chunk
 
-    async def text(self, max_bytes: int) -> str:
-        """Return the part as text. Raises InvalidRequest if it is longer, or not UTF-8; else as `chunks`."""
+    async def text(self, max_bytes: int, rule: str = "") -> str:
+        """Return the part as text. Raises InvalidRequest if it is longer, or not UTF-8; else as `chunks`.
+
+        rule: text of that error; empty for one about its length or its encoding.
+        """
         data = bytearray()
         async for chunk in self.chunks():
             data += chunk
             if len(data) > max_bytes:
-                raise InvalidRequest(details=[FieldError(self.name, f"must have at most {max_bytes} bytes")])
+                raise InvalidRequest(details=[FieldError(self.name, rule or f"must have at most {max_bytes} bytes")])
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest(details=[FieldError(self.name, "must be UTF-8")]) from error
+            raise InvalidRequest(details=[FieldError(self.name, rule or "must be UTF-8")]) from error
 
 
 def is_form(request: web.Request) -> bool:

@@ -30,6 +30,7 @@ _PLACE = re.compile(r"image_url|reference_images(?:\[([0-9]{1,2})\])?")
 _SOURCE_NAMES = ("image", "images", "image_url", "imageUrl", "reference_images", "referenceImages")
 _IMAGES = re.compile(rf"(?:{'|'.join(_SOURCE_NAMES)})(?:\[[0-9]{{0,2}}\])?")
 _MASK = "mask"
+_NO_FILE = "must be a file, sent with a file name, or the address of an image"
 _LINK_NAMES = ("image_url", "file_id", "url")
 """Where an entry of `images` has its address or upload; `url` is xAI's name, and that of an `image_url` object."""
 
@@ -123,7 +124,7 @@ async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
 async def _read_source(part: FormPart, uploads: Uploads, scope: str | None) -> str | None:
     """Return the upload of a file, or the address that the field holds; None if it is empty, as forms have it."""
     if part.filename is None and not part.content_type.startswith(("image/", "application/octet-stream")):
-        return (await part.text(MAX_TEXT_BYTES)).strip() or None
+        return (await part.text(MAX_TEXT_BYTES, _NO_FILE)).strip() or None
     chunks = part.chunks()
     first = await anext(chunks, b"")
     if not first and not part.filename:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiohttp import FormData
+from aiohttp import FormData, MultipartWriter
 from PIL import Image
 
 from imagegen.app import CONNECTION, QUEUE
@@ -187,6 +187,19 @@ async def test_empty_optional_files_of_a_browser_form_are_absent(editing: Servic
     data.add_field("mask", b"", filename="", content_type="application/octet-stream")
     assert (await post(editing, data))[0] == 200
     assert received(emulator) == [("image", upload_id(RED))]
+
+
+@pytest.mark.parametrize("image", [RED, b"\xff" * 200_000], ids=["small", "large"])
+async def test_a_file_without_a_file_name_is_refused_as_one(
+    editing: Service, emulator: EmulatedUpstream, image: bytes
+) -> None:
+    writer = MultipartWriter("form-data")
+    writer.append(image).set_content_disposition("form-data", name="image")
+    del writer._parts[0][0].headers["Content-Type"]
+    status, body = await post(editing, writer)
+    assert (status, body["error"]["param"]) == (400, "image")
+    assert "must be a file, sent with a file name, or the address of an image" in body["error"]["message"]
+    assert not emulator.ledger.paid
 
 
 @pytest.mark.parametrize("name", ["image", "image_url", "imageUrl", "reference_images[]"])
