@@ -200,7 +200,7 @@ class _Connection(web.RequestHandler):
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, for the response to a request that has come whole.
 
         It closes at once where it matters to a repeat of the call whether its client has left: in `/v1` and `/mcp`.

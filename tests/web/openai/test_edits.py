@@ -50,7 +50,9 @@ async def editing(serve: Serve, emulator: EmulatedUpstream) -> Service:
     return await serve(provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", max_attempts=1)
 
 
-async def post(service: Service, data: FormData, path: str = "/v1/images/edits", **headers: str) -> tuple[int, Any]:
+async def post(
+    service: Service, data: FormData | MultipartWriter, path: str = "/v1/images/edits", **headers: str
+) -> tuple[int, Any]:
     response = await service.request("POST", path, data=data, headers=headers)
     return response.status, await response.json()
 
