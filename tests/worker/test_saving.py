@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -284,8 +285,11 @@ def test_this_version_and_the_one_before_read_each_others_checkpoints() -> None:
 
 def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> None:
     def delay_s(age_s: float, url: str = "https://a/b", asked_s: float | None = None) -> float:
-        claim = SimpleNamespace(task=SimpleNamespace(id="t"))
-        saver = saving.ClaimImageSaver(None, None, claim, 1, 0.0, lambda: False, lambda *_: None, None, lambda: 1e9)  # type: ignore[arg-type]
+        claim: Any = SimpleNamespace(task=SimpleNamespace(id="t"))
+        unused: Any = None
+        saver = saving.ClaimImageSaver(
+            unused, unused, claim, 1, 0.0, lambda: False, lambda *_: None, unused, lambda: 1e9
+        )
         given = saving.ReceivedImage(0, ImageLink(url), None, 1e9 - age_s)
         return saver._later([(given, DownloadFailed("503", retry_after_s=asked_s))]).delay_s
 

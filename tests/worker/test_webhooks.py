@@ -277,15 +277,23 @@ async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start: St
         await eventually(two.outbox_is_empty)
 
 
-async def test_a_crash_after_the_response_repeats_the_delivery_id(
-    start: StartService, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def swallowed(_task: Task, _delivery: Delivery) -> None:
-        """Write nothing, as at a crash."""
-        await asyncio.Event().wait()
+async def never_written(_task: Task, _delivery: Delivery) -> None:
+    await asyncio.Event().wait()
 
+
+async def not_written(_task: Task, _delivery: Delivery) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("record", [never_written, not_written])
+async def test_a_crash_after_the_response_repeats_the_delivery_id(
+    start: StartService,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    record: Callable[[Task, Delivery], Awaitable[None]],
+) -> None:
     one = await start()
-    monkeypatch.setattr(one.instance.parts.outbox, "record_attempt", swallowed)
+    monkeypatch.setattr(one.instance.parts.outbox, "record_attempt", record)
     await one.submit("a", Webhook(receiver.url, ""))
     final = await one.end()
     await eventually(lambda: receiver.got)
