@@ -21,8 +21,7 @@ from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory, is_writable, load
-
-MakeImage = Callable[..., VerifiedImage]
+from tests.images.conftest import MakeImage
 
 TASK = "0123456789abcdef0123456789abcdef"
 

@@ -23,9 +23,8 @@ from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory, is_writable, load
+from tests.images.conftest import MakeImage
 from tests.support import Clock
-
-MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 

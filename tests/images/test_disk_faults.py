@@ -27,9 +27,9 @@ from imagegen.images.spool import Spool
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost, VerifiedImage
 from tests.images.backings import is_writable, load
+from tests.images.conftest import MakeImage
 from tests.support import Clock, eventually, logged
 
-MakeImage = Callable[..., VerifiedImage]
 OpenDisk = Callable[..., Awaitable[DiskStore]]
 
 TASK = "0123456789abcdef0123456789abcdef"

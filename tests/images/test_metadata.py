@@ -193,11 +193,6 @@ def test_text_behind_the_pixels_of_a_png_is_not_looked_for() -> None:
     assert decoded(with_text(data[:-12] + chunk + data[-12:])).info["parameters"] == "later"
 
 
-class Store:
-    def __init__(self, folder: Path | None) -> None:
-        self.spool_folder = folder
-
-
 def spooled(spool: Spool, data: bytes) -> VerifiedImage:
     return spool.sink(must_hold=True).finish([data])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,11 @@ from msgspec.structs import replace
 
 from imagegen.images.disk import DiskStore
 from imagegen.images.reuse import ImageReuse
-from imagegen.images.store import VerifiedImage
 from imagegen.tasks.family import RequestFamily
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import State, Task
-
-MakeImage = Callable[..., VerifiedImage]
+from tests.images.conftest import MakeImage
 
 REQUEST = GenerationRequest(prompt="a cat", model="m", width=512, height=512, n=2)
 NEW_TASK = "f" * 32

@@ -19,9 +19,9 @@ from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory
+from tests.images.conftest import MakeImage
 from tests.s3_server import Objects, S3Object, S3Server
 
-MakeImage = Callable[..., VerifiedImage]
 MakeBytes = Callable[..., Awaitable[S3BlobStore]]
 
 TASK = "0123456789abcdef0123456789abcdef"

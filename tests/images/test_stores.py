@@ -11,12 +11,11 @@ from msgspec.structs import replace
 from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import load
+from tests.images.conftest import MakeImage
 from tests.support import eventually
 
 Open = Callable[..., Awaitable[ImageStore]]
 """`await open_store(max_bytes=…)`: a started store; all of one test share what lies beneath (folder, Redis, bucket)."""
-
-MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32

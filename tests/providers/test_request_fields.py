@@ -9,6 +9,7 @@ from yarl import URL
 
 from imagegen.providers import a1111, together
 from imagegen.providers.openai import Dialect, dialect_of, fields_of
+from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import left_out_warnings, nearest_ratio
 from tests.providers.conftest import MakeCall
 from tests.support import over_rows
@@ -105,7 +106,9 @@ def test_gpt_image_gets_its_options_and_no_response_format(make_call: MakeCall) 
         *(lambda call, dialect=dialect: fields_of(call, dialect) for dialect in (UNKNOWN, XAI, OPENAI, SILICONFLOW)),
     ],
 )
-def test_fields_of_the_provider_alone_are_sent_unchanged(make_call: MakeCall, build: Callable[..., Any]) -> None:
+def test_fields_of_the_provider_alone_are_sent_unchanged(
+    make_call: MakeCall, build: Callable[[Call], dict[str, object]]
+) -> None:
     extra = {"x_style": 1, "nested": {"a": [None, True]}, "override_settings": {"CLIP_stop_at_last_layers": 2}}
     sent = build(make_call(extra=extra))
     assert sent.items() >= extra.items()

@@ -406,8 +406,8 @@ def test_no_detail_shows_our_key_or_a_masked_one() -> None:
 
 
 @over_rows("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
-def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap: Callable[..., Any]) -> None:
-    entries = [
+def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap: Callable[[list[object]], object]) -> None:
+    entries: list[object] = [
         {"id": "flux", "type": "image"},
         {"id": "llama", "type": "chat"},
         {"id": "untyped"},
