@@ -20,7 +20,8 @@ from imagegen.queue.notifier import Message, ids_of
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_lookup import TaskLookup
 from imagegen.queue.verbs.context import batched
-from imagegen.queue.verbs.refill_lines import MAX_LINES
+from imagegen.queue.verbs.list_lines import MAX_LINES, ListedLine
+from imagegen.queue.verbs.refill_lines import MAX_MOVED, StoppedLine
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.tasks.task import IN_LINE, Task
@@ -30,6 +31,9 @@ CHECK_S, MAX_CHECK_S = 5.0, 60.0
 
 PUBLISHED_S = 0.25
 """Seconds after which peers have received a message, or it is lost."""
+
+COUNT_PAUSE = 10.0
+"""A count of the stream is followed by a pause of this many times its length, so that Redis has time for the rest."""
 
 READ_AGAIN_S = 1.0
 """Shortest time between two reads of which tasks of a client have ended elsewhere."""
@@ -61,6 +65,7 @@ class LineMover:
         self._is_index_needed = False
         self._reloaded_at = -math.inf
         self._doubted: set[str] = set()
+        self._count_after = -math.inf
         self._emptied: dict[str, None] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._read_at: dict[str, float] = {}
@@ -171,9 +176,12 @@ class LineMover:
 
     def _next_check_s(self) -> float | None:
         """Return the seconds until the next check, None without one."""
-        if not self._check_at:
+        if not self._check_at and not self._doubted:
             return None
-        next_at = min(at for at, _ in self._check_at.values()) - time.monotonic()
+        next_at = min((at for at, _ in self._check_at.values()), default=math.inf)
+        if self._doubted or next_at < self._count_after:
+            next_at = self._count_after
+        next_at -= time.monotonic()
         if (oldest := self._oldest()) is not None:
             next_at = min(next_at, self._deadline(oldest) - self._clock())
         return max(next_at, 0.01)
@@ -192,26 +200,51 @@ class LineMover:
     async def _refill(self) -> None:
         now, lines = time.monotonic(), self._lines
         self._check_at = {client: at for client, at in self._check_at.items() if lines.has_line(client)}
+        is_any_due = any(at <= now for at, _ in self._check_at.values())
         for client, (at, wait_s) in self._check_at.items():
-            moved_s = now - lines.moved_at.get(client, -math.inf)
-            if at > now:
+            # One count of the stream serves all lines, so those that are due soon are checked too.
+            early_s = wait_s / 2 if is_any_due and wait_s >= CHECK_S else 0.0
+            if at > now + early_s:
                 continue
-            if moved_s < wait_s:
+            if now - lines.moved_at.get(client, -math.inf) < wait_s:
                 self._check_later(client, CHECK_S)
             else:
                 self._doubted.add(client)
-        for clients in batched(sorted(self._doubted), MAX_LINES):
-            await self.read(clients, lines.window)
-            self._doubted.difference_update(clients)
+        if self._doubted and now >= self._count_after:
+            await self._move_stopped(sorted(self._doubted))
 
-    async def read(self, clients: Sequence[str], window: int = 0) -> None:
-        """Read lines; move their tasks until each client has `window` in the stream. Raises QueueUnavailable."""
-        for listed in await self._verbs.refill_lines(clients, window):
-            self._lines.listed(listed.client, listed.moved, listed.task_ids, listed.length)
-            if window and self._lines.has_line(listed.client):
-                _, wait_s = self._check_at.get(listed.client, (0.0, 0.0))
-                next_s = CHECK_S if listed.moved.moved else min(max(wait_s * 2, CHECK_S), MAX_CHECK_S)
-                self._check_later(listed.client, next_s)
+    async def _move_stopped(self, clients: Sequence[str]) -> None:
+        """Move tasks of lines until each client has its window of tasks in the stream."""
+        listed = await self.read(clients)
+        began, window, moved_clients = time.monotonic(), self._lines.window, set[str]()
+        in_stream = await self._verbs.count_entries()
+        now = time.monotonic()
+        self._count_after = now + COUNT_PAUSE * (now - began)
+        stopped = [
+            StoppedLine(line.client, window - in_stream[line.client], line.task_ids[0])
+            for line in listed
+            if line.length and in_stream[line.client] < window
+        ]
+        for batch in batched(stopped, max(MAX_MOVED // window, 1)):
+            for line, moved in zip(batch, await self._verbs.refill_lines(batch), strict=True):
+                self._lines.left(line.client, moved)
+                if moved.moved:
+                    moved_clients.add(line.client)
+        for client in filter(self._lines.has_line, clients):
+            _, wait_s = self._check_at.get(client, (0.0, 0.0))
+            is_moved = client in moved_clients
+            self._check_later(client, CHECK_S if is_moved else min(max(wait_s * 2, CHECK_S), MAX_CHECK_S))
+        self._doubted.difference_update(clients)
+
+    async def read(self, clients: Sequence[str]) -> list[ListedLine]:
+        """Read lines. Raises QueueUnavailable."""
+        listed: list[ListedLine] = []
+        while len(listed) < len(clients):
+            page = await self._verbs.list_lines(clients[len(listed) : len(listed) + MAX_LINES])
+            for line in page:
+                self._lines.listed(line.client, line.task_ids, line.length)
+            listed += page
+        return listed
 
     async def position(self, task: Task, in_stream: int) -> int:
         """Return the position of a task in a line, which is read now and then if it is not in memory.
@@ -229,8 +262,7 @@ class LineMover:
 
     async def read_all(self) -> None:
         """Read all lines to compute positions. Raises QueueUnavailable."""
-        for clients in batched(self._lines.clients, MAX_LINES):
-            await self.read(clients)
+        await self.read(self._lines.clients)
 
     async def _check_emptied(self) -> None:
         """Find the tasks that were believed to wait in a line that is empty: a peer moved them, or Redis lost them."""

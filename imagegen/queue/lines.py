@@ -246,15 +246,12 @@ class ClientLines:
         for client in clients:
             self.by_client.setdefault(client, Line())
 
-    def listed(self, client: str, moved: MovedTasks, task_ids: Sequence[str], length: int) -> None:
-        """Record what a line holds after some of its tasks were moved."""
+    def listed(self, client: str, task_ids: Sequence[str], length: int) -> None:
+        """Record what a line holds: its first tasks, and how many there are."""
         line = self.by_client.setdefault(client, Line())
-        if moved.moved:
-            self.moved_at[client] = time.monotonic()
-            self.on_moved(moved.moved)
-        missing = line.places.keys() - set(task_ids) - {task_id for task_id, _ in moved.moved}
+        missing = line.places.keys() - set(task_ids)
         line.listed(task_ids, length)
-        if moved.is_empty or not length:
+        if not length:
             line.places = dict.fromkeys(missing, 0)
             self._forget(client)
 

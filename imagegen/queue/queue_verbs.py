@@ -12,17 +12,19 @@ from imagegen.queue.verbs.cancel import cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.count_entries import count_entries
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
 from imagegen.queue.verbs.find_skipped import find_skipped
 from imagegen.queue.verbs.finish import Finish
 from imagegen.queue.verbs.join import join
+from imagegen.queue.verbs.list_lines import list_lines, read_line_index
 from imagegen.queue.verbs.list_waiting import list_waiting
 from imagegen.queue.verbs.move_aside import retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
 from imagegen.queue.verbs.raise_billed import raise_billed
 from imagegen.queue.verbs.read import ReadTasks
-from imagegen.queue.verbs.refill_lines import read_line_index, refill_lines
+from imagegen.queue.verbs.refill_lines import refill_lines
 from imagegen.queue.verbs.release import release
 from imagegen.queue.verbs.renew import renew
 from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
@@ -76,6 +78,8 @@ class QueueVerbs:
         self.join = partial(join, context)
         self.take_back = partial(take_back, context)
         self.list_waiting = partial(list_waiting, context)
+        self.list_lines = partial(list_lines, context)
+        self.count_entries = partial(count_entries, context)
         self.refill_lines = partial(refill_lines, context)
         self.read_line_index = partial(read_line_index, context)
 

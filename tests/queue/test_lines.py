@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
@@ -13,9 +14,12 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import QueueFull
+from imagegen.queue import line_mover
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
+from imagegen.queue.verbs.list_lines import ListedLine
+from imagegen.queue.verbs.refill_lines import StoppedLine
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.submission import Submission
@@ -195,6 +199,58 @@ async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_inst
     started: list[str] = []
     await asyncio.wait_for(_drained(two, started, 4), 20)
     assert started == [task.id for task in tasks[2:]]
+
+
+async def test_lines_that_are_due_about_now_are_checked_by_one_count_of_the_stream(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_mover, "CHECK_S", 1.0)
+    one, checked = make_instance(slots=1), list[Sequence[str]]()
+    list_lines = one.verbs.list_lines
+
+    async def recorded(clients: Sequence[str]) -> list[ListedLine]:
+        checked.append(clients)
+        return await list_lines(clients)
+
+    monkeypatch.setattr(one.verbs, "list_lines", recorded)
+    for client in "abcdefgh":
+        await put(one, client, 3)
+    await eventually(lambda: checked)
+    assert checked == [list("abcdefgh")]
+
+
+async def test_entries_of_a_client_are_counted_over_all_pages_of_the_stream(make_instance: MakeInstance) -> None:
+    one = make_instance(window=10)
+    await put(one, "a", 12)
+    await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(600)))
+    await put(one, "b", 3)
+    assert await one.verbs.count_entries() == {"a": 10, "b": 3}
+
+
+async def test_long_lines_are_listed_in_several_short_scripts(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    for client in "abc":
+        await put(one, client, 102)
+    redis, text = one.connection.commands, "x" * 12_000
+    for client in "abc":
+        for _ in range(300):
+            await redis.rpush(one.keys.line(client), f"1 1 ab {'0' * 32}\n{{}}\n{text}")
+    listed = await one.verbs.list_lines(list("abc"))
+    assert [(line.client, line.length) for line in listed] == [("a", 400)]
+    assert 100 <= len(listed[0].task_ids) < 400
+
+
+async def test_a_line_that_moved_since_it_was_listed_is_not_moved_once_more(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 8)
+    claim = await start_one(one)
+    assert claim is not None
+    await finish(one, claim)
+    stale, right = (StoppedLine("a", 2, task.id) for task in tasks[2:4])
+    (kept,) = await one.verbs.refill_lines([stale])
+    assert (kept.moved, await in_stream(one), await in_line(one)) == ((), 2, 5)
+    (moved,) = await one.verbs.refill_lines([right])
+    assert [task_id for task_id, _ in moved.moved] == [task.id for task in tasks[3:5]]
 
 
 async def test_a_cancelled_task_of_a_line_never_runs_and_delays_no_other(make_instance: MakeInstance) -> None:

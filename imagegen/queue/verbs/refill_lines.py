@@ -1,11 +1,9 @@
-"""Verb `refill_lines`: lines that may have stopped are moved on, and read."""
+"""Verb `refill_lines`: lines that have stopped are moved on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from imagegen.queue.lines import MovedTasks
 from imagegen.queue.verbs.context import VerbContext
@@ -13,35 +11,25 @@ from imagegen.redis_client.lua import load_script
 
 _SCRIPT = load_script(__package__, "lines", "refill_lines")
 
-MAX_LINES = 100
-"""Lines of one script call."""
-
-MAX_LISTED = 1_000
-"""Tasks of a line that are listed, so that positions are exact."""
+MAX_MOVED = 200
+"""Tasks that one script call moves, unless those of a single line are more: they take Redis about 10 ms."""
 
 
-class ListedLine(Struct, frozen=True, gc=False):
-    """A line after some of its tasks were moved: its length, and its first tasks."""
+class StoppedLine(NamedTuple):
+    """Line with less than a window of tasks in the stream.
+
+    missing: tasks to move. first: the first task when the line was listed; another one means that it moves.
+    """
 
     client: str
-    moved: MovedTasks
-    length: int
-    task_ids: tuple[str, ...]
+    missing: int
+    first: str
 
 
-async def refill_lines(context: VerbContext, clients: Sequence[str], window: int) -> list[ListedLine]:
-    """Move tasks of lines until each client has `window` tasks in the stream; 0: move none. Return the lines."""
-    keys = [context.keys.stream, context.keys.lines, *map(context.keys.line, clients)]
-    commands, rows = await context.run(_SCRIPT, keys, [window, context.record_ttl_ms, MAX_LISTED, *clients])
+async def refill_lines(context: VerbContext, lines: Sequence[StoppedLine]) -> list[MovedTasks]:
+    """Move the missing tasks of lines into the stream. Return what was moved of each."""
+    keys = [context.keys.stream, context.keys.lines, *(context.keys.line(line.client) for line in lines)]
+    args = [value for line in lines for value in line]
+    commands, rows = await context.run(_SCRIPT, keys, [context.record_ttl_ms, *args])
     context.count("other", 1 + commands)
-    return [
-        ListedLine(client, MovedTasks.decode(row[:4]), row[4], tuple([task_id.decode() for task_id in row[5]]))
-        for client, row in zip(clients, rows, strict=True)
-    ]
-
-
-async def read_line_index(context: VerbContext) -> list[str]:
-    """Return the clients that have a line."""
-    names = cast(list[bytes], await context.multiplexer.execute("SMEMBERS", context.keys.lines))
-    context.count("other", 1)
-    return [name.decode(errors="replace") for name in names]
+    return list(map(MovedTasks.decode, rows))
