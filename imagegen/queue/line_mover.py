@@ -82,7 +82,7 @@ class LineMover:
         in_line = lines.has_line(client) or lines.is_full(client)
         lines.begin_submit(client, in_line=in_line)
         if in_line and client not in self._check_at:
-            self._check_later(client)
+            self._check_later(client, CHECK_S)
             self._wake.set()
         return in_line
 
@@ -133,7 +133,7 @@ class LineMover:
         clients = list(ids_of(message))
         self._lines.known(clients)
         for client in clients:
-            self._check_later(client)
+            self._check_later(client, CHECK_S)
         self._wake.set()
 
     def on_emptied(self, _client: str, task_ids: Sequence[str]) -> None:
@@ -171,7 +171,7 @@ class LineMover:
                 self._verbs.unreadable.report("lines", type(error).__name__, error)
                 await asyncio.sleep(CHECK_S)
 
-    def _check_later(self, client: str, wait_s: float = CHECK_S) -> None:
+    def _check_later(self, client: str, wait_s: float) -> None:
         self._check_at[client] = (time.monotonic() + wait_s, wait_s)
 
     def _next_check_s(self) -> float | None:
