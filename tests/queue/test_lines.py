@@ -231,13 +231,13 @@ async def test_long_lines_are_listed_in_several_short_scripts(make_instance: Mak
     one = make_instance(slots=1)
     for client in "abc":
         await put(one, client, 102)
-    redis, text = one.connection.commands, "x" * 12_000
+    redis, text = one.connection.commands, "x" * 3_000
     for client in "abc":
         for _ in range(300):
             await redis.rpush(one.keys.line(client), f"1 1 ab {'0' * 32}\n{{}}\n{text}")
     listed = await one.verbs.list_lines(list("abc"))
     assert [(line.client, line.length) for line in listed] == [("a", 400)]
-    assert 100 <= len(listed[0].task_ids) < 400
+    assert 100 <= len(listed[0].task_ids) <= 250
 
 
 async def test_a_line_that_moved_since_it_was_listed_is_not_moved_once_more(make_instance: MakeInstance) -> None:
