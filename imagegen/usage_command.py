@@ -24,8 +24,9 @@ def run(chosen: argparse.Namespace) -> int:
         options = {"from": chosen.first, "to": chosen.last, "by": chosen.by}
         query = UsageQuery.parse({name: text for name, text in options.items() if text is not None}, time.time())
         async with connected_redis(settings) as connection:
-            reports = await UsageStore(connection, Keys(settings.redis_prefix)).read(query.days)
-        report = UsageReport.of({day: dict(each.rows) for day, each in reports.items()}, query)
+            store = UsageStore(connection, Keys(settings.redis_prefix))
+            parts = ((day, part.rows) for day in query.days async for part in store.read(day))
+            report = await UsageReport.of(parts, query)
         if chosen.json:
             print_result(json.dumps(report.to_view(), ensure_ascii=False, indent=2))
         else:

@@ -76,14 +76,6 @@ Usage = dict[int, Rows]
 """Rows by day (days since 1970-01-01 UTC)."""
 
 
-def add_usage(total: Usage, addition: Usage) -> None:
-    """Add the counts of `addition` to those of `total`."""
-    for day, rows in addition.items():
-        counted = total.setdefault(day, {})
-        for name, counts in rows.items():
-            counted.setdefault(name, Counts()).add(counts)
-
-
 def total_of(counts: Iterable[Counts]) -> Counts:
     """Return the sum of rows."""
     total = Counts()

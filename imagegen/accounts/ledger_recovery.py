@@ -90,7 +90,7 @@ class LedgerRecovery:
 
     async def _add(self, writer: str, instance: str, day: int, reports: Usage) -> None:
         """Add the reports of a day, by number, that are higher than the writer's mark."""
-        mark = (await self._store.read([day]))[day].marks.get(writer, 0)
+        mark = await self._store.mark(day, writer)
         missing: Rows = {}
         for number, rows in reports.items():
             if number > mark:

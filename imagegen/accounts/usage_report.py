@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
-from imagegen.accounts.counts import Counts, RowName, Usage, total_of
+from imagegen.accounts.counts import Counts, RowName, Rows, total_of
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.cost import day_of, dollars
 
@@ -94,15 +94,15 @@ class UsageReport(Struct, frozen=True):
     total: Counts
 
     @classmethod
-    def of(cls, usage: Usage, query: UsageQuery) -> UsageReport:
-        """Group the counts of the days and keys that the query selects."""
+    async def of(cls, parts: AsyncIterable[tuple[int, Rows]], query: UsageQuery) -> UsageReport:
+        """Group the counts of the days and keys that the query selects, as they come: all rows are too many to keep."""
         groups: dict[str, Counts] = {}
-        for day in query.days:
-            for name, counts in usage.get(day, {}).items():
+        async for day, rows in parts:
+            for name, counts in rows.items():
                 if query.key is None or name.key == query.key:
                     groups.setdefault(_group(query.by, day, name), Counts()).add(counts)
-        rows = [(label or None, groups[label]) for label in sorted(groups)]
-        return cls(query, rows, total_of(groups.values()))
+        grouped = [(label or None, groups[label]) for label in sorted(groups)]
+        return cls(query, grouped, total_of(groups.values()))
 
     @property
     def file_name(self) -> str:

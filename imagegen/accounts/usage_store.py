@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from loguru import logger
@@ -22,8 +21,15 @@ _MARK = "@"
 """First character of the fields with marks; no name of a key begins so."""
 
 
+PAGE_ROWS = 1_000
+"""About the rows that one command reads: Redis takes 2 ms for them, and their decoding 4 ms."""
+
+
 class DayReport(NamedTuple):
-    """Stored report of a day. marks: by writer, the highest number of its reports that the rows include."""
+    """Stored report of a day, or a part of it.
+
+    marks: by writer, the highest number of its reports that the rows include.
+    """
 
     rows: Rows
     marks: Mapping[str, int]
@@ -51,23 +57,33 @@ class UsageStore:
         self._connection.meter.redis_commands_sent("usage", 2 + added + (before == 0))
         return before
 
-    async def read(self, days: Iterable[int]) -> dict[int, DayReport]:
-        """Return the reports of days; one command each."""
-
-        async def read_day(day: int) -> DayReport:
-            fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.usage(day))
+    async def read(self, day: int) -> AsyncIterator[DayReport]:
+        """Yield the report of a day in parts, each of which costs a command and has rows and marks of its own."""
+        cursor, known = 0, set[bytes]()
+        while True:
+            async with self._connection.deadline():
+                page: Any = await self._connection.commands.hscan(self._keys.usage(day), cursor, count=PAGE_ROWS)
+            self._connection.meter.redis_commands_sent("usage", 1)
+            cursor, fields = page
+            for field in known & fields.keys():
+                del fields[field]  # a scan may return a field twice
+            if cursor:
+                known |= fields.keys()
             report, unreadable = _parse(fields)
             if unreadable and day not in self._days_with_unreadable:
                 self._days_with_unreadable.add(day)
                 text = "Rows of the usage report of day {} can't be read and do not count: {}, the first of them {!r}"
                 logger.warning(text, day, len(unreadable), unreadable[0][:80])
-            return report
+            yield report
+            if not cursor:
+                return
 
-        days_read = list(days)
+    async def mark(self, day: int, writer: str) -> int:
+        """Return a writer's mark of a day, 0 if none; costs one command."""
         async with self._connection.deadline():
-            reports = await asyncio.gather(*map(read_day, days_read))
-        self._connection.meter.redis_commands_sent("usage", len(days_read))
-        return dict(zip(days_read, reports, strict=True))
+            stored = cast(bytes | None, await self._connection.commands.hget(self._keys.usage(day), _MARK + writer))
+        self._connection.meter.redis_commands_sent("usage", 1)
+        return int(stored or 0)
 
     async def add_dead(self, instances: Sequence[str]) -> None:
         """Record instances that left without a word; costs two commands."""

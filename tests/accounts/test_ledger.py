@@ -66,7 +66,11 @@ class Books:
         await self.queue.worker_queue.finish(claim, final)
 
     async def rows(self, day: int = TODAY) -> Rows:
-        return (await self.ledger.read([day]))[day]
+        rows: Rows = {}
+        async for _, part in self.ledger.read([day]):
+            for name, counts in part.items():
+                rows.setdefault(name, Counts()).add(counts)
+        return rows
 
     async def total(self) -> Counts:
         return total_of((await self.rows()).values())
@@ -102,6 +106,20 @@ async def test_a_row_counts_submits_ends_and_money_before_and_after_it_is_writte
     assert not books.ledger.unwritten
     assert await books.rows() == expected
     assert await make_books(start=False).rows() == expected, "another instance reads the same"
+
+
+async def test_the_rows_of_thousands_of_keys_are_written_and_read_a_thousand_at_a_time(make_books: MakeBooks) -> None:
+    books, sent = make_books(), replace(submission("a"), model="m", cost=Cost(estimated=100))
+    for number in range(2_500):
+        books.ledger.on_submitted(replace(sent, client=f"client-{number}"), NEW)
+    written = [len(report[TODAY]) for report in books.ledger.unwritten.values()]
+    await books.ledger.write()
+    books.ledger.on_submitted(replace(sent, client="client-0"), NEW)
+    parts = [rows async for _, rows in books.ledger.read([TODAY])]
+    assert (max(written), sum(written)) == (1_000, 2_500)
+    assert max(map(len, parts)) < 2_000
+    assert await books.total() == Counts(submitted=2_501)
+    assert len(await books.rows()) == 2_500
 
 
 async def test_foreign_rows_of_a_report_are_left_out_and_logged_once(make_books: MakeBooks) -> None:

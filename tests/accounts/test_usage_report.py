@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 
-from imagegen.accounts.counts import Counts, RowName, Usage
+from imagegen.accounts.counts import Counts, RowName, Rows, Usage
 from imagegen.accounts.usage_report import COLUMNS, UsageQuery, UsageReport
 from imagegen.errors import InvalidRequest
 from imagegen.tasks.cost import day_of
@@ -29,7 +31,14 @@ USAGE: Usage = {
 
 
 def report(key: str | None = None, **values: str) -> UsageReport:
-    return UsageReport.of(USAGE, UsageQuery.parse({name.strip("_"): text for name, text in values.items()}, NOW, key))
+    async def parts() -> AsyncIterator[tuple[int, Rows]]:
+        for day, rows in USAGE.items():
+            for name, counts in rows.items():
+                if day in query.days:
+                    yield day, {name: counts}
+
+    query = UsageQuery.parse({name.strip("_"): text for name, text in values.items()}, NOW, key)
+    return asyncio.run(UsageReport.of(parts(), query))
 
 
 def test_the_counts_have_one_name_each() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random

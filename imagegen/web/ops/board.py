@@ -69,7 +69,7 @@ class Board:
             self._usage_read_at = time.monotonic()
             day = day_of(now)
             try:
-                self._usage = total_of((await self.ledger.read([day]))[day].values())
+                self._usage = total_of([total_of(rows.values()) async for _, rows in self.ledger.read([day])])
             except QueueUnavailable:
                 self._usage_read_at = -math.inf
         return self._usage

@@ -74,7 +74,7 @@ async def get_usage(request: web.Request) -> web.StreamResponse:
         request.app[GUARD].require_admin(request)
     key = client.name if client.key is not None and not client.is_admin else None
     query = UsageQuery.parse(request.query, services.queue.clock(), key)
-    report = UsageReport.of(await services.ledger.read(query.days), query)
+    report = await UsageReport.of(services.ledger.read(query.days), query)
     if prefers_csv(request.headers.get(hdrs.ACCEPT, "")):
         headers = {**_HEADERS, "Content-Disposition": f'attachment; filename="{report.file_name}"'}
         return web.Response(text=report.to_csv(), content_type=CSV, charset="utf-8", headers=headers)
