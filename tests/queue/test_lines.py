@@ -203,7 +203,7 @@ async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_inst
 async def test_lines_that_are_due_about_now_are_checked_by_one_count_of_the_stream(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_mover, "CHECK_S", 1.0)
+    monkeypatch.setattr(line_mover, "CHECK_S", 2.0)
     one, checked = make_instance(slots=1), list[Sequence[str]]()
     list_lines = one.verbs.list_lines
 
@@ -212,10 +212,10 @@ async def test_lines_that_are_due_about_now_are_checked_by_one_count_of_the_stre
         return await list_lines(clients)
 
     monkeypatch.setattr(one.verbs, "list_lines", recorded)
-    for client in "abcdefgh":
+    for client in "abc":
         await put(one, client, 3)
     await eventually(lambda: checked)
-    assert checked == [list("abcdefgh")]
+    assert checked == [list("abc")]
 
 
 async def test_entries_of_a_client_are_counted_over_all_pages_of_the_stream(make_instance: MakeInstance) -> None:
