@@ -17,6 +17,7 @@ from imagegen.errors import BudgetExceeded, QueueFull
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
+from imagegen.queue.verbs.refill_lines import StoppedLine
 from imagegen.queue.verbs.release import release_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost
@@ -293,7 +294,9 @@ async def report_usage(instance: Instance) -> None:
     assert await store.add(20_000, "writer", rows, below=1, mark=1) == 0
     assert await store.add(20_000, "writer", rows, below=2, mark=2) == 1
     assert await store.add(20_000, "writer", rows, below=2, mark=2) == 2
-    assert (await store.read([20_000, 20_001]))[20_000].rows == {RowName("ann", "m"): Counts(spent=1416)}
+    assert await store.mark(20_000, "writer") == 2
+    parts = [part.rows for day in (20_000, 20_001) async for part in store.read(day)]
+    assert parts == [{RowName("ann", "m"): Counts(spent=1416)}, {}]
     await instance.verbs.read_budgets(20_000)
 
 
@@ -380,7 +383,11 @@ async def test_the_meter_counts_the_commands_of_lines(make_instance: MakeInstanc
         one.task_cache.forget(tasks[6].id)
         assert (await put_for(one, "a", 6))[0].entry_id == IN_LINE
         await one.parts.mover.read_all()
-        await one.parts.mover.read(["a", "b", "c"], 3)
+        listed = await one.parts.mover.read(["a", "b", "c"])
+        assert await one.verbs.count_entries() == {"a": 2, "b": 2}
+        stopped = [StoppedLine(line.client, 1, line.task_ids[0]) for line in listed if line.length]
+        for line, moved in zip(stopped, await one.verbs.refill_lines(stopped), strict=True):
+            one.verbs.lines.left(line.client, moved)
         await run_one_by_one(one, 10)
     assert commands.metered == commands.counted
 
