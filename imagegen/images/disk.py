@@ -25,10 +25,11 @@ from loguru import logger
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
 from imagegen.images.checked_files import CachedImage, CheckedFiles
-from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry, shared_names
+from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
+from imagegen.images.disk_sweep import SweptFolder, sweep_folder, task_of
 from imagegen.images.disk_watch import DiskWatch
-from imagegen.images.expiry import STEP_S, ExpiryIndex
-from imagegen.images.files import FoundFile, Signature
+from imagegen.images.expiry import ExpiryIndex
+from imagegen.images.files import Signature
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
 from imagegen.images.store import (
     OpenedImage,
@@ -53,7 +54,6 @@ ORPHAN_S = 600.0
 """An unfinished file that a sweep finds again after this time was left by a process that died while it wrote."""
 
 _TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
-_OUR_NAME = re.compile(r"\d{1,4}-[0-9a-f]{12}\.(?:png|jpg|webp|bin)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class DiskStore:
         return True
 
     def _link(self, source: str, name: str, image: StoredImage, expires_at_s: float) -> bool:
-        self._expiry.note(_task_of(name), expires_at_s)
+        self._expiry.note(task_of(name), expires_at_s)
         is_there = files.link_image(self._folder, source, name, image, expires_at_s)
         self._expiry.flush()
         return is_there
@@ -242,56 +242,26 @@ class DiskStore:
 
     async def sweep_once(self) -> None:
         """Remove expired images, add those that other processes saved, and hold the folder under the cap."""
-        before, order, now = self._index.settled(), self._index.order(), self._clock()
-        found_files = await _in_thread(self._scan)
-        parts = {name for name in found_files if name.endswith(files.PART_SUFFIX)}
-        self._forget(before - found_files.keys())
-        unknown: dict[str, float] = {}
-        expiries = {
-            name: self._expiry_of(name, file, now, unknown) for name, file in found_files.items() if name not in parts
-        }
-        shared = shared_names(found_files, expiries, order)
-        for name, expires_at_s in expiries.items():
-            self._index.add(name, 0 if name in shared else found_files[name].size_bytes, expires_at_s)
-        self._index.place(order)
-        self._parts = {name: self._parts.get(name, now) for name in parts}
+        now = self._clock()
+        swept = await _in_thread(
+            sweep_folder, self._folder, self._index.snapshot(), self._expiry, now=now, life_s=self._life_s
+        )
+        changed = self._index.replace(swept.entries)
+        for name in swept.gone:
+            if name not in changed:
+                self._checked.forget(name)
+        self._parts = {name: self._parts.get(name, now) for name in swept.parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
         expired = self._index.take_expired(now)
         useless = [*orphans, *expired, *await self._take_over_cap()]
-        await _in_thread(self._finish_sweep, useless, unknown, {_task_of(name) for name in found_files})
+        await _in_thread(self._finish_sweep, useless, swept)
 
-    def _scan(self) -> dict[str, FoundFile]:
-        self._expiry.refresh()
-        found_files = files.scan(self._folder)
-        return {
-            name: file
-            for name, file in found_files.items()
-            if name.endswith(files.PART_SUFFIX) or _OUR_NAME.fullmatch(os.path.basename(name))  # noqa: PTH119
-        }
-
-    def _expiry_of(self, name: str, file: FoundFile, now: float, unknown: dict[str, float]) -> float:
-        """Return when a file that was found expires. If that is not recorded, it lives as long as a new one.
-
-        A modification time in the future is an expiry too: versions before this one have it nowhere else. One in the
-        past means nothing, since copying a folder sets it.
-        """
-        entry, noted_s = self._index.get(name), self._expiry.expiry_of(_task_of(name))
-        stamped_s = file.modified_s if now < file.modified_s <= now + 2 * self._life_s else 0.0
-        if entry is not None and abs(stamped_s - entry.expires_at_s) < 1:
-            return entry.expires_at_s
-        if entry is not None:
-            return max(self._later(name, entry) or entry.expires_at_s, stamped_s)
-        if noted_s is not None:
-            return file.modified_s if noted_s - 2 * STEP_S < file.modified_s <= noted_s else max(noted_s, stamped_s)
-        unknown[_task_of(name)] = stamped_s or now + self._life_s
-        return unknown[_task_of(name)]
-
-    def _finish_sweep(self, useless: list[str], unknown: dict[str, float], found_tasks: set[str]) -> None:
-        for task_id, expires_at_s in unknown.items():
+    def _finish_sweep(self, useless: list[str], swept: SweptFolder) -> None:
+        for task_id, expires_at_s in swept.unknown.items():
             self._expiry.note(task_id, expires_at_s)
         self._expiry.flush()
         files.remove(useless)
-        self._expiry.forget_expired(self._clock(), keep=found_tasks)
+        self._expiry.forget_expired(self._clock(), keep=swept.tasks)
 
     async def _evict_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
         expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
@@ -317,7 +287,7 @@ class DiskStore:
         await _in_thread(write)
 
     async def _take_over_cap(self) -> list[str]:
-        return await take_over_cap(self._index, _task_of, self._lookups.find_needed)
+        return await take_over_cap(self._index, task_of, self._lookups.find_needed)
 
     def _flush_soon(self) -> None:
         """Flush within FLUSH_S, once for all images that are saved until then."""
@@ -355,14 +325,10 @@ class DiskStore:
         for name in names:
             files.stamp(name, expires_at_s)
 
-    def _later(self, name: str, entry: IndexEntry) -> float | None:
-        """Return a later expiry than the one in memory, which another process noted."""
-        noted_s = self._expiry.expiry_of(_task_of(name))
-        return noted_s if noted_s is not None and noted_s >= entry.expires_at_s + STEP_S else None
-
     def _extended(self, name: str, entry: IndexEntry) -> float | None:
         """Return a later expiry that another process noted, or will note within FLUSH_S and set as the file's time."""
-        later_s, latest_s = self._later(name, entry), self._clock() + 2 * self._life_s
+        later_s = self._expiry.later_than(task_of(name), entry.expires_at_s)
+        latest_s = self._clock() + 2 * self._life_s
         with suppress(OSError):
             if later_s is None and entry.expires_at_s + 1 < (modified_s := os.stat(name).st_mtime) <= latest_s:  # noqa: PTH116
                 return modified_s
@@ -431,10 +397,6 @@ class DiskStore:
         for name in names:
             self._index.forget(name)
             self._checked.forget(name)
-
-
-def _task_of(name: str) -> str:
-    return os.path.basename(os.path.dirname(name))  # noqa: PTH119, PTH120
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from imagegen.images.files import FoundFile
+from msgspec import Struct
 
 EXPIRED_AT_ONCE = 20
 """Expired files are removed by this many, so that few saves are delayed; the sweep removes the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(Struct, frozen=True, gc=False):
     """One file."""
 
     size_bytes: int
@@ -31,6 +29,7 @@ class DiskIndex:
         self._entries: dict[str, IndexEntry] = {}
         self._total_bytes = 0
         self._writing: set[str] = set()
+        self._changed: set[str] | None = None
 
     def get(self, name: str) -> IndexEntry | None:
         """Return the entry of a file."""
@@ -44,18 +43,37 @@ class DiskIndex:
 
     def forget(self, name: str) -> None:
         """Drop a file."""
+        if self._changed is not None:
+            self._changed.add(name)
         if entry := self._entries.pop(name, None):
             self._total_bytes -= entry.size_bytes
 
     def share(self, name: str) -> None:
         """Count the bytes of a file under another name, which a later task gave it. Its place stays."""
         if entry := self._entries.get(name):
+            if self._changed is not None:
+                self._changed.add(name)
             self._entries[name] = IndexEntry(0, entry.expires_at_s)
             self._total_bytes -= entry.size_bytes
 
-    def settled(self) -> set[str]:
-        """Return the files that are not being written."""
-        return self._entries.keys() - self._writing
+    def snapshot(self) -> dict[str, IndexEntry]:
+        """Return the files for a sweep, the oldest first, and record from now on which of them change."""
+        self._changed = set(self._writing)
+        return dict(self._entries)
+
+    def replace(self, entries: dict[str, IndexEntry]) -> Collection[str]:
+        """Take over the files that a sweep found, the oldest first. Return those that changed since the snapshot.
+
+        These stay as they are now, and are the newest.
+        """
+        changed = self._changed or set()
+        for name in changed:
+            entries.pop(name, None)
+            if (entry := self._entries.get(name)) is not None:
+                entries[name] = entry
+        self._entries, self._changed = entries, None
+        self._total_bytes = sum([entry.size_bytes for entry in entries.values()])
+        return changed
 
     @contextmanager
     def writing(self, name: str, size_bytes: int, expires_at_s: float) -> Iterator[None]:
@@ -67,19 +85,10 @@ class DiskIndex:
         finally:
             self._writing.discard(name)
 
-    def place(self, order: dict[str, int]) -> None:
-        """Sort by expiry; files with the same one keep the order of `order`."""
-        oldest_first = sorted(self._entries.items(), key=lambda item: (item[1].expires_at_s, order.get(item[0], -1)))
-        self._entries = dict(oldest_first)
-
     @property
     def is_over_cap(self) -> bool:
         """Return whether there are too many bytes, and not by a single file alone."""
         return self._total_bytes > self._max_bytes and len(self._entries) > 1
-
-    def order(self) -> dict[str, int]:
-        """Return the place of each file, the argument of `place`."""
-        return {name: number for number, name in enumerate(self._entries)}
 
     def take_expired(self, now: float, *, batch: int | None = None) -> dict[str, IndexEntry]:
         """Take the expired files off the old end: all, or exactly `batch` of them or none."""
@@ -107,11 +116,15 @@ class DiskIndex:
         return oldest
 
 
-def shared_names(
-    found_files: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]
-) -> set[str]:
-    """Return the names of files that have another name which is removed later: their bytes count there."""
-    linked = [name for name in expiries if found_files[name].links > 1]
-    linked.sort(key=lambda name: (expiries[name], order.get(name, -1)))
-    last = {found_files[name].inode: name for name in linked}
-    return set(linked) - set(last.values())
+def oldest_first(entries: Mapping[str, IndexEntry], order: Mapping[str, int]) -> dict[str, IndexEntry]:
+    """Sort files by expiry; those with the same one keep the order of `order`.
+
+    It is called in threads. One sort of all files would stop the event loop, since it keeps the interpreter's lock.
+    """
+    by_minute: dict[int, list[str]] = {}
+    for name, entry in entries.items():
+        by_minute.setdefault(int(entry.expires_at_s // 60), []).append(name)
+    names: list[str] = []
+    for minute in sorted(by_minute):
+        names += sorted(by_minute[minute], key=lambda name: (entries[name].expires_at_s, order.get(name, -1)))
+    return {name: entries[name] for name in names}

@@ -56,6 +56,11 @@ class ExpiryIndex:
         """Return when the images of a task expire, None if no line has it."""
         return self._expiry_by_name.get(task_id)
 
+    def later_than(self, task_id: str, expires_at_s: float) -> float | None:
+        """Return when the images of a task expire, if that is later than this time, as noted by another process."""
+        noted_s = self._expiry_by_name.get(task_id)
+        return noted_s if noted_s is not None and noted_s >= expires_at_s + STEP_S else None
+
     def refresh(self) -> None:
         """Read the lines that were added since the last call, by other processes too. Raises OSError."""
         with self._lock, suppress(FileNotFoundError), self._path.open("rb") as file:

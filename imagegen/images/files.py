@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -62,8 +63,7 @@ class Signature(NamedTuple):
         return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFile:
+class FoundFile(Struct, frozen=True, gc=False):
     """A file that a scan found. links: how many names it has."""
 
     size_bytes: int

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
-from imagegen.images.disk_index import DiskIndex, IndexEntry
+from imagegen.images.disk_index import DiskIndex, IndexEntry, oldest_first
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
 from imagegen.images.store import PIECE_BYTES, StoreFull, in_file_thread
 from imagegen.tasks.image import StoredImage
@@ -224,15 +224,9 @@ class S3BlobStore:
 
     async def sweep_once(self) -> None:
         """List the bucket, delete expired objects, and keep the rest under the cap. Raises StoreUnavailable."""
-        before = self._index.settled()
-        entries = await self._list()
-        for key in self._index.settled() - before:
-            if entry := self._index.get(key):
-                entries[key] = entry
-        self._index = DiskIndex(self._max_bytes)
-        for key, entry in entries.items():
-            self._index.add(key, entry.size_bytes, entry.expires_at_s)
-        self._index.place({})
+        before = self._index.snapshot()
+        order = {key: number for number, key in enumerate(before)}
+        self._index.replace(await in_file_thread(oldest_first, await self._list(), order))
         expired = self._index.take_expired(self._clock())
         await self._delete([*expired, *await take_over_cap(self._index, _task_of, self._find_needed)])
 
