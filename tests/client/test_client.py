@@ -153,8 +153,7 @@ def test_a_refusal_raises_its_code_and_details_and_is_not_repeated(
 
 
 def test_a_limit_with_a_long_pause_is_raised_with_its_seconds() -> None:
-    script = Script(refusal(429, "rate_limited", headers={"Retry-After": "0"}), refusal(429, "rate_limited"))
-    script._replies[1].headers["Retry-After"] = "900"  # type: ignore[union-attr]
+    script = Script(*(refusal(429, "rate_limited", headers={"Retry-After": seconds}) for seconds in ("0", "900")))
     with script.client() as client, pytest.raises(TooManyRequests) as caught:
         client.submit("a")
     assert caught.value.retry_after_s == 900

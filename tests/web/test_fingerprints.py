@@ -100,8 +100,12 @@ Build = Callable[[Call], dict[str, object]]
 Reduce = Callable[[GenerationRequest], GenerationRequest]
 
 
+NO_CALLS: Any = None
+"""In place of the session of a provider that makes no call."""
+
+
 def of_dialect(base: str) -> tuple[Build, Reduce]:
-    provider = openai.OpenAICompatibleProvider(None, base_url=base, api_key="k", timeout_s=1)  # type: ignore[arg-type]
+    provider = openai.OpenAICompatibleProvider(NO_CALLS, base_url=base, api_key="k", timeout_s=1)
     dialect = openai.dialect_of(URL(base))
     return lambda call: openai.fields_of(call, dialect.for_model(call.request.model)), provider.sent_request
 
@@ -120,7 +124,7 @@ def of_gemini() -> tuple[Build, Reduce]:
 def of_chat() -> tuple[Build, Reduce]:
     shapes = shapes_of(load_table("gemini"))
     chat = chat_images.ChatImagesProvider(
-        None,  # type: ignore[arg-type]
+        NO_CALLS,
         name="gemini",
         base_url="https://relay.example/v1",
         api_key="k",

@@ -9,10 +9,11 @@ import os
 import socket
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -45,10 +46,10 @@ class Served:
         part = range(*map(int, request.query.get("part", f"0,{opened.size_bytes}").split(",")))
         return await self._sender.send(request, opened, part, 200, {"Content-Type": "image/png"})
 
-    async def get(self, query: str = "", **options: object) -> bytes:
+    async def get(self, query: str = "", **options: Any) -> bytes:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{self.port}/{query}", **options) as answer,  # type: ignore[arg-type]
+            session.get(f"http://127.0.0.1:{self.port}/{query}", **options) as answer,
         ):
             assert answer.headers["Content-Type"] == "image/png"
             return await answer.read()
@@ -80,14 +81,14 @@ def opens(tmp_path: Path) -> dict[str, Callable[[], OpenedImage]]:
     """Return a large image's sources: a file, memory, and pieces of a remote store."""
     (tmp_path / "image").write_bytes(LARGE)
 
-    async def pieces(offset: int, length: int) -> AsyncIterator[bytes]:
+    async def pieces(offset: int, length: int) -> AsyncGenerator[bytes, None]:
         for start in range(offset, offset + length, 2_000_000):
             yield LARGE[start : min(start + 2_000_000, offset + length)]
 
     return {
         "file": lambda: OpenedImage(len(LARGE), file=FileIO(tmp_path / "image")),
         "data": lambda: OpenedImage(len(LARGE), LARGE),
-        "pieces": lambda: OpenedImage(len(LARGE), pieces=pieces),  # type: ignore[arg-type]
+        "pieces": lambda: OpenedImage(len(LARGE), pieces=pieces),
     }
 
 
@@ -95,8 +96,8 @@ def opens(tmp_path: Path) -> dict[str, Callable[[], OpenedImage]]:
 async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
-        async def start(opens: Callable[[], OpenedImage], *, send_buffer: int = 0, **limits: float) -> Served:
-            served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
+        async def start(opens: Callable[[], OpenedImage], *, send_buffer: int = 0, **limits: Any) -> Served:
+            served = Served(opens, ImageSender(**limits))
             app = web.Application()
             middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
             app.router.add_get("/", served.handle)
