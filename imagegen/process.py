@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
+from imagegen.web.ops.starting import starting_responses
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """Time for running tries at the end, so that they need not be repeated after the restart."""
@@ -36,6 +38,10 @@ LOG_DRAIN_TIMEOUT_S = 2.0
 """Time for the last lines at the end, if the reader of the log is slow."""
 
 
+LONG_START_S = 1.0
+"""Time of a start after which health checks and clients are answered meanwhile."""
+
+
 async def serve(settings: Settings) -> int:
     """Run the service until a signal; return the exit code. Raises SettingsError."""
     stop = _stop_on_signals()
@@ -44,7 +50,7 @@ async def serve(settings: Settings) -> int:
     app = create_app(settings, [listening.getsockname()[:2] for listening in sockets])
     runner = ImagegenRunner(app, max_connections=cap)
     try:
-        if not await _set_up(runner, stop):
+        if not await _set_up(runner, stop, starting_responses(sockets, cap)):
             return 0
         tune_gc()
         tune_malloc()
@@ -71,10 +77,16 @@ async def serve(settings: Settings) -> int:
             listening.close()
 
 
-async def _set_up(runner: ImagegenRunner, stop: asyncio.Event) -> bool:
-    """Start all parts; return False if a signal came before, as while the embedded Redis reads much data."""
+async def _set_up(runner: ImagegenRunner, stop: asyncio.Event, responses: AbstractAsyncContextManager[None]) -> bool:
+    """Start all parts; return False if a signal came before, as while the embedded Redis reads much data.
+
+    responses: answers clients meanwhile, if it takes long.
+    """
     setting_up, stopping = asyncio.create_task(runner.setup()), asyncio.create_task(stop.wait())
-    await asyncio.wait((setting_up, stopping), return_when=asyncio.FIRST_COMPLETED)
+    ends = setting_up, stopping
+    if not (await asyncio.wait(ends, timeout=LONG_START_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+        async with responses:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if setting_up.done():
         await setting_up

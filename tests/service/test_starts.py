@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,14 +242,32 @@ while True:
 """Server program that never ends to read its data."""
 
 
-def test_a_signal_ends_the_service_also_while_its_redis_reads_data(tmp_path: Path) -> None:
+def response_to(method: str, url: str) -> tuple[int, Any] | None:
+    """Return status and JSON of a response, None if there is none yet."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+    except OSError:
+        return None
+
+
+def test_clients_are_answered_and_a_signal_is_heeded_while_its_redis_reads_data(tmp_path: Path) -> None:
     program = tmp_path / "valkey-server"
     program.write_text(LOADING.format(python=sys.executable))
     program.chmod(0o755)
-    environ = environment(tmp_path, {"REDIS_SERVER": str(program)})
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    environ = environment(tmp_path, {"REDIS_SERVER": str(program), "PORT": str(port)})
     with subprocess.Popen([sys.executable, str(RUN)], cwd=tmp_path, env=environ) as process:
         try:
-            eventually(lambda: list(tmp_path.glob("data/*/redis.sock")), 60)
+            assert eventually(lambda: response_to("GET", f"{url}/healthz"), 60) == (200, {"status": "ok"})
+            ready = {"status": "not ready", "causes": ["the service starts: Redis is not read yet"]}
+            assert response_to("GET", f"{url}/readyz") == (503, ready)
+            refused = response_to("POST", f"{url}/api/images/generate")
+            assert refused is not None
+            assert (refused[0], refused[1]["code"]) == (503, "queue_unavailable")
             process.terminate()
             assert process.wait(20) == 0
         finally:
