@@ -33,10 +33,12 @@ class Lifecycle:
 
     async def drain(self, deadline_s: float) -> None:
         """Claim nothing new, release claims that do not run, and wait for those that do."""
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + deadline_s
         self._pool.quiet()
         await self._supervisor.stop([self._loops["reader"], self._loops["takeover"]])
         await self._with_deadline(self._queue.release_idle(self._pool.active_claims), "each waiting task")
-        await self._pool.wait_idle(deadline_s)
+        await self._pool.wait_idle(max(ends_at - clock(), 0.0))
 
     async def stop(self) -> None:
         """Stop running attempts and release their claims. Further calls do nothing."""

@@ -33,7 +33,10 @@ _SILENT_S = 10.0
 
 _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
-_STOP_S = 10.0
+_STOP_S, _FROZEN_STOP_S = 10.0, 1.0
+"""How long a server may take to end; the second if it does not answer, since it may be frozen. What it has answered is
+with the system by then."""
+
 _ENDING_S = 2.0
 """A server answers for a moment after its parent was killed: it looks at signals ten times a second."""
 
@@ -174,7 +177,7 @@ class EmbeddedRedis:
         lock, self._lock = self._lock, None
         try:
             if child is not None:
-                await _end(child)
+                await _end(child, _STOP_S if await _ping(self._home.socket) else _FROZEN_STOP_S)
         finally:
             if lock is not None:
                 os.close(lock)
@@ -340,8 +343,8 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
     return die_with_parent
 
 
-async def _end(child: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _STOP_S
+async def _end(child: subprocess.Popen[bytes], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
     try:
         child.terminate()
         while child.poll() is None:

@@ -567,3 +567,19 @@ async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path
         assert is_intact(server)
     finally:
         await server.stop()
+
+
+async def test_a_frozen_server_is_not_waited_for_and_keeps_what_it_has_answered(
+    servers: Servers, tmp_path: Path
+) -> None:
+    server = await servers.start(tmp_path)
+    async with Redis.from_url(server.url) as redis:
+        await redis.set("kept", "yes")
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    await server.stop()
+    assert time.monotonic() - began < 5
+    again = await servers.start(tmp_path)
+    async with Redis.from_url(again.url) as redis:
+        assert await redis.get("kept") == b"yes"
