@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -398,7 +398,8 @@ async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, 
         yield reader, writer
     finally:
         writer.close()
-        await writer.wait_closed()
+        with suppress(OSError):  # it would take the place of a cancellation
+            await writer.wait_closed()
 
 
 async def _ping(socket: Path) -> bytes:
