@@ -9,6 +9,9 @@ from urllib.parse import unquote_to_bytes
 
 _URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 
+MAX_FAULT_CHARS = 100
+"""Of the reason of TLS for a refused certificate."""
+
 
 def rfc3339(unix_s: float) -> str:
     """Return a Unix time in UTC with milliseconds, as `2026-01-31T12:00:00.000Z`."""
@@ -41,6 +44,15 @@ def parse_digits(text: str) -> int | None:
 def printable(text: str, max_chars: int | None = None) -> str:
     """Return text with `?` for each unprintable character, cut at `max_chars`."""
     return "".join(char if char.isprintable() else "?" for char in text[:max_chars])
+
+
+def certificate_fault(error: BaseException) -> str:
+    """Return why the certificate of a server was refused, such as `certificate has expired`; empty for another error.
+
+    error: of aiohttp. The text has no names.
+    """
+    fault = getattr(error, "certificate_error", None)
+    return printable(str(getattr(fault, "verify_message", "")).partition(",")[0], MAX_FAULT_CHARS)
 
 
 def plain_base64(text: bytes) -> bytes:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import DownloadFailed, ImageRejected
-from imagegen.formats import plain_base64, printable
+from imagegen.formats import certificate_fault, plain_base64, printable
 from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
 from imagegen.images.sniff import QUICK_STEPS, NotAnImage, TooManySteps, sniff
@@ -359,6 +359,8 @@ def _seconds(text: str) -> float | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if fault := certificate_fault(error):
+        return f"its TLS certificate is refused ({fault})"
     if isinstance(error, aiohttp.ClientConnectorError):
         return "no connection"
     return "the answer broke off"

@@ -21,6 +21,7 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import UpstreamError
+from imagegen.formats import certificate_fault
 from imagegen.providers.chat_responses import is_chat, parse_chat
 from imagegen.providers.input_bodies import FORM_TYPE, JSON_TYPE, Body, form_body, json_body
 from imagegen.providers.job_poller import JobPoller
@@ -245,6 +246,8 @@ def _not_reached(cause: BaseException | None) -> UpstreamError:
     if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status == _PROXY_LOGIN:
         return _no_login()
     reason = next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "no connection")
+    if cause and (fault := certificate_fault(cause)):
+        reason = f"its TLS certificate is refused ({fault})"
     return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
 
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
 
 from imagegen import __version__
-from imagegen.formats import parse_digits, parse_http_date
+from imagegen.formats import certificate_fault, parse_digits, parse_http_date
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.outbox import Outbox
 from imagegen.ssrf import blocked_cause, check_host, guarded_connector
@@ -269,6 +269,8 @@ def _host_of(delivery: Delivery) -> str:
 
 def _reason(error: Exception) -> str:
     """Return why a receiver was not called, without the address, which may hold a secret."""
+    if fault := certificate_fault(error):
+        return f"TLS certificate refused ({fault})"
     return str(blocked_cause(error) or (error if type(error) is ValueError else type(error).__name__))
 
 
