@@ -96,6 +96,12 @@ def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> Start
 
 
 @pytest.fixture
+async def paid(start_paid: StartService) -> Client:
+    """Start one service with the defaults of `start_paid`."""
+    return await start_paid()
+
+
+@pytest.fixture
 def start_two(start_service: StartService) -> StartTwo:
     """Start two services that have discovered each other."""
 

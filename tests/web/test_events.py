@@ -1,17 +1,14 @@
-"""Tests of server-sent events: one task and several, on this and another instance, and over restarts."""
+"""Tests of server-sent events of one task: on this and another instance, and over restarts."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiohttp import ClientPayloadError, ClientResponse, web
+from aiohttp import ClientPayloadError, web
 from msgspec.structs import replace
 
 from imagegen.app import QUEUE, SUPERVISOR
@@ -27,71 +24,17 @@ from imagegen.web.http import event_stream
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import eventually, over_rows
 from tests.web.conftest import Client, StartService, StartTwo, WaitForDiscovery
-
-SMALL = {"width": 64, "height": 64}
-UNKNOWN = "0" * 32
-
-
-@dataclass(frozen=True)
-class Block:
-    """Text between two blank lines of a stream."""
-
-    fields: dict[str, str]
-    comment: str
-
-    @property
-    def id(self) -> str:
-        return self.fields.get("id", "")
-
-    @property
-    def event(self) -> str:
-        return self.fields.get("event", "")
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return dict(json.loads(self.fields["data"]))
-
-
-async def blocks(response: ClientResponse) -> AsyncIterator[Block]:
-    fields: dict[str, str] = {}
-    comment = ""
-    async for raw in response.content:
-        line = raw.decode().rstrip("\r\n")
-        name, _, value = line.partition(":")
-        if not line:
-            yield Block(fields, comment)
-            fields, comment = {}, ""
-        elif name:
-            fields[name] = value.removeprefix(" ")
-        else:
-            comment = value.strip()
-
-
-async def read_events(response: ClientResponse) -> list[Block]:
-    """Return the events of a stream to its end."""
-    return [block async for block in blocks(response) if "data" in block.fields]
-
-
-async def post(client: Client, prompt: str, **fields: object) -> str:
-    answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL, **fields})
-    assert answer.status in {200, 202}, await answer.text()
-    task_id: str = (await answer.json())["taskId"]
-    return task_id
-
-
-async def finished(client: Client, task_id: str) -> dict[str, Any]:
-    body: dict[str, Any] = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
-    assert body["status"] in {"completed", "failed", "cancelled"}
-    return body
-
-
-async def follow(client: Client, task_id: str, last: str | int | None = None) -> ClientResponse:
-    headers = {} if last is None else {"Last-Event-ID": str(last)}
-    return await client.get(f"/api/images/{task_id}/events", headers=headers)
-
-
-def streams(client: Client) -> int:
-    return client.app[SERVICES].feed.count
+from tests.web.event_blocks import (
+    UNKNOWN,
+    Block,
+    blocks,
+    finished,
+    follow,
+    post,
+    read_blocks,
+    read_events,
+    streams,
+)
 
 
 async def crash(client: Client) -> None:
@@ -318,16 +261,12 @@ async def test_streams_end_cleanly_when_the_service_stops(start_service: StartSe
     context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
-    received = await asyncio.wait_for(anext_all(response), 20)
+    received = await asyncio.wait_for(read_blocks(response), 20)
     assert "retry" in received[-1].fields
     late = await follow(service, await running(service))
-    received = await asyncio.wait_for(anext_all(late), 20)
+    received = await asyncio.wait_for(read_blocks(late), 20)
     assert received[0].event == "snapshot"
     assert "retry" in received[-1].fields
-
-
-async def anext_all(response: ClientResponse) -> list[Block]:
-    return [block async for block in blocks(response)]
 
 
 async def running(client: Client) -> str:
@@ -343,7 +282,7 @@ async def test_open_streams_do_not_delay_shutdown(start_service: StartService, m
     await service.server.close()
     assert time.monotonic() - began < 25
     for response in open_ones:
-        assert "retry" in (await anext_all(response))[-1].fields
+        assert "retry" in (await read_blocks(response))[-1].fields
 
 
 async def test_departed_clients_leave_no_subscriptions(start_service: StartService) -> None:
@@ -451,74 +390,3 @@ async def _until_closed(client: Client, task_id: str) -> AsyncIterator[Block]:
             yield block
             if block.data["progress"] >= 10:
                 await client.server.close()
-
-
-# Several tasks in one stream.
-
-
-async def many(client: Client, *ids: str, last: str | None = None) -> ClientResponse:
-    headers = {} if last is None else {"Last-Event-ID": last}
-    return await client.get("/api/events", params={"tasks": ",".join(ids)}, headers=headers)
-
-
-async def test_one_stream_follows_several_tasks_to_the_last_end(start_service: StartService) -> None:
-    service = await start_service(sandbox_delay_s=0.2)
-    ids = [await post(service, prompt) for prompt in "abc"]
-    received = await read_events(await many(service, *ids))
-    for task_id in ids:
-        own = [block for block in received if block.data["taskId"] == task_id]
-        assert [own[0].event, own[-1].event] == ["snapshot", "completed"]
-        assert all(re.fullmatch(rf"{task_id}:\d+", block.id) for block in own)
-    assert received[-1].event == "completed"
-    assert streams(service) == 0
-
-
-async def test_a_client_that_has_all_outcomes_gets_204(service: Client) -> None:
-    ids = [await post(service, prompt) for prompt in "ab"]
-    for task_id in ids:
-        await finished(service, task_id)
-    received = await anext_all(await many(service, *ids))
-    assert [block.event for block in received] == ["snapshot", "completed"] * 2 + [""]
-    assert (await many(service, *ids, last=received[-1].id)).status == 204
-    again = await read_events(await many(service, *ids, last=received[1].id))
-    assert {block.data["taskId"] for block in again} == {ids[1]}
-
-
-async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(
-    start_service: StartService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = await start_service(sandbox_delay_s=30.0)
-    ids = [await post(service, prompt) for prompt in "ab"]
-    live = service.app[QUEUE].task_cache.live
-    await eventually(lambda: all(live[task_id].progress >= 10 for task_id in ids))
-    monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
-    received = await anext_all(await many(service, *ids))
-    assert "retry" in received[-1].fields
-    again = await anext_all(await many(service, *ids, last=received[-1].id))
-    assert [block.event for block in again] == [""]
-
-
-async def test_an_unknown_task_in_a_stream_is_reported(service: Client) -> None:
-    task_id = await post(service, "a")
-    await finished(service, task_id)
-    received = await read_events(await many(service, UNKNOWN, task_id))
-    assert received[0].data["taskId"] == UNKNOWN
-    assert (received[0].event, received[0].data["status"]) == ("snapshot", "not_found")
-    assert [block.event for block in received[1:]] == ["snapshot", "completed"]
-    assert (await many(service, UNKNOWN)).status == 404
-
-
-@over_rows("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
-async def test_a_stream_accepts_1_to_50_tasks(service: Client, query: str) -> None:
-    answer = await service.get(f"/api/events{query}")
-    body = await answer.json()
-    assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "tasks")
-
-
-async def test_50_tasks_and_duplicate_ids_are_accepted(service: Client) -> None:
-    task_id = await post(service, "a")
-    await finished(service, task_id)
-    ids = [f"{number:032x}" for number in range(49)]
-    received = await read_events(await many(service, *ids, task_id, task_id))
-    assert received[-1].event == "completed"
-    assert len(received) == 51

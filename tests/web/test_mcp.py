@@ -42,11 +42,6 @@ IMAGE_USD = 0.000708
 
 
 @pytest.fixture
-async def paid(start_paid: StartService) -> Client:
-    return await start_paid()
-
-
-@pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait 0.3 s for a task, with progress each 0.1 s."""
     monkeypatch.setattr(endpoint, "WAIT_S", 0.3)

@@ -11,15 +11,10 @@ from imagegen.web.mcp import endpoint
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import TASKS, call, events, headers_of, modern, pause, result, send
 from tests.support import AS_ADMIN
-from tests.web.conftest import Client, StartService
+from tests.web.conftest import Client
 
 IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512."""
-
-
-@pytest.fixture
-async def paid(start_paid: StartService) -> Client:
-    return await start_paid()
 
 
 async def key(service: Client, name: str, **limits: Any) -> dict[str, str]:

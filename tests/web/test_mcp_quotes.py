@@ -21,11 +21,6 @@ KEY = {"Authorization": f"Bearer {SECRET}"}
 KEYS = {"agent": hashlib.sha256(SECRET.encode()).hexdigest()}
 
 
-@pytest.fixture
-async def paid(start_paid: StartService) -> Client:
-    return await start_paid()
-
-
 def remove_files(folder: Path, task_id: str) -> None:
     for path in [path for path in folder.rglob("*") if path.is_file() and task_id in str(path)]:
         path.unlink()

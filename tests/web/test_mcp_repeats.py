@@ -12,11 +12,6 @@ from tests.mcp_wire import call, result
 from tests.web.conftest import Client, StartService
 
 
-@pytest.fixture
-async def paid(start_paid: StartService) -> Client:
-    return await start_paid()
-
-
 async def made(service: Client, **arguments: Any) -> dict[str, Any]:
     return await result(service, call("generate_image", **{"prompt": "a fox"} | arguments))
 
