@@ -27,6 +27,8 @@ SILENT_S = 65.0
 
 MAX_RESIDENT_MIB = 200
 _LOG_FAULT = re.compile(r"Traceback|never retrieved|never awaited|nforeseen|CRITICAL")
+FAULT_LINES = 60
+"""Lines that are shown from one of these on."""
 
 
 @dataclass
@@ -162,7 +164,9 @@ class Rest:
         """Check that logs have no traceback and memory is not larger; return the resident MiB of each instance."""
         resident = []
         for service in self.load.services:
-            faults = [line for line in service.log.read_text().splitlines() if _LOG_FAULT.search(line)]
+            lines = service.log.read_text().splitlines()
+            at = [number for number, line in enumerate(lines) if _LOG_FAULT.search(line)]
+            faults = ("\n".join(lines[number : number + FAULT_LINES]) for number in at)
             self._expect_none(f"log of {service.port}", faults)
             resident.append(service.resident_mib)
         self._expect_none("resident MiB", (mib for mib in resident if mib > MAX_RESIDENT_MIB))
