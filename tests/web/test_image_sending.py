@@ -10,7 +10,7 @@ import socket
 import sys
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from imagegen.images.store import OpenedImage
 from imagegen.metrics import Meter
 from imagegen.web.api.images import requested_range
 from imagegen.web.http import middleware
+from imagegen.web.http import server as http_server
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.server import ImagegenRunner
 from tests.support import eventually
@@ -166,6 +167,20 @@ async def test_a_slow_client_that_keeps_reading_is_not_cut(
             await asyncio.sleep(0.04)
     assert received == LARGE
     assert asyncio.get_running_loop().time() - began > 1.5
+
+
+@pytest.mark.parametrize("source", ["file", "data", "pieces"])
+async def test_a_client_that_has_closed_its_own_side_gets_the_whole_image(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HALF_CLOSED_S", 0.0)
+    served = await serve(opens[source])
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    with closing(writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        assert await reader.read() == LARGE
 
 
 @pytest.mark.parametrize("source", ["file", "data", "pieces"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 _WAKE = web.RequestKey[Callable[[], None]]("wake_on_disconnect")
+_SENDING = web.RequestKey[bool]("is_sending")
 
 
 def on_disconnect(request: web.Request, wake: Callable[[], None]) -> None:
@@ -23,3 +24,13 @@ def notify_disconnect(request: web.BaseRequest) -> None:
 def is_disconnected(request: web.Request) -> bool:
     """Return whether the client has left."""
     return request.transport is None or request.transport.is_closing()
+
+
+def begin_sending(request: web.Request) -> None:
+    """Note that a response is sent past the transport's buffer, which shows nothing of it."""
+    request[_SENDING] = True
+
+
+def is_sending(request: web.BaseRequest | None) -> bool:
+    """Return whether a response is sent past the transport's buffer."""
+    return isinstance(request, web.Request) and request.get(_SENDING, False)

@@ -16,7 +16,7 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store import PIECE_BYTES, OpenedImage
-from imagegen.web.http.disconnect import on_disconnect
+from imagegen.web.http.disconnect import begin_sending, on_disconnect
 from imagegen.web.http.responses import FastJsonResponse
 from imagegen.web.http.transfer import FileTransfer, MemoryTransfer, Transfer, TransferUnsupported
 
@@ -59,6 +59,7 @@ class ImageSender:
 
         headers: with the Content-Type, and no framing.
         """
+        begin_sending(request)
         if opened.data is not None and request.keep_alive and request.version == HttpVersion11:
             if len(part) == opened.size_bytes:
                 whole = _ImageResponse(opened, opened.data, status, headers, self)

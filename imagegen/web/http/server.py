@@ -13,7 +13,7 @@ from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
-from imagegen.web.http.disconnect import notify_disconnect
+from imagegen.web.http.disconnect import is_sending, notify_disconnect
 from imagegen.web.http.error_responses import error_response
 from imagegen.web.http.middleware import PIPELINE, RouteCache
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
@@ -214,8 +214,9 @@ class _Connection(web.RequestHandler):
 
     def _leave_half_closed(self) -> None:
         """Close the connection unless a response is on its way."""
-        if self.transport is not None and not self.transport.get_write_buffer_size():
-            self.transport.close()
+        if self.transport is None or self.transport.get_write_buffer_size() or is_sending(self._current_request):
+            return
+        self.transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
