@@ -118,6 +118,7 @@ class Attempt:
         ends_at = runner.rules.deadline(claim.task)
         self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)
         self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
+        self._spent = self._spent_but_for_paid()
         self._saver = ClaimImageSaver(
             runner.claims,
             runner.image_saver,
@@ -144,6 +145,7 @@ class Attempt:
                 with suppress(_FewerImages, LinksDied):
                     if job := self._claim.checkpoint.job:
                         await self._collect(job)
+                        self._end_if_spent()
                     await self._make_calls()
                     break
         except AttemptEnded as ended:
@@ -162,23 +164,28 @@ class Attempt:
         checkpoint = self._claim.checkpoint
         return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
 
+    def _spent_but_for_paid(self) -> Failed | None:
+        """Return the failure of a task for which only images are fetched that an earlier attempt has paid for."""
+        checkpoint = self._claim.checkpoint
+        if not (checkpoint.links or (checkpoint.job and checkpoint.job.renewals)):
+            return None
+        without_paid = replace(checkpoint, links=(), job=None, sent=None)
+        return self._runner.rules.exhausted(self._claim.task, without_paid, self._runner.clock())
+
+    def _end_if_spent(self) -> None:
+        """Request no image any more of a task that must not be called for again; without one it ends."""
+        if self._spent and self._places.missing and not self._claim.checkpoint.has_new_images:
+            raise AttemptEnded(self._spent)
+        if self._spent:
+            self._places.give_up(range(self._request.n))
+
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
-        without_links = replace(self._claim.checkpoint, links=(), job=None, sent=None)
-        spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
         await self._waiting.store_writable()
         await self._write()
         links, again = self._claim.checkpoint.links, self._claim.checkpoint.missing_requested
-        try:
-            await self._save([received_again(paid) for paid in links], again=again)
-        except LinksDied:
-            if spent:  # no call is made after the job's fresh links
-                self._places.give_up(set(range(self._request.n)).difference(paid.index for paid in links))
-            raise
-        if spent and self._places.missing and not self._claim.checkpoint.has_new_images:
-            raise AttemptEnded(spent)
-        if spent:
-            self._places.give_up(range(self._request.n))
+        await self._save([received_again(paid) for paid in links], again=again)
+        self._end_if_spent()
         job = self._claim.checkpoint.job
         if job and self._places.requested.issuperset(job.indexes):
             self._change(job=None)

@@ -364,6 +364,17 @@ async def test_a_renewed_job_of_a_spent_task_makes_no_further_call(instance: Ins
     assert (len(outcome.images), len(harness.provider.calls), len(harness.provider.resumed)) == (1, 1, 1)
 
 
+async def test_a_spent_task_makes_no_call_for_an_image_that_its_job_only_has_damaged(instance: Instance) -> None:
+    harness = harness_of(instance, links(), links())
+    harness.image_saver.faults = [DownloadFailed("damaged"), dead(lasting=False), dead(lasting=False)]
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=2)
+    outcome = await run_again(harness, claim, outcome)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, len(harness.provider.calls), len(harness.provider.resumed)) == ("interrupted", 1, 1)
+
+
 async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_later(instance: Instance) -> None:
     harness = harness_of(instance, links(), None, links(host="new.example"), job_wait_s=0.05)
     harness.image_saver.faults = [dead()]
