@@ -79,11 +79,11 @@ class UsageStore:
                 return
 
     async def mark(self, day: int, writer: str) -> int:
-        """Return a writer's mark of a day, 0 if none; costs one command."""
+        """Return a writer's mark of a day, 0 if there is none that can be read; costs one command."""
         async with self._connection.deadline():
             stored = cast(bytes | None, await self._connection.commands.hget(self._keys.usage(day), _MARK + writer))
         self._connection.meter.redis_commands_sent("usage", 1)
-        return int(stored or 0)
+        return _parse({(_MARK + writer).encode(): stored or b"0"})[0].marks.get(writer, 0)
 
     async def add_dead(self, instances: Sequence[str]) -> None:
         """Record instances that left without a word; costs two commands."""

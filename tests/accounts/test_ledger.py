@@ -17,6 +17,7 @@ from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
 from imagegen.accounts.ledger_recovery import LedgerRecovery
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.end_marks import writer_name
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.image import StoredImage
@@ -228,6 +229,26 @@ async def test_what_a_dead_instance_ended_and_did_not_report_is_counted_once(mak
     assert (await one.total()).submitted == 2, "it counts on"
     for each in recovering:
         each.cancel()
+
+
+async def test_a_dead_instance_is_counted_for_although_its_mark_is_foreign(make_books: MakeBooks) -> None:
+    dead, finder = make_books(), make_books(start=False)
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.queue.crash()
+    name = dead.queue.parts.monitor.instance
+    mark: dict[Any, bytes] = {f"@{writer_name(name)}": b"x"}
+    await finder.queue.connection.commands.hset(finder.queue.keys.usage(TODAY), mapping=mark)
+    await finder.queue.verbs.retire([name])
+    await finder.recovery.on_gone([name])
+    counting = asyncio.create_task(finder.recovery.recover_forever())
+
+    async def is_counted() -> bool:
+        return counting.done() or (await finder.total()).spent == 90
+
+    await eventually(is_counted)
+    assert not counting.done()
+    counting.cancel()
 
 
 async def test_a_dead_instance_is_counted_for_although_the_finder_leaves_at_once(make_books: MakeBooks) -> None:
