@@ -166,7 +166,10 @@ class TaskCanceller:
         return KnownProgress(claim.stored_bytes or b"", claim.cost)
 
     async def _with_request(self, task: Task) -> Task:
-        """Return the task with its request, which only the entry has while the task is unfinished."""
+        """Return the task with its request: from memory if it was submitted here, else from its entry or line."""
+        cached = self._task_cache.live.get(task.id)
+        if cached is not None and cached.epoch == task.epoch and cached.request_json:
+            return replace(task, request_json=cached.request_json)
         if task.entry_id == IN_LINE:
             entry = await self._verbs.read_in_line(task)
             return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)

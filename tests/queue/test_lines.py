@@ -17,6 +17,7 @@ from imagegen.queue import line_mover
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
+from imagegen.queue.verbs import read
 from imagegen.queue.verbs.list_lines import ListedLine
 from imagegen.queue.verbs.refill_lines import StoppedLine
 from imagegen.tasks import transitions
@@ -290,6 +291,28 @@ async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make
     assert cancelled is not None
     assert cancelled.request_json == tasks[3].request_json
     assert await run_all(one) == [task.id for task in tasks[:3]]
+
+
+async def test_a_cancel_reads_a_long_line_in_pages_and_only_where_the_request_is_not_in_memory(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "PAGE_ELEMENTS", 4)
+    one, two = make_instance(slots=1), make_instance(slots=1, start=False)
+    tasks = await put(one, "a", 14)
+    assert await in_line(one) == 12
+
+    async def reads_of_cancel(instance: Instance, task: Task) -> int:
+        commands = instance.connection.meter.commands
+        before = commands["read"]
+        cancelled = await instance.cancel(task.id)
+        assert cancelled is not None
+        assert cancelled.request_json == task.request_json
+        return commands["read"] - before
+
+    of_record = 1
+    assert await reads_of_cancel(two, tasks[13]) == of_record + 2
+    assert await reads_of_cancel(two, tasks[2]) == of_record + 3 * 2
+    assert await reads_of_cancel(one, tasks[3]) <= of_record
 
 
 async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instance: MakeInstance) -> None:
