@@ -24,6 +24,7 @@ from imagegen.queue.codec import (
     final_record,
     with_delivery_log,
 )
+from imagegen.queue.verbs.read import TaskRows
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.submission import Submission
@@ -485,6 +486,33 @@ async def test_named_deliveries_are_read_in_bulk_and_in_order(
     delivered = [(await deliver(two))[0].id for _ in range(30)]
     assert sorted(delivered) == sorted(ids[70:])
     assert await waiting(two) == {}
+
+
+async def test_a_new_instance_reads_the_webhooks_of_a_dead_one_in_small_batches(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "READ_AT_ONCE", 4)
+    one = make_instance()
+    for name in range(10):
+        await submit_hooks(one, name, hook())
+        await finish(one)
+    await one.crash()
+    two, at_once, most = make_instance(start=False), 0, 0
+    read = two.verbs.read
+
+    async def counted(task_id: str) -> TaskRows:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        rows = await read(task_id)
+        at_once -= 1
+        return rows
+
+    monkeypatch.setattr(two.verbs, "read", counted)
+    two.start()
+    for _ in range(10):
+        await deliver(two)
+    assert most == 4
 
 
 async def test_a_full_destination_leaves_further_deliveries_in_redis(
