@@ -49,9 +49,11 @@ def printable(text: str, max_chars: int | None = None) -> str:
 def certificate_fault(error: BaseException) -> str:
     """Return why the certificate of a server was refused, such as `certificate has expired`; empty for another error.
 
-    error: of aiohttp. The text has no names.
+    error: of aiohttp, or raised because of one. The text has no names.
     """
     fault = getattr(error, "certificate_error", None)
+    if fault is None and error.__context__ is not None:
+        return certificate_fault(error.__context__)
     return printable(str(getattr(fault, "verify_message", "")).partition(",")[0], MAX_FAULT_CHARS)
 
 

@@ -46,7 +46,8 @@ def unwrapped(text: str) -> str:
 
 def plain_text(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("must not hold control characters")
+        is_utf8 = text == text.encode(errors="replace").decode()
+        raise ValueError("must not hold control characters" if is_utf8 else "is not UTF-8")
     if " #" in text:
         raise ValueError("holds a # after a space: no comment can follow a value")
     return text

@@ -527,3 +527,9 @@ def test_lower_case_proxy_variables_are_the_fallback() -> None:
     assert load(https_proxy="b:2", HTTPS_PROXY="").https_proxy == "http://b:2"
     assert load(no_proxy="c, .D  e").no_proxy == ("c", ".d", "e")
     assert load(webhook_proxy="a:1").webhook_proxy is None
+
+
+def test_a_value_that_is_not_utf8_is_refused_as_that() -> None:
+    """Python reads such bytes of the environment as halves of characters."""
+    with pytest.raises(SettingsError, match="DATA_DIR: is not UTF-8"):
+        Settings.load({"DATA_DIR": "d\udcc3\udca4"}, dotenv=None)

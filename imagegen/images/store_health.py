@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from loguru import logger
 
+from imagegen.formats import certificate_fault
+
 MAX_CAUSE_CHARS = 200
 READ_LOG_INTERVAL_S = 60.0
 
@@ -82,5 +84,7 @@ def describe(error: BaseException) -> str:
     """Return a failure's text with its errno name, without paths, so that failures of several images look the same."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)} {os.strerror(error.errno)}"
+    if fault := certificate_fault(error):
+        return f"TLS certificate refused ({fault})"
     text = f"{type(error).__name__}: {error}".strip(": ")
     return text.splitlines()[0][:MAX_CAUSE_CHARS]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
+import aiohttp
 import pytest
 
 from imagegen.images.store_health import StoreHealth, describe
@@ -51,3 +54,13 @@ async def test_waiting_ends_when_images_can_be_saved_again() -> None:
 def test_a_cause_names_the_errno_and_no_path() -> None:
     assert describe(full()) == "ENOSPC No space left on device"
     assert describe(ValueError("odd\nand long")) == "ValueError: odd"
+
+
+def test_a_cause_says_why_a_tls_certificate_was_refused() -> None:
+    """The error of an S3 client has the reason behind its address, at a place that is cut off."""
+    refused = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    refused.verify_message = "Hostname mismatch, certificate is not valid for 's3.example'."
+    unknown_key: Any = None
+    error = ValueError("SSL validation failed for https://s3.example/bucket")
+    error.__context__ = aiohttp.ClientConnectorCertificateError(unknown_key, refused)
+    assert describe(error) == "TLS certificate refused (Hostname mismatch)"
