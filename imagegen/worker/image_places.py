@@ -86,9 +86,14 @@ class ImagePlaces:
         self.fault, self._again = None, again
 
     def rejected(self, image: ReceivedImage, error: ImageRejected) -> None:
-        """Record an image that can't be used. It is requested again only if that may help."""
-        self.fault = error
-        if error.lasting:
+        """Record an image that can't be used. It is requested again only if that may help.
+
+        It never is if its provider job was polled again for a fresh link: then it is certainly paid for.
+        """
+        self.fault, job = error, self._claim.checkpoint.job or self._claim.checkpoint.links_job
+        if error.renewable and job and job.renewals:
+            self.give_up([image.index])
+        elif error.lasting:
             self._unusable.add(image.index)
             self.give_up([image.index])
         else:

@@ -188,8 +188,8 @@ class ClaimImageSaver:
         if error.renewable and job and job.renewals < MAX_RENEWALS and _link_of(received) not in job.dead_links:
             died.append(received)
         else:
-            self._forget_link(received)
             self.on_rejected(received, error)
+            self._forget_link(received)
 
     @property
     def _links_job(self) -> AcceptedJob | None:

@@ -382,3 +382,17 @@ async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_l
     outcome = await harness.attempts.run(claim)
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
     assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
+
+
+@pytest.mark.parametrize("lasting", [True, False], ids=["dead", "damaged"])
+async def test_an_image_that_its_renewed_job_does_not_give_is_not_paid_again_beside_others(
+    instance: Instance, lasting: bool
+) -> None:
+    harness = harness_of(instance, *(links(2, host=f"{number}.example") for number in range(9)))
+    harness.provider.max_images_per_call = 2
+    harness.image_saver.faults = [None, *[dead(lasting=lasting)] * 9]
+    claim = await harness.claim(n=2)
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Succeeded)
+    assert (len(outcome.images), outcome.warnings) == (1, ("only 1 of 2 images came",))
+    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, MAX_RENEWALS)
