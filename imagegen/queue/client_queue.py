@@ -40,7 +40,8 @@ from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import FINAL_OFFSET, IN_LINE, State, Task, WaitReason
 from imagegen.tasks.webhook import initial_deliveries
 
-POSITIONS_MAX_AGE_S = 10.0
+POSITIONS_MAX_AGE_S, POSITIONS_AGE_PER_LINE_S = 10.0, 0.25
+"""Positions are read again after this time: a longer one with over 40 lines, since each costs a command."""
 
 
 class _FirstCancelled(Exception):
@@ -210,12 +211,13 @@ class ClientQueue:
         return await self.canceller.cancel(task_id, client)
 
     async def position(self, task: Task) -> QueuePosition:
-        """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
+        """Return the position of an unfinished task: exact without peers, else some seconds old."""
         if task.state.is_final:
             return UNKNOWN_POSITION
         waiting = self._estimates.waiting
         doubtful = waiting.vague or waiting.read_at < self._notifier.alone_since
-        if doubtful and self.clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
+        age_s = self.clock() - self._positions_read_at
+        if doubtful and age_s > POSITIONS_MAX_AGE_S and age_s > POSITIONS_AGE_PER_LINE_S * len(self._mover.lines):
             try:
                 await self.refresh_positions()
             except QueueUnavailable:

@@ -57,7 +57,7 @@ class LineMover:
         self._connection = connection
         self._verbs = verbs
         self.lookup = lookup
-        self._lines = verbs.lines
+        self.lines = self._lines = verbs.lines
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._deadline_s = deadline_s
         self._clock = connection.clock

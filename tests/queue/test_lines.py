@@ -13,12 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import QueueFull
-from imagegen.queue import line_mover
+from imagegen.queue import client_queue, line_mover
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.queue.verbs import read
 from imagegen.queue.verbs.list_lines import ListedLine
+from imagegen.queue.verbs.list_waiting import WaitingEntryIds
 from imagegen.queue.verbs.refill_lines import StoppedLine
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
@@ -403,6 +404,29 @@ async def test_positions_are_right_after_a_restart(make_instance: MakeInstance) 
     await eventually(lambda: len(two.parts.lines) == 1 and two.parts.lines.waiting == 4)
     place = await two.client_queue.position(await two.task(tasks[4].id))
     assert place.position == 5
+
+
+@pytest.mark.parametrize(("age_per_line_s", "reads"), [(0.0, 3), (1_000.0, 1)], ids=["few lines", "many lines"])
+async def test_positions_are_read_less_often_the_more_lines_there_are(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, age_per_line_s: float, reads: int
+) -> None:
+    monkeypatch.setattr(client_queue, "POSITIONS_MAX_AGE_S", -1.0)
+    monkeypatch.setattr(client_queue, "POSITIONS_AGE_PER_LINE_S", age_per_line_s)
+    one, listed = make_instance(slots=1), 0
+    make_instance(slots=1)
+    await eventually(lambda: one.parts.notifier.peers)
+    tasks, list_waiting = await put(one, "a", 6), one.verbs.list_waiting
+
+    async def counted() -> WaitingEntryIds:
+        nonlocal listed
+        listed += 1
+        return await list_waiting()
+
+    monkeypatch.setattr(one.verbs, "list_waiting", counted)
+    await one.client_queue.refresh_positions()
+    for _ in range(2):
+        await one.client_queue.position(tasks[5])
+    assert listed == reads
 
 
 async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(make_instance: MakeInstance) -> None:
