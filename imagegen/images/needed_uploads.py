@@ -16,6 +16,10 @@ PAGE_ENTRIES = 500
 SUBMITTING_S = 60.0
 """How long an upload counts as needed after its last use in a submit: its entry may not be written yet."""
 
+FOUND_S = 10.0
+"""How long an upload counts as needed after a task was found that needs it: else each image that is saved into a full
+store would read all unfinished tasks again."""
+
 SHA256_CHARS = 64
 """Task ids are shorter."""
 
@@ -26,8 +30,9 @@ FindNeeded = Callable[[Collection[str]], Awaitable[Collection[str]]]
 class NeededUploads:
     """Uploads that the entries of unfinished tasks name, or that were submitted here a moment ago.
 
-    A look-up costs two commands for 500 unfinished tasks, and two for each line of tasks that wait for the stream. It
-    is made only when uploads are the oldest in a full store.
+    A look-up costs two commands for 500 unfinished tasks, and at least two for each line of tasks that wait for the
+    stream. It is made only when uploads are the oldest in a full store, and for an upload that is needed only once in
+    `FOUND_S`.
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
@@ -36,6 +41,7 @@ class NeededUploads:
         self._find = load_script(__package__, "needed_uploads")
         self._find_in_line = load_script(__package__, "uploads_in_line")
         self._submitted: dict[str, float] = {}
+        self._found: dict[str, float] = {}
 
     def note(self, sha256: str) -> None:
         """Record that a task that needs this upload is being submitted."""
@@ -47,13 +53,17 @@ class NeededUploads:
 
     async def among(self, uploads: Collection[str]) -> Collection[str]:
         """Return those of some uploads that are needed; all of them if Redis does not answer."""
-        submitted = {sha256 for sha256 in uploads if self._submitted_just_now(sha256)}
+        oldest = time.monotonic() - FOUND_S
+        self._found = {sha256: at for sha256, at in self._found.items() if at > oldest}
+        known = {sha256 for sha256 in uploads if sha256 in self._found or self._submitted_just_now(sha256)}
         try:
             # Tasks move from lines to the stream meanwhile, so the stream is read last.
-            in_lines = await self._in_lines(set(uploads) - submitted)
-            return submitted | in_lines | await self._in_stream(set(uploads) - submitted - in_lines)
+            in_lines = await self._in_lines(set(uploads) - known)
+            found = in_lines | await self._in_stream(set(uploads) - known - in_lines)
         except QueueUnavailable:
             return uploads
+        self._found |= dict.fromkeys(found, time.monotonic())
+        return known | found
 
     def _submitted_just_now(self, sha256: str) -> bool:
         at = self._submitted.get(sha256)
@@ -67,12 +77,20 @@ class NeededUploads:
         self._connection.meter.redis_commands_sent("pictures", 1)
         needed: set[str] = set()
         for client in cast(set[bytes], clients):
+            needed |= await self._in_line(client.decode(), uploads)
+        return needed
+
+    async def _in_line(self, client: str, uploads: set[str]) -> set[str]:
+        needed, passed, is_more = set[str](), 0, 1
+        while is_more:  # from its end, where no task leaves it
             async with self._connection.deadline():
-                names = await self._connection.commands.run_script(
-                    self._find_in_line, [self._keys.line(client.decode())], list(uploads)
+                reply = await self._connection.commands.run_script(
+                    self._find_in_line, [self._keys.line(client)], [passed, PAGE_ENTRIES, *uploads]
                 )
             self._connection.meter.redis_commands_sent("pictures", 2)
-            needed |= {name.decode() for name in cast(list[bytes], names)}
+            is_more, names = cast(tuple[int, list[bytes]], reply)
+            needed |= {name.decode() for name in names}
+            passed += PAGE_ENTRIES
         return needed
 
     async def _in_stream(self, uploads: set[str]) -> set[str]:

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
+from imagegen.images import needed_uploads
 from imagegen.images.disk import DiskLookups, DiskStore
-from imagegen.images.needed_uploads import NeededUploads
+from imagegen.images.needed_uploads import PAGE_ENTRIES, NeededUploads
 from imagegen.images.sniff import sniff
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
@@ -203,8 +204,9 @@ async def test_a_store_that_can_not_be_written_refuses_uploads_before_a_byte(ope
 
 
 async def test_in_a_full_store_the_oldest_uploads_go_that_no_unfinished_task_needs(
-    open_uploads: OpenUploads, redis_url: str, prefix: str
+    open_uploads: OpenUploads, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(needed_uploads, "FOUND_S", 0.0)
     files = [noise(100) for _ in range(5)]
     store_bytes = int(3.5 * max(map(len, files)))
     uploads, connection, stream = (
@@ -229,8 +231,9 @@ async def test_in_a_full_store_the_oldest_uploads_go_that_no_unfinished_task_nee
 
 
 async def test_uploads_that_tasks_need_are_not_added_to_without_end(
-    open_uploads: OpenUploads, redis_url: str, prefix: str
+    open_uploads: OpenUploads, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(needed_uploads, "FOUND_S", 0.0)
     files = [noise(100) for _ in range(4)]
     uploads = await open_uploads(store_bytes=int(2.5 * max(map(len, files))))
     other, _ = await uploads.save(in_pieces(files[3]))
@@ -263,6 +266,20 @@ async def test_an_upload_stays_while_its_task_waits_in_the_line_of_its_key(
     for data in files[1:]:
         await uploads.save(in_pieces(data))
     assert await load(uploads, needed.id) == files[0]
+    await connection.close()
+
+
+async def test_an_upload_that_a_task_needs_is_found_in_a_long_line_and_not_searched_for_with_each_save(
+    redis_url: str, prefix: str
+) -> None:
+    connection, keys, upload = Connection(redis_url), Keys(prefix), "a" * 64
+    await connection.commands.sadd(keys.lines, "a")
+    await connection.commands.rpush(keys.line("a"), f"upload:{upload}", *["{}"] * PAGE_ENTRIES)
+    needed, commands = NeededUploads(connection, keys), connection.meter.commands
+    assert await needed.among({upload, "b" * 64}) == {upload}
+    before = commands["pictures"]
+    assert await needed.among({upload}) == {upload}
+    assert commands["pictures"] == before
     await connection.close()
 
 
