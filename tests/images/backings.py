@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
@@ -112,3 +113,18 @@ BACKINGS: dict[str, Callable[[pytest.FixtureRequest], Backing]] = {
     "s3": InBucket,
     "upstream": LinksOnly,
 }
+
+
+def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
+    """Return the same image in a file of the spool folder."""
+    assert image.data is not None
+    path = store.spool_folder / "image"
+    path.write_bytes(image.data)
+    return VerifiedImage(image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path)
+
+
+def fails_with(code: int) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(code, os.strerror(code))
+
+    return fail

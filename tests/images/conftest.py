@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from yarl import URL
 
+from imagegen.images import fetch
+from imagegen.images.disk import DiskStore
+from imagegen.images.fetch import ImageFetcher
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
 from tests.images.backings import BACKINGS, Backing
+from tests.images.link_server import Upstream, make_fetcher, open_session, serve
 from tests.s3_server import Objects, S3Server
+from tests.support import Clock
 
 MakeImage = Callable[..., VerifiedImage]
 OpenStore = Callable[..., Awaitable[ImageStore]]
+OpenDisk = Callable[..., Awaitable[DiskStore]]
+
+LIFE_S = 1_000.0
 
 _numbers = itertools.count()
 
@@ -78,3 +89,48 @@ async def open_store(backing: Backing) -> AsyncIterator[OpenStore]:
             return store
 
         yield open_one
+
+
+upstream = pytest.fixture(serve)
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
+
+
+@pytest.fixture
+async def fetcher(upstream: Upstream) -> AsyncIterator[ImageFetcher]:
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        yield make_fetcher(session, own, base_url=URL(f"http://{upstream.host}/v1"), max_bytes=1_000_000)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return a Unix clock that only a test moves; near the real time because new files have real times."""
+    return Clock(float(int(time.time())))
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
+    store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
+    await store.start()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
+    """Open started stores: `await open_disk(folder)` uses `folder/images`."""
+    stores: list[DiskStore] = []
+
+    async def make(folder: Path = tmp_path / "data") -> DiskStore:
+        store = DiskStore(folder / "images", 10**8, life_s=LIFE_S, clock=clock)
+        stores.append(store)
+        await store.start()
+        return store
+
+    yield make
+    for store in stores:
+        await store.close()

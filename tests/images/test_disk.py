@@ -1,46 +1,29 @@
-"""Tests of the disk store: files, sweeps, and a folder that changes or fails during use."""
+"""Tests of the disk store: files, caps, and a folder that changes or fails during use."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loguru import logger
-from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
-from imagegen.images import disk
-from imagegen.images.disk import ORPHAN_S, DiskLookups, DiskStore
-from imagegen.images.disk_index import EXPIRED_AT_ONCE
-from imagegen.images.disk_watch import read_mark
+from imagegen.images.checked_files import MAX_IMAGE_BYTES
+from imagegen.images.disk import DiskStore
+from imagegen.images.files import SMALL_BYTES
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory, is_writable, load
-from tests.images.conftest import MakeImage
+from tests.images.conftest import MakeImage, OpenDisk
 from tests.support import Clock
 
 TASK = "0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """Return a Unix clock that only a test moves; near the real time because new files have real times."""
-    return Clock(float(int(time.time())))
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
-    store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
-    await store.start()
-    yield store
-    await store.close()
 
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
@@ -143,121 +126,6 @@ async def test_a_damaged_file_is_never_served_and_is_deleted(
     assert files(tmp_path) == []
 
 
-async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    short, long = make_image("red"), make_image("blue")
-    await store.save(TASK, 0, short, clock.now + 10)
-    await store.save("f" * 32, 0, long, clock.now + 60)
-    clock.now += 10
-    assert await load(store, TASK, stored(short)) is None
-    await store.sweep_once()
-    assert [path.parent.name for path in files(tmp_path)] == ["f" * 32]
-    assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
-
-
-async def test_expired_images_free_space_without_a_sweep(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    image = make_image()
-    for number in range(EXPIRED_AT_ONCE + 5):
-        await store.save(f"{number:032x}", 0, image, clock.now + 10)
-    await store.extend_expiry(f"{0:032x}", [stored(image)], clock.now + 60)
-    clock.now += 10
-    await store.save(TASK, 0, image, clock.now + 60)
-    left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE + 1, EXPIRED_AT_ONCE + 5)), TASK]
-    assert sorted(path.parent.name for path in files(tmp_path)) == sorted(left)
-
-
-async def test_a_sweep_deletes_orphans_and_leaves_foreign_files(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    await store.save(TASK, 0, make_image(), clock.now + ORPHAN_S + 60)
-    folder = tmp_path / "data" / "images"
-    ours = files(tmp_path)[0]
-    stranger, orphan, fresh = folder / "README", ours.with_name(".0-a.png.1.part"), ours.with_name(".0-a.png.2.part")
-    for path in (stranger, orphan):
-        path.write_bytes(b"x")
-        os.utime(path, (0, 0))
-    await store.sweep_once()
-    assert files(tmp_path) == sorted([stranger, ours, orphan])
-    clock.now += ORPHAN_S
-    fresh.write_bytes(b"x")
-    os.utime(fresh, (0, 0))
-    await store.sweep_once()
-    assert files(tmp_path) == sorted([stranger, ours, fresh])
-
-
-async def test_files_of_an_earlier_run_count_after_the_first_sweep(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    images = [make_image(colour, pad_bytes=6_000) for colour in ("red", "green", "blue")]
-    for index, image in enumerate(images):
-        await store.save(TASK, index, image, clock.now + 60 - index)
-    again = DiskStore(tmp_path / "data" / "images", 13_500, clock=clock)
-    await again.start()
-    await again.sweep_once()
-    loaded = [await load(again, TASK, stored(image, index)) for index, image in enumerate(images)]
-    assert loaded == [images[0].data, images[1].data, None]
-    await again.save(TASK, 3, make_image("gold", pad_bytes=6_000), clock.now + 70)
-    assert await load(again, TASK, stored(images[1], 1)) is None
-    assert await load(again, TASK, stored(images[0])) == images[0].data
-
-
-async def test_two_processes_hold_one_cap_between_them(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    pair = [DiskStore(tmp_path / "data" / "images", 20_000, clock=clock) for _ in range(2)]
-    for index in range(6):
-        image = make_image(f"#0000{index:02x}", pad_bytes=6_000)
-        await pair[index % 2].save(TASK, index, image, clock.now + 60 + index)
-    for each in pair:
-        await each.sweep_once()
-    assert [path.name[0] for path in files(tmp_path)] == ["3", "4", "5"]
-
-
-async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await store.save(TASK, 0, make_image(), clock.now - 1)
-    swept, sweep_once = asyncio.Event(), store.sweep_once
-
-    async def fail_sweep() -> None:
-        await sweep_once()
-        swept.set()
-
-    monkeypatch.setattr(store, "sweep_once", fail_sweep)
-    loop = asyncio.create_task(store.sweep())
-    await asyncio.wait_for(swept.wait(), 20)
-    assert files(tmp_path) == []
-    loop.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await loop
-
-
-async def test_a_failing_sweep_is_logged_once_and_continues(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds, seen = 0, asyncio.Event()
-    lines: list[str] = []
-
-    async def fails() -> None:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 3:
-            seen.set()
-        raise StoreUnavailable from OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(store, "sweep_once", fails)
-    monkeypatch.setattr(disk, "SWEEP_INTERVAL_S", 0.0)
-    sink = logger.add(lines.append, format="{message}")
-    loop = asyncio.create_task(store.sweep())
-    await asyncio.wait_for(seen.wait(), 20)
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
-    logger.remove(sink)
-    assert len(lines) == 1
-    assert "broken" in lines[0]
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EMFILE, errno.EROFS])
 async def test_a_failing_disk_is_unavailable(
     store: DiskStore, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
@@ -317,49 +185,6 @@ async def test_a_folder_that_can_not_be_created_at_start_is_retried(tmp_path: Pa
     await store.close()
 
 
-async def test_a_folder_swept_during_a_write_is_created_again(
-    store: DiskStore, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = os.open
-    swept: list[str] = []
-
-    def swept_then_opened(path: str, *options: int) -> int:
-        if len(swept) < 2 and Path(path).suffix == ".part":
-            swept.append(path)
-            Path(path).parent.rmdir()
-        return opened(path, *options)
-
-    monkeypatch.setattr(os, "open", swept_then_opened)
-    image = make_image()
-    await store.save(TASK, 0, image, clock.now + 60)
-    assert len(swept) == 2
-    assert await load(store, TASK, stored(image)) == image.data
-
-
-async def test_a_sweep_works_outside_of_the_event_loop(store: DiskStore, tmp_path: Path) -> None:
-    for number in range(2_000):
-        folder = tmp_path / "data" / "images" / f"{number % 100:02}" / f"{number % 100:02}{number:030}"
-        folder.mkdir(parents=True)
-        (folder / "0-0123456789ab.png").write_bytes(b"x")
-    shares = []
-    for _ in range(5):  # the collector of garbage may run in either thread
-        began_s, loop_began_s = time.process_time(), time.thread_time()
-        await store.sweep_once()
-        shares.append((time.thread_time() - loop_began_s) / (time.process_time() - began_s))
-    assert min(shares) < 0.1
-
-
-async def test_an_image_saved_during_a_sweep_still_counts(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    small = DiskStore(tmp_path / "data" / "images", 20_000, clock=clock)
-    for index in range(12):
-        image = make_image(f"#0000{index:02x}", pad_bytes=6_000)
-        await asyncio.gather(small.sweep_once(), small.save(TASK, index, image, clock.now + 60 + index))
-    await small.save(TASK, 12, make_image("gold", pad_bytes=6_000), clock.now + 90)
-    assert sum(path.stat().st_size for path in files(tmp_path)) <= 20_000
-
-
 async def test_the_upstream_store_keeps_only_what_came_without_a_link(store: DiskStore, make_image: MakeImage) -> None:
     upstream, image = UpstreamStore(store), make_image()
     link = StoredImage(0, url="https://pics.example.org/0")
@@ -369,69 +194,6 @@ async def test_the_upstream_store_keeps_only_what_came_without_a_link(store: Dis
     assert await upstream.contains_all(TASK, [link, stored(image, 1)])
     assert await load(upstream, TASK, stored(image, 1)) == image.data
     await upstream.extend_expiry(TASK, [link, stored(image, 1)], 1.1e10)
-
-
-async def test_an_image_in_the_folder_of_another_instance_is_unavailable(
-    tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    others = {"live": True}
-    ours = DiskStore(tmp_path / "ours", 10**6, clock=clock, lookups=DiskLookups(lambda: others["live"]))
-    theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
-    await ours.start()
-    await theirs.start()
-    image = replace(stored(make_image()), store_id=theirs.store_id)
-    assert await ours.contains_all(TASK, [image])
-    with pytest.raises(StoreUnavailable):
-        await load(ours, TASK, image)
-    others["live"] = False
-    assert not await ours.contains_all(TASK, [image])
-    assert await load(ours, TASK, image) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0123"])
-async def test_a_mark_without_an_id_is_replaced(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "images.mark").write_bytes(content)
-    ids = set()
-    for _ in range(2):
-        store = DiskStore(tmp_path / "images", 1_000_000)
-        await store.start()
-        ids.add(store.store_id)
-        await store.close()
-    assert len(ids) == 1
-    assert len(ids.pop()) == 16
-
-
-@pytest.mark.parametrize("broken", [None, b"", b"of another version"])
-def test_two_instances_that_mark_a_folder_at_once_have_the_same_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bytes | None
-) -> None:
-    if broken is not None:
-        (tmp_path / "images.mark").write_bytes(broken)
-    write_text, others = Path.write_text, list[str]()
-
-    def write_later(path: Path, text: str, **options: str) -> int:
-        monkeypatch.setattr(Path, "write_text", write_text)
-        others.append(read_mark(tmp_path / "images.mark"))
-        return write_text(path, text, **options)
-
-    monkeypatch.setattr(Path, "write_text", write_later)
-    assert [read_mark(tmp_path / "images.mark")] == others == [read_mark(tmp_path / "images.mark")]
-    assert [path.name for path in tmp_path.iterdir()] == ["images.mark"]
-
-
-def test_folders_with_equal_broken_marks_have_different_ids(tmp_path: Path) -> None:
-    for name in ("a.mark", "b.mark"):
-        (tmp_path / name).write_bytes(b"")
-    assert read_mark(tmp_path / "a.mark") != read_mark(tmp_path / "b.mark")
-
-
-async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
-    marks = set()
-    for _ in range(2):
-        store = DiskStore(tmp_path / "images", 10**6)
-        await store.start()
-        marks.add(store.store_id)
-    assert len(marks) == 1
 
 
 async def test_a_reused_image_is_a_second_name_of_the_file(
@@ -475,3 +237,38 @@ async def test_a_reused_image_takes_its_bytes_once(
     await store.save("d" * 32, 0, other, clock.now + 90)
     assert {path.parent.name for path in files(tmp_path)} == {"e" * 32, "d" * 32}
     await store.close()
+
+
+@pytest.mark.parametrize("pad_bytes", [0, SMALL_BYTES])
+async def test_a_file_changed_to_other_bytes_is_never_served(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, pad_bytes: int
+) -> None:
+    data = os.urandom(100 + pad_bytes)
+    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
+    store = await open_disk()
+    await store.save(TASK, 0, image, clock.now + 600)
+    assert await load(store, TASK, image.stored_at(0)) == data
+    (path,) = (tmp_path / "data" / "images").rglob("*.png")
+    before = path.stat()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert await load(store, TASK, image.stored_at(0)) is None
+    assert not path.exists()
+
+
+async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: Clock) -> None:
+    data = os.urandom(MAX_IMAGE_BYTES + 1)
+    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
+    store = await open_disk()
+    await store.save(TASK, 0, image, clock.now + 600)
+    opened = await store.open(TASK, image.stored_at(0))
+    assert opened is not None
+    assert opened.data is None
+    assert b"".join([piece async for piece in opened.read(1, 3)]) == data[1:4]
+    opened.close()
+    assert opened.file is not None
+    assert opened.file.closed
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

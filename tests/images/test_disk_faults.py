@@ -1,17 +1,15 @@
-"""Tests of disk faults: full, read-only, failing, slow, copied, without file times, deleted under the process."""
+"""Tests of disk faults that make the store unhealthy: full, read-only, failing, slow and unmounted disks."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,26 +17,14 @@ import pytest
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
-from imagegen.images import disk, disk_watch, files
-from imagegen.images.checked_files import MAX_IMAGE_BYTES
-from imagegen.images.disk import DiskStore
-from imagegen.images.files import SMALL_BYTES
+from imagegen.images import disk_watch, files
 from imagegen.images.spool import Spool
-from imagegen.images.spool_folder import SpoolFolder
-from imagegen.images.store import SpooledImageLost, VerifiedImage
-from tests.images.backings import is_writable, load
-from tests.images.conftest import MakeImage
+from imagegen.images.store import VerifiedImage
+from tests.images.backings import fails_with, is_writable, load, spooled
+from tests.images.conftest import MakeImage, OpenDisk
 from tests.support import Clock, eventually, logged
 
-OpenDisk = Callable[..., Awaitable[DiskStore]]
-
 TASK = "0123456789abcdef0123456789abcdef"
-LIFE_S = 1_000.0
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(float(int(time.time())))
 
 
 @pytest.fixture
@@ -46,22 +32,6 @@ def lines() -> Iterator[list[str]]:
     """Collect log lines at INFO and above."""
     with logged("INFO") as lines:
         yield lines
-
-
-@pytest.fixture
-async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
-    """Open started stores: `await open_disk(folder)` uses `folder/images`."""
-    stores: list[DiskStore] = []
-
-    async def make(folder: Path = tmp_path / "data") -> DiskStore:
-        store = DiskStore(folder / "images", 10**8, life_s=LIFE_S, clock=clock)
-        stores.append(store)
-        await store.start()
-        return store
-
-    yield make
-    for store in stores:
-        await store.close()
 
 
 @pytest.fixture
@@ -85,215 +55,6 @@ def fill(path: Path) -> None:
 
 def remount(folder: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
-
-
-def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
-    """Return the same image in a file of the spool folder."""
-    assert image.data is not None
-    path = store.spool_folder / "image"
-    path.write_bytes(image.data)
-    return VerifiedImage(image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path)
-
-
-def fails_with(code: int) -> Callable[..., object]:
-    def fail(*_: object, **__: object) -> object:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
-async def test_neither_times_of_files_nor_fsync_are_needed(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    monkeypatch.setattr(os, "utime", fails_with(code))
-    monkeypatch.setattr(os, "fsync", fails_with(code))
-    store, image, moved = await open_disk(), make_image(), make_image("red")
-    assert is_writable(store)
-    await store.save(TASK, 0, image, clock.now + 600)
-    await store.save(TASK, 1, spooled(store, moved), clock.now + 600)
-    await store.extend_expiry(TASK, [image.stored_at(0)], clock.now + 700)
-    again = await open_disk()
-    for each in (store, again):
-        await each.sweep_once()
-        assert await load(each, TASK, image.stored_at(0)) == image.data
-        assert await load(each, TASK, moved.stored_at(1)) == moved.data
-
-
-async def test_a_copy_without_file_times_has_all_unexpired_images(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    store, image = await open_disk(), make_image()
-    await store.save(TASK, 0, image, clock.now + 600)
-    await store.close()
-    shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)
-    for path in (tmp_path / "copy").rglob("*.png"):
-        os.utime(path, (1, 1))
-    copied = await open_disk(tmp_path / "copy")
-    await copied.sweep_once()
-    assert await load(copied, TASK, image.stored_at(0)) == image.data
-    assert await copied.contains_all(TASK, [image.stored_at(0)])
-    clock.now += 700
-    await copied.sweep_once()
-    assert list((tmp_path / "copy" / "images").rglob("*.png")) == []
-
-
-async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    store, image = await open_disk(), make_image()
-    await store.save(TASK, 0, image, clock.now + 600)
-    await store.close()
-    (tmp_path / "data" / "images.expiry").unlink()
-    (path,) = (tmp_path / "data" / "images").rglob("*.png")
-    os.utime(path, (clock.now - 5_000,) * 2)
-    await (await open_disk()).sweep_once()
-    clock.now += LIFE_S - 100
-    again = await open_disk()
-    await again.sweep_once()
-    assert await load(again, TASK, image.stored_at(0)) == image.data
-    clock.now += 200
-    await (await open_disk()).sweep_once()
-    assert not path.exists()
-
-
-async def test_a_file_of_the_previous_version_expires_at_its_mtime(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    image = make_image()
-    assert image.data is not None
-    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(image.data)
-    os.utime(path, (clock.now + 300,) * 2)
-    store = await open_disk()
-    await store.sweep_once()
-    assert await load(store, TASK, image.stored_at(0)) == image.data
-    clock.now += 400
-    await store.sweep_once()
-    assert not path.exists()
-
-
-async def test_a_file_stays_readable_for_the_previous_version(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    store, image = await open_disk(), make_image()
-    await store.save(TASK, 0, spooled(store, image), clock.now + 600)
-    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
-    assert path.stat().st_mtime == clock.now + 600
-    await store.extend_expiry(TASK, [image.stored_at(0)], clock.now + 900)
-    assert path.stat().st_mtime == clock.now + 900
-
-
-async def test_an_image_saved_again_elsewhere_is_not_removed_as_expired(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage
-) -> None:
-    ours, theirs, image = await open_disk(), await open_disk(), make_image()
-    await ours.save(TASK, 0, image, clock.now + 10)
-    clock.now += 300
-    await theirs.save(TASK, 0, image, clock.now + 600)
-    assert await ours.contains_all(TASK, [image.stored_at(0)])
-    await ours.sweep_once()
-    assert await load(ours, TASK, image.stored_at(0)) == image.data
-
-
-async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, theirs, image, index = await open_disk(), await open_disk(), make_image(), tmp_path / "data/images.expiry"
-    monkeypatch.setattr(disk, "FLUSH_S", 0.0)
-    await ours.save(TASK, 0, image, clock.now + 10)
-    await eventually(index.exists)
-    monkeypatch.setattr(disk, "FLUSH_S", 600.0)
-    clock.now += 300
-    await theirs.sweep_once()
-    assert list((tmp_path / "data" / "images").rglob("*.png")) == []
-    await theirs.save(TASK, 0, image, clock.now + 600)
-    assert len(index.read_text().splitlines()) == 1
-    assert await ours.contains_all(TASK, [image.stored_at(0)])
-    assert await load(ours, TASK, image.stored_at(0)) == image.data
-
-
-async def test_a_file_saved_over_an_expired_one_is_found_without_times(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "utime", fails_with(errno.EPERM))
-    monkeypatch.setattr(disk, "FLUSH_S", 600.0)
-    ours, theirs, image = await open_disk(), await open_disk(), make_image()
-    await ours.save(TASK, 0, image, clock.now + 10)
-    clock.now += 300
-    await theirs.save(TASK, 0, image, clock.now + 600)
-    assert await ours.contains_all(TASK, [image.stored_at(0)])
-
-
-async def test_images_are_flushed_together_soon_after_they_were_saved(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed: list[str] = []
-    monkeypatch.setattr(files, "flush", flushed.append)
-    monkeypatch.setattr(disk, "FLUSH_S", 0.2)
-    store, image, index = await open_disk(), make_image(), tmp_path / "data" / "images.expiry"
-    for number in range(5):
-        await store.save(f"{number}{TASK[1:]}", 0, image, clock.now + 600)
-    assert (flushed, index.exists()) == ([], False)
-    await eventually(lambda: bool(flushed))
-    assert flushed == [str(tmp_path / "data" / "images")]
-    assert len(index.read_text().splitlines()) == 5
-    await store.save(TASK, 0, image, clock.now + 600)
-    await eventually(lambda: len(flushed) == 2)
-
-
-async def test_a_disk_that_can_not_be_flushed_is_not_healthy(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "flush", fails_with(errno.EIO))
-    monkeypatch.setattr(disk, "FLUSH_S", 0.0)
-    store = await open_disk()
-    await store.save(TASK, 0, make_image(), clock.now + 600)
-    await eventually(lambda: not store.health.writable)
-    assert "EIO" in store.health.cause
-    await store.check()
-    assert is_writable(store)
-
-
-async def test_each_file_is_synced_without_file_system_flush(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = await open_disk()
-    synced: list[int] = []
-    monkeypatch.setattr(files, "CAN_FLUSH", False)
-    monkeypatch.setattr(os, "fsync", synced.append)
-    await store.save(TASK, 0, make_image(), clock.now + 600)
-    assert len(synced) == 1
-    await store.save(TASK, 1, spooled(store, make_image("red")), clock.now + 600)
-    assert len(synced) == 2
-
-
-@pytest.mark.skipif(not files.CAN_FLUSH, reason="this system has no syncfs")
-def test_a_flush_reports_what_the_system_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.flush(str(tmp_path))
-    codes = iter([errno.ENOSYS, errno.EIO])
-
-    def fails(_: int) -> int:
-        ctypes.set_errno(next(codes))
-        return -1
-
-    monkeypatch.setattr(files, "_syncfs", fails)
-    files.flush(str(tmp_path))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        files.flush(str(tmp_path))
-
-
-async def test_malformed_lines_in_the_expiry_index_are_skipped(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
-) -> None:
-    store, image = await open_disk(), make_image()
-    await store.save(TASK, 0, image, clock.now + 600)
-    with (tmp_path / "data" / "images.expiry").open("ab") as file:
-        file.write(b"\0\0\0\n" + TASK.encode() + b" soon\n\xff\xfe 12\nhalf a li")
-    again = await open_disk()
-    await again.sweep_once()
-    assert await load(again, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_full_disk_is_unhealthy_until_space_is_freed(
@@ -537,86 +298,3 @@ async def test_a_disk_that_fails_again_is_retried_less_often(
         delays.append(time.monotonic() - began)
     watching.cancel()
     assert delays[3] > 0.03
-
-
-@pytest.mark.parametrize("pad_bytes", [0, SMALL_BYTES])
-async def test_a_file_changed_to_other_bytes_is_never_served(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, pad_bytes: int
-) -> None:
-    data = os.urandom(100 + pad_bytes)
-    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
-    store = await open_disk()
-    await store.save(TASK, 0, image, clock.now + 600)
-    assert await load(store, TASK, image.stored_at(0)) == data
-    (path,) = (tmp_path / "data" / "images").rglob("*.png")
-    before = path.stat()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert await load(store, TASK, image.stored_at(0)) is None
-    assert not path.exists()
-
-
-async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: Clock) -> None:
-    data = os.urandom(MAX_IMAGE_BYTES + 1)
-    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
-    store = await open_disk()
-    await store.save(TASK, 0, image, clock.now + 600)
-    opened = await store.open(TASK, image.stored_at(0))
-    assert opened is not None
-    assert opened.data is None
-    assert b"".join([piece async for piece in opened.read(1, 3)]) == data[1:4]
-    opened.close()
-    assert opened.file is not None
-    assert opened.file.closed
-
-
-async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, image = await open_disk(), make_image()
-    moved = spooled(store, image)
-    assert moved.path is not None
-    inode = moved.path.stat().st_ino
-    await store.save(TASK, 0, moved, clock.now + 600)
-    assert [path.stat().st_ino for path in (tmp_path / "data" / "images").rglob("0-*")] == [inode]
-    replace = Path.replace
-
-    def across(path: Path, target: Path) -> Path:
-        if path.name == "image":
-            raise OSError(errno.EXDEV, "other file system")
-        return replace(path, target)
-
-    monkeypatch.setattr(Path, "replace", across)
-    copied = spooled(store, image)
-    await store.save(TASK, 1, copied, clock.now + 600)
-    assert await load(store, TASK, image.stored_at(1)) == image.data
-    assert copied.path is not None
-    assert not copied.path.exists()
-
-
-async def test_a_lost_spooled_image_is_not_a_disk_fault(
-    open_disk: OpenDisk, clock: Clock, make_image: MakeImage
-) -> None:
-    store = await open_disk()
-    image = spooled(store, make_image())
-    assert image.path is not None
-    image.path.unlink()
-    with pytest.raises(SpooledImageLost):
-        await store.save(TASK, 0, image, clock.now + 600)
-    assert is_writable(store)
-
-
-def test_only_spool_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
-    dead, alive, ours = (SpoolFolder(tmp_path / "spool") for _ in range(3))
-    for folder in (dead, alive, ours):
-        folder.make()
-        (folder.path / "image").write_bytes(b"x")
-    dead.close()
-    ours.remove_abandoned()
-    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == sorted([alive.path.name, ours.path.name])
-    alive.remove()
-    ours.remove()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,64 @@
+"""Tests of spooled images that are moved to the disk store."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from imagegen.images.spool_folder import SpoolFolder
+from imagegen.images.store import SpooledImageLost
+from tests.images.backings import is_writable, load, spooled
+from tests.images.conftest import MakeImage, OpenDisk
+from tests.support import Clock
+
+TASK = "0123456789abcdef0123456789abcdef"
+
+
+async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, image = await open_disk(), make_image()
+    moved = spooled(store, image)
+    assert moved.path is not None
+    inode = moved.path.stat().st_ino
+    await store.save(TASK, 0, moved, clock.now + 600)
+    assert [path.stat().st_ino for path in (tmp_path / "data" / "images").rglob("0-*")] == [inode]
+    replace = Path.replace
+
+    def across(path: Path, target: Path) -> Path:
+        if path.name == "image":
+            raise OSError(errno.EXDEV, "other file system")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", across)
+    copied = spooled(store, image)
+    await store.save(TASK, 1, copied, clock.now + 600)
+    assert await load(store, TASK, image.stored_at(1)) == image.data
+    assert copied.path is not None
+    assert not copied.path.exists()
+
+
+async def test_a_lost_spooled_image_is_not_a_disk_fault(
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage
+) -> None:
+    store = await open_disk()
+    image = spooled(store, make_image())
+    assert image.path is not None
+    image.path.unlink()
+    with pytest.raises(SpooledImageLost):
+        await store.save(TASK, 0, image, clock.now + 600)
+    assert is_writable(store)
+
+
+def test_only_spool_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    dead, alive, ours = (SpoolFolder(tmp_path / "spool") for _ in range(3))
+    for folder in (dead, alive, ours):
+        folder.make()
+        (folder.path / "image").write_bytes(b"x")
+    dead.close()
+    ours.remove_abandoned()
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == sorted([alive.path.name, ours.path.name])
+    alive.remove()
+    ours.remove()
