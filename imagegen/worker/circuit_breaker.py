@@ -157,30 +157,41 @@ class CircuitBreaker:
         self._running = 0
 
 
+MAX_FAILING_TASKS = 10_000
+"""A task that is cancelled, or taken over, while it waits for a retry is not reported as finished."""
+
+
 class FailingTasks:
     """Unfinished tasks with a failed last call since their model last answered, and tasks under suspicion.
 
     A task that failed before its model answered others is suspect: others succeed, so its failures are its own.
     They prove nothing against the upstream, and count as its attempts even while the upstream is taken for dead.
+
+    most: tasks of either kind; the oldest are forgotten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FAILING_TASKS) -> None:
+        self._most = most
         self._model_of: dict[str, str] = {}
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, None] = {}
 
     def failed(self, task_id: str, model: str) -> int:
         """Record a failed call of a task that goes on; return how many such tasks count against this model."""
         if task_id in self._suspects:
             return 0
         self._model_of[task_id] = model
+        if len(self._model_of) > self._most:
+            del self._model_of[next(iter(self._model_of))]
         return sum(failing == model for failing in self._model_of.values())
 
     def alive(self, model: str) -> None:
         if self._model_of:
             failing = [task_id for task_id, failing in self._model_of.items() if failing == model]
-            self._suspects.update(failing)
             for task_id in failing:
                 del self._model_of[task_id]
+                self._suspects[task_id] = None
+            while len(self._suspects) > self._most:
+                del self._suspects[next(iter(self._suspects))]
 
     def has_failed(self, task_id: str) -> bool:
         """Return whether a call for this unfinished task failed here."""
@@ -192,4 +203,4 @@ class FailingTasks:
     def finished(self, task_id: str) -> None:
         """Forget a task that ended: it may have been at fault itself."""
         self._model_of.pop(task_id, None)
-        self._suspects.discard(task_id)
+        self._suspects.pop(task_id, None)

@@ -184,3 +184,14 @@ def test_a_finished_task_is_not_counted() -> None:
         streaks.failed(task, "m")
         streaks.finished(task)
     assert streaks.failed("e", "m") == 1
+
+
+def test_tasks_that_never_end_here_are_forgotten_once_there_are_many() -> None:
+    streaks = FailingTasks(most=3)
+    for number in range(5):
+        streaks.failed(f"t{number}", "m")
+    assert [streaks.has_failed(f"t{number}") for number in range(5)] == [False, False, True, True, True]
+    streaks.alive("m")
+    streaks.failed("t5", "m")
+    streaks.alive("m")
+    assert [streaks.is_suspect(f"t{number}") for number in range(6)] == [False, False, False, True, True, True]
