@@ -253,14 +253,15 @@ class DiskStore:
         self._parts = {name: self._parts.get(name, now) for name in swept.parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
         expired = self._index.take_expired(now)
-        useless = [*orphans, *expired, *await self._take_over_cap()]
-        await _in_thread(self._finish_sweep, useless, swept)
+        await _in_thread(self._finish_sweep, swept, expired, [*orphans, *await self._take_over_cap()])
 
-    def _finish_sweep(self, useless: list[str], swept: SweptFolder) -> None:
+    def _finish_sweep(self, swept: SweptFolder, expired: dict[str, IndexEntry], useless: list[str]) -> None:
+        self._expiry.refresh()
         for task_id, expires_at_s in swept.unknown.items():
-            self._expiry.note(task_id, expires_at_s)
+            if self._expiry.expiry_of(task_id) is None:
+                self._expiry.note(task_id, expires_at_s)
         self._expiry.flush()
-        files.remove(useless)
+        self._remove_superfluous(expired, useless)
         self._expiry.forget_expired(self._clock(), keep=swept.tasks)
 
     async def _evict_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
@@ -314,7 +315,7 @@ class DiskStore:
             files.flush(self._root)
 
     def _remove_superfluous(self, expired: dict[str, IndexEntry], over_cap: list[str]) -> None:
-        """Remove files, but not if another process extended their expiry."""
+        """Remove files, but no expired one that was written again, or extended by another process, meanwhile."""
         if expired:
             self._expiry.refresh()
         files.remove([*(name for name, entry in expired.items() if not self._extended(name, entry)), *over_cap])

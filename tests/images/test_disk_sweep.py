@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loguru import logger
@@ -15,6 +16,7 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
 from imagegen.images.disk import ORPHAN_S, DiskStore
 from imagegen.images.disk_index import EXPIRED_AT_ONCE
+from imagegen.images.disk_sweep import SweptFolder, sweep_folder
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import load
@@ -91,6 +93,39 @@ async def test_files_of_an_earlier_run_count_after_the_first_sweep(
     await again.save(TASK, 3, make_image("gold", pad_bytes=6_000), clock.now + 70)
     assert await load(again, TASK, stored(images[1], 1)) is None
     assert await load(again, TASK, stored(images[0])) == images[0].data
+
+
+@pytest.mark.parametrize("is_extended", [True, False])
+async def test_a_sweep_keeps_an_expired_image_that_another_process_needs_meanwhile(
+    store: DiskStore,
+    tmp_path: Path,
+    clock: Clock,
+    make_image: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
+    is_extended: bool,
+) -> None:
+    image, loop = make_image(), asyncio.get_running_loop()
+    await store.save(TASK, 0, image, clock.now + 60)
+    other = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
+    await other.start()
+    await other.sweep_once()
+    clock.now += 61
+    expires_at_s = clock.now + 600
+
+    def sweep_and_wait(*args: Any, **kwargs: Any) -> SweptFolder:
+        swept = sweep_folder(*args, **kwargs)
+        asyncio.run_coroutine_threadsafe(meanwhile, loop).result(20)
+        return swept
+
+    if is_extended:
+        meanwhile = other.extend_expiry(TASK, [stored(image)], expires_at_s)
+    else:
+        meanwhile = other.save(TASK, 0, image, expires_at_s)
+    monkeypatch.setattr(disk, "sweep_folder", sweep_and_wait)
+    await store.sweep_once()
+    assert len(files(tmp_path)) == 1
+    assert await store.contains(TASK, stored(image))
+    await other.close()
 
 
 async def test_two_processes_hold_one_cap_between_them(
