@@ -3,7 +3,7 @@
 `ClientSession.request` costs four times as much (about 0.1 ms of each paid call), most of it for features that a paid
 call must not have: redirects, cookies, repeats, credentials of other hosts. This module, and no other, uses the layer
 below it: the connector (pool, names, TLS, time limits), a connection's protocol and parser, the reader of a body. They
-have public names, but aiohttp's documentation does not promise them, so tests/providers/test_post.py holds the use.
+have public names, but aiohttp's documentation does not promise them, so tests/providers/test_post*.py hold the use.
 """
 
 from __future__ import annotations
