@@ -64,6 +64,9 @@ _NOT_FOUND = re.compile(
 _OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth", "model_not_available"})
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 
+_ACCEPTED = 202
+"""A job may be known by its address alone then: https://www.rfc-editor.org/rfc/rfc9110.html#name-202-accepted"""
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
@@ -80,11 +83,14 @@ def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | byte
     """Return the job that a call has begun; None if its response is something else, such as images or an error."""
     if not 200 <= status < 300 or len(body) > MAX_ACCEPTED_BYTES or (status != 202 and b"task" not in body):
         return None
+    location = headers.get("Location", "") if status == _ACCEPTED else ""
     fields = load_object(body)
+    if fields is None and location:
+        fields = {}
     if fields is None:
         return None
     job = _job_object(fields)
-    job_id = _job_id(fields, job, status)
+    job_id = _job_id(fields, job, status) or _last_segment(location)
     phase = _phase(job)
     if not job_id or phase == "failed" or job.get("error") or fields.get("error"):
         return None
@@ -123,8 +129,9 @@ def parse_job(
 ) -> JobState:
     """Read the response to a poll. Raises UpstreamError for a failed poll; the job's state is unclear then."""
     fields = load_object(body)
-    if status in (404, 410):
-        return JobState("forgotten")
+    is_accepted = fields is None and status == _ACCEPTED
+    if is_accepted or status in (404, 410):
+        return JobState("running" if is_accepted else "forgotten", retry_after_s=_retry_after_s(headers))
     if fields is None or not 200 <= status < 300:
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
     job = _job_object(fields)
@@ -211,6 +218,15 @@ def _job_id(fields: dict[str, object], job: dict[str, object], status: int) -> s
         return ""
     text = str(value)
     return text if 0 < len(text) <= MAX_ID_CHARS and text.isprintable() and text.strip(".") else ""
+
+
+def _last_segment(address: str) -> str:
+    """Return the id of a job of which only the address is known; empty if it has none to use."""
+    try:
+        name = URL(address).name
+    except ValueError:
+        return ""
+    return name if 0 < len(name) <= MAX_ID_CHARS and name.isprintable() and name.strip(".") else ""
 
 
 def _images(value: object, depth: int) -> list[GivenImage]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -20,7 +22,7 @@ from imagegen.providers.protocol import Call
 from imagegen.tasks.provider_job import JobHandle
 from tests.emulated_jobs import Recorder, failed, replied
 from tests.emulator_fixtures import EmulatedUpstream
-from tests.providers.conftest import MakeCall
+from tests.providers.conftest import MakeCall, RawServer
 from tests.support import over_rows
 
 MakeProvider = Callable[..., OpenAICompatibleProvider]
@@ -225,3 +227,25 @@ async def test_a_job_is_gone_only_if_its_own_address_does_not_find_it(
     poller = JobPoller("openai", base, URL(f"{base}/images/generations"), "a secret", get)
     with pytest.raises(UpstreamError, match=text):
         await poller.resume(JobHandle("openai", "7", poll_url=named, accepted_at=1.0), Recorder())
+
+
+@pytest.mark.parametrize("body", [b"", b"Accepted", b"{}"])
+async def test_an_accepted_call_with_nothing_but_an_address_is_polled_there_and_not_made_again(
+    quick: None, session: aiohttp.ClientSession, raw_server: RawServer, make_call: MakeCall, body: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if length := re.search(rb"Content-Length: (\d+)", head):
+                await reader.readexactly(int(length[1]))
+            received.append(head.split(b" HTTP")[0].decode())
+            status, answer, more = b"202 Accepted", body, b"Location: /v1/queue/a7\r\n"
+            if len(received) == 4:
+                status, answer, more = b"200 OK", json.dumps({"data": [{"url": "https://a.example/x"}]}).encode(), b""
+            writer.write(b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n%s" % (status, more, len(answer), answer))
+
+    received: list[str] = []
+    url = await raw_server(serve)
+    provider = OpenAICompatibleProvider(session, base_url=f"{url}/v1", api_key="sk-a-key", timeout_s=5)
+    observer, reply = await replied(provider, make_call())
+    assert received == ["POST /v1/images/generations", *["GET /v1/queue/a7"] * 3]
+    assert (observer.handles[0].id, len(reply.images)) == ("a7", 1)

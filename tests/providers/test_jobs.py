@@ -80,6 +80,15 @@ def test_images_errors_and_answers_without_an_id_are_no_accepted_job(body: objec
     assert accepted(body, status) is None
 
 
+def test_an_acceptance_without_an_id_is_known_by_the_end_of_its_address() -> None:
+    for location, job_id in (("/v1/tasks/a%2Fb?x=1", "a/b"), ("https://relay.example/v1/jobs/7", "7")):
+        acceptance = parse_acceptance(202, {"Location": location}, b"")
+        assert acceptance is not None
+        assert (acceptance.id, acceptance.address) == (job_id, location)
+    for status, location in ((202, ""), (202, "/"), (202, "/v1/.."), (202, "http://[x/7"), (200, "/v1/tasks/7")):
+        assert parse_acceptance(status, {"Location": location}, b"") is None
+
+
 def test_an_acceptance_names_its_address_and_when_to_poll() -> None:
     job = accepted(SUB2API | {"poll_url": "/v1/images/tasks/imgtask_1", "expires_at": 5.0}, 202, **{"Retry-After": "3"})
     assert job is not None
