@@ -20,7 +20,10 @@ from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
 
 LACKED_S = 180.0
-"""How long a channel that does not have a model gets no call for it while another channel may have it."""
+"""How long a channel that does not have a model gets no call for it while another channel may have it.
+
+One that made an image of the model within this time has it: its answer is about one request, such as an edit.
+"""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +45,17 @@ class Lane:
         self.in_flight = 0
         self.credit = 0
         self._lacked_until: dict[str, float] = {}
+        self._made_until: dict[str, float] = {}
+
+    def made(self, model: str, now: float) -> None:
+        """Record that the provider made an image of a model."""
+        if len(self._made_until) >= MAX_MODELS:
+            self._made_until.clear()
+        self._made_until[model] = now + LACKED_S
+
+    def has(self, model: str, now: float) -> bool:
+        """Return whether the provider made an image of a model, or was not without it, in the last minutes."""
+        return self._made_until.get(model, now) > now or not self.lacks(model, now)
 
     def lack(self, model: str, now: float) -> None:
         """Record that the provider does not have a model."""
@@ -178,6 +192,7 @@ class Router(PermitLine):
         call = self._running[permit]
         call.key.accepted(permit.model, call.probes)
         call.lane.pacing.record_success(permit, UpstreamLimits())
+        call.lane.made(permit.model, self.clock())
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             call.key.pause(self.clock(), limits.reset_s, call.probes)
 
@@ -228,10 +243,11 @@ class Router(PermitLine):
 
         Those that lack the model get calls only if all do: one that was without it may have it now.
         """
-        return self._having(model, choice) or self._usable(model, choice)
+        usable, now = self._usable(model, choice), self.clock()
+        return [lane for lane in usable if lane.has(model, now)] or usable
 
     def _having(self, model: str, choice: Choice) -> list[Lane]:
-        """Return the channels for a call that are not known to lack the model."""
+        """Return the channels for a call that did not answer to any of the last minutes that they lack the model."""
         now = self.clock()
         return [lane for lane in self._usable(model, choice) if not lane.lacks(model, now)]
 

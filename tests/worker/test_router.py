@@ -225,6 +225,25 @@ def test_a_channel_without_a_model_gets_its_calls_again_after_some_minutes_or_if
     assert ends(made, taken(made)) == "first-a"
 
 
+def test_a_channel_that_just_made_an_image_of_a_model_keeps_its_calls_though_it_lacks_it_for_one_task(
+    clock: Clock,
+) -> None:
+    first = Channel("first", "together", (ChannelKey("a", "file"),), priority=5)
+    second = Channel("second", "together", (ChannelKey("b", "file"),))
+    made = router(clock, first, second)
+    assert ends(made, taken(made)) == "first-a"
+    assert ends(made, taken(made), no_model()) == "first-a"
+    assert ends(made, taken(made)) == "first-a"
+    tried = Choice(channels=frozenset({"first"}))
+    assert made.has_other("m", tried)
+    assert ends(made, taken(made, choice=tried), no_model()) == "second-b"
+    assert not made.recovers("m", Choice(channels=frozenset({"second"}))), "the task ends, both were asked"
+    clock.now += LACKED_S - 1
+    assert ends(made, taken(made), no_model()) == "first-a"
+    clock.now += 1
+    assert ends(made, taken(made)) == "second-b"
+
+
 def test_a_task_waits_for_a_limited_channel_if_the_one_tried_after_it_lacks_the_model(clock: Clock) -> None:
     limited = Channel("limited", "together", (ChannelKey("a", "file"),), priority=5)
     lacking = Channel("lacking", "together", (ChannelKey("b", "file"),))
