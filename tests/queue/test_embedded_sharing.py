@@ -1,0 +1,107 @@
+"""The embedded Redis of several processes on one folder: its owner, and those that attach to it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagegen.errors import SettingsError
+from imagegen.redis_client.embedded import EmbeddedRedis
+from imagegen.redis_client.server_binary import find_binary
+from tests.queue.embedded_servers import BACK_S, Servers, gone, got, put
+from tests.support import eventually
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+
+
+@linux_only
+async def test_the_server_dies_with_its_killed_parent_and_its_data_remains(servers: Servers, tmp_path: Path) -> None:
+    process, pid = await servers.other_process(tmp_path)
+    attached = await servers.start(tmp_path)
+    assert attached.pid is None
+    await put(attached, "stored")
+    process.kill()
+    await eventually(lambda: gone(pid))
+    next_one = await servers.start(tmp_path)
+    assert next_one.pid
+    assert await got(next_one) == "stored"
+
+
+@linux_only
+async def test_a_start_right_after_a_kill_runs_a_server_of_its_own(servers: Servers, tmp_path: Path) -> None:
+    for number in range(5):
+        process, _ = await servers.other_process(tmp_path)
+        process.kill()
+        await process.wait()
+        next_one = await servers.start(tmp_path)
+        assert next_one.pid, "the server of the killed process still answers for a moment"
+        await put(next_one, str(number))
+        assert await got(next_one) == str(number)
+        await next_one.stop()
+
+
+async def test_a_second_process_attaches_and_exits_without_harm(servers: Servers, tmp_path: Path) -> None:
+    owner = await servers.start(tmp_path)
+    attached = await servers.start(tmp_path)
+    assert owner.pid
+    assert attached.pid is None
+    assert attached.url == owner.url
+    await put(attached, "shared")
+    await attached.stop()
+    assert await got(owner) == "shared"
+
+
+async def test_only_one_of_many_concurrent_starts_runs_the_server(servers: Servers, tmp_path: Path) -> None:
+    started = await asyncio.gather(*(servers.start(tmp_path) for _ in range(4)))
+    assert len([server for server in started if server.pid]) == 1
+    await put(started[0], "shared")
+    assert [await got(server) for server in started] == ["shared"] * 4
+
+
+async def test_an_attached_process_takes_over_when_the_owner_exits(servers: Servers, tmp_path: Path) -> None:
+    owner = await servers.start(tmp_path)
+    left = [await servers.start(tmp_path, watched=True) for _ in range(3)]
+    await put(owner, "stored")
+    await owner.stop()
+    await eventually(lambda: got(left[0]), BACK_S)
+    assert [await got(server) for server in left] == ["stored"] * 3
+    assert len([server for server in left if server.pid]) == 1
+
+
+@linux_only
+async def test_an_attached_process_takes_over_when_the_owner_is_killed(servers: Servers, tmp_path: Path) -> None:
+    process, pid = await servers.other_process(tmp_path)
+    attached = await servers.start(tmp_path, watched=True)
+    await put(attached, "stored")
+    process.kill()
+    await eventually(lambda: attached.pid, BACK_S)
+    await eventually(lambda: got(attached), BACK_S)
+    assert await got(attached) == "stored"
+    assert gone(pid)
+
+
+async def test_the_owner_restarts_a_killed_server_and_clients_stay_attached(servers: Servers, tmp_path: Path) -> None:
+    owner = await servers.start(tmp_path, watched=True)
+    attached = await servers.start(tmp_path, watched=True)
+    await put(attached, "stored")
+    assert owner.pid
+    os.kill(owner.pid, signal.SIGKILL)
+    await eventually(lambda: got(attached), BACK_S)
+    assert owner.pid
+    assert attached.pid is None
+
+
+async def test_a_lock_without_a_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagegen.redis_client.embedded._SILENT_S", 0.1)
+    folder = tmp_path / f"valkey-{find_binary().version[0]}"
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match=r"^DATA_DIR: another process holds .* does not answer"):
+            await EmbeddedRedis(tmp_path).start()

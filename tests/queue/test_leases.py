@@ -1,0 +1,134 @@
+"""Tests of leases: renewed, expired, taken over and released, and the late results of stale owners."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+
+from imagegen.queue.claim import Claim, StartResult
+from imagegen.queue.client_queue import CacheResult
+from imagegen.tasks.task import State
+from tests.conftest import Instance, MakeInstance
+from tests.queue.finishing import at_rest, end
+from tests.support import eventually, submission
+
+
+async def test_an_expired_lease_is_taken_over_by_another_instance(make_instance: MakeInstance) -> None:
+    one = make_instance(lease_s=1.0)
+    await one.client_queue.submit(submission("a"))
+    claim = await one.claim()
+    await one.worker_queue.start(claim)
+    await one.crash()
+    two = make_instance(lease_s=1.0)
+    taken = await two.claim()
+    assert taken.task.id == claim.task.id
+    assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (1, 1)
+    assert await two.worker_queue.start(taken) is StartResult.STARTED
+    assert taken.task.sequence > claim.task.sequence
+    assert (await end(two, taken)).possibly_billed_twice == 1
+    assert await at_rest(two)
+
+
+async def test_a_renewed_lease_is_not_taken_over(make_instance: MakeInstance) -> None:
+    one, two = make_instance(lease_s=0.6), make_instance(lease_s=0.6)
+    await one.client_queue.submit(submission("a"))
+    claims = [asyncio.create_task(i.worker_queue.claim()) for i in (one, two)]
+    done, waiting = await asyncio.wait(claims, timeout=2.0)
+    assert (len(done), len(waiting)) == (1, 1)
+
+
+async def taken_over(make_instance: MakeInstance) -> tuple[Instance, Claim, Instance, Claim]:
+    """Return a stale claim and the claim that replaced it, each after its instance; both are started."""
+    one = make_instance(lease_s=0.5)
+    await one.client_queue.submit(submission("a"))
+    stale = await one.claim()
+    await one.worker_queue.start(stale)
+    await one.crash()
+    two = make_instance(lease_s=0.5)
+    taken = await two.claim()
+    await two.worker_queue.start(taken)
+    return one, stale, two, taken
+
+
+async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_instance: MakeInstance) -> None:
+    one, stale, two, taken = await taken_over(make_instance)
+    await end(two, taken)
+    stored = await end(one, stale, "failed")
+    assert stored.state is State.COMPLETED
+    assert (await one.task(stale.task.id)).state is State.COMPLETED
+
+
+async def test_a_late_result_is_accepted_if_no_other_exists(make_instance: MakeInstance) -> None:
+    one, stale, two, taken = await taken_over(make_instance)
+    assert (await end(one, stale)).state is State.COMPLETED
+    stored = await end(two, taken, "failed")
+    assert stored.state is State.COMPLETED
+    assert await at_rest(two)
+
+
+async def test_a_stale_owner_does_not_release_a_claim_taken_over(make_instance: MakeInstance) -> None:
+    one, stale, two, taken = await taken_over(make_instance)
+    await one.worker_queue.release([stale], leaving=True)
+    (row,) = await two.verbs.pending_entries()
+    assert (row.entry_id, row.consumer) == (taken.entry_id, two.parts.dispatcher.instance)
+    assert (await end(two, taken)).state is State.COMPLETED
+    assert await at_rest(two)
+
+
+async def test_claims_released_at_shutdown_wake_another_instance(make_instance: MakeInstance) -> None:
+    one = make_instance()
+    await one.client_queue.submit(submission("a"))
+    claim = await one.claim()
+    await one.worker_queue.start(claim)
+    two = make_instance()
+    waiting = asyncio.create_task(two.claim())
+    one.worker_queue.quiet()
+    await one.crash()
+    await one.parts.release_all()
+    taken = await asyncio.wait_for(waiting, 10)
+    assert await two.worker_queue.start(taken) is StartResult.INHERITED
+    assert taken.checkpoint.ambiguous_calls == 1
+    assert await two.worker_queue.start(taken) is StartResult.STARTED
+    assert taken.task.attempts == 1
+    assert (await end(two, taken)).state is State.COMPLETED
+    assert await at_rest(two)
+    consumers = await two.connection.commands.xinfo_consumers(two.keys.stream, "pool")
+    assert len(consumers) == 1
+
+
+async def test_a_late_result_does_not_affect_the_next_epoch(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    await instance.client_queue.submit(submission("a"))
+    late = await instance.claim()
+    await instance.worker_queue.start(late)
+    await instance.client_queue.cancel(late.task.id)
+    assert (await instance.client_queue.submit(submission("a"))).cached is CacheResult.MISS
+    assert (await end(instance, late)).state is State.PENDING
+    claim = await instance.claim()
+    assert claim.task.request_json == submission("a").request_json
+
+
+async def test_an_idle_instance_takes_over_from_a_busy_one_that_died(make_instance: MakeInstance) -> None:
+    idle, busy = make_instance(lease_s=1.0), make_instance(lease_s=1.0)
+    await eventually(lambda: not idle.notifier.alone and not busy.notifier.alone)
+    runs = asyncio.create_task(busy.worker_queue.claim())
+    await busy.client_queue.submit(submission("a"))
+    await asyncio.wait_for(runs, 20)
+    await busy.crash()
+    taken = await idle.claim()
+    assert taken.task.id == submission("a").task_id
+
+
+def word(kind: str) -> bytes:
+    return orjson.dumps({"from": "another", "kind": kind})
+
+
+async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_instance: MakeInstance) -> None:
+    instance = make_instance(lease_s=0.6)
+    commands = instance.connection.meter.commands
+    await eventually(lambda: commands["takeover"] == 1 and commands["control"])  # it has looked, and listens
+    await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
+    await eventually(lambda: commands["takeover"] == 2)
+    await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
+    await eventually(lambda: commands["takeover"] == 3)

@@ -1,0 +1,191 @@
+"""Tests of what instances learn of each other's tasks, by messages or by reading."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from imagegen.queue import change_relay as watching
+from imagegen.queue.client_queue import CacheResult
+from imagegen.supervisor import Supervisor
+from imagegen.tasks import transitions
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import State, Task, WaitReason
+from tests.conftest import Instance, MakeInstance
+from tests.queue.finishing import end, run_one
+from tests.support import eventually, submission
+
+
+async def test_another_instance_sees_a_task_wait_and_run(make_instance: MakeInstance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    task = (await one.client_queue.submit(submission("a"))).task
+    claim = await one.claim()
+    await one.worker_queue.start(claim)
+    seen = await two.task(task.id)
+    assert (seen.state, seen.attempts) == (State.PROCESSING, 1)
+    await one.worker_queue.retry(claim, Retry(60.0, WaitReason.UPSTREAM_OVERLOADED))
+    two.task_cache.forget(task.id)
+    seen = await two.task(task.id)
+    assert (seen.state, seen.reason) == (State.PENDING, WaitReason.UPSTREAM_OVERLOADED)
+    assert seen.retry_at is not None
+
+
+async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await eventually(lambda: instance.connection.meter.commands["control"])  # it has detected that it is alone
+    await instance.client_queue.submit(submission("finished"))
+    await instance.client_queue.submit(submission("waits"))
+    await run_one(instance)
+
+    async def reads() -> int:
+        stats = await redis.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "get", "evalsha"))
+
+    before = await reads()
+    for _ in range(10):
+        for name in ("finished", "waits"):
+            assert await instance.client_queue.get(submission(name).task_id)
+    assert await reads() == before
+
+
+async def finished_elsewhere(make_instance: MakeInstance) -> tuple[Instance, Instance, Task]:
+    """Return two instances and a task that the first accepted and the second finished."""
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    runs = asyncio.create_task(run_one(two))
+    await eventually(lambda: two.parts.dispatcher.free_slots)
+    task = (await one.client_queue.submit(submission("a"))).task
+    await asyncio.wait_for(runs, 20)
+    return one, two, task
+
+
+async def test_results_remain_readable_after_their_instance_stopped(make_instance: MakeInstance) -> None:
+    one, two, task = await finished_elsewhere(make_instance)
+    await Supervisor().stop(two.loops)
+    await two.parts.release_all()
+    await eventually(lambda: one.notifier.alone)
+    assert (await one.task(task.id)).state is State.COMPLETED
+    waits = (await one.client_queue.submit(submission("b"))).task
+    await one.client_queue.refresh_positions()
+    assert (await one.client_queue.position(waits)).position == 1
+    backlog = await one.parts.monitor.waiting()
+    assert backlog.depth == 1
+    assert backlog.oldest_age_s == pytest.approx(0.0, abs=2.0)
+
+
+async def test_results_of_other_instances_leave_memory(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REFRESH_S", 0.05)
+    one, _two, _task = await finished_elsewhere(make_instance)
+    await eventually(lambda: not one.task_cache.live)
+
+
+async def test_a_change_wakes_waiters_on_another_instance(make_instance: MakeInstance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    with two.feed.subscribe([submission("a").task_id]) as waiting:
+        runs = asyncio.create_task(one.claim())
+        await one.client_queue.submit(submission("a"))
+        claim = await asyncio.wait_for(runs, 20)
+        await one.worker_queue.start(claim)
+        await end(one, claim)
+        states = []
+        async with asyncio.timeout(6):
+            while State.COMPLETED not in states:
+                states += [task.state for task in await waiting.changes(2.0)]
+    assert (await two.task(claim.task.id)).state is State.COMPLETED
+
+
+async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_instance: MakeInstance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    runs = asyncio.create_task(one.claim())
+    await one.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(runs, 20)
+    await one.worker_queue.start(claim)
+    await end(one, claim, "failed")
+    assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.MISS
+
+    async def seen_afresh() -> bool:
+        return (await one.task(claim.task.id)).state is State.PENDING
+
+    await eventually(seen_afresh)
+
+
+def word(kind: str) -> bytes:
+    return orjson.dumps({"from": "another", "kind": kind})
+
+
+@pytest.fixture
+async def listener(redis_url: str) -> AsyncIterator[PubSub]:
+    async with Redis.from_url(redis_url) as client, client.pubsub() as subscription:
+        yield subscription
+
+
+async def test_a_new_peer_receives_a_held_task(make_instance: MakeInstance, listener: PubSub) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await instance.client_queue.submit(submission("a"))
+    await instance.claim()
+    await listener.subscribe(instance.keys.notifications)
+    await redis.publish(instance.keys.notifications, word("hello"))
+
+    async def busy_was_published() -> bool:
+        return any(
+            b'"busy"' in message["data"]
+            for message in [m async for m in drained(listener)]
+            if message["type"] == "message"
+        )
+
+    await eventually(busy_was_published)
+
+
+async def test_a_single_instance_publishes_only_its_greeting(make_instance: MakeInstance, listener: PubSub) -> None:
+    instance = make_instance()
+    await listener.subscribe(instance.keys.notifications)
+    await instance.client_queue.submit(submission("a"))
+    await run_one(instance)
+    await instance.notifier.flush()
+    messages = [message async for message in drained(listener)]
+    assert not any(b"busy" in message["data"] for message in messages if message["type"] == "message")
+
+
+async def drained(pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
+    while (message := await pubsub.get_message(timeout=0.05)) is not None:
+        yield message
+
+
+async def test_without_a_channel_changes_are_polled_with_growing_intervals(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REFRESH_S", 30.0)
+    monkeypatch.setattr(watching, "POLL_S", 0.02)
+    one, two = make_instance(start=False), make_instance(start=False)
+    two.notifier.silent = True
+    await one.verbs.create_group()
+    task = (await one.client_queue.submit(submission("a"))).task
+    refreshing = asyncio.create_task(two.parts.change_relay.refresh_forever())
+    with two.feed.subscribe([task.id]) as waiter:
+        reads = two.connection.meter.commands
+        await eventually(lambda: reads["read"] >= 3)
+        third_at = time.monotonic()
+        await eventually(lambda: reads["read"] >= 5)
+        assert time.monotonic() - third_at > 6 * 0.02  # the intervals are 4 and 8 polls
+        waiting = asyncio.create_task(one.claim())
+        reader = asyncio.create_task(one.parts.consumer.read_forever())
+        claim = await asyncio.wait_for(waiting, 20)
+        await one.worker_queue.start(claim)
+        await one.worker_queue.finish(claim, transitions.completed(claim.task, [], [], now=time.time(), ttl_s=60))
+        async with asyncio.timeout(15):
+            while not (await waiter.changes(5))[-1].state.is_final:
+                pass
+    await Supervisor().stop([refreshing, reader])
