@@ -32,8 +32,9 @@ CHECK_S, MAX_CHECK_S = 5.0, 60.0
 PUBLISHED_S = 0.25
 """Seconds after which peers have received a message, or it is lost."""
 
-COUNT_PAUSE = 10.0
-"""A count of the stream is followed by a pause of this many times its length, so that Redis has time for the rest."""
+COUNT_PAUSE, MAX_COUNT_PAUSE_S = 10.0, 30.0
+"""A count of the stream is followed by a pause of this many times its length, so that Redis has time for the rest. A
+slow Redis makes it no longer than `MAX_COUNT_PAUSE_S`."""
 
 READ_AGAIN_S = 1.0
 """Shortest time between two reads of which tasks of a client have ended elsewhere."""
@@ -219,7 +220,7 @@ class LineMover:
         began, window, moved_clients = time.monotonic(), self._lines.window, set[str]()
         in_stream = await self._verbs.count_entries()
         now = time.monotonic()
-        self._count_after = now + COUNT_PAUSE * (now - began)
+        self._count_after = now + min(COUNT_PAUSE * (now - began), MAX_COUNT_PAUSE_S)
         stopped = [
             StoppedLine(line.client, window - in_stream[line.client], line.task_ids[0])
             for line in listed

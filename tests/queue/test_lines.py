@@ -219,6 +219,26 @@ async def test_lines_that_are_due_about_now_are_checked_by_one_count_of_the_stre
     await eventually(lambda: list("abc") in checked)
 
 
+async def test_lines_are_checked_again_soon_after_a_slow_count_of_the_stream(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_mover, "COUNT_PAUSE", 1e9)
+    monkeypatch.setattr(line_mover, "MAX_COUNT_PAUSE_S", 0.1)
+    one, counts = make_instance(slots=1), list[Counter[str]]()
+    await put(one, "a", 3)
+    count_entries = one.verbs.count_entries
+
+    async def recorded() -> Counter[str]:
+        counts.append(await count_entries())
+        return counts[-1]
+
+    monkeypatch.setattr(one.verbs, "count_entries", recorded)
+    one.parts.mover.on_doubt("a")
+    await eventually(lambda: counts)
+    one.parts.mover.on_doubt("a")
+    await eventually(lambda: counts[1:])
+
+
 async def test_entries_of_a_client_are_counted_over_all_pages_of_the_stream(make_instance: MakeInstance) -> None:
     one = make_instance(window=10)
     await put(one, "a", 12)
