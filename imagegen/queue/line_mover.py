@@ -212,7 +212,12 @@ class LineMover:
             else:
                 self._doubted.add(client)
         if self._doubted and now >= self._count_after:
-            await self._move_stopped(sorted(self._doubted))
+            checked, self._doubted = self._doubted, set()  # one that stops meanwhile is checked once more
+            try:
+                await self._move_stopped(sorted(checked))
+            except BaseException:
+                self._doubted |= checked
+                raise
 
     async def _move_stopped(self, clients: Sequence[str]) -> None:
         """Move tasks of lines until each client has its window of tasks in the stream."""
@@ -235,7 +240,6 @@ class LineMover:
             _, wait_s = self._check_at.get(client, (0.0, 0.0))
             is_moved = client in moved_clients
             self._check_later(client, CHECK_S if is_moved else min(max(wait_s * 2, CHECK_S), MAX_CHECK_S))
-        self._doubted.difference_update(clients)
 
     async def read(self, clients: Sequence[str]) -> list[ListedLine]:
         """Read lines. Raises QueueUnavailable."""

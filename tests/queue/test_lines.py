@@ -239,6 +239,31 @@ async def test_lines_are_checked_again_soon_after_a_slow_count_of_the_stream(
     await eventually(lambda: counts[1:])
 
 
+async def test_a_line_that_stops_while_the_stream_is_counted_is_checked_once_more(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_mover, "CHECK_S", 60.0)
+    one = make_instance(slots=1)
+    count, counted = one.verbs.count_entries, list[Counter[str]]()
+
+    async def count_and_stop() -> Counter[str]:
+        counted.append(await count())
+        if len(counted) == 1:
+            await one.connection.commands.xtrim(one.keys.stream, maxlen=0)
+            one.verbs.lines.on_doubt("a")
+        return counted[-1]
+
+    monkeypatch.setattr(one.verbs, "count_entries", count_and_stop)
+    await put(one, "a", 6)
+    one.verbs.lines.on_doubt("a")
+
+    async def is_moved() -> bool:
+        return (await in_stream(one), await in_line(one)) == (2, 2)
+
+    await eventually(is_moved)
+    assert [counts["a"] for counts in counted] == [2, 0]
+
+
 async def test_entries_of_a_client_are_counted_over_all_pages_of_the_stream(make_instance: MakeInstance) -> None:
     one = make_instance(window=10)
     await put(one, "a", 12)
