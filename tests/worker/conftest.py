@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Generic
@@ -20,6 +20,7 @@ from imagegen.metrics import Meter
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobs
+from imagegen.queue import outbox as outbox_module
 from imagegen.queue.claim import Claim
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
@@ -27,6 +28,7 @@ from imagegen.tasks.retry import Outcome, RetryPolicy
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import Task, TaskError
 from imagegen.tasks.validation import parse as parse_fields
+from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_routes import Route, Routes
@@ -35,7 +37,9 @@ from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
 from imagegen.worker.unserved import OtherInstances
+from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 from tests.conftest import Instance, MakeInstance
+from tests.worker.webhook_service import SECRET, Receiver, Service, StartService, body_of, receiving
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
@@ -297,3 +301,40 @@ async def make_harness(make_instance: MakeInstance) -> AsyncIterator[MakeHarness
     yield make
     for harness in made:
         await harness.drain(0.0)
+
+
+@pytest.fixture
+def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let instances wait 0.05 s for a peer's reply about the webhooks that it delivers."""
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.05)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Return a running receiver of webhooks."""
+    async with receiving(Receiver()) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def start(make_instance: MakeInstance) -> AsyncIterator[StartService]:
+    """`await start(secret=…, delays_s=…, delivers=…)`: an instance that delivers webhooks."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *,
+            secret: str | None = SECRET,
+            delays_s: tuple[float, ...] = (0.05,) * 5,
+            timeout_s: float = 1.0,
+            delivers: bool = True,
+            **rules: Any,
+        ) -> Service:
+            session = await stack.enter_async_context(webhook_session(private=True))
+            instance = make_instance(**rules)
+            sender = WebhookSender(session, body_of, OperatorSecret(secret), allow_private=True, timeout_s=timeout_s)
+            deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s)
+            service = Service(instance, deliveries, delivers=delivers)
+            stack.push_async_callback(service.crash)
+            return service
+
+        yield start
