@@ -1,39 +1,21 @@
-"""Tests of settings: defaults, formats, faults and hidden secrets."""
+"""Tests of settings: defaults, formats, faults, and settings that depend on each other."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import Any
 
 import pytest
-from redis.asyncio.connection import parse_url
 
-from imagegen import settings as module
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings, setting_names
+from tests.loaded_settings import WEBHOOK_SECRET, faults, load
 from tests.support import over_rows
-
-EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
-WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load(**environ: str) -> Settings:
-    return Settings.load(environ, dotenv=None)
-
-
-def faults(**environ: str) -> dict[str, str]:
-    with pytest.raises(SettingsError) as caught:
-        load(**environ)
-    return dict(line.split(": ", 1) for line in str(caught.value).splitlines())
 
 
 def test_defaults_are_the_sandbox_on_loopback_with_embedded_redis() -> None:
@@ -237,25 +219,6 @@ def test_an_unknown_home_folder_is_a_fault(monkeypatch: pytest.MonkeyPatch, home
     assert "whole path" in faults(DATA_DIR=path)["DATA_DIR"]
 
 
-@over_rows("name", ["A1111_URL", "OPENAI_API_URL"])
-def test_an_upstream_address_may_have_a_user_and_a_password(name: str) -> None:
-    settings = load(**{name: "http://me:p%40ss%2F@h:7860/"})
-    assert getattr(settings, name.lower()) == "http://me:p%40ss%2F@h:7860"
-    assert "p%40ss" not in repr(settings)
-
-
-@over_rows("url", ["http://:hunter2@h", "http://me:hunter2@x@h", "http://me:hunter2%zz@h", "http://me:hunter2/x@h"])
-@over_rows("name", ["A1111_URL", "OPENAI_API_URL"])
-def test_a_bad_login_in_an_address_is_rejected_and_not_shown(name: str, url: str) -> None:
-    found = faults(**{name: url})
-    assert list(found) == [name]
-    assert "hunter2" not in found[name]
-
-
-def test_a_key_and_a_login_for_one_upstream_are_a_fault() -> None:
-    assert list(faults(OPENAI_API_URL="http://me:pw@h", OPENAI_API_KEY="k")) == ["OPENAI_API_KEY"]
-
-
 def test_misspelled_settings_are_detected() -> None:
     others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME", "IMAGEGEN_KEY", "IMAGEGEN_URL")
     near = {
@@ -277,9 +240,6 @@ def test_misspelled_settings_are_detected() -> None:
 def test_the_addresses_of_services_that_kubernetes_names_are_no_misspelled_settings() -> None:
     links = {"IMAGEGEN_PORT": "tcp://10.0.0.7:3000", "IMAGEGEN_SERVICE_PORT": "3000"}
     assert load(**links, REDIS_PORT="tcp://10.0.0.8:6379").misspelled == ()
-
-
-# Settings that depend on each other
 
 
 def test_a_together_key_selects_together_by_default() -> None:
@@ -334,180 +294,6 @@ def test_render_trusts_proxies_and_rejects_an_embedded_redis() -> None:
 def test_a_missing_redis_is_rejected() -> None:
     assert "EMBEDDED_REDIS=auto" in faults(EMBEDDED_REDIS="off")["REDIS_URL"]
     assert load(EMBEDDED_REDIS="off", REDIS_URL="redis://h").redis_url == "redis://h"
-
-
-# REDIS_URL and REDIS_TOKEN
-
-
-@over_rows(
-    ("url", "token", "mapped"),
-    [
-        ("redis://localhost:6379/0", "", "redis://localhost:6379/0"),
-        ("unix:///run/redis.sock?db=2", "", "unix:///run/redis.sock?db=2"),
-        ("rediss://default:pw@eu1-x.upstash.io:6379", "", "rediss://default:pw@eu1-x.upstash.io:6379"),
-        ("rediss://default:pw@h", "token", "rediss://default:pw@h"),
-        ("redis://h?password=pw", "token", "redis://h?password=pw"),
-        ("rediss://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io"),
-        ("rediss://default_ro@h:1", "token", "rediss://default_ro:token@h:1"),
-        ("redis://eu1-x.upstash.io:6379", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
-        ("https://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io:6379"),
-        ("https://eu1-x.upstash.io/", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
-        ("redis://[::1]:6380", "token", "redis://default:token@[::1]:6380"),
-        ("unix:///run/redis.sock", "token", "unix://default:token@/run/redis.sock"),
-    ],
-)
-def test_redis_addresses_are_converted_to_the_form_of_redis_py(url: str, token: str, mapped: str) -> None:
-    assert load(REDIS_URL=url, REDIS_TOKEN=token).redis_url == mapped
-
-
-def test_redis_py_reads_the_token_back_as_it_was() -> None:
-    token = "A/b+c=d@e:f%#?"
-    url = load(REDIS_URL="https://eu1-x.upstash.io", REDIS_TOKEN=token).redis_url
-    parsed: Any = parse_url(url or "")
-    assert (parsed["username"], parsed["password"]) == ("default", token)
-    assert (parsed["host"], parsed["port"]) == ("eu1-x.upstash.io", 6379)
-
-
-@over_rows(
-    "url",
-    [
-        "localhost:6379",
-        "http://hunter2.upstash.io",
-        "redis://",
-        "redis://:hunter2@h:0",
-        "redis://:hunter2@h:70000",
-        "redis://:hunter2/x@h:6379",
-        "redis://:hunter2#x@h",
-        "redis://h/hunter2",
-        "redis://h hunter2",
-        "redis-cli -u redis://:hunter2@h",
-        "unix://hunter2/redis.sock",
-        "unix://",
-        "https://eu1-x.upstash.io",
-        "https://eu1-x.upstash.io/get/hunter2",
-    ],
-)
-def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
-    found = faults(REDIS_URL=url)
-    assert list(found) == ["REDIS_URL"]
-    assert "hunter2" not in found["REDIS_URL"]
-
-
-def test_a_token_without_an_address_is_a_fault() -> None:
-    assert list(faults(REDIS_TOKEN="token")) == ["REDIS_TOKEN"]
-
-
-# Secrets
-
-SECRETS = {
-    "TOGETHER_API_KEY": "hunter2-together",
-    "REDIS_URL": "rediss://default:hunter2-redis@h",
-    "REDIS_TOKEN": "hunter2-token",
-    "OPENAI_API_KEY": "hunter2-openai",
-    "OPENAI_API_URL": "http://hunter2-host",
-    "A1111_URL": "http://me:hunter2-a1111@h",
-    "S3_ACCESS_KEY_ID": "hunter2-id",
-    "S3_SECRET_ACCESS_KEY": "hunter2-s3",
-    "API_KEYS": "web:hunter2-web",
-    "ADMIN_TOKEN": "hunter2-admin-token",
-    "TASK_ID_SECRET": "hunter2-task-secret",
-    "WEBHOOK_SECRET": "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==",
-}
-
-
-def test_no_secret_is_in_the_repr() -> None:
-    shown = repr(load(**SECRETS))
-    assert "hunter2" not in shown
-    assert "whsec" not in shown
-    assert shown.count("'***'") + shown.count("=***") == len(SECRETS)
-    assert "port=3000" in shown
-
-
-@over_rows("name", SECRETS)
-def test_no_secret_is_in_a_message(name: str) -> None:
-    assert "hunter2" not in str(faults(**{name: "hunter2\x07 hunter2", "PORT": "x"}))
-
-
-# The file
-
-
-def test_the_environment_overrides_the_file_even_when_empty(tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.write_text(
-        "PORT=4000\nexport HOST='::1'\nTOGETHER_API_KEY=paid # a comment\nLOG_LEVEL\n", encoding="utf-8-sig"
-    )
-    settings = Settings.load({"PORT": "5000", "TOGETHER_API_KEY": ""}, dotenv=file)
-    assert (settings.port, settings.hosts, settings.provider) == (5000, ("::1",), "sandbox")
-    assert Settings.load({}, dotenv=file).together_api_key == "paid"
-
-
-def test_a_dollar_in_the_file_is_only_a_dollar(tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.write_text("ADMIN_TOKEN=0123456789a${HOME}b\n")
-    assert Settings.load({}, dotenv=file).admin_token == "0123456789a${HOME}b"
-
-
-def test_a_missing_file_is_accepted(tmp_path: Path) -> None:
-    assert Settings.load({}, dotenv=tmp_path / ".env") == Settings()
-
-
-def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.write_text("PORT=4000\nADMIN TOKEN=hunter2\n")
-    with pytest.raises(SettingsError, match=r"\.env, line 2: is not of the form NAME=value") as caught:
-        Settings.load({}, dotenv=file)
-    assert "hunter2" not in str(caught.value)
-    file.write_bytes(b"PORT=\xff\n")
-    with pytest.raises(SettingsError, match=r"\.env: can't be read: it is not UTF-8"):
-        Settings.load({}, dotenv=file)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (Path.mkdir, "is a folder"),
-        (os.mkfifo, "no regular file"),
-        (lambda file: file.write_bytes(b"PORT=4000\0"), "no text"),
-        (lambda file: file.write_bytes(b"#" * (2**20 + 1)), "over 1048576 bytes"),
-        (lambda file: file.symlink_to(file), "can't be read"),
-    ],
-)
-def test_a_settings_path_that_is_not_a_file_is_a_fault(
-    make: Callable[[Path], object], message: str, tmp_path: Path
-) -> None:
-    make(tmp_path / ".env")
-    with pytest.raises(SettingsError, match=r"\.env: ") as caught:
-        Settings.load({}, dotenv=tmp_path / ".env")
-    assert message in str(caught.value)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_a_fault(tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.touch(mode=0)
-    with pytest.raises(SettingsError, match=r"\.env: can't be read: Permission denied"):
-        Settings.load({}, dotenv=file)
-
-
-# The example
-
-
-def test_the_example_names_every_setting_once_and_changes_none() -> None:
-    names = re.findall(r"^# ([A-Z][A-Z0-9_]+)=", EXAMPLE.read_text(), re.MULTILINE)
-    assert sorted(names) == sorted(setting_names())
-    assert Settings.load({}, dotenv=EXAMPLE) == Settings()
-
-
-def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.write_text(re.sub(r"^# ([A-Z][A-Z0-9_]+=)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE))
-    assert Settings.load({}, dotenv=file) == Settings()
-    blank = {name for name in setting_names() if re.search(rf"^{name}=$", file.read_text(), re.MULTILINE)}
-    without_default = {
-        rule.name for rule in module._rules().values() if not rule.default and rule.default not in (0, False)
-    }
-    depends = {"PROVIDER", "IMAGE_STORE_MAX_BYTES"}
-    assert blank - depends == without_default
 
 
 @over_rows("name", ["HTTP_PROXY", "HTTPS_PROXY", "WEBHOOK_PROXY"])

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from imagegen.redis_client.embedded import EmbeddedRedis
+from tests.faults.counted_calls import Calls
 from tests.faults.proxy import FaultProxy
 
 
@@ -42,3 +43,10 @@ async def own_redis(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def calls() -> AsyncIterator[Calls]:
+    calls = Calls()
+    yield calls
+    await calls.stop()

@@ -1,214 +1,25 @@
-"""Instances after Redis lost acknowledged writes: a failover, a flush, a deleted stream."""
+"""Instances after Redis lost acknowledged writes: deleted keys, evicted records, and a flush."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from imagegen.errors import QueueUnavailable
-from imagegen.queue import recovery
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.tasks import transitions
-from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
-from tests.conftest import Instance, MakeInstance
-from tests.faults.proxy import FaultProxy
-from tests.faults.servers import RedisServer, primary_and_replica, promote
+from tests.conftest import MakeInstance
+from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, is_final, submit_all
 from tests.support import counts, eventually, submission
-
-IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
-
-
-class Calls:
-    """Loops that run tasks on instances; each paid call is counted, and the test ends it.
-
-    paid: calls by task id; broken_off: tasks whose claim was lost while the call ran.
-    """
-
-    def __init__(self) -> None:
-        self.paid: Counter[str] = Counter()
-        self.broken_off: list[str] = []
-        self.ended: set[str] = set()
-        self.go_on = asyncio.Event()
-        self._loops: list[asyncio.Task[None]] = []
-
-    def run_on(self, instance: Instance, loops: int = 2) -> None:
-        self._loops += [asyncio.create_task(self._loop(instance)) for _ in range(loops)]
-
-    async def _loop(self, instance: Instance) -> None:
-        while (claim := await instance.worker_queue.claim()) is not None:
-            start = StartResult.INHERITED
-            while start is StartResult.INHERITED:
-                start = await instance.worker_queue.start(claim)
-            if start is StartResult.LOST:
-                instance.worker_queue.drop(claim)
-                continue
-            self.paid[claim.task.id] += 1
-            await self.go_on.wait()
-            if claim.lost:
-                self.broken_off.append(claim.task.id)
-                instance.worker_queue.drop(claim)
-                continue
-            final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
-            final = await instance.worker_queue.finish(claim, final)
-            if final.state is State.COMPLETED:
-                self.ended.add(claim.task.id)
-
-    async def stop(self) -> None:
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-
-
-@pytest.fixture
-async def calls() -> AsyncIterator[Calls]:
-    calls = Calls()
-    yield calls
-    await calls.stop()
-
-
-@pytest.fixture
-async def servers(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, RedisServer]]:
-    async with primary_and_replica(tmp_path) as pair:
-        yield pair
-
-
-async def submit_all(instances: Sequence[Instance], names: Iterable[str]) -> list[str]:
-    """Submit to the instances in turn; return the ids."""
-    ids = []
-    for number, name in enumerate(names):
-        task = (await instances[number % len(instances)].client_queue.submit(submission(name))).task
-        ids.append(task.id)
-    return ids
-
-
-async def is_final(instance: Instance, task_id: str) -> bool:
-    try:
-        task = await instance.client_queue.get(task_id)
-    except QueueUnavailable:
-        return False
-    return task is not None and task.state is State.COMPLETED
-
-
-def on_one_server(one: Instance, two: Instance) -> bool:
-    """Return whether both instances are connected to the same Redis."""
-    server, other = one.connection.server, two.connection.server
-    return server is not None and other is not None and server.run_id == other.run_id
-
-
-async def all_final(instances: Iterable[Instance], ids: Iterable[str]) -> bool:
-    return all([await is_final(instance, task_id) for instance in instances for task_id in ids])
-
-
-async def has_all(server: RedisServer, keys: Sequence[str]) -> bool:
-    return await server.redis.exists(*keys) == len(keys)
-
-
-async def at_rest(instance: Instance) -> bool:
-    redis = instance.connection.commands
-    pending = await redis.xpending(instance.keys.stream, "pool")
-    return await redis.xlen(instance.keys.stream) == 0 and pending["pending"] == 0
-
-
-async def billed_again(instance: Instance, ids: Iterable[str]) -> int:
-    tasks = [await instance.read(task_id) for task_id in ids]
-    return sum(task.possibly_billed_twice for task in tasks)
-
-
-@pytest.mark.parametrize("ends_first", ["on the new server", "on the old server"])
-async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_recorded(
-    make_instance: MakeInstance,
-    servers: tuple[RedisServer, RedisServer],
-    calls: Calls,
-    monkeypatch: pytest.MonkeyPatch,
-    ends_first: str,
-) -> None:
-    monkeypatch.setattr(recovery, "MAX_SETTLE_S", 1.0)
-    primary, replica = servers
-    async with FaultProxy(primary.path) as early, FaultProxy(primary.path) as late:
-        one, two = (make_instance(url=proxy.url, slots=8, lease_s=3.0) for proxy in (early, late))
-        await eventually(lambda: len(one.notifier.peers) == len(two.notifier.peers) == 1)
-        await promote(primary, replica)
-        calls.run_on(two, 4)
-        ids = await submit_all([one], [f"task {i}" for i in range(4)])
-        await eventually(lambda: all(calls.paid[task_id] for task_id in ids))
-        early.to(replica.path)
-        early.cut()
-        calls.run_on(one, 4)
-        await eventually(lambda: all(calls.paid[task_id] == 2 for task_id in ids))
-        if ends_first == "on the old server":
-            calls.go_on.set()
-            await eventually(lambda: calls.ended.issuperset(ids))
-        late.to(replica.path)
-        late.cut()
-        await eventually(lambda: on_one_server(one, two))
-        if ends_first == "on the new server":
-            await eventually(lambda: all(claim.lost for claim in two.parts.dispatcher.held.values()))
-            calls.go_on.set()
-        await eventually(lambda: all_final([one, two], ids))
-
-        async def recorded() -> bool:
-            return await billed_again(one, ids) == await billed_again(two, ids) == 4
-
-        await eventually(recorded)
-        for task_id in ids:  # another failover loses the counts
-            record = await replica.redis.get(one.keys.record(task_id))
-            assert isinstance(record, bytes)
-            without_count = record.replace(b'"billed":1,', b"")
-            assert without_count != record
-            await replica.redis.set(one.keys.record(task_id), without_count, keepttl=True)
-        for instance in (one, two):
-            instance.parts.recovery.notice("a test lost writes")
-        await eventually(recorded)
-        await eventually(lambda: at_rest(one))
-        assert all(calls.paid[task_id] == 2 for task_id in ids)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
-    make_instance: MakeInstance, servers: tuple[RedisServer, RedisServer], calls: Calls, count: int
-) -> None:
-    primary, replica = servers
-    async with FaultProxy(primary.path) as proxy:
-        instances = [make_instance(url=proxy.url, slots=4 // count) for _ in range(count)]
-        await eventually(lambda: all(len(i.notifier.peers) == count - 1 for i in instances))
-        await promote(primary, replica)
-        calls.go_on.set()
-        for instance in instances:
-            calls.run_on(instance, 4 // count)
-        finished = await submit_all(instances, [f"finished {i}" for i in range(20)])
-        await eventually(lambda: calls.ended.issuperset(finished))
-        calls.go_on.clear()
-        running = await submit_all(instances, [f"running {i}" for i in range(4)])
-        await eventually(lambda: all(calls.paid[task_id] for task_id in running))
-        waiting = await submit_all(instances, [f"waiting {i}" for i in range(20)])
-        assert await replica.redis.dbsize() <= 1
-        proxy.to(replica.path)
-        proxy.cut()
-        await primary.kill()
-        everything = [*finished, *running, *waiting]
-        records = [instances[0].keys.record(task_id) for task_id in everything]
-        await eventually(lambda: has_all(replica, records), within_s=10)
-        calls.go_on.set()
-        await eventually(lambda: calls.ended.issuperset(everything), within_s=20)
-        for instance in instances:
-            for task_id in everything:
-                instance.task_cache.forget(task_id)
-        await eventually(lambda: all_final(instances, everything), within_s=10)
-        assert calls.broken_off == []
-        assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
-        await eventually(lambda: at_rest(instances[0]))
-
 
 LOSSES = {
     "flushall": lambda redis, keys: redis.flushall(),

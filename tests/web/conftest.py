@@ -19,6 +19,7 @@ from tests.edge_server import EdgeServer
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.quick_drawing import draw_quickly
 from tests.support import ADMIN_TOKEN, Clock, eventually
+from tests.web.api_keys import KEYS
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
@@ -153,3 +154,9 @@ async def receiver() -> AsyncIterator[Receiver]:
     async with TestServer(app) as server:
         receiver.url = str(server.make_url("/hook"))
         yield receiver
+
+
+@pytest.fixture
+async def keyed(start_service: StartService) -> Client:
+    """Start a service with two keys of the settings."""
+    return await start_service(api_keys=KEYS)

@@ -1,10 +1,9 @@
-"""Tests of who may call which route: API keys, the admin token, and what a caller without either gets."""
+"""Tests of who may call which route: API keys, the admin token, signed links and nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,17 +11,13 @@ import pytest
 from loguru import logger
 
 from imagegen.app import CONNECTION, QUEUE
-from imagegen.web.guard import GUARD
 from imagegen.web.openapi.document import Operation
 from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.routes import ROUTES
-from tests.support import ADMIN_TOKEN, AS_ADMIN, eventually, over_rows
+from tests.support import ADMIN_TOKEN, AS_ADMIN
+from tests.web.api_keys import KEYS, OTHER_SECRET, SECRET, bearer, make_key
 from tests.web.conftest import Client, StartService
 
-SECRET = "canary-key-of-web"
-OTHER_SECRET = "canary-key-of-app"
-KEYS = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (("web", SECRET), ("app", OTHER_SECRET))}
-BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 PARAMETERS = {
     "{version}": "0",
     "{taskId}": "0" * 32,
@@ -32,18 +27,7 @@ PARAMETERS = {
     "{file}": "none.css",
 }
 
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
-
-
 AS_WEB, AS_APP = bearer(SECRET), bearer(OTHER_SECRET)
-
-
-@pytest.fixture
-async def keyed(start_service: StartService) -> Client:
-    """Start a service with two keys of the settings."""
-    return await start_service(api_keys=KEYS)
 
 
 def path_of(operation: Operation) -> str:
@@ -71,11 +55,13 @@ CALLERS: dict[str, tuple[dict[str, str], str]] = {
     "admin": (AS_ADMIN, ""),
     "admin in the other header": ({"X-API-Key": ADMIN_TOKEN}, ""),
 }
+
 ADMITTED = {
     "none": set(CALLERS),
     "key": {caller for caller in CALLERS if caller.startswith(("key", "admin"))} - {"admin query"},
     "admin": {"admin", "admin in the other header"},
 }
+
 ADMITTED["link"] = ADMITTED["key"]
 
 
@@ -145,9 +131,6 @@ async def test_an_unknown_route_is_not_found_without_a_key(keyed: Client) -> Non
     assert (await keyed.put("/api/models")).status == 405
 
 
-# Refused requests
-
-
 async def test_a_stranger_with_wrong_keys_is_limited_in_the_end_and_clients_are_not(
     start_service: StartService,
 ) -> None:
@@ -209,9 +192,6 @@ async def test_a_refused_small_body_leaves_the_connection_open(keyed: Client) ->
     writer.close()
 
 
-# While the keys in Redis are not known
-
-
 async def test_until_the_keys_were_read_nobody_is_taken_for_allowed(start_service: StartService) -> None:
     client = await start_service(redis_url="redis://127.0.0.1:1")
     for headers in ({}, bearer("any")):
@@ -238,186 +218,6 @@ async def test_a_public_service_stays_closed_after_its_last_key_was_revoked(star
     assert gone == {"success": True, "name": "only"}
     assert (await client.get("/api/images/x", headers=bearer(secret))).status == 401
     assert (await client.get("/api/images/x")).status == 401
-
-
-# Admin routes of the keys
-
-
-async def make_key(client: Client, **fields: Any) -> str:
-    answer = await client.post("/api/admin/keys", json=fields, headers=AS_ADMIN)
-    assert answer.status == 201, await answer.text()
-    return str((await answer.json())["secret"])
-
-
-async def test_the_admin_makes_lists_rotates_and_revokes_keys(service: Client) -> None:
-    made = await service.post(
-        "/api/admin/keys",
-        json={"name": "cli", "dailyUsd": 1.25, "rate": 60, "models": ["flux*"], "maxMegapixels": 2, "expires": "90d"},
-        headers=AS_ADMIN,
-    )
-    body = await made.json()
-    assert made.status == 201
-    assert made.headers["Cache-Control"] == "no-store"
-    shown = {name: body["key"][name] for name in ("name", "fixed", "dailyUsd", "rate", "models", "maxMegapixels")}
-    assert shown == {
-        "name": "cli",
-        "fixed": False,
-        "dailyUsd": 1.25,
-        "rate": 60,
-        "models": ["flux*"],
-        "maxMegapixels": 2.0,
-    }
-    old = body["secret"]
-    assert (await service.get("/api/models")).status == 401
-    rotated = await (await service.post("/api/admin/keys/cli/rotate", json={"grace": "1h"}, headers=AS_ADMIN)).json()
-    assert [(await service.get("/api/models", headers=bearer(each))).status for each in (old, rotated["secret"])] == [
-        200,
-        200,
-    ]
-    listed = await (await service.get("/api/admin/keys", headers=AS_ADMIN)).json()
-    assert [len(each["secrets"]) for each in listed["keys"]] == [2]
-    assert "sha256" not in json.dumps(listed)
-    gone = await (await service.delete("/api/admin/keys/cli", headers=AS_ADMIN)).json()
-    assert gone == {"success": True, "name": "cli", "open": True}
-    assert (await service.get("/api/models")).status == 200
-
-
-@over_rows(
-    ("method", "path", "body", "status", "code"),
-    [
-        ("post", "", {"name": "web"}, 409, "key_is_fixed"),
-        ("post", "", {}, 400, "invalid_request"),
-        ("post", "", {"name": "a b"}, 400, "invalid_request"),
-        ("post", "", {"name": "a", "rate": 0}, 400, "invalid_request"),
-        ("post", "", {"name": "a", "rates": 1}, 400, "invalid_request"),
-        ("post", "", {"name": "a", "expires": "soon"}, 400, "invalid_request"),
-        ("post", "/web/rotate", {}, 409, "key_is_fixed"),
-        ("post", "/nobody/rotate", {}, 404, "key_not_found"),
-        ("post", "/web/rotate", {"grace": "-1"}, 400, "invalid_request"),
-        ("delete", "/web", None, 409, "key_is_fixed"),
-        ("delete", "/nobody", None, 404, "key_not_found"),
-    ],
-)
-async def test_a_bad_change_of_a_key_is_an_error(
-    keyed: Client, method: str, path: str, body: Any, status: int, code: str
-) -> None:
-    answer = await keyed.request(method, f"/api/admin/keys{path}", json=body, headers=AS_ADMIN)
-    assert (answer.status, (await answer.json())["code"]) == (status, code)
-
-
-async def test_a_name_is_taken_once(service: Client) -> None:
-    await make_key(service, name="a")
-    again = await service.post("/api/admin/keys", json={"name": "a"}, headers=AS_ADMIN)
-    assert (again.status, (await again.json())["code"]) == (409, "key_exists")
-
-
-async def test_a_revoked_key_is_refused_on_the_other_instance_and_its_streams_end(start_two: Any) -> None:
-    one, two = await start_two(sandbox_delay_s=300.0)
-    secret = await make_key(one, name="app")
-    await eventually(lambda: two.app[GUARD].ring.has_keys)
-    headers = bearer(secret)
-    made = await (await two.post("/api/images/generate", json=BODY, headers=headers)).json()
-    stream = await two.get(f"/api/images/{made['taskId']}/events", headers=headers)
-    await stream.content.readline()
-    waiting = asyncio.create_task(two.get(f"/api/images/{made['taskId']}?wait=60", headers=headers))
-    await asyncio.sleep(0)
-    assert (await one.delete("/api/admin/keys/app", headers=AS_ADMIN)).status == 200
-    await asyncio.wait_for(stream.content.read(), 20)
-    assert (await asyncio.wait_for(waiting, 20)).status in (200, 401)
-    await eventually(lambda: not two.app[GUARD].ring.has_keys)
-
-
-# Limits of a key
-
-
-async def test_limits_count_by_key_and_a_keys_own_take_the_place_of_the_defaults(start_service: StartService) -> None:
-    client = await start_service(rate_limit_max=4, image_rate_limit_max=2, sandbox_delay_s=0.0)
-    secrets = {
-        name: await make_key(client, name=name, **limits)
-        for name, limits in {
-            "plain": {},
-            "other": {},
-            "slow": {"rate": 1},
-            "fast": {"rate": 100, "imagesRate": 3},
-        }.items()
-    }
-
-    async def passed(name: str, *, generating: bool = False) -> int:
-        statuses = []
-        for number in range(6):
-            if generating:
-                body = BODY | {"prompt": f"{name} {number}"}
-                answer = await client.post("/api/images/generate", json=body, headers=bearer(secrets[name]))
-            else:
-                answer = await client.get("/api/models", headers=bearer(secrets[name]))
-            statuses.append(answer.status)
-            assert answer.status in (200, 202, 429)
-        return len([status for status in statuses if status != 429])
-
-    assert [await passed(name) for name in ("plain", "other", "slow", "fast")] == [4, 4, 1, 6]
-    assert [await passed(name, generating=True) for name in ("plain", "fast")] == [0, 3]
-
-
-async def test_a_key_may_have_limits_where_all_others_have_none(service: Client) -> None:
-    slow = bearer(await make_key(service, name="slow", rate=2, imagesRate=1))
-    free = bearer(await make_key(service, name="free"))
-    answers = [await service.get("/api/models", headers=slow) for _ in range(3)]
-    assert [answer.status for answer in answers] == [200, 200, 429]
-    assert answers[0].headers["X-RateLimit-Limit"] == "2"
-    assert {(await service.get("/api/models", headers=free)).status for _ in range(5)} == {200}
-
-
-async def test_a_model_or_size_outside_of_the_keys_is_not_allowed(start_service: StartService) -> None:
-    client = await start_service(model_aliases={"cheap": "gpt-image-1", "flux-alias": "other"}, sandbox_delay_s=0.0)
-    limited = bearer(await make_key(client, name="limited", models=["flux*", "other"], maxMegapixels=0.25))
-    free = bearer(await make_key(client, name="free"))
-    cases: list[tuple[dict[str, Any], int, list[str]]] = [
-        ({"model": "flux-1"}, 202, []),
-        ({"model": "flux-alias"}, 202, []),
-        ({"model": "cheap"}, 403, ["model"]),
-        ({}, 403, ["model"]),
-        ({"model": "flux-1", "width": 1024, "height": 512}, 403, ["width", "height"]),
-        (
-            {"model": "gpt-image-1", "resolution": "2K", "width": None, "height": None},
-            403,
-            ["model", "width", "height"],
-        ),
-    ]
-    for fields, status, names in cases:
-        body = {**BODY, **fields}
-        await client.post("/api/images/generate", json=body, headers=free)
-        # The same bytes of another key are no way around it.
-        answer = await client.post("/api/images/generate", json=body, headers=limited)
-        assert answer.status == status, fields
-        view = await answer.json()
-        assert [each["field"] for each in view.get("details", [])] == names
-        assert view.get("code", "not_allowed") == "not_allowed"
-        batch = await client.post("/api/images/batch", json={"requests": [body]}, headers=limited)
-        (entry,) = (await batch.json())["results"]
-        assert entry["statusCode"] in ((403,) if status == 403 else (200, 202))
-    v1 = await client.post("/v1/images/generations", json={"prompt": "a", "model": "flux-1"}, headers=limited)
-    error = (await v1.json())["error"]
-    assert (v1.status, error["code"], error["type"], error["param"]) == (
-        403,
-        "not_allowed",
-        "permission_error",
-        "size",
-    )
-
-
-async def test_a_fallback_model_outside_of_the_keys_is_never_called(start_paid: StartService, upstream: Any) -> None:
-    client = await start_paid(fallback_models=("forbidden", "black-forest-labs/FLUX.1-schnell"))
-    headers = bearer(await make_key(client, name="limited", models=["black-forest-labs/*"]))
-    body = BODY | {"model": "black-forest-labs/FLUX.1-schnell-Free"}
-    done = await (await client.post("/api/images/generate?wait=20", json=body, headers=headers)).json()
-    assert done["status"] == "completed", done
-    assert [call.body["model"] for call in upstream.ledger.calls] == [
-        "black-forest-labs/FLUX.1-schnell-Free",
-        "black-forest-labs/FLUX.1-schnell",
-    ]
-
-
-# Secrets
 
 
 @pytest.fixture

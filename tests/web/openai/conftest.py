@@ -65,3 +65,9 @@ def serve(start_paid: Callable[..., Awaitable[Client]]) -> Serve:
 @pytest.fixture
 async def service(serve: Serve) -> Service:
     return await serve()
+
+
+@pytest.fixture
+async def editing(serve: Serve, emulator: EmulatedUpstream) -> Service:
+    """Start a service in front of an upstream that takes edits as OpenAI does."""
+    return await serve(provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", max_attempts=1)

@@ -1,0 +1,92 @@
+"""Lines after an instance was killed, or after Redis lost a line, a record or an end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from imagegen.queue.client_queue import CacheResult
+from tests.conftest import MakeInstance
+from tests.queue.line_tasks import drained, is_at_rest, put, run, run_all, start_one, submission_of
+from tests.support import eventually
+
+
+@pytest.mark.parametrize("peers", [True, False], ids=["with a peer", "alone"])
+async def test_all_lines_drain_after_the_instance_that_submitted_them_was_killed(
+    make_instance: MakeInstance, *, peers: bool
+) -> None:
+    one, two = make_instance(lease_s=0.5, slots=1), make_instance(lease_s=0.5, slots=1, start=peers)
+    if peers:
+        await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    tasks = await put(one, "a", 8) + await put(one, "b", 8)
+    claim = await start_one(one)
+    await one.crash()
+    if not peers:
+        two.start()
+    started: list[str] = []
+    await asyncio.wait_for(drained(two, started, len(tasks)), 25)
+    assert sorted(started) == sorted(task.id for task in tasks)
+    assert claim is not None
+    await eventually(lambda: is_at_rest(two))
+
+
+async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 6)
+    await one.crash()
+    redis = one.connection.commands
+    await redis.xtrim(one.keys.stream, maxlen=0)  # no task of the client is left that could move its line
+    two = make_instance(slots=1)
+    started: list[str] = []
+    await asyncio.wait_for(drained(two, started, 4), 20)
+    assert started == [task.id for task in tasks[2:]]
+
+
+@pytest.mark.parametrize("lost", ["line", "record", "both"])
+async def test_a_task_is_queued_again_once_after_redis_lost_its_line_or_record(
+    make_instance: MakeInstance, lost: str
+) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 5)
+    redis = one.connection.commands
+    if lost != "record":
+        await redis.delete(one.keys.line("a"))
+    if lost != "line":
+        await redis.delete(*(one.keys.record(task.id) for task in tasks[2:]))
+    one.parts.recovery.notice("a test", publish=True)
+    started: list[str] = []
+    await asyncio.wait_for(drained(one, started, len(tasks)), 20)
+    await run(one, started, len(tasks) + 1)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_a_lost_line_is_noticed_when_it_is_read(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 5)
+    await one.connection.commands.delete(one.keys.line("a"))
+    started: list[str] = []
+    await asyncio.wait_for(drained(one, started, len(tasks)), 20)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_a_repeat_queues_a_task_again_if_its_line_is_lost(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 3)
+    await one.crash()
+    await one.connection.commands.delete(one.keys.line("a"))
+    two = make_instance(slots=1)
+    again = await two.client_queue.submit(submission_of("a", 2))
+    assert again.cached is CacheResult.MISS
+    started: list[str] = []
+    await run(two, started, 3)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_keys_of_another_type_are_moved_aside(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    await one.connection.commands.set(one.keys.line("a"), "foreign")
+    await one.connection.commands.set(one.keys.lines, "foreign")
+    tasks = await put(one, "a", 4)
+    assert await run_all(one) == [task.id for task in tasks]
+    assert await one.connection.commands.get(f"{one.keys.line('a')}:aside") == b"foreign"

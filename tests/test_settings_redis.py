@@ -1,0 +1,68 @@
+"""Tests of REDIS_URL and REDIS_TOKEN: each usual form of an address, and wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio.connection import parse_url
+
+from tests.loaded_settings import faults, load
+from tests.support import over_rows
+
+
+@over_rows(
+    ("url", "token", "mapped"),
+    [
+        ("redis://localhost:6379/0", "", "redis://localhost:6379/0"),
+        ("unix:///run/redis.sock?db=2", "", "unix:///run/redis.sock?db=2"),
+        ("rediss://default:pw@eu1-x.upstash.io:6379", "", "rediss://default:pw@eu1-x.upstash.io:6379"),
+        ("rediss://default:pw@h", "token", "rediss://default:pw@h"),
+        ("redis://h?password=pw", "token", "redis://h?password=pw"),
+        ("rediss://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io"),
+        ("rediss://default_ro@h:1", "token", "rediss://default_ro:token@h:1"),
+        ("redis://eu1-x.upstash.io:6379", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
+        ("https://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io:6379"),
+        ("https://eu1-x.upstash.io/", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
+        ("redis://[::1]:6380", "token", "redis://default:token@[::1]:6380"),
+        ("unix:///run/redis.sock", "token", "unix://default:token@/run/redis.sock"),
+    ],
+)
+def test_redis_addresses_are_converted_to_the_form_of_redis_py(url: str, token: str, mapped: str) -> None:
+    assert load(REDIS_URL=url, REDIS_TOKEN=token).redis_url == mapped
+
+
+def test_redis_py_reads_the_token_back_as_it_was() -> None:
+    token = "A/b+c=d@e:f%#?"
+    url = load(REDIS_URL="https://eu1-x.upstash.io", REDIS_TOKEN=token).redis_url
+    parsed: Any = parse_url(url or "")
+    assert (parsed["username"], parsed["password"]) == ("default", token)
+    assert (parsed["host"], parsed["port"]) == ("eu1-x.upstash.io", 6379)
+
+
+@over_rows(
+    "url",
+    [
+        "localhost:6379",
+        "http://hunter2.upstash.io",
+        "redis://",
+        "redis://:hunter2@h:0",
+        "redis://:hunter2@h:70000",
+        "redis://:hunter2/x@h:6379",
+        "redis://:hunter2#x@h",
+        "redis://h/hunter2",
+        "redis://h hunter2",
+        "redis-cli -u redis://:hunter2@h",
+        "unix://hunter2/redis.sock",
+        "unix://",
+        "https://eu1-x.upstash.io",
+        "https://eu1-x.upstash.io/get/hunter2",
+    ],
+)
+def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
+    found = faults(REDIS_URL=url)
+    assert list(found) == ["REDIS_URL"]
+    assert "hunter2" not in found["REDIS_URL"]
+
+
+def test_a_token_without_an_address_is_a_fault() -> None:
+    assert list(faults(REDIS_TOKEN="token")) == ["REDIS_TOKEN"]
