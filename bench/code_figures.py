@@ -78,9 +78,14 @@ def function_lines() -> list[tuple[int, str]]:
     return sorted(lengths)
 
 
+def file_lines() -> dict[str, int]:
+    """Return the lines of each file of the package, its benchmarks and its tests."""
+    paths = [path for folder in (PACKAGE, ROOT / "bench", ROOT / "tests") for path in sorted(folder.rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+
+
 def long_files() -> list[str]:
-    counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    return [f"{path.relative_to(ROOT)} {lines}" for path, lines in sorted(counts.items()) if lines > MAX_FILE_LINES]
+    return [f"{path} {lines}" for path, lines in file_lines().items() if lines > MAX_FILE_LINES]
 
 
 @cache

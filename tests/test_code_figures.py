@@ -38,10 +38,14 @@ def test_an_import_cycle_is_found() -> None:
     assert code_figures.import_cycles(graph) == [{"a", "b", "c"}]
 
 
-def test_functions_and_files_are_short() -> None:
+def test_functions_are_short() -> None:
     lengths = code_figures.function_lines()
     assert statistics.median(lines for lines, _ in lengths) <= 8
     assert lengths[-1][0] <= MAX_FUNCTION_LINES, lengths[-1]
+
+
+def test_files_of_the_package_its_benchmarks_and_its_tests_are_short() -> None:
+    assert code_figures.file_lines().keys() >= {"imagegen/app.py", "bench/words.py", "tests/support.py"}
     assert not code_figures.long_files()
 
 
