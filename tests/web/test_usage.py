@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
 import io
 import json
+from threading import Event
 
 import pytest
 
+from imagegen.accounts.usage_report import UsageReport
 from imagegen.web.ops.usage import prefers_csv
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.faults.money import charged
-from tests.support import AS_ADMIN
+from tests.support import AS_ADMIN, eventually
 from tests.web.conftest import Client, StartService, StartTwo
 
 PRICE = 708e-6
@@ -50,6 +53,26 @@ async def test_the_report_counts_submits_hits_joins_and_images_on_every_instance
     assert (response.status, response.content_type) == (200, "text/csv")
     (row,) = csv.DictReader(io.StringIO(await response.text()))
     assert (row["key"], row["submitted"], row["images"]) == ("", "4", "3")
+
+
+@pytest.mark.parametrize(("accept", "method"), [("application/json", "to_view"), ("text/csv", "to_csv")])
+async def test_other_clients_are_answered_while_a_long_report_is_rendered(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch, accept: str, method: str
+) -> None:
+    service, begun, answered = await start_service(), Event(), Event()
+    render = getattr(UsageReport, method)
+
+    def render_long(report: UsageReport) -> object:
+        begun.set()
+        assert answered.wait(5)
+        return render(report)
+
+    monkeypatch.setattr(UsageReport, method, render_long)
+    reading = asyncio.create_task(service.get("/api/usage", headers=AS_ADMIN | {"Accept": accept}))
+    await eventually(begun.is_set)
+    assert (await service.get("/healthz")).status == 200
+    answered.set()
+    assert (await reading).status == 200
 
 
 async def test_a_bad_query_is_refused_with_the_name_of_its_field(start_service: StartService) -> None:
