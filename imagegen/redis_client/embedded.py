@@ -34,8 +34,11 @@ _SILENT_S = 10.0
 _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
 _STOP_S, _FROZEN_STOP_S = 10.0, 1.0
-"""How long a server may take to end; the second if it does not answer, since it may be frozen. What it has answered is
-with the system by then."""
+"""How long a server may take to end; the second if it does not answer, since it may be frozen.
+
+What it has answered is with the system by then, unless its disk stalls: then the writes of the last two seconds may not
+be, https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/#how-durable-is-the-append-only-file.
+"""
 
 _ENDING_S = 2.0
 """A server answers for a moment after its parent was killed: it looks at signals ten times a second."""
