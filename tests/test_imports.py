@@ -130,3 +130,10 @@ def test_one_module_reads_the_task_id_of_a_path() -> None:
         if re.search(r"""(?:match_info|info)(?:\[|\.get\()["']task_id""", path.read_text(encoding="utf-8"))
     }
     assert readers == {"web/lookup.py"}, "a handler finds the task of its client by web/lookup.py"
+
+
+def test_no_file_of_tests_imports_another() -> None:
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    assert len(files) > 200
+    found = {(path.name, name) for path in files for name in imports(path) if re.match(r"tests\.(\w+\.)*test_", name)}
+    assert not found

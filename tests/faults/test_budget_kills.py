@@ -17,7 +17,7 @@ from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.cost import MICRO_USD, day_of
 from tests.emulator_fixtures import EmulatorProcess
-from tests.faults.test_kill_loop import SEED, Service
+from tests.faults.killed_service import SEED, Service
 
 IMAGE_MICRO_USD = 708
 """Of FLUX.1-schnell at 512 x 512."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,62 +16,13 @@ import pytest
 
 from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.emulator_fixtures import EmulatorProcess
+from tests.faults.killed_service import SEED, STEPS, Service
 from tests.faults.money import check_money
-from tests.forked import ForkedProcess
-from tests.ports import free_port
 from tests.support import ADMIN_TOKEN
 
-ROOT = Path(__file__).resolve().parents[2]
-SEED = int(os.environ.get("KILL_SEED", "20261123"))
-STEPS = ("start.before", "start.after", "finish.before", "finish.after")
 CALL_S = 0.25
 SLOTS = 4
 MONEY_S = 60.0
-
-
-@dataclass
-class Service:
-    """One instance that is restarted each time it dies."""
-
-    environ: dict[str, str]
-    wish: Path
-    port: int = field(default_factory=free_port)
-    process: ForkedProcess | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def start(self, http: aiohttp.ClientSession) -> None:
-        environ = {**os.environ, **self.environ, "PORT": str(self.port), "KILL_FILE": str(self.wish)}
-        self.process = await asyncio.to_thread(
-            ForkedProcess, ["-m", "faults.instance"], cwd=ROOT / "tests", env=environ, stdout=2
-        )
-        async with asyncio.timeout(20):
-            while not await self._ready(http):
-                await asyncio.sleep(0.02)
-
-    async def die(self, step: str) -> None:
-        """Kill the instance when it next reaches the step, or at once."""
-        assert self.process is not None
-        if step in STEPS:
-            self.wish.write_text(step)
-        else:
-            self.process.send_signal(signal.SIGKILL)
-        async with asyncio.timeout(30):
-            await asyncio.to_thread(self.process.wait)
-
-    async def end(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        return await asyncio.to_thread(self.process.wait)
-
-    async def _ready(self, http: aiohttp.ClientSession) -> bool:
-        try:
-            async with http.get(f"{self.url}/readyz") as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
 
 
 @dataclass

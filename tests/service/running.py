@@ -309,3 +309,13 @@ def listens(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def run(folder: Path, *arguments: str, start: Sequence[str] = (), **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command: forked, or by a new Python with the words of `start`."""
+    folder.mkdir(exist_ok=True)
+    if not start:
+        return forked.run([str(RUN), *arguments], cwd=folder, env=environment(folder, settings))
+    environ = environment(folder, settings) | {"PYTHONPATH": str(RUN.parent)}
+    command = [*start, *arguments]
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90, check=False)

@@ -13,7 +13,7 @@ import pytest
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.running import KEY, Service, calls_about, eventually, redis_server
-from tests.service.test_channels import SCHNELL, Start, Upstream, channel, error, serving, write
+from tests.service.scripted_channels import SCHNELL, Start, Upstream, channel, error, serving, write
 
 DYING = Path(__file__).with_name("dying.py")
 KONTEXT = "black-forest-labs/FLUX.1-kontext-pro"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.service.running import Service, eventually, redis_server
-from tests.service.test_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
+from tests.service.scripted_channels import GOOD, SCHNELL, Start, Upstream, channel, serving, write
 
 COUNT = 40
 MODELS = ("mine", "theirs")

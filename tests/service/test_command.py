@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from imagegen import __version__
-from tests import forked
-from tests.service.running import RUN, environment, run_to_its_end
+from tests.service.running import RUN, run, run_to_its_end
 
 STARTS = ([sys.executable, str(RUN)], [sys.executable, "-m", "imagegen"])
-
-
-def run(folder: Path, *arguments: str, start: Sequence[str] = (), **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the command: forked, or by a new Python with the words of `start`."""
-    folder.mkdir(exist_ok=True)
-    if not start:
-        return forked.run([str(RUN), *arguments], cwd=folder, env=environment(folder, settings))
-    environ = environment(folder, settings) | {"PYTHONPATH": str(RUN.parent)}
-    command = [*start, *arguments]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90, check=False)
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["run.py", "module"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +15,7 @@ from redis import Redis
 
 from tests import forked
 from tests.ports import free_port
+from tests.service.full_disk import full_disk
 from tests.service.running import KEY, RUN, environment
 from tests.service.topology import debian, packaged, server, url_of
 
@@ -181,20 +180,6 @@ def test_a_public_address_that_is_away_is_named(tmp_path: Path, good: dict[str, 
     (warning,) = report.warnings
     assert "PUBLIC_URL: http://127.0.0.1:" in warning
     assert "can't be reached: no connection; start the service" in warning
-
-
-@contextmanager
-def full_disk(folder: Path, limit: str) -> Iterator[Path]:
-    """Mount a disk without space there."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no right to mount a small disk here")
-    try:
-        (folder / "rest").write_bytes(bytes(2**16))
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(("limit", "below"), [("size=64k", "."), ("nr_inodes=2", "not/made")])

@@ -11,7 +11,7 @@ import pytest
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.running import KEY, Service, calls_about, eventually, redis_server
-from tests.service.test_channels import Start, write
+from tests.service.scripted_channels import Start, write
 
 MODELS = {"replicate": "black-forest-labs/flux-schnell", "dashscope": "wan2.2-t2i-flash"}
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests.forked import ForkedProcess
 from tests.ports import free_port
-from tests.service.running import RUN, STREAMLESS, Service, environment, eventually, redis_server, run_to_its_end
-from tests.service.test_command import run
+from tests.service.running import RUN, STREAMLESS, Service, environment, eventually, redis_server, run, run_to_its_end
 
 StartService = Callable[..., Service]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.running import KEY, calls_about, eventually
-from tests.service.test_channels import Start
+from tests.service.scripted_channels import Start
 
 
 def test_a_job_with_a_dead_link_gives_its_image_after_a_kill_and_is_paid_once(

@@ -21,6 +21,7 @@ import pytest
 from tests import forked
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
+from tests.service.full_disk import full_disk
 from tests.service.running import (
     KEY,
     RUN,
@@ -31,7 +32,6 @@ from tests.service.running import (
     redis_server,
     run_to_its_end,
 )
-from tests.service.test_doctor_command import full_disk
 
 FOLDERLESS, SERVERLESS, UNPRIVILEGED = map(
     Path(__file__).with_name, ("folderless.py", "serverless.py", "unprivileged.py")
