@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.faults.fleet import wait_until
 from tests.forked import ForkedProcess
 from tests.ports import free_port
 
@@ -34,11 +35,9 @@ class Service:
     async def start(self, http: aiohttp.ClientSession) -> None:
         environ = {**os.environ, **self.environ, "PORT": str(self.port), "KILL_FILE": str(self.wish)}
         self.process = await asyncio.to_thread(
-            ForkedProcess, ["-m", "faults.instance"], cwd=ROOT / "tests", env=environ, stdout=2
+            ForkedProcess, ["-m", "tests.faults.instance"], cwd=ROOT, env=environ, stdout=2
         )
-        async with asyncio.timeout(20):
-            while not await self._ready(http):
-                await asyncio.sleep(0.02)
+        await wait_until(lambda: self._ready(http), within_s=20)
 
     async def die(self, step: str) -> None:
         """Kill the instance when it next reaches the step, or at once."""

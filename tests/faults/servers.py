@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from imagegen.redis_client.embedded import EmbeddedRedis
+from tests.faults.fleet import wait_until
 from tests.ports import free_port
 
 SERVER = shutil.which("redis-server")
@@ -42,9 +43,11 @@ class RedisServer:
         self._process = await asyncio.create_subprocess_exec(
             SERVER, *args, *self._args, stdout=asyncio.subprocess.DEVNULL
         )
-        async with asyncio.timeout(10):
-            while not await self.answers():
-                await asyncio.sleep(0.01)
+        await wait_until(self.answers, within_s=10)
+
+    async def is_linked(self) -> bool:
+        """Return whether it receives the writes of its primary."""
+        return bool((await self.redis.info("replication"))["master_link_status"] == "up")
 
     async def answers(self) -> bool:
         try:
@@ -70,9 +73,7 @@ async def primary_and_replica(folder: Path) -> AsyncIterator[tuple[RedisServer, 
     replica = RedisServer(folder / "replica", "--replicaof", "127.0.0.1", str(primary.port))
     try:
         await replica.start()
-        async with asyncio.timeout(20):
-            while (await replica.redis.info("replication"))["master_link_status"] != "up":
-                await asyncio.sleep(0.02)
+        await wait_until(replica.is_linked, within_s=20)
         yield primary, replica
     finally:
         await replica.close()
