@@ -107,11 +107,14 @@ class ClaimingPause:
             self._needed.set()
 
     async def _read(self) -> None:
-        """Read the state, and write it back if Redis has lost it."""
+        """Read the state, and write it back if Redis has lost it: the one known before the read, not one set since."""
+        known = self.state
         state = _decode(await self._stored())
-        if state.version < self.state.version:
-            await self._write(self.state)
-            state = self.state
+        if state.version < known.version:
+            await self._write(known)
+            state = known
+        if state.version < self.state.version:  # set during the read
+            return
         self.on_change(paused=state.paused)
         self._use(state)
 

@@ -189,6 +189,30 @@ async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Clie
     assert meter.commands["control"] == before + 3
 
 
+async def test_a_pause_set_during_a_read_is_not_written_back(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = service.app[QUEUE]
+    meter, commands = queue.connection.meter, queue.connection.commands
+    await eventually(lambda: meter.commands["control"] == 4)  # the start is over
+    read, answered, delivered = commands.get, asyncio.Event(), asyncio.Event()
+
+    async def delayed(key: str) -> object:
+        monkeypatch.setattr(commands, "get", read)
+        reply = await read(key)
+        answered.set()
+        await delivered.wait()
+        return reply
+
+    monkeypatch.setattr(commands, "get", delayed)
+    reading = asyncio.create_task(queue.pause.start())
+    await answered.wait()
+    await post(service, "/api/admin/pause")
+    delivered.set()
+    await reading
+    await queue.notifier.flush()
+    assert is_paused(service)
+    assert meter.commands["control"] == 8  # one read, and the three commands of the pause
+
+
 async def test_the_board_lists_tasks_of_both_instances_with_cause_and_prompt(
     start_two: StartTwo, upstream: EmulatedUpstream
 ) -> None:
