@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -71,6 +72,21 @@ class Claim:
 
 MAX_OUTAGE_S = 600.0
 """Outage of all instances after which a paid call may be repeated; checkpoints live at least this long."""
+
+
+_LEASE_IN_NAME = re.compile(r"-([0-9]{1,9}(?:\.[0-9]{1,3})?)s\Z")
+
+
+def consumer_name(instance: str, lease_s: float) -> str:
+    """Return the name of an instance's consumer. It ends in the lease, since instances may have different ones while a
+    deploy changes `LEASE_SECONDS`."""
+    return f"{instance}-{round(lease_s, 3):.10g}s"
+
+
+def lease_of(consumer: str, default_s: float) -> float:
+    """Return the lease of a consumer's claims in seconds; the default if its version did not name it."""
+    named = _LEASE_IN_NAME.search(consumer)
+    return float(named[1]) if named else default_s
 
 
 def owner_life_s(lease_s: float) -> float:

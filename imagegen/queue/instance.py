@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from imagegen.queue.change_relay import ChangeRelay, Feed
-from imagegen.queue.claim import Claim
+from imagegen.queue.claim import Claim, consumer_name
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.consumer import StreamConsumer
 from imagegen.queue.delivery_store import DeliveryStore
@@ -136,8 +136,9 @@ class QueueInstance:
 
 
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
-    """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: unique consumer name."""
+    """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: its unique name."""
     keys, feed, ttl_s = Keys(config.prefix), Feed(), config.result_ttl_s
+    instance = consumer_name(instance, config.lease_s)
     context = _context(connection, keys, config)
     task_cache = TaskCache(clock=connection.clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)

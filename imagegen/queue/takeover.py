@@ -16,7 +16,7 @@ from itertools import islice
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import Claim, take_over_state
+from imagegen.queue.claim import Claim, lease_of, take_over_state
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
@@ -56,7 +56,8 @@ MAX_TAKEN = 100
 class Takeover:
     """Loop that takes over expired claims.
 
-    lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken.
+    lease_s: how long a claim of this instance lives unrenewed. on_takeover: called when claims of another instance
+    were taken.
     on_gone: awaited with the names of consumers before they are removed, since their instances seem to be gone.
     """
 
@@ -75,6 +76,8 @@ class Takeover:
         self._answering_since = self._answered_at = -math.inf
         self._expired: dict[str, float] = {}
         """Monotonic time of the last renewal by entry id; the oldest entry first."""
+        self._expired_lease_s: dict[str, float] = {}
+        """The lease of each expired claim, which its owner set."""
         self._proven: set[str] = set()
         self._renewed_at: dict[str, float] = {}
         """Monotonic time of the last renewal of entries that we tried to take, since Redis forgets it then."""
@@ -127,10 +130,15 @@ class Takeover:
         for entry_id, idle in idle_s.items():
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
-        for entry_ids in batched(list(idle_s), MAX_TAKEN):
-            taken += await self._hold_entries(
-                await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
-            )
+        try:
+            for entry_ids in batched(list(idle_s), MAX_TAKEN):
+                taken += await self._hold_entries(
+                    await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
+                )
+        except BaseException:
+            for claim in taken:  # no loop will run them; the next look finds them again
+                self._dispatcher.forget(claim)
+            raise
         return taken
 
     async def take_given(self, giver: str, entry_ids: Sequence[str]) -> list[Claim]:
@@ -220,7 +228,9 @@ class Takeover:
                 _idle(row for row in strays if row.idle_s >= UNDELIVERED_AFTER_S), min_idle_s=UNDELIVERED_AFTER_S
             )
         )
-        self._expired = {row.entry_id: sent_at - row.idle_s for row in peer_rows if row.idle_s >= self._lease_s}
+        leases = {row.entry_id: lease_of(row.consumer, self._lease_s) for row in peer_rows}
+        self._expired = {row.entry_id: sent_at - row.idle_s for row in peer_rows if row.idle_s >= leases[row.entry_id]}
+        self._expired_lease_s = {entry_id: leases[entry_id] for entry_id in self._expired}
         self._proven &= self._expired.keys()
         await self._renew_ahead(peer_rows)
         if self._expired:
@@ -229,7 +239,7 @@ class Takeover:
             return await self._prove_and_take(sent_at)
         if strays:
             return UNDELIVERED_AFTER_S
-        return max(min((self._lease_s - row.idle_s for row in peer_rows), default=CHECK_S), 0.0) + 0.02
+        return max(min((leases[row.entry_id] - row.idle_s for row in peer_rows), default=CHECK_S), 0.0) + 0.02
 
     async def _renew_ahead(self, rows: Sequence[PendingEntry]) -> None:
         """Renew claims that had no idle time twice in a row: the server's clock went back behind their last renewal.
@@ -271,7 +281,8 @@ class Takeover:
         if now - sent_at > self._confirm_s / 2 or health.down_since is not None:
             self._answering_since = now
         jumped_at = self._connection.clock.jumped_at  # then all claims look as old as the jump
-        return max(self._answering_since + self._confirm_s, back_at + self._lease_s, jumped_at + self._lease_s) - now
+        lease_s = max(self._lease_s, *self._expired_lease_s.values())
+        return max(self._answering_since + self._confirm_s, back_at + lease_s, jumped_at + lease_s) - now
 
     def _probe_in_s(self, left_s: float) -> float:
         """Return when to ping Redis again: often in the last seconds, and not before."""
@@ -281,12 +292,16 @@ class Takeover:
         """Take as many expired entries as there is capacity for. Return the seconds until the next step."""
         capacity, now = self._capacity, time.monotonic()
         taken = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), capacity)}
-        claims = await self.take(taken, min_idle_s=self._lease_s)
-        for entry_id in taken:
-            del self._expired[entry_id]
-        self._offer(claims)
-        if claims:
-            self.on_takeover()
+        for lease_s in sorted({self._expired_lease_s[entry_id] for entry_id in taken}):
+            of_lease = {
+                entry_id: idle for entry_id, idle in taken.items() if self._expired_lease_s[entry_id] == lease_s
+            }
+            claims = await self.take(of_lease, min_idle_s=lease_s)
+            for entry_id in of_lease:
+                del self._expired[entry_id]
+            self._offer(claims)
+            if claims:
+                self.on_takeover()
         if self._expired:
             return UNDELIVERED_AFTER_S / 10 if capacity else UNDELIVERED_AFTER_S / 2
         return 0.0
@@ -334,7 +349,8 @@ class Takeover:
     def _capacity(self) -> int:
         """Entries to take: for free slots; if none was free for a while, some for the next ones."""
         dispatcher = self._dispatcher
-        waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s
+        now = time.monotonic()
+        waited_s = max(now - at - self._expired_lease_s[entry_id] for entry_id, at in self._expired.items())
         if waited_s < self._confirm_s * 2:
             return dispatcher.free_slots
         return max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
@@ -345,12 +361,15 @@ class Takeover:
             self._connection.meter.takeovers += 1
             self._dispatcher.put(claim)
 
-    def on_peer_busy(self, _message: Message) -> None:
-        """Check a lease from now; a check that is due already stays, and one more follows."""
+    def on_peer_busy(self, message: Message) -> None:
+        """Check a lease of the peer from now; a check that is due earlier stays, and one more follows."""
         loop = asyncio.get_running_loop()
-        self._peer_until = loop.time() + self._lease_s
-        if self._peer_timer is None:
-            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
+        until = loop.time() + lease_of(str(message["from"]), self._lease_s)
+        self._peer_until = max(self._peer_until, until)
+        if self._peer_timer is None or self._peer_timer.when() > until:
+            if self._peer_timer is not None:
+                self._peer_timer.cancel()
+            self._peer_timer = loop.call_at(until, self._look_at_peers)
 
     def _look_at_peers(self) -> None:
         self._peer_timer = None

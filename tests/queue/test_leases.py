@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from typing import Any
 
 import orjson
+import pytest
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.takeover import MAX_TAKEN
+from imagegen.queue.verbs.consume import Entry
 from imagegen.tasks.task import State
 from tests.conftest import Instance, MakeInstance
 from tests.queue.finishing import at_rest, end
@@ -132,3 +138,55 @@ async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_insta
     await eventually(lambda: commands["takeover"] == 2)
     await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
     await eventually(lambda: commands["takeover"] == 3)
+
+
+async def test_an_instance_with_a_short_lease_takes_no_claim_of_a_living_one_with_a_long_lease(
+    make_instance: MakeInstance,
+) -> None:
+    one = make_instance(lease_s=6.0)
+    await one.client_queue.submit(submission("a"))
+    claim = await one.claim()
+    await one.worker_queue.start(claim)
+    two = make_instance(lease_s=0.3)
+    taken = asyncio.create_task(two.worker_queue.claim())
+    assert not (await asyncio.wait([taken], timeout=2.5))[0]
+    taken.cancel()
+    assert (await end(one, claim)).possibly_billed_twice == 0
+    assert await at_rest(one)
+
+
+async def test_a_dead_instance_with_a_short_lease_is_replaced_when_that_lease_has_ended(
+    make_instance: MakeInstance,
+) -> None:
+    one = make_instance(lease_s=0.5)
+    await one.client_queue.submit(submission("a"))
+    claim = await one.claim()
+    await one.worker_queue.start(claim)
+    await one.crash()
+    two = make_instance(lease_s=60.0)
+    async with asyncio.timeout(20):
+        assert (await two.claim()).task.id == claim.task.id
+
+
+async def test_a_takeover_that_redis_breaks_off_half_way_leaves_no_claim_without_a_loop(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = MAX_TAKEN + 20
+    one = make_instance(lease_s=0.5, slots=count)
+    await asyncio.gather(*(one.client_queue.submit(submission(f"{number}")) for number in range(count)))
+    for _ in range(count):
+        await one.claim()
+    await one.crash()
+    two = make_instance(lease_s=0.5, slots=count, start=False)
+    take, calls = two.verbs.claim_expired, itertools.count(1)
+
+    async def take_unless_second(*args: Any, **options: Any) -> list[Entry]:
+        if next(calls) == 2:
+            raise QueueUnavailable
+        return await take(*args, **options)
+
+    monkeypatch.setattr(two.verbs, "claim_expired", take_unless_second)
+    two.start()
+    claims = await asyncio.gather(*(two.claim() for _ in range(count)))
+    assert len({claim.task.id for claim in claims}) == count
+    assert next(calls) > 2
