@@ -63,6 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, JobOptions]:
     add("--fail-rate", type=float, default=1.0, metavar="R", help="only this share (0 to 1) of the calls")
     add("--seed", type=int, help="makes chance and the ids repeatable")
     add("--price", type=float, default=defaults.price_usd, metavar="USD", help="of one image")
+    add("--one-account", action="store_true", help="all keys belong to one account")
     options = parser.parse_args(arguments)
     return options.provider, JobOptions(
         host=options.host,
@@ -76,6 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[str, JobOptions]:
         fail_rate=options.fail_rate,
         seed=options.seed,
         price_usd=options.price,
+        one_account=options.one_account,
     )
 
 

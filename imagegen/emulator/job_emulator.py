@@ -61,7 +61,8 @@ class JobOptions:
 
     port: 0 takes a free one; key: the only key accepted, else any; job_s: seconds that a job runs; kept_s: seconds
     that a job can be polled after its end; image: `png`, `jpeg`, `webp`, or `tiny` for a PNG of 8 x 8; fault: of each
-    call, or of a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable; price_usd: of one image.
+    call, or of a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable; price_usd: of one image;
+    one_account: all keys are of one account, and each reads the jobs of the others.
     """
 
     host: str = "127.0.0.1"
@@ -75,6 +76,7 @@ class JobOptions:
     fail_rate: float = 1.0
     seed: int | None = None
     price_usd: float = 0.01
+    one_account: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +235,13 @@ class JobEmulator(ListeningEmulator):
         return running
 
     def find(self, job_id: str, key: str) -> RunningJob | None:
-        """Return the job, as a poll finds it: of the same key, and not forgotten."""
+        """Return the job, as a poll finds it: of the same account, and not forgotten."""
         running = self.running.get(job_id)
-        return running if running and running.key == key and running.is_known else None
+        return running if running and running.is_known and self.may_read(running, key) else None
+
+    def may_read(self, running: RunningJob, key: str) -> bool:
+        """Return whether a job belongs to the account of a key."""
+        return self.options.one_account or running.key == key
 
     def polled(self, running: RunningJob) -> int | None:
         """Count a poll. Return the status with which it fails, None if it does not."""

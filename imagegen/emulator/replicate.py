@@ -150,7 +150,7 @@ class ReplicateEmulator(JobEmulator):
         matching = [
             running
             for running in self.running.values()
-            if running.key == key and running.is_known and not running.fault.number("unlisted", 0)
+            if running.is_known and self.may_read(running, key) and not running.fault.number("unlisted", 0)
             if running.number < below and (after or 0) <= running.job.submitted_at <= (before or time())
         ]
         page = sorted(matching, key=lambda running: -running.number)[:PAGE]

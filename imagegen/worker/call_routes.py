@@ -179,7 +179,7 @@ class Routes:
         if self.only:
             return self.only
         matching = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
-        route = next(matching, None) or self._substitute(channel)
+        route = next(matching, None) or (self._substitute(channel) if self._shares_jobs(channel) else None)
         if route is None:
             self._report_missing(channel, account)
         return route
@@ -191,18 +191,22 @@ class Routes:
 
     def has_key_of(self, handle: JobHandle) -> bool:
         """Return whether the key that made a job is here, or another one of its account."""
-        return (
-            any(route.account == handle.account for route in self.all) or self._substitute(handle.channel) is not None
-        )
+        return any(route.account == handle.account for route in self.all) or self._shares_jobs(handle.channel)
 
     def of_job(self, handle: JobHandle) -> Route:
-        """Return the route with the key that made a job. Raises UpstreamError, as for a job that is forgotten."""
+        """Return the route with the key that made a job, else with the keys that its channel has now: a new key of the
+        same account finds the job, and the polls of another one cost nothing.
+
+        Raises UpstreamError, as for a job that is forgotten.
+        """
         if self.only:
             return self.only
         matching = [route for route in self.all if route.account == handle.account]
         for route in sorted(matching, key=lambda route: route.channel.name != handle.channel):
             return self._with_others(route) if handle.failed_polls.useless >= REFUSED_POLLS else route
         if substitute := self._substitute(handle.channel):
+            if not self._shares_jobs(handle.channel):
+                self._report_replaced(handle.channel, handle.account)
             return substitute
         self._report_missing(handle.channel or handle.provider, handle.account)
         raise forgotten_job()
@@ -213,11 +217,25 @@ class Routes:
         return dataclass_replace(route, others=tuple(others[:MAX_SUBSTITUTES]))
 
     def _substitute(self, channel: str) -> Route | None:
-        """Return the keys of a channel in place of a key that left it, if each key of an account reads all its jobs."""
+        """Return the keys of a channel in place of a key that left it, None without a channel of the name."""
         routes = self._by_channel.get(channel, ())[:MAX_SUBSTITUTES]
-        if not routes or not KINDS[routes[0].channel.provider].shares_jobs:
-            return None
-        return dataclass_replace(routes[0], others=routes[1:])
+        return dataclass_replace(routes[0], others=routes[1:]) if routes else None
+
+    def _shares_jobs(self, channel: str) -> bool:
+        """Return whether each key of an account of a channel reads all its jobs."""
+        routes = self._by_channel.get(channel, ())
+        return bool(routes) and KINDS[routes[0].channel.provider].shares_jobs
+
+    def _report_replaced(self, channel: str, account: str) -> None:
+        """Warn once of a key in place of which others poll."""
+        if account not in self._reported:
+            self._reported.add(account)
+            logger.warning(
+                "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}); the "
+                "other keys of the channel collect it if they belong to the same account, else its images are lost",
+                channel,
+                account[:8],
+            )
 
     def _report_missing(self, channel: str, account: str) -> None:
         """Warn once of a key that left the file while it had calls or jobs."""
