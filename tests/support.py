@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -37,6 +38,24 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         assert time.monotonic() < deadline, "the condition did not hold in time"
         await asyncio.sleep(pause_s)
         pause_s = min(1.3 * pause_s, 0.02)
+
+
+class Turns:
+    """Turns of the event loop until `most` is called. total: returns how often something happened so far."""
+
+    def __init__(self, total: Callable[[], int]) -> None:
+        self._total = total
+        self._totals = [total()]
+        self._next = asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._totals.append(self._total())
+        self._next = asyncio.get_running_loop().call_soon(self._begin)
+
+    def most(self) -> int:
+        """Return how often it happened in the turn with the most of it."""
+        self._next.cancel()
+        return max(after - before for before, after in pairwise([*self._totals, self._total()]))
 
 
 def counts(counter: Mapping[str, int], name: str, number: int) -> bool:

@@ -18,10 +18,10 @@ from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
 from imagegen.web.http.connections import Connections, connection_cap
-from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
+from imagegen.web.http.listening import ACCEPTS_PER_TURN, ListeningSite, base_address, open_sockets
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
-from tests.support import eventually, logged, over_rows
+from tests.support import Turns, eventually, logged, over_rows
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -140,6 +140,18 @@ async def test_a_new_client_replaces_the_oldest_silent_connection(make_server: M
     assert (await idle.fetch()).startswith(b"HTTP/1.1 200")
     assert not await silent[1].closed(0.1)
     assert len(server.runner.connections) == 4
+
+
+async def test_few_of_a_flood_of_connections_are_accepted_in_one_turn(make_server: MakeServer) -> None:
+    server = await make_server(cap=1_000)
+    turns = Turns(lambda: len(server.handled))
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+    for client in clients:
+        client.sendall(HELD)
+    await eventually(lambda: len(server.handled) == len(clients))
+    assert turns.most() <= ACCEPTS_PER_TURN
+    for client in clients:
+        client.close()
 
 
 async def test_a_connection_reaches_the_http_server_with_its_first_byte(make_server: MakeServer) -> None:
