@@ -7,7 +7,7 @@ from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 
-from imagegen.queue.change_relay import ChangeRelay, Feed
+from imagegen.queue.change_relay import ChangeRelay
 from imagegen.queue.claim import Claim, consumer_name
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.consumer import StreamConsumer
@@ -16,6 +16,7 @@ from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.eta import EtaEstimator
 from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.feed import Feed
 from imagegen.queue.handover import Handover
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted

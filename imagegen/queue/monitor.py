@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.change_relay import Feed
 from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.feed import Feed
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.redis_client.connection import Connection

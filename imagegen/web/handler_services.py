@@ -14,8 +14,8 @@ from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.own_addresses import OwnAddresses
 from imagegen.providers.model_rules import ModelTable
-from imagegen.queue.change_relay import Feed
 from imagegen.queue.client_queue import ClientQueue
+from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.tasks.family import CountReusable, ReuseImages
 from imagegen.tasks.submission import TaskIdentity

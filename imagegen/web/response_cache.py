@@ -1,10 +1,11 @@
-"""Cache of rendered responses for finished tasks."""
+"""Cache of rendered responses about tasks."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import NamedTuple
 
+from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.tasks.task import Task
 
 MAX_BYTES = 4 * 2**20
@@ -25,36 +26,43 @@ class ResponseKey(NamedTuple):
     viewer: str = ""
 
 
-class ResponseCache:
-    """Cache of rendered responses for finished tasks, up to `MAX_BYTES`, least recently used first out.
+class _Entry(NamedTuple):
+    task: Task
+    place: QueuePosition
+    body: bytes
 
-    A task never changes, another object takes its place: so a body holds for the very object that it was made of.
+    @property
+    def size(self) -> int:
+        """Return its bytes: it keeps its task alive too."""
+        return _ENTRY_BYTES + len(self.task.request_json) + len(self.body)
+
+
+class ResponseCache:
+    """Cache of rendered responses about tasks, up to `MAX_BYTES`, least recently used first out.
+
+    A task never changes, another object takes its place: so a body holds for the very object that it was made of, and
+    for the position of an unfinished task that it shows.
     """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[ResponseKey, tuple[Task, bytes]] = OrderedDict()
+        self._entries: OrderedDict[ResponseKey, _Entry] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: ResponseKey, task: Task) -> bytes | None:
+    def get(self, key: ResponseKey, task: Task, place: QueuePosition = UNKNOWN_POSITION) -> bytes | None:
         entry = self._entries.get(key)
-        if entry is None or entry[0] is not task:
+        if entry is None or entry.task is not task or entry.place != place:
             return None
         self._entries.move_to_end(key)
-        return entry[1]
+        return entry.body
 
-    def put(self, key: ResponseKey, task: Task, body: bytes) -> None:
-        """Cache the body of a finished task; not one made by orjson, which would keep 4 KiB alive."""
+    def put(self, key: ResponseKey, task: Task, body: bytes, place: QueuePosition = UNKNOWN_POSITION) -> None:
+        """Cache the body of a task; not one made by orjson, which would keep 4 KiB alive."""
         self._forget(self._entries.pop(key, None))
-        self._entries[key] = task, body
-        self._bytes += _size(task, body)
+        entry = self._entries[key] = _Entry(task, place, body)
+        self._bytes += entry.size
         while self._bytes > MAX_BYTES:
             self._forget(self._entries.popitem(last=False)[1])
 
-    def _forget(self, entry: tuple[Task, bytes] | None) -> None:
+    def _forget(self, entry: _Entry | None) -> None:
         if entry is not None:
-            self._bytes -= _size(*entry)
-
-
-def _size(task: Task, body: bytes) -> int:
-    """Return the bytes of an entry: it keeps its task alive too."""
-    return _ENTRY_BYTES + len(task.request_json) + len(body)
+            self._bytes -= entry.size

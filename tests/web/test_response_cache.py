@@ -1,9 +1,10 @@
-"""Tests of the response cache: cached bytes are reused only for the same finished task and the same kind of client."""
+"""Tests of the response cache: bytes are reused only for the same state of a task and the same kind of client."""
 
 from __future__ import annotations
 
 import pytest
 
+from imagegen.queue.eta import QueuePosition
 from imagegen.tasks.task import State, Task
 from imagegen.web import response_cache
 from imagegen.web.handler_services import SERVICES
@@ -28,6 +29,14 @@ def test_a_body_is_valid_only_for_its_exact_task() -> None:
     assert cache.get(key_of("a"), same) is None
     cache.put(key_of("a"), same, b"2")
     assert (cache.get(key_of("a"), record), cache.get(key_of("a"), same)) == (None, b"2")
+
+
+def test_a_body_with_a_place_in_the_queue_is_valid_for_that_place() -> None:
+    cache, record = ResponseCache(), task("a")
+    cache.put(key_of("a"), record, b"1", QueuePosition(2, 1.5))
+    assert cache.get(key_of("a"), record, QueuePosition(2, 1.5)) == b"1"
+    assert cache.get(key_of("a"), record, QueuePosition(1, 1.5)) is None
+    assert cache.get(key_of("a"), record) is None
 
 
 def test_the_least_recent_body_is_evicted_over_the_byte_limit(

@@ -10,21 +10,20 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import orjson
 from aiohttp import web
 
 from imagegen.errors import FieldError, InvalidRequest
-from imagegen.queue.change_relay import Subscription
+from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view
-from imagegen.web.api.tasks import not_found, render_task
+from imagegen.web.api.tasks import cached_image_body, cached_task_body, not_found
 from imagegen.web.guard import still_admits
 from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.event_stream import EventStream
+from imagegen.web.http.event_stream import EventStream, encode_event
 from imagegen.web.http.responses import language
 from imagegen.web.lookup import find_task, find_tasks
 
@@ -32,6 +31,9 @@ MAX_TASKS = 50
 
 MAX_STREAM_S = 900.0
 """A stream ends after this time and the client reconnects, before a proxy cuts it."""
+
+MAX_UNSENT_BYTES = 64 * 1024
+"""Events of more bytes are sent in several writes."""
 
 _ONE_KNOWN = re.compile(r"[0-9]{1,18}")
 _TASK_KNOWN = re.compile(r"([0-9a-f]{32}):([0-9]{1,18})")
@@ -78,6 +80,7 @@ async def _stream(request: web.Request, tasks: Sequence[Task], stream: TaskEvent
         return web.Response(status=204)
     with services.feed.subscribe(task.id for task in tasks) as subscription:
         on_disconnect(request, subscription.wake)
+        await subscription.turn()
         response = EventStream()
         await response.prepare(request)
         async with response:
@@ -119,6 +122,7 @@ class TaskEventStream:
         self._joined = joined
         self._unknown = unknown
         self._last_sent: dict[str, Task] = {}
+        self._unsent = b""
 
     def known(self, task: Task) -> int:
         """Return the sequence that the client has; -1 if it has none, or an impossible one."""
@@ -135,23 +139,24 @@ class TaskEventStream:
         ends_at = clock() + MAX_STREAM_S * random.uniform(0.9, 1.1)  # noqa: S311 - spreads the reconnects
         for task_id in self._unknown:
             view = {"taskId": task_id} | not_found_view(language(self._request))
-            await response.send(orjson.dumps(view).decode(), event="snapshot")
+            self._unsent += encode_event("snapshot", orjson.dumps(view))
         for task in tasks:
-            await self._send_changes(response, await self._services.queue.get(task.id) or task)
+            await self._add_changes(response, await self._services.queue.get(task.id) or task)
         while not self._finished and not self._services.readiness.draining and still_admits(self._request):
+            await self._send(response)
             left_s = ends_at - clock()
             if left_s <= 0 or is_disconnected(self._request):
                 break
             for task in await subscription.changes(left_s):
-                await self._send_changes(response, task)
+                await self._add_changes(response, task)
         await self._end(response)
 
     @property
     def _finished(self) -> bool:
         return all(task.state.is_final for task in self._last_sent.values())
 
-    async def _send_changes(self, response: EventStream, task: Task) -> None:
-        """Send what changed since the last event.
+    async def _add_changes(self, response: EventStream, task: Task) -> None:
+        """Add what changed since the last event to what is to be sent; send it if that is much.
 
         The id is what the client has after this event. An image's id is the sequence before, since the rest of its
         change follows.
@@ -162,23 +167,29 @@ class TaskEventStream:
         self._last_sent[task.id] = task
         if task.sequence <= last_sequence:
             return
-        view, _ = await render_task(self._request, task)
-        entries = {entry["index"]: entry for entry in view.get("data", ())}
+        body, _ = await cached_task_body(self._request, self._services, task)
         for image in new_images(before, task):
-            await self._send(response, "image", (task.id, last_sequence), entries[image.index])
+            shown = cached_image_body(self._request, self._services, task, image)
+            if self._joined:
+                shown = b'{"taskId":"%b",%b' % (task.id.encode(), shown.removeprefix(b"{"))
+            self._add("image", shown, (task.id, last_sequence))
         position = (task.id, task.sequence)
-        await self._send(response, event_name(before, task), position, view)
+        self._add(event_name(before, task), body, position)
         if before is None and task.state.is_final:
-            await self._send(response, task.state.value, position, view)
+            self._add(task.state.value, body, position)
         self._client_sequences[task.id] = task.sequence
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            await self._send(response)
 
-    async def _send(
-        self, response: EventStream, event: str, position: tuple[str, int], data: Mapping[str, Any]
-    ) -> None:
+    def _add(self, event: str, data: bytes, position: tuple[str, int]) -> None:
         task_id, sequence = position
-        body = {"taskId": task_id, **data} if self._joined else data
-        event_id = f"{task_id}:{sequence}" if self._joined else str(sequence)
-        await response.send(orjson.dumps(body).decode(), id=event_id, event=event)
+        self._unsent += encode_event(event, data, f"{task_id}:{sequence}" if self._joined else str(sequence))
+
+    async def _send(self, response: EventStream) -> None:
+        """Send the events in one write, which costs more time than all else about an event."""
+        if self._unsent:
+            events, self._unsent = self._unsent, b""
+            await response.send_encoded(events)
 
     async def _end(self, response: EventStream) -> None:
         """Send the last id and the delay of a reconnect in one write, so that no client reconnects between the two."""
@@ -188,8 +199,10 @@ class TaskEventStream:
             lines.append("id: " + ",".join(f"{task_id}:{sequence}" for task_id, sequence in has.items()))
         if not self._finished:
             lines.append(f"retry: {random.randint(1_000, 3_000)}")  # noqa: S311
-        if lines and not is_disconnected(self._request):
-            await response.write("\r\n".join([*lines, "", ""]).encode())
+        if lines:
+            self._unsent += "\r\n".join([*lines, "", ""]).encode()
+        if not is_disconnected(self._request):
+            await response.end(self._unsent)
 
 
 async def end_streams(app: web.Application) -> None:

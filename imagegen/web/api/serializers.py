@@ -145,7 +145,7 @@ def task_view(
             view["queuePosition"] = place.position
             view["etaSeconds"] = place.eta_s
     if task.images or task.state is State.COMPLETED:
-        view["data"] = [_image_view(task, image, image_url) for image in task.images]
+        view["data"] = [image_view(task, image, image_url) for image in task.images]
     _add_extras(view, task)
     return view
 
@@ -199,7 +199,8 @@ def _delivery_view(delivery: Delivery) -> DeliveryView:
     }
 
 
-def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageView:
+def image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageView:
+    """Return an image as the body of its task shows it."""
     view: ImageView = {"url": image_url(task, image), "index": image.index, "seed": image.seed}
     if image.sha256:
         view |= {

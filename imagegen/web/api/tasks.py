@@ -16,8 +16,10 @@ from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable, Unauthorized
 from imagegen.queue.canceller import CancelResult
 from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.eta import QueuePosition
 from imagegen.queue.task_list import Cursor
 from imagegen.tasks.clients import owner_name, submitter_name
+from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.schemas import FinishedView, ListedTaskView, SubmittedView, TaskListView, TaskView
@@ -25,6 +27,7 @@ from imagegen.web.api.serializers import (
     FREE,
     TaskLinks,
     cost_view,
+    image_view,
     not_found_view,
     retry_after_s,
     submit_headers,
@@ -216,7 +219,8 @@ async def wait_until_final(
     report: called at once, with each change, and after `REPORT_S` without one.
     """
     deadline = asyncio.get_running_loop().time() + within_s
-    with services.feed.subscribe([task.id]) as subscription:
+    feed = services.feed
+    with feed.await_end(task.id) if report is None else feed.subscribe([task.id]) as subscription:
         if request is not None:
             on_disconnect(request, subscription.wake)
         task = await services.queue.get(task.id) or task
@@ -280,33 +284,41 @@ async def cached_hit_response(request: web.Request, services: Services, submitte
 
 
 async def cached_task_body(request: web.Request, services: Services, task: Task) -> tuple[bytes, dict[str, str]]:
-    """Return the GET body of a task and its headers; that of a finished task is rendered once for equal clients."""
-    key = _cache_key("task", request, services, task)
-    body = services.response_cache.get(key, task)
-    if body is not None:
-        return body, _cache_headers(task)
-    view, headers = await render_task(request, task)
-    body = msgspec.json.encode(view)
-    if task.state.is_final:
-        services.response_cache.put(key, task, body)
-    return body, headers
+    """Return the GET body of a task and its headers; it is rendered once for equal clients until it changes."""
+    key, place = _cache_key("task", request, services, task), await services.queue.position(task)
+    body = services.response_cache.get(key, task, place)
+    if body is None:
+        body = msgspec.json.encode(_task_view(request, services, task, place))
+        services.response_cache.put(key, task, body, place)
+    return body, _task_headers(task, place)
 
 
 async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[str, str]]:
     """Return the GET body of a task and its headers."""
     services = request.app[SERVICES]
     place = await services.queue.position(task)
-    view = task_view(
+    return _task_view(request, services, task, place), _task_headers(task, place)
+
+
+def cached_image_body(request: web.Request, services: Services, task: Task, image: StoredImage) -> bytes:
+    """Return an image as the body of its task shows it, rendered once for equal clients."""
+    key = _cache_key(f"image {image.index}", request, services, task)
+    body = services.response_cache.get(key, task)
+    if body is None:
+        links = TaskLinks(services.link_base.url(request), services.links)
+        body = msgspec.json.encode(image_view(task, image, links.image))
+        services.response_cache.put(key, task, body)
+    return body
+
+
+def _task_view(request: web.Request, services: Services, task: Task, place: QueuePosition) -> TaskView:
+    return task_view(
         services.models.with_notices(_with_own_webhooks(request, services, task), services.queue.clock()),
         TaskLinks(services.link_base.url(request), services.links).image,
         language=language(request),
         max_attempts=services.max_attempts,
         place=place,
     )
-    headers = _cache_headers(task)
-    if not task.state.is_final:
-        headers["Retry-After"] = str(retry_after_s(place))
-    return view, headers
 
 
 def not_found(request: web.Request) -> web.StreamResponse:
@@ -337,5 +349,8 @@ def _webhook_owner(request: web.Request) -> str:
     return _ADMIN if client.is_admin else owner_name(client.id)
 
 
-def _cache_headers(task: Task) -> dict[str, str]:
-    return {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
+def _task_headers(task: Task, place: QueuePosition) -> dict[str, str]:
+    headers = {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
+    if not task.state.is_final:
+        headers["Retry-After"] = str(retry_after_s(place))
+    return headers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -41,19 +41,35 @@ class EventStream(EventSourceResponse):
         async with self._writing:
             await super().write(data)
 
+    async def send_encoded(self, events: bytes) -> None:
+        """Send events that are encoded already. Raises ConnectionError, TimeoutError."""
+        async with self._writing:
+            await self._in_time(super().write(events))
+
+    async def end(self, events: bytes) -> None:
+        """Send the last events and the end of the stream in one write. Raises ConnectionError, TimeoutError."""
+        async with self._writing:
+            await self._in_time(self.write_eof(events))
+
     async def send_pieces(self, event: str, pieces: AsyncIterator[bytes]) -> None:
         """Send an event with data of one line, which comes in pieces. Raises ConnectionError, TimeoutError."""
         async with self._writing:
-            await self._write_in_time(f"event: {event}\r\ndata: ".encode())
+            await self._in_time(super().write(f"event: {event}\r\ndata: ".encode()))
             async for piece in pieces:
-                await self._write_in_time(piece)
-            await self._write_in_time(b"\r\n\r\n")
+                await self._in_time(super().write(piece))
+            await self._in_time(super().write(b"\r\n\r\n"))
 
-    async def _write_in_time(self, data: bytes) -> None:
+    async def _in_time(self, write: Coroutine[None, None, None]) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await super().write(data)
+                await write
         except TimeoutError:
             if self._request is not None and self._request.transport is not None:
                 self._request.transport.abort()
             raise
+
+
+def encode_event(event: str, data: bytes, event_id: str | None = None) -> bytes:
+    """Return an event as a stream has it. data: of one line."""
+    first = "" if event_id is None else f"id: {event_id}\r\n"
+    return b"%bevent: %b\r\ndata: %b\r\n\r\n" % (first.encode(), event.encode(), data)

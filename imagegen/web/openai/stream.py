@@ -12,7 +12,7 @@ from aiohttp import web
 
 from imagegen.errors import ApiError, Draining, StoreUnavailable
 from imagegen.images.store import ImageStore
-from imagegen.queue.change_relay import Subscription
+from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import State, Task
