@@ -33,6 +33,8 @@ from imagegen.chosen_parts import (
     create_rate_limits,
     create_thumbnails,
     create_uploads,
+    former_blobs,
+    former_folder,
     open_upstream,
     other_instances,
     reused_image_ttl_s,
@@ -40,6 +42,7 @@ from imagegen.chosen_parts import (
     task_identity,
 )
 from imagegen.images.cached import CachedStore
+from imagegen.images.former_stores import StoreWithFormer
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.reuse import ImageReuse
@@ -248,13 +251,21 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         supervisor.run("image-store-watch", store.watch())
     for name, loop in (shared.loops if shared else {}).items():
         supervisor.run(name, loop())
-    app[STORE] = store
+    former = former_folder(settings, app[QUEUE])
+    if former is not None:
+        await former.start()
+        supervisor.run("former-image-sweeper", former.sweep())
+        supervisor.run("former-image-disk-watch", former.watch())
+    formers = [place for place in (former, former_blobs(settings, app[QUEUE], disk)) if place is not None]
+    app[STORE] = store = StoreWithFormer(store, formers, lambda: not app[QUEUE].notifier.alone)
     app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
     app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
     app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
     yield
     await app[THUMBNAILS].close()
+    if former is not None:
+        await former.close()
     await store.close()
 
 

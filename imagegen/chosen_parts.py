@@ -12,8 +12,9 @@ from loguru import logger
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
-from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, cache_health
+from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, CachedStore, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
+from imagegen.images.disk_watch import mark_of
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.needed_uploads import NeededUploads, nothing_needed
@@ -22,6 +23,7 @@ from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
+from imagegen.images.store_health import StoreHealth
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
@@ -56,6 +58,9 @@ that the upstream closes at that moment counts as sent, and is paid again."""
 
 POLL_KEEPALIVE_S = 15.0
 """Of polls, which are repeated at once then. It is longer than the time between two of them."""
+
+NO_CAP_BYTES = 2**62
+"""Of a former store: nothing is saved there any more."""
 
 UNITS_PER_GENERATION = 64
 """Default of IMAGE_UNITS_PER_MINUTE for each request of IMAGE_RATE_LIMIT_MAX: 4 images of 2048 x 2048 pixels."""
@@ -110,6 +115,23 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
         clock=queue.connection.clock,
         lookups=DiskLookups(lambda: not queue.notifier.alone, find_needed=nothing_needed if is_cache else needed.among),
     )
+
+
+def former_folder(settings: Settings, queue: QueueInstance) -> DiskStore | None:
+    """Return the store of the images that an earlier `IMAGE_STORE=disk` or `upstream` left in `DATA_DIR`, if any."""
+    folder = settings.data_dir / "images"
+    if settings.image_store not in ("redis", "s3") or not mark_of(folder).exists():
+        return None
+    health, clock = StoreHealth(f"the former folder {folder}", "only its images can't be read"), queue.connection.clock
+    return DiskStore(folder, NO_CAP_BYTES, life_s=longest_life_s(settings), health=health, clock=clock)
+
+
+def former_blobs(settings: Settings, queue: QueueInstance, cache: DiskStore) -> CachedStore | None:
+    """Return the store of the images that an earlier `IMAGE_STORE=redis` left in Redis, None if that is the store."""
+    if settings.image_store == "redis":
+        return None
+    clock = queue.connection.clock
+    return CachedStore(RedisBlobStore(queue.connection, queue.keys, NO_CAP_BYTES, clock=clock), cache, clock=clock)
 
 
 def image_ttl_s(settings: Settings) -> float:

@@ -40,7 +40,7 @@ class DiskWatch:
         self._health = health
         self._largest_bytes = 0
         self._needed = NeededSpace(clock)
-        self._mark = folder.with_name(f"{folder.name}.mark")
+        self._mark = mark_of(folder)
         self._device: int | None = None
 
     async def start(self) -> None:
@@ -110,6 +110,11 @@ class DiskWatch:
         if self._device not in (None, device) and not self._mark.exists():
             raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its mark")
         self._device = device
+
+
+def mark_of(folder: Path) -> Path:
+    """Return the path of the mark of an image folder."""
+    return folder.with_name(f"{folder.name}.mark")
 
 
 def read_mark(path: Path) -> str:

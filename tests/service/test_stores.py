@@ -5,6 +5,8 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about
@@ -52,3 +54,21 @@ def test_the_oldest_images_are_evicted_over_the_byte_limit(
     again = service.submit(prompt="one of many 0")
     assert (again.status, again.json["cached"]) == (202, False)
     assert service.get(service.completed(tasks[0]["taskId"])["data"][0]["url"]).status == 200
+
+
+@pytest.mark.parametrize(("former", "new"), [("disk", "redis"), ("redis", "disk"), ("redis", "upstream")])
+def test_paid_images_outlast_a_change_of_the_store(
+    start_service: StartService, upstream: EmulatorProcess, former: str, new: str
+) -> None:
+    prompt = f"moved from {former} to {new}"
+    first: Service = start_service(upstream.url, IMAGE_STORE=former)
+    link = first.made(prompt=prompt)["data"][0]["url"]
+    first.end()
+    service: Service = start_service(upstream.url, IMAGE_STORE=new)
+    assert service.get(link).status == 200
+    assert service.get(f"{link}&size=64").status == 200
+    assert service.submit(prompt=prompt).json["cached"] is True
+    two = service.made(prompt=prompt, n=2)
+    shown = [service.get(f"/api/images/{two['taskId']}/{index}").status for index in range(2)]
+    assert shown == [200, 302 if new == "upstream" else 200]
+    assert len(calls_about(upstream, prompt)) == 2

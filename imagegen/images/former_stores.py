@@ -1,0 +1,128 @@
+"""Store beside those in which an earlier `IMAGE_STORE` saved images: these stay readable until they expire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage
+from imagegen.images.store_health import StoreHealth
+from imagegen.tasks.image import StoredImage
+
+
+class StoreWithFormer:
+    """Store that saves in `store`, and also finds what is in the former ones, by `StoredImage.store_id`.
+
+    others_live: returns whether another instance may have an image of a folder that is not here. Whoever made the
+    former stores starts and closes them.
+    """
+
+    def __init__(
+        self, store: ImageStore, formers: Sequence[ImageStore], others_live: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._store = store
+        self._formers = tuple(formers)
+        self._others_live = others_live
+        self.save = store.save
+        self.start = store.start
+        self.close = store.close
+
+    @property
+    def store_id(self) -> str:
+        return self._store.store_id
+
+    @property
+    def health(self) -> StoreHealth:
+        return self._store.health
+
+    @property
+    def spool_folder(self) -> Path | None:
+        return self._store.spool_folder
+
+    def open(self, task_id: str, image: StoredImage) -> Coroutine[Any, Any, OpenedImage | None]:
+        """Open an image where it is."""
+        return self._store.open(task_id, image) if self._is_ours(image) else self._open_former(task_id, image)
+
+    def contains(self, task_id: str, image: StoredImage) -> Coroutine[Any, Any, bool]:
+        """Return whether one of the stores has an image."""
+        return self._store.contains(task_id, image) if self._is_ours(image) else self._former_has(task_id, image)
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Return whether each image is in one of the stores."""
+        ours = [image for image in images if self._is_ours(image)]
+        if (ours or not images) and not await self._store.contains_all(task_id, ours):
+            return False
+        for image in images:
+            if not self._is_ours(image) and not await self._in_any(task_id, image):
+                return False
+        return True
+
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Save an image again in the store of now, for another task."""
+        if self._is_ours(image):
+            return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
+        if (opened := await self._open_former(source_id, image)) is None:
+            return False
+        try:
+            data = await opened.read_all()
+        except OSError as error:
+            raise StoreUnavailable from error
+        finally:
+            opened.close()
+        await self._store.save(task_id, index, VerifiedImage.of(image, data=data), expires_at_s)
+        return True
+
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Set when images expire, where they are."""
+        for store in (self._store, *self._formers):
+            here = [image for image in images if store in self._places(image)]
+            if here:
+                await store.extend_expiry(task_id, here, expires_at_s)
+
+    def _is_ours(self, image: StoredImage) -> bool:
+        """Return whether only the store of now can have an image."""
+        if not image.sha256:
+            return True
+        return image.store_id == self._store.store_id and all(
+            store.store_id != image.store_id for store in self._formers
+        )
+
+    def _places(self, image: StoredImage) -> list[ImageStore]:
+        """Return the stores that may have an image, those with its id first."""
+        if self._is_ours(image):
+            return [self._store]
+        named = [store for store in (self._store, *self._formers) if store.store_id == image.store_id]
+        if self._store not in named and not image.store_id:
+            named.insert(0, self._store)  # a folder that had no id when it saved the image
+        return named or [self._store]
+
+    async def _open_former(self, task_id: str, image: StoredImage) -> OpenedImage | None:
+        for store in self._places(image):
+            if (opened := await store.open(task_id, image)) is not None:
+                return opened
+        self._check_elsewhere(image)
+        return None
+
+    async def _former_has(self, task_id: str, image: StoredImage) -> bool:
+        for store in self._places(image):
+            if await store.contains(task_id, image):
+                return True
+        self._check_elsewhere(image)
+        return False
+
+    async def _in_any(self, task_id: str, image: StoredImage) -> bool:
+        for store in self._places(image):
+            if await store.contains_all(task_id, [image]):
+                return True
+        return self._elsewhere(image)
+
+    def _check_elsewhere(self, image: StoredImage) -> None:
+        if self._elsewhere(image):
+            raise StoreUnavailable
+
+    def _elsewhere(self, image: StoredImage) -> bool:
+        """Return whether an instance with another folder may have an image."""
+        known_ids = {store.store_id for store in (self._store, *self._formers)}
+        return image.store_id not in {"", *known_ids} and self._others_live()

@@ -1,0 +1,98 @@
+"""Tests of images that an earlier `IMAGE_STORE` saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images.cached import CachedStore
+from imagegen.images.disk import DiskStore
+from imagegen.images.former_stores import StoreWithFormer
+from imagegen.images.redis_blobs import RedisBlobStore
+from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.tasks.image import StoredImage
+from tests.images.backings import load
+from tests.images.conftest import MakeImage
+
+TASK, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
+LATER_S = 600.0
+
+
+@asynccontextmanager
+async def changed(new: str, folder: Path, redis_url: str, prefix: str) -> AsyncIterator[tuple[ImageStore, ImageStore]]:
+    """Yield the store of `IMAGE_STORE=new`, beside the other one of disk and redis, and that other one alone."""
+    disk, connection = DiskStore(folder / "images", 1 << 30), Connection(redis_url)
+    cache = disk if new == "disk" else DiskStore(folder / "cache", 1 << 30)
+    redis = CachedStore(RedisBlobStore(connection, Keys(prefix), 1 << 30), cache)
+    await disk.start()
+    await cache.start()
+    store, former = (disk, redis) if new == "disk" else (redis, disk)
+    try:
+        yield StoreWithFormer(store, [former], lambda: True), former
+    finally:
+        await connection.close()
+
+
+async def saved(store: ImageStore, image: VerifiedImage, index: int = 0) -> StoredImage:
+    """Save an image, and return its record."""
+    await store.save(TASK, index, image, time.time() + LATER_S)
+    return image.stored_at(index, store_id=store.store_id)
+
+
+@pytest.mark.parametrize("new", ["disk", "redis"])
+async def test_images_that_another_store_saved_are_found_beside_those_of_the_store_of_now(
+    new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
+) -> None:
+    async with changed(new, tmp_path, redis_url, prefix) as (store, former):
+        images = [make_image("red"), make_image("blue", pad_bytes=400_000)]
+        records = [await saved(former, images[0]), await saved(store, images[1], index=1)]
+        assert [await load(store, TASK, record) for record in records] == [image.data for image in images]
+        assert [await store.contains(TASK, record) for record in records] == [True, True]
+        assert await store.contains_all(TASK, records)
+        missing = [replace(record, index=2) for record in records]
+        assert [await load(store, TASK, record) for record in missing] == [None, None]
+        assert not any([await store.contains_all(TASK, [*records, record]) for record in missing])
+
+
+@pytest.mark.parametrize("new", ["disk", "redis"])
+async def test_the_images_of_a_former_store_keep_their_end(
+    new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
+) -> None:
+    async with changed(new, tmp_path, redis_url, prefix) as (store, former):
+        record = await saved(former, make_image())
+        await store.extend_expiry(TASK, [record], time.time() - 1)
+        assert not await store.contains_all(TASK, [record])
+        assert not await former.contains_all(TASK, [record])
+
+
+@pytest.mark.parametrize("new", ["disk", "redis"])
+async def test_an_image_of_a_former_store_is_reused_in_the_store_of_now(
+    new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
+) -> None:
+    async with changed(new, tmp_path, redis_url, prefix) as (store, former):
+        image = make_image()
+        record = await saved(former, image)
+        assert await store.reuse(TASK, record, OTHER, 3, time.time() + LATER_S)
+        assert await load(store, OTHER, image.stored_at(3, store_id=store.store_id)) == image.data
+        assert not await store.reuse(TASK, replace(record, index=1), OTHER, 4, time.time() + LATER_S)
+
+
+@pytest.mark.parametrize("new", ["disk", "redis"])
+async def test_an_image_in_the_folder_of_another_instance_is_not_gone(
+    new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
+) -> None:
+    async with changed(new, tmp_path, redis_url, prefix) as (store, _):
+        record = make_image().stored_at(0, store_id="another-folder")
+        assert await store.contains_all(TASK, [record])
+        with pytest.raises(StoreUnavailable):
+            await store.contains(TASK, record)
+        with pytest.raises(StoreUnavailable):
+            await store.open(TASK, record)
