@@ -80,6 +80,10 @@ class EmulatedUpstream:
     def expire_links(self) -> None:
         self._emulator.expire_links()
 
+    def release(self) -> None:
+        """Let the calls of `held=1` be answered."""
+        self._emulator.release()
+
     def clear(self) -> None:
         """Empty the ledger and the queue."""
         self._emulator.ledger.clear()
@@ -121,6 +125,10 @@ class EmulatorProcess:
 
     def expire_links(self) -> None:
         self._request("POST", "expire")
+
+    def release(self) -> None:
+        """Let the calls of `held=1` be answered."""
+        self._request("POST", "release")
 
     def revoke(self, key: str) -> None:
         """Refuse a key from now on; only of providers with jobs."""

@@ -17,6 +17,7 @@ It imports nothing else of this project. A fault is set in three ways:
     for_s=S     applies until S seconds after it was queued, or first met in a prompt
     match=TEXT  queued ones: only to prompts that hold TEXT
     delay_s=S   answers after S seconds (otherwise `--delay`)
+    held=1      answers after a later `POST /_emulator/release`, which releases all calls that are held then
     retry_after=S, headers={…}   headers of the answer, the second only in a queue
 
 Options of some: `reset=S` (429: x-ratelimit-reset), `parameter=P`, `low=`, `high=`, `rate=` (fill in an error's text),

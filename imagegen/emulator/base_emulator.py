@@ -24,6 +24,7 @@ class ListeningEmulator(ABC):
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._runner: web.ServerRunner | None = None
+        self._held: set[asyncio.Future[None]] = set()
 
     @property
     def url(self) -> str:
@@ -56,6 +57,21 @@ class ListeningEmulator(ABC):
     def expire_links(self) -> None:
         """Let all links that were given out so far be dead from now on."""
         self._links.expire_all(monotonic())
+
+    async def _hold(self) -> None:
+        """Wait until the calls that are held are released."""
+        released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._held.add(released)
+        try:
+            await released
+        finally:
+            self._held.discard(released)
+
+    def release(self) -> None:
+        """Let the calls that are held now be answered."""
+        for released in self._held:
+            if not released.done():
+                released.set_result(None)
 
     @abstractmethod
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -145,7 +145,8 @@ class Emulator(ListeningEmulator):
         fault = self._script.take(generation.image_request.prompt, monotonic())
         answer = self._decide_unscripted(generation) if fault is None else faults.plan(generation, fault)
         delay_s = self.options.delay_s if fault is None else fault.number("delay_s", self.options.delay_s)
-        return replace(answer, delay_s=delay_s) if delay_s else answer
+        held = fault is not None and bool(fault.number("held", 0))
+        return replace(answer, delay_s=delay_s, held=held) if delay_s or held else answer
 
     def _decide_unscripted(self, generation: Generation) -> Response:
         image_request, pace = generation.image_request, self._pace
@@ -174,6 +175,8 @@ class Emulator(ListeningEmulator):
     ) -> web.StreamResponse:
         is_connected = False
         try:
+            if answer.held:
+                await self._hold()
             if answer.delay_s:
                 await asyncio.sleep(answer.delay_s)
             is_connected = delivery.is_there(request)
@@ -215,6 +218,8 @@ class Emulator(ListeningEmulator):
                 return self._add_steps(await request.content.read())
             case ("POST", "expire"):
                 self.expire_links()
+            case ("POST", "release"):
+                self.release()
             case ("GET", "faults"):
                 return Response(200, orjson.dumps(faults.names()))
             case _:

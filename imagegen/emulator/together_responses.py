@@ -25,7 +25,7 @@ Entry = dict[str, object]
 class Response:
     """Response to the client. `delivery`: `plain`, or one of the ways in delivery.py with its `options`.
 
-    job: the job that it accepts.
+    job: the job that it accepts. held: whether it waits for a release.
     """
 
     status: int
@@ -35,6 +35,7 @@ class Response:
     delivery: str = "plain"
     options: Mapping[str, object] = field(default_factory=dict)
     delay_s: float = 0.0
+    held: bool = False
     job: Job | None = None
 
     @property

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 
 import aiohttp
 import pytest
 
+from imagegen.emulator import base_emulator, together_emulator
 from imagegen.emulator.fault_schedule import Fault, Trigger, UnknownFault, parse_text
 from imagegen.emulator.rate_limit import TokenBucket
 from tests.emulator.conftest import Ask
 from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import Clock
 
 HEADERS = {"Authorization": "Bearer any"}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock of the emulator."""
+    clock = Clock()
+    for module in (base_emulator, together_emulator):
+        monkeypatch.setattr(module, "monotonic", clock)
+    return clock
 
 
 async def statuses(ask: Ask, count: int, prompt: str = "a cat") -> list[int]:
@@ -44,13 +54,13 @@ async def test_flapping_fails_every_other_call(ask: Ask, upstream: EmulatedUpstr
     assert await statuses(ask, 4, "{{fault:503 every=3}}") == [503, 200, 200, 503]
 
 
-async def test_a_storm_ends_at_its_time(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_storm_ends_at_its_time(ask: Ask, upstream: EmulatedUpstream, clock: Clock) -> None:
     upstream.script({"fault": "storm", "for_s": 0.3})
-    ends_at = monotonic() + 0.3
-    while (await ask()).status == 429:
-        assert monotonic() < ends_at + 20
-    assert monotonic() >= ends_at
-    assert {call.outcome for call in upstream.ledger.calls} == {429, 200}
+    assert await statuses(ask, 2) == [429, 429]
+    clock.now += 0.29
+    assert await statuses(ask, 1) == [429]
+    clock.now += 0.01
+    assert await statuses(ask, 2) == [200, 200]
 
 
 def test_a_fault_ends_after_its_time_its_count_or_both() -> None:
@@ -138,8 +148,35 @@ async def test_a_call_is_paid_if_it_was_read_and_not_rejected(ask: Ask, upstream
 
 
 async def test_the_ledger_counts_concurrent_calls(ask: Ask, upstream: EmulatedUpstream) -> None:
-    await asyncio.gather(*(ask("{{fault:ok delay_s=0.1}}") for _ in range(5)))
+    calls = [asyncio.create_task(ask("{{fault:ok held=1}}")) for _ in range(5)]
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 5)
+    upstream.release()
+    await asyncio.gather(*calls)
     assert (upstream.ledger.peak_in_flight, upstream.ledger.in_flight) == (5, 0)
+
+
+async def test_a_held_call_is_answered_after_the_next_release(
+    ask: Ask, upstream: EmulatedUpstream, session: aiohttp.ClientSession
+) -> None:
+    upstream.release()
+    for number in (1, 2):
+        call = asyncio.create_task(ask("{{fault:503 held=1}}"))
+        await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
+        assert (await ask("a cat")).status == 200
+        assert not call.done()
+        async with session.post(upstream.url + "/_emulator/release") as response:
+            assert response.status == 204
+        assert (await call).status == 503
+        assert upstream.ledger.total == 2 * number
+
+
+async def test_a_client_that_leaves_a_held_call_has_paid(ask: Ask, upstream: EmulatedUpstream) -> None:
+    call = asyncio.create_task(ask("{{fault:ok held=1}}"))
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
+    call.cancel()
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 0)
+    upstream.release()
+    assert [(call.paid, call.client_there) for call in upstream.ledger.calls] == [(True, False)]
 
 
 async def test_waiting_for_the_ledger_has_a_deadline(upstream: EmulatedUpstream) -> None:
@@ -184,7 +221,9 @@ def test_the_rate_limit_holds_by_the_second() -> None:
     assert all(TokenBucket(None).admit(0.0) for _ in range(10))
 
 
-async def test_a_burst_over_the_rate_limit_is_a_429_with_retry_after(session: aiohttp.ClientSession) -> None:
+async def test_a_burst_over_the_rate_limit_is_a_429_with_retry_after(
+    session: aiohttp.ClientSession, clock: Clock
+) -> None:
     async with EmulatedUpstream(rate_per_minute=120) as upstream:
         answers = []
         for _ in range(3):
@@ -193,5 +232,5 @@ async def test_a_burst_over_the_rate_limit_is_a_429_with_retry_after(session: ai
                 answers.append((response.status, await response.json(), response.headers["x-ratelimit-reset"]))
     assert [status for status, _, _ in answers] == [200, 200, 429]
     assert "The maximum rate limit for this model is 120.0 queries per minute." in answers[2][1]["error"]["message"]
-    assert 0 < float(answers[2][2]) <= 0.5
+    assert float(answers[2][2]) == 0.5
     assert upstream.ledger.paid_total == 2

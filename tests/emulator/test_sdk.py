@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from io import BytesIO
 
 import aiohttp
+import httpx
 import pytest
 import together
 from PIL import Image
@@ -87,6 +88,6 @@ async def test_a_retry_of_the_client_is_a_second_paid_call(upstream: EmulatedUps
 async def test_a_client_that_times_out_has_paid(client: together.AsyncTogether, upstream: EmulatedUpstream) -> None:
     upstream.script("hang")
     with pytest.raises(together.APITimeoutError):
-        await client.images.generate(model=MODEL, prompt="a cat", timeout=0.2)
-    await upstream.ledger.wait_for(lambda ledger: ledger.calls[0].client_there is False)
+        await client.images.generate(model=MODEL, prompt="a cat", timeout=httpx.Timeout(20, read=0.2))
+    await upstream.ledger.wait_for(lambda ledger: ledger.total and not ledger.in_flight)
     assert (upstream.ledger.calls[0].outcome, upstream.ledger.paid_total) == ("hang", 1)
