@@ -58,7 +58,7 @@ class S3Server:
         started: Future[Callable[[], object]] = Future()
         thread = threading.Thread(target=asyncio.run, args=[self._run(started)], name="s3", daemon=True)
         thread.start()
-        stop = started.result(timeout=10)
+        stop = started.result(timeout=60)
         yield
         stop()
         thread.join()

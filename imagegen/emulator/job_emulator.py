@@ -6,7 +6,8 @@ A provider's own module has its routes and the shape of its responses. Switches 
 * `job` accepts the call; its options: job_s= (seconds it runs), end= (one of ENDS), error= (text of a failed one),
   unknown_s= (seconds in which it is not found by polls, lists and cancellations), poll_fault=STATUS with polls=N (the
   first N polls get that status), dead_links=N (the links of the first N results have expired), answer=lost (accepted,
-  and the connection is reset), answer_s= (seconds from the acceptance to its response), images=N, cost= (US dollars);
+  and the connection is reset), answer_s= (seconds from the acceptance to its response), held=1 (its response follows
+  `POST /_emulator/release`), images=N, cost= (US dollars);
 * the name of a refusal of the provider, such as `429 retry_after=2`: nothing is begun;
 * `reset`, `hang`, `close`: the request is read, nothing is begun, and no response comes.
 
@@ -355,9 +356,10 @@ class JobEmulator(ListeningEmulator):
             answer = Response(400, f"emulator: {failure}".encode(), TEXT)
         return await self._deliver(request, answer or _NOTHING)
 
-    @staticmethod
-    async def _deliver(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
+    async def _deliver(self, request: web.BaseRequest, answer: Response) -> web.StreamResponse:
         try:
+            if answer.held:
+                await self._hold()
             if answer.delay_s:
                 await asyncio.sleep(answer.delay_s)
             return await delivery.deliver(request, answer)
@@ -377,6 +379,8 @@ class JobEmulator(ListeningEmulator):
                 self.script(steps if isinstance(steps, list) else [steps])
             case ("POST", "expire"):
                 self.expire_links()
+            case ("POST", "release"):
+                self.release()
             case ("POST", "revoke"):
                 self.revoked.add(body.decode().strip())
             case _:
@@ -388,4 +392,5 @@ def after_loss(running: RunningJob, answer: Response) -> Response:
     """Return the response to a submit, or the reset connection of a lost one."""
     if running.job.answer_lost:
         answer = Response(0, b"", delivery="reset", job=running.job)
-    return replace(answer, delay_s=running.fault.number("answer_s", 0))
+    fault = running.fault
+    return replace(answer, delay_s=fault.number("answer_s", 0), held=bool(fault.number("held", 0)))

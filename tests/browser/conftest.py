@@ -28,7 +28,7 @@ BROWSER = find_browser()
 FLAGS = ("--no-sandbox", "--disable-gpu", "--process-per-site", "--renderer-process-limit=1")
 """The pages of a context share one renderer, since a new one costs as much CPU as a visit."""
 
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 40_000
 TASK_ADDRESS = re.compile(r"#/task/[0-9a-f]{32}$")
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
@@ -95,7 +95,7 @@ class Visit:
     async def until(self, condition: str, value: object = None) -> None:
         """Wait until an expression is true. The page's policy forbids Playwright to poll it in the page."""
         try:
-            await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
+            await eventually(lambda: self.page.evaluate(condition, value), within_s=40)
         except AssertionError as error:
             alerts = await self.page.get_by_role("alert").all_text_contents()
             raise AssertionError(f"{error}; the page's alerts: {alerts}") from None

@@ -18,6 +18,7 @@ from imagegen.app import METER
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from tests.browser.conftest import OpenStudio
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import eventually
 from tests.web.conftest import Client, StartService
 
@@ -65,23 +66,26 @@ async def test_images_come_one_by_one_with_rising_progress(
 
 
 async def test_a_reload_in_the_middle_shows_the_task_again_and_loses_nothing(
-    start_service: StartService, open_studio: OpenStudio
+    start_paid: StartService, upstream: EmulatedUpstream, open_studio: OpenStudio
 ) -> None:
-    service = await start_service(sandbox_delay_s=1.5)
+    service = await start_paid()
     visit = await open_studio(service)
-    await visit.make("a slow lighthouse")
+    await visit.make("a slow lighthouse {{fault:ok held=1}}")
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
     await visit.state("processing")
     await visit.page.reload()
+    await visit.state("processing")
+    upstream.release()
     await visit.state("completed")
     await eventually(visit.shown_images)
-    assert await visit.page.locator("h2 bdi").inner_text() == "a slow lighthouse"
+    assert await visit.page.locator("h2 bdi").inner_text() == "a slow lighthouse {{fault:ok held=1}}"
     requests = service.app[METER].requests.items()
     assert sum(histogram.count for labels, histogram in requests if "/api/images/generate" in labels) == 1
 
 
-async def test_a_task_is_cancelled_and_tried_again(start_service: StartService, open_studio: OpenStudio) -> None:
-    visit = await open_studio(await start_service(sandbox_delay_s=1.0))
-    await visit.make("never mind")
+async def test_a_task_is_cancelled_and_tried_again(start_paid: StartService, open_studio: OpenStudio) -> None:
+    visit = await open_studio(await start_paid())
+    await visit.make("never mind {{fault:hang times=1}}")
     await visit.page.get_by_role("button", name="Cancel").click()
     await visit.state("cancelled")
     await visit.page.get_by_role("button", name="Try again").click()
@@ -293,7 +297,7 @@ async def test_a_service_with_keys_requests_one_and_the_tab_keeps_it(
 async def test_the_page_stays_live_over_a_restart_of_the_service(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
-    before = await start_service(sandbox_delay_s=3.0, drain_s=0.1)
+    before = await start_service(sandbox_delay_s=60.0, drain_s=0.1)
     port = before.server.port
     visit = await open_studio(before)
     await visit.make("the first over a restart")

@@ -148,7 +148,7 @@ async def test_a_call_is_paid_if_it_was_read_and_not_rejected(ask: Ask, upstream
 
 
 async def test_the_ledger_counts_concurrent_calls(ask: Ask, upstream: EmulatedUpstream) -> None:
-    calls = [asyncio.create_task(ask("{{fault:ok held=1}}")) for _ in range(5)]
+    calls = [asyncio.ensure_future(ask("{{fault:ok held=1}}")) for _ in range(5)]
     await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 5)
     upstream.release()
     await asyncio.gather(*calls)
@@ -160,7 +160,7 @@ async def test_a_held_call_is_answered_after_the_next_release(
 ) -> None:
     upstream.release()
     for number in (1, 2):
-        call = asyncio.create_task(ask("{{fault:503 held=1}}"))
+        call = asyncio.ensure_future(ask("{{fault:503 held=1}}"))
         await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
         assert (await ask("a cat")).status == 200
         assert not call.done()
@@ -171,7 +171,7 @@ async def test_a_held_call_is_answered_after_the_next_release(
 
 
 async def test_a_client_that_leaves_a_held_call_has_paid(ask: Ask, upstream: EmulatedUpstream) -> None:
-    call = asyncio.create_task(ask("{{fault:ok held=1}}"))
+    call = asyncio.ensure_future(ask("{{fault:ok held=1}}"))
     await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
     call.cancel()
     await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 0)

@@ -1,7 +1,8 @@
 """`python dying.py`: the service, which kills itself at the step that the file `KILL_FILE` names.
 
 Steps: `sent` (the submit is on the wire, and the provider has it), `accepted` (the provider has answered, and the
-handle of the job is not written), `polled N` (before poll N of a job).
+handle of the job is not written), `polled N` (before poll N of a job). The instance that dies removes the file, so that
+of several with one file one dies.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ STEP = Path(os.environ["KILL_FILE"])
 ARRIVED_S = 0.15
 
 
+def reached(*steps: str) -> bool:
+    try:
+        return STEP.read_text() in steps
+    except FileNotFoundError:
+        return False
+
+
 def kill() -> None:
+    """Kill this process, unless another one has removed the file."""
+    try:
+        STEP.unlink()
+    except FileNotFoundError:
+        return
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def reached(step: str) -> bool:
-    return STEP.exists() and STEP.read_text() == step
 
 
 def on_sent(sent: Any) -> Any:
@@ -40,7 +49,7 @@ def on_sent(sent: Any) -> Any:
 
 def on_record_job(record_job: Any) -> Any:
     async def watched(self: WorkerQueue, *args: Any) -> Any:
-        if reached("accepted"):
+        if reached("accepted", "sent"):  # the timer of a process that stood still may be late
             kill()
         return await record_job(self, *args)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPMessage
+from http.client import HTTPConnection, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -195,6 +195,20 @@ class Service:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
+    def loop_s(self) -> float:
+        """Return the CPU time of the main thread in seconds, by Linux's /proc."""
+        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+
+    @contextmanager
+    def events(self, task_id: str) -> Iterator[HTTPResponse]:
+        """Open the event stream of a task; it begins with the state at this moment."""
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=45)
+        try:
+            connection.request("GET", f"/api/images/{task_id}/events")
+            yield connection.getresponse()
+        finally:
+            connection.close()
+
     def forget_peak(self) -> None:
         """Let the peak of the memory begin at its present size."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
@@ -288,6 +302,17 @@ def calls_about(upstream: EmulatorProcess, text: str) -> list[dict[str, Any]]:
     """Return the calls in the emulator's ledger with the text in their prompt."""
     begin = text[:200]  # more than the line of a request takes may be in a prompt
     return [call for call in upstream.ledger(begin)["calls"] if text in call["prompt"]]
+
+
+def in_flight(upstream: EmulatorProcess, text: str) -> bool:
+    """Return whether a call with the text in its prompt has no response yet."""
+    return any(call["answered_at"] is None for call in calls_about(upstream, text))
+
+
+def release(upstream: EmulatorProcess, text: str) -> None:
+    """Wait for a call with the text in its prompt, and let the calls of `held=1` be answered."""
+    eventually(lambda: in_flight(upstream, text))
+    upstream.release()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from tests.image_bytes import image_file
@@ -23,10 +23,16 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 class Upstream:
-    """A fake of Together that answers by key; `calls` has key, model and time of each paid call."""
+    """A fake of Together that answers by key; `calls` has key, model and time of each paid call.
 
-    def __init__(self, replies: Mapping[str, Reply] | None = None, delay_s: float = 0.0) -> None:
+    silent: it answers no paid call before the end of `serving`.
+    """
+
+    def __init__(
+        self, replies: Mapping[str, Reply] | None = None, delay_s: float = 0.0, *, silent: bool = False
+    ) -> None:
         self.replies = dict(replies or {})
+        self.ended = Event()
         self.calls: list[tuple[str, str, float]] = []
         upstream = self
 
@@ -38,6 +44,10 @@ class Upstream:
                 key = self.headers.get("Authorization", "").removeprefix("Bearer ")
                 upstream.calls.append((key, body["model"], time.monotonic()))
                 time.sleep(delay_s)
+                if silent:
+                    upstream.ended.wait()
+                    self.close_connection = True
+                    return
                 self._answer(*upstream.replies.get(key, (200, {}, IMAGE)))
 
             def do_GET(self) -> None:
@@ -70,6 +80,7 @@ def serving(*upstreams: Upstream) -> Iterator[None]:
         yield
     finally:
         for upstream, thread in zip(upstreams, threads, strict=True):
+            upstream.ended.set()
             upstream.server.shutdown()
             upstream.server.server_close()
             thread.join()

@@ -9,9 +9,9 @@ import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.conftest import StartService
-from tests.service.running import Service, at_once, calls_about
+from tests.service.running import Service, at_once, calls_about, eventually, in_flight
 
-SLOW = "{{fault:ok delay_s=0.5}}"
+HELD = "{{fault:ok held=1}}"
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,24 @@ def service(start_for_module: StartService, upstream: EmulatorProcess) -> Servic
 
 
 @pytest.fixture
-def line(service: Service, request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Submit one task that runs and three that wait; return their ids."""
+def line(service: Service, upstream: EmulatorProcess, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Submit one task that runs until the upstream releases it, and three that wait; return their ids."""
     name = request.node.name
-    ids = [service.accepted(prompt=f"{name} 0 {SLOW}")]
-    service.until(ids[0], "processing")
-    ids += [service.accepted(prompt=f"{name} {number}") for number in (1, 2, 3)]
+    ids = [service.accepted(prompt=f"{name} 0 {HELD}")]
+    eventually(lambda: in_flight(upstream, f"{name} 0"))
+    ids += [service.accepted(prompt=f"{name} {number} {HELD}") for number in (1, 2, 3)]
     yield ids
-    for task_id in ids:
-        service.completed(task_id)
+    complete(service, upstream, ids)
+
+
+def complete(service: Service, upstream: EmulatorProcess, ids: list[str]) -> None:
+    """Let the upstream answer until all tasks are completed."""
+
+    def are_completed() -> bool:
+        upstream.release()
+        return all(service.task(task_id)["status"] == "completed" for task_id in ids)
+
+    eventually(are_completed)
 
 
 def test_a_pending_task(service: Service, line: list[str]) -> None:
@@ -43,34 +52,36 @@ def test_a_pending_task(service: Service, line: list[str]) -> None:
     assert "data" not in seen
 
 
-def test_the_place_in_the_queue_is_exact(service: Service, line: list[str]) -> None:
+def test_the_place_in_the_queue_is_exact(service: Service, upstream: EmulatorProcess, line: list[str]) -> None:
     assert [service.task(task_id)["queuePosition"] for task_id in line[1:]] == [1, 2, 3]
-    service.completed(line[0])
-    service.completed(line[1])
-    assert service.task(line[3]).get("queuePosition", 1) in (1, None)
+    for number in (1, 2):
+        upstream.release()
+        eventually(partial(in_flight, upstream, f"test_the_place_in_the_queue_is_exact {number}"))
+        assert [service.task(task_id)["queuePosition"] for task_id in line[number + 1 :]] == [1, 2, 3][: 3 - number]
 
 
-def test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones(service: Service, line: list[str]) -> None:
+def test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones(
+    service: Service, upstream: EmulatorProcess, line: list[str]
+) -> None:
     refused = service.submit(prompt="one too many")
     assert refused.error == (503, "queue_full")
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json["retryable"] is True
-    joined = service.submit(prompt="test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones 2")
+    joined = service.submit(prompt=f"test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones 2 {HELD}")
     assert (joined.status, joined.json["taskId"], joined.json["coalesced"]) == (202, line[2], True)
-    service.completed(line[3])
+    complete(service, upstream, line)
     assert service.submit(prompt="one too many").status == 202
 
 
-def test_concurrent_submits_never_exceed_the_queue_limit(service: Service, line: list[str]) -> None:
-    for task_id in line:
-        service.completed(task_id)
-    running = service.accepted(prompt="before the crowd {{fault:ok delay_s=2}}")
-    service.until(running, "processing")
+def test_concurrent_submits_never_exceed_the_queue_limit(service: Service, upstream: EmulatorProcess) -> None:
+    running = service.accepted(prompt=f"before the crowd {HELD}")
+    eventually(lambda: in_flight(upstream, "before the crowd"))
     crowd = at_once([partial(service.submit, prompt=f"crowd {number}") for number in range(30)])
     taken = [answer.json["taskId"] for answer in crowd if answer.status == 202]
     assert [answer.error for answer in crowd if answer.status != 202] == [(503, "queue_full")] * (30 - len(taken))
     assert service.task(running)["status"] == "processing"
     assert len(taken) == 3
+    upstream.release()
     for task_id in taken:
         service.completed(task_id)
 

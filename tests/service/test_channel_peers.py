@@ -29,10 +29,13 @@ def shared_redis(tmp_path: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}"
 
 
-def serving_only(start_service: Start, redis_url: str, folder: Path, upstream: Upstream, model: str) -> Service:
+def serving_only(
+    start_service: Start, redis_url: str, folder: Path, upstream: Upstream, model: str, lease_s: float
+) -> Service:
     """Start an instance whose only channel serves one model."""
     file = write(folder / f"{model}.toml", channel(model, upstream.url, GOOD, models=[f"{model}={SCHNELL}"]))
-    return start_service(REDIS_URL=redis_url, CHANNELS_FILE=file, DATA_DIR=str(folder / "data"))
+    settings = {"REDIS_URL": redis_url, "DATA_DIR": str(folder / "data"), "LEASE_SECONDS": f"{lease_s:g}"}
+    return start_service(CHANNELS_FILE=file, **settings)
 
 
 @pytest.fixture
@@ -40,9 +43,11 @@ def start_pair(start_service: Start, shared_redis: str, tmp_path: Path) -> Itera
     """Start an upstream and two instances on one Redis: `mine` and `theirs` are the only models that they serve."""
     with ExitStack() as stack:
 
-        def start(delay_s: float = 0.0) -> tuple[Upstream, Service, Service]:
+        def start(delay_s: float = 0.0, lease_s: float = 10.0) -> tuple[Upstream, Service, Service]:
             stack.enter_context(serving(upstream := Upstream(delay_s=delay_s)))
-            one, other = (serving_only(start_service, shared_redis, tmp_path, upstream, model) for model in MODELS)
+            one, other = (
+                serving_only(start_service, shared_redis, tmp_path, upstream, model, lease_s) for model in MODELS
+            )
             for service in (one, other):  # before the upstream, of which one would await an answer
                 stack.callback(service.end)
             return upstream, one, other
@@ -66,8 +71,9 @@ def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
 ) -> None:
     upstream = Upstream()
     with serving(upstream):
-        sandbox = start_service(REDIS_URL=shared_redis)
-        paid = start_service(REDIS_URL=shared_redis, TOGETHER_API_KEY=GOOD, TOGETHER_API_URL=upstream.url)
+        shared = {"REDIS_URL": shared_redis, "LEASE_SECONDS": "10"}
+        sandbox = start_service(**shared)
+        paid = start_service(**shared, TOGETHER_API_KEY=GOOD, TOGETHER_API_URL=upstream.url)
         drawn = [sandbox.accepted(prompt=f"drawn {number}") for number in range(10)]
         bought = [paid.accepted(prompt=f"bought {number}") for number in range(10)]
         assert {paid.completed(task_id)["channel"] for task_id in bought} == {"together"}
@@ -112,7 +118,7 @@ def test_a_model_that_no_instance_serves_is_refused_although_there_are_others(st
 
 
 def test_tasks_for_an_instance_that_was_killed_wait_for_the_next_one(start_pair: StartPair) -> None:
-    _, one, other = start_pair(delay_s=0.3)
+    _, one, other = start_pair(delay_s=0.3, lease_s=1.0)
     eventually(lambda: knows(one, "theirs"))
     ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
     other.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,7 @@ def test_a_dead_channel_passes_its_tasks_on_and_nothing_is_paid_twice(start_serv
     first, second = channel("dead", dead, GOOD, priority=5), channel("alive", upstream.url, GOOD)
     with serving(upstream):
         service = start_service(CHANNELS_FILE=write(tmp_path / "c.toml", first, second), allowed=("can't be reached",))
-        began = time.monotonic()
-        service.made(prompt="the first one")
-        assert time.monotonic() - began < 8
+        service.completed(service.accepted(prompt="the first one"), within_s=20)
         tasks = all_done(service, 39)
         assert {(task["status"], task["channel"], task["attempts"]) for task in tasks} == {("completed", "alive", 1)}
         assert len(upstream.calls) == 40
@@ -79,7 +76,7 @@ def test_a_dead_channel_passes_its_tasks_on_and_nothing_is_paid_twice(start_serv
 
 
 def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: Start, tmp_path: Path) -> None:
-    silent, other = Upstream(delay_s=3.0), Upstream()
+    silent, other = Upstream(silent=True), Upstream()
     file = write(
         tmp_path / "c.toml",
         channel("silent", silent.url, GOOD, priority=5),
@@ -89,6 +86,7 @@ def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: 
         service = start_service(CHANNELS_FILE=file, UPSTREAM_TIMEOUT="0.5")
         task = service.finished(service.accepted(prompt="lost"))
         assert (task["status"], task["error"]["code"], task["channel"]) == ("failed", "upstream_timeout", "silent")
+        eventually(lambda: len(silent.calls) >= 2)  # its thread may read a call after the end of the task
         assert (len(silent.calls), len(other.calls)) == (2, 0)
         spent = channels_of(service)["silent"]["spentUsd"]
         assert spent == pytest.approx(task["cost"]["charged"])

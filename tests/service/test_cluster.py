@@ -51,7 +51,7 @@ def test_slot_migrations_under_load_lose_no_task_and_pay_nothing_twice(
     start_service: StartService, upstream: EmulatorProcess, nodes: Cluster, tasks: int
 ) -> None:
     services = [
-        start_service(upstream.url, REDIS_URL=url_of(node), WORKER_CONCURRENCY="20", LEASE_SECONDS="3")
+        start_service(upstream.url, REDIS_URL=url_of(node), WORKER_CONCURRENCY="20", LEASE_SECONDS="10")
         for node in (nodes.others[0], nodes.owner)
     ]
     prompts = [f"moved {tasks} {nodes.nodes[0]!r} {number}" for number in range(tasks)]

@@ -27,7 +27,7 @@ def flood() -> Iterator[Callable[[str, bytes], None]]:
         def flood(url: str, words: bytes) -> None:
             host, port = url.removeprefix("http://").split(":")
             for _ in range(COUNT):
-                made = stack.enter_context(socket.create_connection((host, int(port)), 5, ("127.0.0.2", 0)))
+                made = stack.enter_context(socket.create_connection((host, int(port)), 30, ("127.0.0.2", 0)))
                 with suppress(OSError):
                     made.send(words)
 
@@ -53,7 +53,7 @@ def test_a_flood_of_connections_delays_no_other_client(
     ids += [service.accepted(prompt=name + str(number)) for number in range(10, 30)]
     began = time.monotonic()
     assert service.get("/api/health").status == 200
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9  # a connection without a head is closed after 10 s
     assert service.get("/readyz").status == 200
     for task_id in ids:
         assert service.get(service.completed(task_id)["data"][0]["url"]).status == 200
@@ -79,7 +79,7 @@ def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Se
     service = start_service(HOST="127.0.0.1,::1")
     port = int(service.url.rpartition(":")[2])
     assert f"listens on http://127.0.0.1:{port} and http://[::1]:{port}" in service.log
-    connection = HTTPConnection("::1", port, timeout=5)
+    connection = HTTPConnection("::1", port, timeout=30)
     connection.request("GET", "/healthz")
     assert connection.getresponse().status == 200
     connection.close()
@@ -87,7 +87,7 @@ def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Se
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "127.0.0.1,203.0.113.7", "no.such.host.invalid", "a b", ","])
 def test_a_bad_host_is_reported_in_one_message(tmp_path: Path, host: str) -> None:
-    ended = run_to_its_end(tmp_path, 25, HOST=host)
+    ended = run_to_its_end(tmp_path, HOST=host)
     assert ended.returncode == 2
     assert ended.stderr.startswith("HOST")
     assert len(ended.stderr.splitlines()) == 1

@@ -27,7 +27,8 @@ def instance_for(start_service: Start, redis_url: str, folder: Path, channel: di
     """Start an instance that alone serves a model, under another name than the provider's."""
     models = [f"{model}={MODELS[channel['provider']]}"]
     file = write(folder / f"{model}.toml", channel | {"models": models})
-    return start_service(REDIS_URL=redis_url, CHANNELS_FILE=file, DATA_DIR=str(folder / "data"))
+    data = str(folder / "data")
+    return start_service(REDIS_URL=redis_url, CHANNELS_FILE=file, DATA_DIR=data, LEASE_SECONDS="10")
 
 
 @pytest.mark.parametrize(

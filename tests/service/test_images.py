@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import shutil
 from functools import partial
@@ -17,12 +18,12 @@ from PIL import Image
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.conftest import StartService
-from tests.service.running import Answer, Service, at_once, calls_about, eventually
+from tests.service.running import Answer, Service, at_once, calls_about, eventually, release
 
 
 @pytest.fixture(scope="module")
 def service(start_for_module: StartService, upstream: EmulatorProcess) -> Service:
-    return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="2.5")
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="6")
 
 
 def picture(service: Service, task_id: str, index: int = 0, query: str = "", **headers: str) -> Answer:
@@ -89,10 +90,11 @@ def test_an_image_outside_the_task_is_not_found(service: Service) -> None:
     assert picture(service, "0" * 32).error == (404, "not_found")
 
 
-def test_no_image_is_served_before_it_exists(service: Service) -> None:
-    task_id = service.accepted(prompt="not yet {{fault:ok delay_s=0.5}}")
+def test_no_image_is_served_before_it_exists(service: Service, upstream: EmulatorProcess) -> None:
+    task_id = service.accepted(prompt="not yet {{fault:ok held=1}}")
     service.until(task_id, "processing")
     assert picture(service, task_id).status == 404
+    release(upstream, "not yet")
     service.completed(task_id)
     assert picture(service, task_id).status == 200
 
@@ -160,7 +162,7 @@ def test_an_invalid_image_fails_the_task_and_is_not_served(
 def test_a_paid_image_with_a_failing_link_is_fetched_later(
     service: Service, upstream: EmulatorProcess, spoiled: dict[str, str], fault: str
 ) -> None:
-    task = eventually(lambda: seen if (seen := service.task(spoiled[fault]))["reason"] == "retrying" else {}, 20.0)
+    task = eventually(lambda: seen if (seen := service.task(spoiled[fault]))["reason"] == "retrying" else {}, 40.0)
     assert (task["status"], task["attempts"]) == ("pending", 0)
     assert task["retryAt"]
     assert picture(service, task["taskId"]).status == 404
@@ -236,18 +238,15 @@ def test_fifty_submits_for_a_deleted_image_are_one_more_call(service: Service, u
 
 def test_progress_follows_events(service: Service, upstream: EmulatorProcess) -> None:
     """Each image takes a while; progress does not change in between."""
-    prompt = "step by step {{fault:image_slow interval_s=0.0005 delay_s=0.3}}"
+    prompt = "step by step {{fault:image_slow interval_s=0.0005 held=1}}"
     task_id = service.accepted(prompt=prompt, n=4, width=64, height=64, model="m/steps")
-    seen, pictures = [0], [0]
-
-    def look() -> bool:
-        task = service.task(task_id)
-        seen.append(task["progress"])
-        pictures.append(len(task.get("data", [])))
-        return bool(task["status"] == "completed")
-
-    eventually(look)
-    assert seen == sorted(seen)
+    with service.events(task_id) as events:
+        release(upstream, "step by step")
+        lines = events.read().decode().splitlines()
+    views = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    seen = [view["progress"] for view in views if "progress" in view]
+    pictures = [len(view.get("data", ())) for view in views if "progress" in view]
+    assert (seen, seen[-1]) == (sorted(seen), 100)
     assert pictures == sorted(pictures)
     assert len(set(seen) - {0, 100}) >= 3, sorted(set(seen))
     assert set(pictures) & {1, 2, 3}, "pictures are shown before all are there"
@@ -301,7 +300,8 @@ def test_another_instance_serves_an_image_once_its_task_is_completed(
 ) -> None:
     first, second = (start_service(upstream.url, REDIS_URL=redis_url) for _ in range(2))
     for number in range(10):
-        task_id = first.accepted(prompt=f"two instances {number} {{{{fault:ok delay_s=0.2}}}}")
+        task_id = first.accepted(prompt=f"two instances {number} {{{{fault:ok held=1}}}}")
         assert second.task(task_id)["status"] in {"pending", "processing"}
+        release(upstream, f"two instances {number}")
         first.completed(task_id)
         assert second.get(f"/api/images/{task_id}/0").status == 200

@@ -95,7 +95,7 @@ def test_what_goes_wrong_has_its_code(provider: Provider, switch: str, code: str
 
 @pytest.mark.parametrize("provider", ["fal"], indirect=True)
 def test_the_place_in_the_queue_of_fal_is_progress_in_the_stream_of_events(provider: Provider) -> None:
-    task_id = provider.service.accepted(prompt="in a queue {{fault:job position=10 pending=0.9 job_s=4}}")
+    task_id = provider.service.accepted(prompt="in a queue {{fault:job position=10 pending=0.9 job_s=6}}")
     events = provider.service.get(f"/api/images/{task_id}/events").body.decode()
     seen = [int(value) for value in re.findall(r'"progress":(\d+)', events)]
     assert seen == sorted(seen)
@@ -178,10 +178,11 @@ def test_a_cancel_ends_the_job_at_the_provider_and_nothing_is_charged(provider: 
 
 def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_too(provider: Provider) -> None:
     text, confirmed = "cancelled before its answer", provider.name != "bfl"
-    task_id = provider.service.accepted(prompt=f"{text} {{{{fault:job job_s=30 pending=1 answer_s=0.7}}}}")
+    task_id = provider.service.accepted(prompt=f"{text} {{{{fault:job job_s=30 pending=1 held=1}}}}")
     eventually(lambda: provider.jobs(text))
     answer = provider.service.request("DELETE", f"/api/images/{task_id}")
     assert (answer.status, answer.json["cancelledUpstream"]) == (200, False)
+    provider.upstream.release()
     if confirmed:
         eventually(lambda: provider.service.task(task_id)["cancelledUpstream"])
         assert provider.service.task(task_id)["cost"]["charged"] == 0

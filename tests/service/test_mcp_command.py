@@ -128,7 +128,7 @@ async def test_the_calls_of_a_client_that_reads_no_more_are_made_all_the_same() 
         os.close(writing)
         os.close(reading)
         lines = [b"no JSON", orjson.dumps(message("large")), b"no JSON", orjson.dumps(message("headers"))]
-        _, errors = await asyncio.wait_for(process.communicate(b"\n".join(lines) + b"\n"), 20)
+        _, errors = await asyncio.wait_for(process.communicate(b"\n".join(lines) + b"\n"), 60)
     assert (process.returncode, errors, sorted(received)) == (0, b"", ["headers", "large"])
 
 

@@ -104,11 +104,12 @@ def test_paid_images_wait_while_there_are_no_file_descriptors(
 ) -> None:
     """The first image of this process: a module imported only now could not be read."""
     service: Service = start_service(upstream.url)
-    upstream.script({"fault": "ok", "delay_s": 1.0})
+    upstream.script({"fault": "ok", "held": 1})
     task_id = service.accepted(prompt="descriptors")
     eventually(lambda: calls_about(upstream, "descriptors"))
     before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    upstream.release()
     eventually(lambda: "Paid images can't be fetched now" in service.log or "waits for its store" in service.log)
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
     assert "possiblyBilledTwice" not in service.completed(task_id)

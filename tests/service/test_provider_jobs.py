@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.running import KEY, Service, calls_about, eventually, redis_server
+from tests.service.topology import url_of
 
 Start = Callable[..., Service]
 
@@ -116,16 +118,30 @@ def collected(relay: EmulatorProcess, text: str) -> bool:
     return any(job["collected"] for job in jobs_of(relay, text))
 
 
-def answered(relay: EmulatorProcess, text: str) -> bool:
-    """Return whether the acceptance was sent, and a checkpoint had some time to be written."""
-    calls = [call for call in calls_about(relay, text) if call["answered_at"]]
-    return bool(calls) and time.time() - calls[0]["answered_at"] > 0.25
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Redis]:
+    (folder := tmp_path / "redis").mkdir()
+    with redis_server(folder, port := free_port()), Redis(port=port) as client:
+        yield client
+
+
+def test_a_kill_after_the_checkpoint_with_the_job_submits_it_once(
+    start_service: Start, relay: EmulatorProcess, own_redis: Redis
+) -> None:
+    service = start_service(**settings(f"{relay.url}/v1", REDIS_URL=url_of(own_redis)))
+    task_id = service.accepted(prompt="recorded {{fault:job dialect=sub2api job_s=1.5}}")
+    (job,) = eventually(lambda: jobs_of(relay, "recorded"))
+    eventually(lambda: job["id"].encode() in (own_redis.get(f"{{imagegen}}:run:{task_id}") or b""))
+    service.kill()
+    task = service.start().completed(task_id)
+    assert (len(jobs_of(relay, "recorded")), task.get("possiblyBilledTwice")) == (1, None)
+    assert service.get(task["data"][0]["url"]).status == 200
+    service.end()
 
 
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        (answered, signal.SIGKILL),
         (polled, signal.SIGKILL),
         (collected, signal.SIGKILL),
         (polled, signal.SIGTERM),

@@ -39,7 +39,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 def refused(folder: Path, url: str) -> str:
     """Return the one line of a start that exits with 2."""
-    ended = run_to_its_end(folder, 30, REDIS_URL=url)
+    ended = run_to_its_end(folder, REDIS_URL=url)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
     (line,) = ended.stderr.strip().splitlines()

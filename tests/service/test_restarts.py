@@ -22,6 +22,7 @@ from tests.service.running import (
     calls_about,
     environment,
     eventually,
+    in_flight,
     listens,
 )
 
@@ -35,10 +36,6 @@ def one_slot(start_for_module: StartService, upstream: EmulatorProcess) -> Servi
 def service(one_slot: Service) -> Service:
     """Return the service of this module, which a test may leave ended."""
     return one_slot if one_slot.is_running else one_slot.start()
-
-
-def in_flight(upstream: EmulatorProcess, text: str) -> bool:
-    return any(call["answered_at"] is None for call in calls_about(upstream, text))
 
 
 def test_a_task_killed_during_its_call_completes_after_a_restart(service: Service, upstream: EmulatorProcess) -> None:
@@ -85,7 +82,7 @@ def test_no_answer_about_a_task_falls_behind_those_of_an_instance_that_was_kille
 def test_a_running_task_is_finished_before_the_exit(
     service: Service, upstream: EmulatorProcess, number: signal.Signals
 ) -> None:
-    prompt = f"at the end {number.name} {{{{fault:ok delay_s=0.7}}}}"
+    prompt = f"at the end {number.name} {{{{fault:ok held=1}}}}"
     running = service.accepted(prompt=prompt)
     waiting = service.accepted(prompt=f"behind it {number.name}")
     eventually(lambda: in_flight(upstream, prompt))
@@ -97,6 +94,7 @@ def test_a_running_task_is_finished_before_the_exit(
     assert refused.headers["Connection"].lower() == "close"
     assert service.get("/healthz").status == 200
     assert service.task(running)["status"] == "processing"
+    upstream.release()
     assert service.wait() == 0
     service.check_log()
     service.start()
@@ -169,12 +167,14 @@ def test_a_second_signal_ends_the_service_at_once(service: Service, upstream: Em
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_hang_up_does_not_hasten_the_end(service: Service, upstream: EmulatorProcess, number: signal.Signals) -> None:
-    prompt = f"closed terminal after {number.name} {{{{fault:ok delay_s=1.5}}}}"
+    prompt = f"closed terminal after {number.name} {{{{fault:ok held=1}}}}"
     running = service.accepted(prompt=prompt)
     eventually(lambda: in_flight(upstream, prompt))
     service.signal(number)
     eventually(lambda: service.get("/readyz").status == 503)
     service.signal(signal.SIGHUP)
+    assert service.get("/healthz").status == 200
+    upstream.release()
     assert service.wait(60) == 0
     service.start()
     assert service.task(running)["status"] == "completed"
@@ -182,8 +182,8 @@ def test_a_hang_up_does_not_hasten_the_end(service: Service, upstream: EmulatorP
 
 
 def test_two_instances_on_one_folder_are_one_service(start_service: StartService, upstream: EmulatorProcess) -> None:
-    first: Service = start_service(upstream.url)
-    second: Service = start_service(upstream.url)
+    first: Service = start_service(upstream.url, LEASE_SECONDS="10")
+    second: Service = start_service(upstream.url, LEASE_SECONDS="10")
     assert (len(first.children()), second.children()) == (1, [])
     order = {"prompt": "fifty over two {{fault:ok delay_s=0.3}}"}
     answers = at_once([partial((first, second)[number % 2].submit, **order) for number in range(50)])

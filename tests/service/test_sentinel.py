@@ -25,7 +25,7 @@ def test_after_a_failover_the_new_master_is_found_and_every_task_completes(
         ids = [service.accepted(prompt=f"before the failover {number}") for number in range(10)]
         eventually(lambda: redis.master.execute_command("WAIT", 1, 100) == 1)
         kill(redis.master)
-        eventually(lambda: service.submit(prompt="after the failover").status in (200, 202), within_s=15)
+        eventually(lambda: service.submit(prompt="after the failover").status in (200, 202), within_s=60)
         ids.append(service.accepted(prompt="after the failover"))
         assert {service.finished(task_id)["status"] for task_id in ids} == {"completed"}
         assert service.log.count("Redis can't be used") == 1

@@ -15,7 +15,9 @@ from imagegen.emulator.small_images import DrawnImage, draw
 from tests.service.conftest import StartService
 from tests.service.running import eventually
 
-CALL_S = 0.4
+CALL_S, TIMEOUT_S = 1.0, 4.0
+"""The last of six calls ends after the time limit of one."""
+
 IMAGE = base64.b64encode(draw(DrawnImage("png", 64, 64, "0" * 32))).decode()
 
 
@@ -26,6 +28,7 @@ class WebUi(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lock = threading.Lock()
         self.running = self.most = self.calls = 0
+        self.go_on = threading.Event()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -41,6 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.running += 1
         server.most = max(server.most, server.running)
         with server.lock:
+            server.go_on.wait()
             time.sleep(CALL_S)
         server.running -= 1
         self._answer({"images": [IMAGE]})
@@ -68,9 +72,10 @@ def web_ui() -> Iterator[WebUi]:
 
 def test_tasks_wait_for_a_serial_upstream_without_a_time_limit(start_service: StartService, web_ui: WebUi) -> None:
     url = f"http://127.0.0.1:{web_ui.server_port}"
-    service = start_service(PROVIDER="a1111", A1111_URL=url, UPSTREAM_TIMEOUT=str(2.5 * CALL_S), MAX_ATTEMPTS="1")
+    service = start_service(PROVIDER="a1111", A1111_URL=url, UPSTREAM_TIMEOUT=str(TIMEOUT_S), MAX_ATTEMPTS="1")
     ids = [service.accepted(prompt=f"serial {i}") for i in range(6)]
     eventually(lambda: web_ui.running)
     assert service.task(ids[5]).get("queuePosition", 0) >= 4
+    web_ui.go_on.set()
     assert [service.completed(task_id)["attempts"] for task_id in ids] == [1] * 6
     assert (web_ui.calls, web_ui.most) == (6, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.conftest import StartService
-from tests.service.running import Answer, Service, at_once, calls_about, eventually
+from tests.service.running import Answer, Service, at_once, calls_about, eventually, release
 
 CREATED = "图像生成任务已创建，请使用任务ID查询结果"
 FOUND = "发现相同参数的图像已生成，可直接查询结果"
@@ -43,10 +43,11 @@ def check_submit(service: Service, answer: Answer, status: int, cache: str, mess
 
 
 def test_a_repeated_request_joins_and_then_hits(service: Service, upstream: EmulatorProcess) -> None:
-    order = {"prompt": "three submits {{fault:ok delay_s=0.4}}"}
+    order = {"prompt": "three submits {{fault:ok held=1}}"}
     first, second = service.submit(**order), service.submit(**order)
     check_submit(service, first, 202, "MISS", CREATED)
     check_submit(service, second, 202, "COALESCED", CREATED)
+    release(upstream, "three submits")
     service.completed(first.json["taskId"])
     third = service.submit(**order)
     check_submit(service, third, 200, "HIT", FOUND)
@@ -170,8 +171,8 @@ def test_an_unchanged_task_is_304(service: Service) -> None:
     assert service.get(f"/api/images/{task_id}", If_None_Match='"1"').status == 200
 
 
-def test_a_processing_task(service: Service) -> None:
-    task_id = service.accepted(prompt="in work {{fault:ok delay_s=0.6}}")
+def test_a_processing_task(service: Service, upstream: EmulatorProcess) -> None:
+    task_id = service.accepted(prompt="in work {{fault:ok held=1}}")
     service.until(task_id, "processing")
     answer = service.get(f"/api/images/{task_id}")
     seen = answer.json
@@ -181,6 +182,8 @@ def test_a_processing_task(service: Service) -> None:
     assert int(answer.headers["Retry-After"]) >= 1
     assert (seen["attempts"], seen["finishedAt"]) == (1, None)
     assert TIME.fullmatch(seen["startedAt"])
+    release(upstream, "in work")
+    service.completed(task_id)
 
 
 def test_a_failed_task(service: Service) -> None:

@@ -26,7 +26,7 @@ def test_a_deploy_loses_no_task_and_pays_each_once(
 ) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
-        shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "WORKER_CONCURRENCY": "1"}
+        shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "WORKER_CONCURRENCY": "1", "LEASE_SECONDS": "4"}
         old: Service = start_service(upstream.url, **shared)
         before = [old.accepted(prompt=f"deploy before {number} {LONG}") for number in range(3)]
         new: Service = start_service(upstream.url, program=NEWER, **shared)
@@ -54,7 +54,7 @@ def test_an_older_instance_leaves_tasks_with_new_fields_to_a_newer_one(
 ) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
-        shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "IMAGE_STORE": "redis"}
+        shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "IMAGE_STORE": "redis", "LEASE_SECONDS": "4"}
         old: Service = start_service(upstream.url, program=OLDER, **shared)
         new: Service = start_service(upstream.url, **shared)
         task_ids = [new.accepted(prompt=f"newer {number} {LONG}", **new_fields(new, number)) for number in range(8)]

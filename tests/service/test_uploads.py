@@ -96,19 +96,22 @@ def test_six_large_bodies_at_once_stall_no_other_client(start_service: StartServ
     service.made(prompt="uses the only call of this hour")
     bodies = [in_json(png_of(15 * MIB), f"{number}") for number in range(6)]
     before = service.memory("VmRSS")
-    waits_s = []
+    waits_s, blocked_s = [], []
     with ThreadPoolExecutor(6) as pool:
         sent = [pool.submit(service.request, "POST", "/api/images/generate", body, timeout_s=120) for body in bodies]
         while not all(each.done() for each in sent):
-            began = time.monotonic()
+            began, ran_s = time.monotonic(), service.loop_s()
             assert service.get("/healthz").status == 200
             waits_s.append(time.monotonic() - began)
+            blocked_s.append(service.loop_s() - ran_s)
             time.sleep(0.02)
     assert [each.result().status for each in sent] == [202] * 6
     grown = service.memory("VmHWM") - before
-    print(f"{grown / MIB:.1f} MiB, longest wait of another client {max(waits_s) * 1e3:.0f} ms")
+    figures = f"{max(waits_s) * 1e3:.0f} ms, {max(blocked_s) * 1e3:.0f} ms of them the loop's"
+    print(f"{grown / MIB:.1f} MiB, longest wait of another client {figures}")
     assert grown < 64 * MIB
-    assert max(waits_s) < max(STALL_S, 20 * median(waits_s))  # all waits are longer on a busy machine
+    assert max(blocked_s) < max(STALL_S, 20 * median(blocked_s))  # the machine may let any process stand still
+    assert median(waits_s) < STALL_S
     assert not spooled(service)
 
 
@@ -121,7 +124,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(start_service: Start
         ("/api/images/batch", "application/json", 30 * MIB),
         ("/v1/images/generations", "application/json", 30 * MIB),
     ):
-        with socket.create_connection((host, int(port)), timeout=5) as client:
+        with socket.create_connection((host, int(port)), timeout=30) as client:
             head = f"POST {route} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
             client.sendall(head.encode())
             assert b" 413 " in client.recv(4_096)
@@ -131,7 +134,7 @@ def test_a_crash_in_an_upload_leaves_nothing_for_ever(start_service: StartServic
     service = start_service(SANDBOX_DELAY="0")
     host, port = service.url.removeprefix("http://").split(":")
     data = png_of(6 * MIB)
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    with socket.create_connection((host, int(port)), timeout=30) as client:
         head = f"POST /api/uploads HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
         client.sendall(head.encode() + data[: 4 * MIB])
         eventually(lambda: [path for path in spooled(service) if path.stat().st_size])
@@ -146,7 +149,7 @@ def test_a_crash_in_an_upload_leaves_nothing_for_ever(start_service: StartServic
 def test_a_task_keeps_its_upload_over_a_crash_and_beyond_its_expiry(
     start_service: StartService, upstream: EmulatorProcess, store: str
 ) -> None:
-    settings = {"IMAGE_STORE": store, "UPLOAD_TTL": "1", "WORKER_CONCURRENCY": "1"}
+    settings = {"IMAGE_STORE": store, "UPLOAD_TTL": "5", "WORKER_CONCURRENCY": "1"}
     service = start_service(upstream.url, **settings)
     prompt, data = f"kept beyond its expiry in {store}", png_of(3 * MIB)
     uploaded = upload(service, data)

@@ -36,7 +36,7 @@ def seeds(task: dict[str, Any]) -> list[int | None]:
 
 
 def test_a_variant_is_made_again_after_its_result_expired(start_service: StartService) -> None:
-    service = start_service(RESULT_TTL="2")
+    service = start_service(RESULT_TTL="6")
     first = [service.made(prompt="a fox", variant=number) for number in (0, 1, 2)]
     assert len({task["taskId"] for task in first}) == 3
     assert len({sha for task in first for sha in sha256s(task)}) == 3
