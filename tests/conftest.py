@@ -127,7 +127,7 @@ class Instance:
         await Supervisor().stop(self.loops)
         self.loops.clear()
 
-    async def claim(self, within_s: float = 20.0) -> Claim:
+    async def claim(self, within_s: float = 40.0) -> Claim:
         """Return the next claim; fail without one."""
         async with asyncio.timeout(within_s):
             claim = await self.worker_queue.claim()

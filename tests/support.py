@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 from loguru import logger
@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 ParameterSet = type(pytest.param())
 
 
-async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 40.0) -> None:
     """Wait until the condition holds; fail after `within_s` seconds."""
     deadline, pause_s = time.monotonic() + within_s, 0.002
     while True:
@@ -160,6 +160,42 @@ def slowness() -> float:
     began = time.monotonic()
     sum(number * number for number in range(1_000_000))
     return max(1.0, (time.monotonic() - began) / 0.08)
+
+
+def wait_for_one_day(within_s: float) -> None:
+    """Wait for the next UTC day if it begins within so many seconds: budgets and reports count by day."""
+    left_s = 86_400.0 - time.time() % 86_400.0
+    if left_s < within_s:
+        time.sleep(left_s + 1.0)
+
+
+class Stopwatch:
+    """Time in seconds, without that in which the machine let this process stand still; an async context manager.
+
+    A step of the event loop that computes counts, by its CPU time.
+    """
+
+    _STEP_S, _LATE_S = 0.05, 0.2
+
+    async def __aenter__(self) -> Self:
+        self._began, self._stood_still_s = time.monotonic(), 0.0
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began - self._stood_still_s
+
+    async def _watch(self) -> None:
+        while True:
+            began, ran_s = time.monotonic(), time.process_time()
+            await asyncio.sleep(self._STEP_S)
+            late_s = time.monotonic() - began - self._STEP_S - (time.process_time() - ran_s)
+            if late_s > self._LATE_S:
+                self._stood_still_s += late_s
 
 
 class Clock:

@@ -14,6 +14,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.faults.counted_calls import Calls
 from tests.faults.proxy import FaultProxy
+from tests.support import wait_for_one_day
+
+
+@pytest.fixture
+def one_day() -> None:
+    """Let a test that compares money begin and end on one day."""
+    wait_for_one_day(100.0)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Service:
         self.process = await asyncio.to_thread(
             ForkedProcess, ["-m", "tests.faults.instance"], cwd=ROOT, env=environ, stdout=2
         )
-        await wait_until(lambda: self._ready(http), within_s=20)
+        await wait_until(lambda: self._ready(http), within_s=60)
 
     async def die(self, step: str) -> None:
         """Kill the instance when it next reaches the step, or at once."""
@@ -46,7 +46,7 @@ class Service:
             self.wish.write_text(step)
         else:
             self.process.send_signal(signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await asyncio.to_thread(self.process.wait)
 
     async def end(self) -> int:
@@ -58,5 +58,5 @@ class Service:
         try:
             async with http.get(f"{self.url}/readyz") as answer:
                 return answer.status == 200
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False

@@ -43,7 +43,7 @@ class RedisServer:
         self._process = await asyncio.create_subprocess_exec(
             SERVER, *args, *self._args, stdout=asyncio.subprocess.DEVNULL
         )
-        await wait_until(self.answers, within_s=10)
+        await wait_until(self.answers, within_s=30)
 
     async def is_linked(self) -> bool:
         """Return whether it receives the writes of its primary."""

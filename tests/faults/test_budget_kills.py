@@ -95,7 +95,7 @@ async def kill_while_submitting(submits: int, images: int, kills: int, folder: P
         with EmulatorProcess("--delay", str(CALL_S), "--image", "none") as emulator:
             environ["TOGETHER_API_URL"] = emulator.url
             services = [Service(environ, folder / f"wish{number}") for number in range(2)]
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
                 await asyncio.gather(*(service.start(http) for service in services))
                 clients = Clients(http, services)
                 submitting = asyncio.create_task(clients.submit_all(submits))
@@ -125,6 +125,8 @@ async def check(
     assert len(calls) * IMAGE_MICRO_USD <= charged
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("one_day")
 async def test_two_kills_among_submits_over_the_budget_overspend_nothing(tmp_path: Path) -> None:
     await kill_while_submitting(150, 60, 2, tmp_path)
 

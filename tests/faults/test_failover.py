@@ -109,13 +109,13 @@ async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
         await primary.kill()
         everything = [*finished, *running, *waiting]
         records = [instances[0].keys.record(task_id) for task_id in everything]
-        await eventually(lambda: has_all(replica, records), within_s=10)
+        await eventually(lambda: has_all(replica, records), within_s=30)
         calls.go_on.set()
         await eventually(lambda: calls.ended.issuperset(everything), within_s=20)
         for instance in instances:
             for task_id in everything:
                 instance.task_cache.forget(task_id)
-        await eventually(lambda: all_final(instances, everything), within_s=10)
+        await eventually(lambda: all_final(instances, everything), within_s=30)
         assert calls.broken_off == []
         assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
         await eventually(lambda: at_rest(instances[0]))

@@ -77,7 +77,7 @@ async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path, instances: in
         "SURE_DEAD_S": "0.3",
     }
     services = [Service(environ, folder / f"wish{i}") for i in range(instances)]
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
         await asyncio.gather(*(service.start(http) for service in services))
         yield Client(http, services)
         assert {await service.end() for service in services} == {0}
@@ -138,6 +138,8 @@ async def loop_of(kills: int, folder: Path) -> None:
         await redis.stop()
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("one_day")
 async def test_twelve_kills_lose_no_task_and_record_each_payment_to_the_cent(tmp_path: Path) -> None:
     await loop_of(12, tmp_path)
 

@@ -59,7 +59,7 @@ async def test_a_released_task_retains_its_counts_in_a_restored_claim(
     owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await owner.claim()
     await owner.connection.commands.delete(owner.keys.stream)
-    await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
+    await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=30)
     assert await started(owner, claim) is claim
     assert (claim.checkpoint.attempts, claim.checkpoint.ambiguous_calls) == (1, 1)
 

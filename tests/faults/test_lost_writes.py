@@ -67,14 +67,14 @@ async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
         groups = await redis.xinfo_groups(instances[0].keys.stream)
         return [group["pending"] for group in groups] == [len(running)]
 
-    await eventually(pending_again, within_s=10)
+    await eventually(pending_again, within_s=30)
     calls.go_on.set()
     everything = [*finished, *running, *waiting]
     await eventually(lambda: all_ended(calls, everything), within_s=20)
     for instance in instances:
         for task_id in everything:
             instance.task_cache.forget(task_id)
-    await eventually(lambda: all_final(instances, everything), within_s=10)
+    await eventually(lambda: all_final(instances, everything), within_s=30)
     assert calls.broken_off == []
     assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
     await eventually(lambda: at_rest(instances[0]))
@@ -102,7 +102,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(
                 return mine
             other.worker_queue.drop(mine)
 
-    mine = await asyncio.wait_for(taken(), 20)
+    mine = await asyncio.wait_for(taken(), 40)
     assert (mine.task.id, mine.task.epoch) == (claim.task.id, claim.task.epoch)
     assert mine.checkpoint.ambiguous_calls == 1
 
@@ -137,7 +137,7 @@ async def test_a_task_without_an_owner_fails_at_its_deadline(
     async def failed() -> bool:
         return (await after.task(task.id)).state is State.FAILED
 
-    await eventually(failed, within_s=10)
+    await eventually(failed, within_s=30)
     error = (await after.task(task.id)).error
     assert error
     assert (error.code, error.retryable) == ("interrupted", True)
@@ -302,7 +302,7 @@ async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(
     for number in (1, 2):
         await redis.delete(one.keys.record(task_id))
         other.parts.recovery.notice("a test", publish=True)
-        await eventually(partial(counts, written_back, "finished", number), within_s=10)
+        await eventually(partial(counts, written_back, "finished", number), within_s=30)
         await other.connection.recovered.wait()
 
 

@@ -50,7 +50,7 @@ class Fleet:
             self._processes.append(process)
             self.urls.append(f"http://127.0.0.1:{port}")
         for url in self.urls:
-            await eventually(partial(self._ready, url), within_s=20)
+            await eventually(partial(self._ready, url), within_s=60)
         await eventually(lambda: self._know_each_other(count), within_s=20)
 
     async def end(self) -> list[int]:
@@ -94,7 +94,7 @@ class Fleet:
         try:
             async with self._http.get(f"{url}/readyz") as answer:
                 return answer.status == 200
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
 

@@ -158,6 +158,7 @@ async def session(number: int, agent: Agent, record: Record) -> None:
             return
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_fifty_impatient_agents_pay_once_for_each_image_and_stay_in_budget(tmp_path: Path) -> None:
     record, chance = Record(), random.Random(SEED)
     budget = AFFORDABLE * IMAGE_USD

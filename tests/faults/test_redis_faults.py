@@ -18,7 +18,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
-from tests.support import eventually, logged, submission
+from tests.support import Stopwatch, eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -105,10 +105,10 @@ async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(
     setattr(proxy, fault, True)
     if fault == "refuse":
         proxy.cut()
-    began = time.monotonic()
-    with pytest.raises(QueueUnavailable):
-        await instance.client_queue.submit(submission("now"))
-    assert time.monotonic() - began < 8
+    async with Stopwatch() as watch:
+        with pytest.raises(QueueUnavailable):
+            await instance.client_queue.submit(submission("now"))
+        assert watch.elapsed_s < 8
 
 
 async def test_finished_tasks_are_served_while_redis_is_down(make_instance: MakeInstance, proxy: FaultProxy) -> None:
@@ -146,7 +146,6 @@ async def test_the_first_task_is_claimed_soon_after_redis_returns(
     proxy.cut()
     await eventually(lambda: instance.connection.health.down_since is not None)
     proxy.refuse = False
-    began = time.monotonic()
 
     async def submitted() -> bool:
         try:
@@ -155,9 +154,10 @@ async def test_the_first_task_is_claimed_soon_after_redis_returns(
             return False
         return True
 
-    await eventually(submitted)
-    assert (await asyncio.wait_for(waiting, 5.0)).task.id == submission("second").task_id
-    assert time.monotonic() - began < 5.0
+    async with Stopwatch() as watch:
+        await eventually(submitted)
+        assert (await asyncio.wait_for(waiting, 20)).task.id == submission("second").task_id
+        assert watch.elapsed_s < 5.0
 
 
 async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(
@@ -235,16 +235,16 @@ async def test_a_task_starts_in_five_seconds_with_silent_connections(
     waiting = asyncio.create_task(instance.claim(60))
     await eventually(lambda: instance.connection.blocking_reads.under_way and instance.connection.subscriptions.active)
     proxy.silence()
-    began = time.monotonic()
-    while True:
-        try:
-            await instance.client_queue.submit(submission("second"))
-            break
-        except QueueUnavailable:
-            continue
-    claim = await asyncio.wait_for(waiting, 5.0)
-    assert claim.task.id == submission("second").task_id
-    assert time.monotonic() - began < 5.0
+    async with Stopwatch() as watch:
+        while True:
+            try:
+                await instance.client_queue.submit(submission("second"))
+                break
+            except QueueUnavailable:
+                continue
+        claim = await asyncio.wait_for(waiting, 20)
+        assert claim.task.id == submission("second").task_id
+        assert watch.elapsed_s < 5.0
 
 
 async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(
@@ -258,6 +258,8 @@ async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(
     instance.connection.multiplexer.abort()  # all other connections are renewed at once
     for multiplexer in instance.connection._rare:
         multiplexer.abort()
-    await instance.client_queue.submit(submission("overdue"))
-    claim = await asyncio.wait_for(waiting, 5.0)
-    assert claim.task.id == submission("overdue").task_id
+    async with Stopwatch() as watch:
+        await instance.client_queue.submit(submission("overdue"))
+        claim = await asyncio.wait_for(waiting, 20)
+        assert claim.task.id == submission("overdue").task_id
+        assert watch.elapsed_s < 5.0

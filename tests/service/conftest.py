@@ -10,6 +10,7 @@ import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.running import KEY, RUN, Service
+from tests.support import wait_for_one_day
 
 StartService = Callable[..., Service]
 """`start(upstream.url, LEASE_SECONDS="2")`; without an upstream it is the sandbox. All share one DATA_DIR."""
@@ -35,6 +36,12 @@ def _services(folder: Path) -> Iterator[StartService]:
             return service.start(ready=ready)
 
         yield start
+
+
+@pytest.fixture(autouse=True)
+def _one_day() -> None:
+    """Let a test begin and end on one day."""
+    wait_for_one_day(45.0)
 
 
 @pytest.fixture
