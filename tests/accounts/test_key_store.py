@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.accounts import key_store
-from imagegen.accounts.api_keys import ApiKey, encode_key, fixed_keys, secret_digest
+from imagegen.accounts.api_keys import ApiKey, decode_key, encode_key, fixed_keys, secret_digest
 from imagegen.accounts.key_store import Fields, KeyRing, KeyStore
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
 from tests.conftest import Instance, MakeInstance
@@ -81,6 +81,25 @@ async def test_a_rotated_key_has_a_second_secret_everywhere(make_store: MakeStor
     await one.rotate("app", 0.0)
     assert not accepts(one, old)
     assert not accepts(one, new)
+
+
+async def test_a_change_decodes_no_other_key(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, decoded = make_store(), make_store(), []
+    secrets = [(await one.create(ApiKey(f"key-{number}")))[1] for number in range(20)]
+    await two.refresh()
+
+    def counted(record: bytes) -> ApiKey:
+        decoded.append(record)
+        return decode_key(record)
+
+    monkeypatch.setattr(key_store, "decode_key", counted)
+    made, new = await one.create(ApiKey("new"))
+    await eventually(lambda: accepts(two, new))
+    assert decoded == [encode_key(replace(made, slot=0))] * 2
+    await two.revoke("key-0")
+    await eventually(lambda: not accepts(one, secrets[0]))
+    assert len(decoded) == 2
+    assert all(accepts(store, secret) for store in (one, two) for secret in [*secrets[1:], new])
 
 
 async def test_a_name_is_given_once_and_keeps_its_budget_slot_for_ever(make_store: MakeStore) -> None:
