@@ -303,8 +303,9 @@ def _mode_of(path: Path) -> int:
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     names = setting_names()
+    read_names = {*names, *map(str.lower, _PROXY_NAMES)}
     unknown = sorted(
-        name for name, text in texts.items() if text and name not in names and not _is_service_link(name, text)
+        name for name, text in texts.items() if text and name not in read_names and not _is_service_link(name, text)
     )
     guesses = (
         (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE)) for name in unknown

@@ -309,6 +309,7 @@ def test_a_proxy_is_an_address_with_or_without_scheme_and_login(name: str) -> No
 
 def test_lower_case_proxy_variables_are_the_fallback() -> None:
     assert load(http_proxy="a:1", https_proxy="b:2", no_proxy="c, .D  e").http_proxy == "http://a:1"
+    assert load(http_proxy="a:1", https_proxy="b:2", no_proxy="c").misspelled == ()
     assert load(https_proxy="b:2", HTTPS_PROXY="c:3").https_proxy == "http://c:3"
     assert load(https_proxy="b:2", HTTPS_PROXY="").https_proxy == "http://b:2"
     assert load(no_proxy="c, .D  e").no_proxy == ("c", ".d", "e")
