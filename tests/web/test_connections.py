@@ -17,11 +17,11 @@ from aiohttp import web
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
-from imagegen.web.http.connections import Connections, connection_cap
+from imagegen.web.http.connections import IDLE_S, Connections, connection_cap
 from imagegen.web.http.listening import ACCEPTS_PER_TURN, ListeningSite, base_address, open_sockets
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
-from tests.support import Turns, eventually, logged, over_rows
+from tests.support import LoopTime, Turns, eventually, logged, over_rows
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -109,13 +109,15 @@ async def make_server() -> AsyncIterator[MakeServer]:
         handled.append(request)
         return json_response({"bytes": len(await request.read())})
 
-    async def make(cap: int = 4, **options: Any) -> Server:
+    async def make(cap: int = 4, *, idle_s: float = IDLE_S, **options: Any) -> Server:
         app = web.Application()
         app.router.add_get("/hello", hello)
         app.router.add_get("/held", held)
         app.router.add_post("/body", body)
         middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
-        runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
+        runner = ImagegenRunner(app, shutdown_timeout=0.1, **options)
+        loop = asyncio.get_running_loop()
+        runner.connections = Connections(cap, idle_s=idle_s, clock=lambda: loop.time())  # noqa: PLW0108 - a test sets it
         await runner.setup()
         sockets = open_sockets(["127.0.0.1"], 0)
         await ListeningSite(runner, sockets, runner.connections).start()
@@ -230,10 +232,11 @@ async def test_a_client_with_most_running_requests_yields_to_another(make_server
 
 
 async def test_unused_connections_time_out_and_used_ones_stay_open(make_server: MakeServer) -> None:
-    server = await make_server(cap=10, idle_s=0.2)
+    server, time = await make_server(cap=10, idle_s=60.0), LoopTime()
     used = await server.connect()
     await used.fetch()
     silent = await server.fill(2)
+    await time.move(61.0)
     for client in silent:
         assert await client.closed()
     assert (await used.fetch()).startswith(b"HTTP/1.1 200")
@@ -241,9 +244,10 @@ async def test_unused_connections_time_out_and_used_ones_stay_open(make_server: 
 
 
 async def test_a_started_head_has_its_own_time_limit(make_server: MakeServer) -> None:
-    server = await make_server(cap=10, idle_s=0.2, head_timeout_s=5.0)
+    server, time = await make_server(cap=10, idle_s=60.0, head_timeout_s=100.0), LoopTime()
     (client,) = await server.fill(1, GET[:10])
     (silent,) = await server.fill(1)
+    await time.move(61.0)
     assert await silent.closed()
     client.writer.write(GET[10:])
     assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")

@@ -26,7 +26,7 @@ from imagegen.web.http import middleware
 from imagegen.web.http import server as http_server
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.server import ImagegenRunner
-from tests.support import eventually
+from tests.support import LoopTime, eventually
 
 LARGE = os.urandom(12_000_000)
 Serve = Callable[..., Awaitable["Served"]]
@@ -71,6 +71,15 @@ class Served:
     def closed(self) -> bool:
         """Return whether every opened source is closed."""
         return all(map(is_closed, self.opened))
+
+    async def cut(self, time: LoopTime, stall_s: float) -> None:
+        """Let time pass until every opened source is closed."""
+
+        async def closed_later() -> bool:
+            await time.move(stall_s)
+            return self.closed
+
+        await eventually(closed_later)
 
 
 def is_closed(opened: OpenedImage) -> bool:
@@ -146,9 +155,9 @@ async def test_a_platform_without_sendfile_sends_the_file_in_pieces(
 async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
-    served = await serve(opens[source], stall_s=1.0)
+    served, time = await serve(opens[source], stall_s=60.0), LoopTime()
     writer = await served.stalled()
-    await eventually(lambda: served.closed)
+    await served.cut(time, 60.0)
     writer.close()
     assert await served.get() == LARGE
 
@@ -157,16 +166,16 @@ async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
 async def test_a_slow_client_that_keeps_reading_is_not_cut(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
-    served = await serve(opens[source], stall_s=1.5)
-    began = asyncio.get_running_loop().time()
-    async with aiohttp.ClientSession(read_bufsize=65_536) as session:
+    served, time = await serve(opens[source], stall_s=100.0), LoopTime()
+    began = time.now()
+    async with aiohttp.ClientSession(read_bufsize=65_536, timeout=aiohttp.ClientTimeout()) as session:
         answer = await session.get(f"http://127.0.0.1:{served.port}/")
         received = bytearray()
         async for piece in answer.content.iter_chunked(262_144):
             received += piece
-            await asyncio.sleep(0.04)
+            await time.move(2.5)
     assert received == LARGE
-    assert asyncio.get_running_loop().time() - began > 1.5
+    assert time.now() - began > 100.0
 
 
 @pytest.mark.parametrize("source", ["file", "data", "pieces"])
@@ -293,7 +302,7 @@ async def test_slow_readers_of_a_small_image_use_no_descriptor(serve: Serve, mon
 async def test_clients_that_left_or_stalled_leave_no_bytes_behind(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
 ) -> None:
-    served = await serve(opens["data"], stall_s=0.3)
+    served, time = await serve(opens["data"], stall_s=60.0), LoopTime()
     await served.get()
     gc.collect()
     before = sys.getrefcount(LARGE)
@@ -302,7 +311,7 @@ async def test_clients_that_left_or_stalled_leave_no_bytes_behind(
         writers = [await served.stalled() for _ in range(10)]
         for writer in writers[:5]:
             writer.transport.abort()
-        await eventually(lambda: served.closed)
+        await served.cut(time, 60.0)
         await eventually(lambda: sys.getrefcount(LARGE) <= before)
     finally:
         gc.enable()
