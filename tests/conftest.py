@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,6 +32,17 @@ cache_library_paths()
 shorten_bundle()
 
 _numbers = itertools.count()
+
+DAY_S = 86_400.0
+END_OF_DAY_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def within_one_day() -> None:
+    """Begin no test in the last seconds of a UTC day: budgets and the usage report count by days."""
+    left_s = DAY_S - time.time() % DAY_S
+    if left_s < END_OF_DAY_S:
+        time.sleep(left_s)
 
 
 @pytest.hookimpl(wrapper=True)
