@@ -25,13 +25,17 @@ def request_body(prompt: str, **fields: object) -> dict[str, object]:
     return {"prompt": prompt, **SMALL, **fields}
 
 
-async def test_each_entry_is_answered_in_order(service: Client) -> None:
+async def test_each_entry_is_answered_in_order(start_paid: StartService, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "held": 1, "times": 2})
+    service = await start_paid()
     first, second = await batch(service, request_body("a"), request_body("b"))
     single = await (await service.post("/api/images/generate", json=request_body("a"))).json()
     assert first["taskId"] == single["taskId"] != second["taskId"]
     assert [entry["statusCode"] for entry in (first, second)] == [202, 202]
     assert first.keys() - {"statusCode"} == single.keys() - {"coalesced"}
     assert (first["success"], first["cached"]) == (True, False)
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 2)
+    upstream.release()
     for entry in (first, second):
         done = await (await service.get(f"/api/images/{entry['taskId']}?wait=10")).json()
         assert done["status"] == "completed"

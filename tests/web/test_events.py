@@ -21,8 +21,9 @@ from imagegen.web.api.events import event_name, new_images
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import event_stream
 from tests.emulator_fixtures import EmulatedUpstream
+from tests.mcp_wire import pause
 from tests.support import eventually, over_rows
-from tests.web.conftest import Client, StartService, StartTwo, WaitForDiscovery
+from tests.web.conftest import Client, StartService, WaitForDiscovery
 from tests.web.event_blocks import (
     UNKNOWN,
     Block,
@@ -82,8 +83,10 @@ def test_only_new_images_are_sent() -> None:
 
 async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=0.2)
+    await pause(service)
     task_id = await post(service, "a", n=2)
     response = await follow(service, task_id)
+    await pause(service, on=False)
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/event-stream")
     assert response.headers["X-Accel-Buffering"] == "no"
@@ -137,8 +140,9 @@ async def test_an_invalid_last_event_id_is_ignored(service: Client, last: str) -
     assert [block.event for block in received] == ["snapshot", "completed"]
 
 
-async def test_a_reconnecting_client_gets_only_new_events(start_service: StartService) -> None:
-    service = await start_service(sandbox_delay_s=0.6)
+async def test_a_reconnecting_client_gets_only_new_events(start_paid: StartService, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "held": 1})
+    service = await start_paid()
     task_id = await post(service, "a")
     first = await follow(service, task_id)
     last = ""
@@ -148,6 +152,8 @@ async def test_a_reconnecting_client_gets_only_new_events(start_service: StartSe
             break
     first.close()
     response = await follow(service, task_id, last)
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
     received = await read_events(response)
     assert all(int(block.id) >= int(last) for block in received)
     assert all(int(block.id) > int(last) for block in received if block.event != "image")
@@ -276,6 +282,7 @@ async def test_open_streams_do_not_delay_shutdown(start_service: StartService, m
 async def test_departed_clients_leave_no_subscriptions(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
+    await eventually(lambda: service.app[QUEUE].task_cache.live[task_id].progress)
     before = len(asyncio.all_tasks())
     responses = await asyncio.gather(*(follow(service, task_id) for _ in range(30)))
     await eventually(lambda: streams(service) == 30)
@@ -292,16 +299,19 @@ async def test_remote_changes_arrive_before_the_next_poll(
     start_service: StartService, wait_for_discovery: WaitForDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
-    client_a = await start_service(sandbox_delay_s=2.0)
-    task_id = await post(client_a, "a", n=2)
-    client_b = await start_service()
+    client_a, client_b = await start_service(), await start_service()
     await wait_for_discovery(client_a, client_b)
+    await pause(client_a)
+    task_id = await post(client_a, "a", n=2)
 
     async def finished_at(client: Client) -> dict[str, float]:
         response = await follow(client, task_id)
         return {block.id + block.event: time.monotonic() async for block in blocks(response) if block.fields}
 
-    here, there = await asyncio.gather(finished_at(client_a), finished_at(client_b))
+    following = asyncio.gather(finished_at(client_a), finished_at(client_b))
+    await eventually(lambda: streams(client_a) == streams(client_b) == 1)
+    await pause(client_a, on=False)
+    here, there = await following
     common = here.keys() & there.keys()
     assert len(common) >= 4
     assert max(abs(here[key] - there[key]) for key in common) < 20
@@ -326,8 +336,12 @@ async def _read_task_events(client: Client, task_id: str) -> None:
     assert (await read_events(await follow(client, task_id)))[-1].event == "completed"
 
 
-async def test_a_stream_resumes_on_another_instance(start_two: StartTwo) -> None:
-    client_a, client_b = await start_two(sandbox_delay_s=0.6)
+async def test_a_stream_resumes_on_another_instance(
+    start_paid: StartService, upstream: EmulatedUpstream, wait_for_discovery: WaitForDiscovery
+) -> None:
+    upstream.script({"fault": "ok", "held": 1})
+    client_a, client_b = await start_paid(), await start_paid()
+    await wait_for_discovery(client_a, client_b)
     task_id = await post(client_a, "a")
     first, last = await follow(client_a, task_id), ""
     async for block in blocks(first):
@@ -335,7 +349,10 @@ async def test_a_stream_resumes_on_another_instance(start_two: StartTwo) -> None
         if block.data["status"] == "processing":
             break
     first.close()
-    received = await read_events(await follow(client_b, task_id, last))
+    resumed = await follow(client_b, task_id, last)
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
+    received = await read_events(resumed)
     assert received[-1].event == "completed"
     assert all(int(block.id) >= int(last) for block in received)
     assert (await follow(client_a, task_id, received[-1].id)).status == 204

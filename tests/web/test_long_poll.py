@@ -54,6 +54,8 @@ async def test_a_wait_may_be_a_query_parameter_and_applies_to_hits(service: Clie
 
 async def test_a_wait_that_ends_first_answers_with_the_state(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    await eventually(lambda: service.app[QUEUE].task_cache.live[task_id].progress)
     posted = await service.post("/api/images/generate?wait=1", json=request_body("a"))
     body = await posted.json()
     assert posted.status == 202
@@ -142,14 +144,17 @@ async def test_a_wait_on_another_instance_ends_long_before_the_next_poll(
 
 
 async def test_a_wait_begun_after_remote_completion_returns_immediately(
-    start_service: StartService, wait_for_discovery: WaitForDiscovery
+    start_paid: StartService, upstream: EmulatedUpstream, wait_for_discovery: WaitForDiscovery
 ) -> None:
-    client_a = await start_service(sandbox_delay_s=2.0)
+    upstream.script({"fault": "ok", "held": 1})
+    client_a = await start_paid()
     task_id = await post(client_a, "a")
-    client_b = await start_service()
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    client_b = await start_paid()
     await wait_for_discovery(client_a, client_b)
     await client_a.get(f"/api/images/{task_id}")
     assert (await (await client_b.get(f"/api/images/{task_id}")).json())["status"] == "processing"
+    upstream.release()
     await client_a.get(f"/api/images/{task_id}?wait=10")
     began = time.monotonic()
     assert (await (await client_b.get(f"/api/images/{task_id}?wait=60")).json())["status"] == "completed"
@@ -168,6 +173,7 @@ async def test_a_waited_post_counts_once_for_the_limits(start_service: StartServ
 async def test_a_client_that_leaves_leaves_nothing_behind(start_service: StartService) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
+    await eventually(lambda: service.app[QUEUE].task_cache.live[task_id].progress)
     before = len(asyncio.all_tasks())
     waits = [asyncio.create_task(service.get(f"/api/images/{task_id}?wait=60")) for _ in range(20)]
     await eventually(lambda: waiters(service) == 20)

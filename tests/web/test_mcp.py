@@ -164,17 +164,28 @@ async def test_a_slow_task_is_a_handle_and_then_the_image(paid: Client, upstream
     assert len(upstream.ledger.paid) == 1
 
 
-@pytest.mark.usefixtures("short_waits")
-async def test_progress_comes_at_once_and_then_in_time(paid: Client) -> None:
+async def test_progress_comes_at_once_and_then_in_time(paid: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "REPORT_S", 0.1)
     await pause(paid)
     body = call("generate_image", prompt="slow", meta={"progressToken": "p"})
     response = await paid.post("/mcp", json=body, headers=headers_of(body))
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["X-Accel-Buffering"] == "no"
-    *progress, last = events(await response.text())
-    assert len(progress) >= 3
+    blocks = [await response.content.readuntil(b"\r\n\r\n") for _ in range(3)]
+    response.close()
+    progress = events(b"".join(blocks).decode())
     values = [each["params"]["progress"] for each in progress]
+    assert len(values) == 3
     assert values == sorted(set(values))
+    assert {each["params"]["progressToken"] for each in progress} == {"p"}
+
+
+@pytest.mark.usefixtures("short_waits")
+async def test_progress_ends_with_the_handle_of_an_unfinished_task(paid: Client) -> None:
+    await pause(paid)
+    body = call("generate_image", prompt="slow", meta={"progressToken": "p"})
+    response = await paid.post("/mcp", json=body, headers=headers_of(body))
+    *progress, last = events(await response.text())
     assert {each["params"]["progressToken"] for each in progress} == {"p"}
     assert (last["id"], last["result"]["structuredContent"]["status"]) == (body["id"], "pending")
     plain = headers_of(body) | {"Accept": "application/json"}
@@ -225,11 +236,14 @@ async def test_the_extension_of_tasks_has_our_tasks(paid: Client, upstream: Emul
 
 
 @pytest.mark.usefixtures("short_waits")
-async def test_a_task_is_cancelled_and_a_finished_one_stays(paid: Client, upstream: EmulatedUpstream) -> None:
+async def test_a_task_is_cancelled_and_a_finished_one_stays(
+    paid: Client, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream.script({"fault": "ok", "delay_s": 30})
     handle = (await result(paid, call("generate_image", prompt="slow")))["structuredContent"]
     gone = (await result(paid, call("cancel_image_task", taskId=handle["taskId"])))["structuredContent"]
     assert gone["status"] == "cancelled"
+    monkeypatch.setattr(endpoint, "WAIT_S", 60.0)
     done = (await result(paid, call("generate_image", prompt="quick")))["structuredContent"]
     kept = (await result(paid, call("cancel_image_task", taskId=done["taskId"])))["structuredContent"]
     assert (kept["status"], kept["urls"]) == ("completed", done["urls"])

@@ -83,23 +83,29 @@ def address(service: Any) -> str:
 async def test_a_slow_call_is_a_handle_and_then_the_image(
     start_paid: StartService, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(endpoint, "WAIT_S", 1.5)
     service = await start_paid()
     await pause(service)
     seen: list[float] = []
+    seen_twice = asyncio.Event()
 
     async def record(progress: float, total: float | None, message: str | None) -> None:
         seen.append(progress)
+        if len(seen) == 2:
+            seen_twice.set()
 
     async with Client(address(service), mode=mode) as client:
-        found = await client.call_tool("generate_image", {"prompt": "slow"}, progress_callback=record)
+        found = await client.call_tool("generate_image", {"prompt": "slow"})
         handle: Any = found.structured_content
         assert (handle["status"], handle["next"]) == ("pending", "call get_image_task")
-        assert len(seen) >= 2
+        monkeypatch.setattr(endpoint, "WAIT_S", 60.0)
+        joining = client.call_tool("generate_image", {"prompt": "slow"}, progress_callback=record)
+        joined = asyncio.create_task(joining)
+        await seen_twice.wait()
         await pause(service, on=False)
-        while handle["status"] != "completed":
-            handle = (await client.call_tool("get_image_task", {"taskId": handle["taskId"]})).structured_content
-        assert len(handle["urls"]) == 1
+        again: Any = (await joined).structured_content
+        assert (again["taskId"], again["status"]) == (handle["taskId"], "completed")
+        got: Any = (await client.call_tool("get_image_task", {"taskId": handle["taskId"]})).structured_content
+        assert (got["status"], len(got["urls"])) == ("completed", 1)
     assert len(upstream.ledger.paid) == 1
 
 
@@ -147,8 +153,9 @@ async def test_a_failed_task_is_a_completed_one_of_the_extension(
 
 
 async def test_a_client_that_leaves_ends_the_wait_and_not_the_task(
-    start_paid: StartService, upstream: EmulatedUpstream
+    start_paid: StartService, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(endpoint, "WAIT_S", 60.0)
     service = await start_paid()
     await pause(service)
     began = asyncio.Event()

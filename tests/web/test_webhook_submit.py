@@ -10,6 +10,7 @@ import orjson
 from standardwebhooks import Webhook as Verifier
 from yarl import URL
 
+from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import eventually, over_rows
 from tests.web.conftest import Client, Receiver, StartService, StartTwo
 
@@ -74,7 +75,7 @@ async def test_a_misspelled_field_gets_a_suggestion(service: Client) -> None:
 
 
 async def test_the_view_shows_the_delivery_state_and_hides_path_and_query(start_service: StartService) -> None:
-    service = await start_service(sandbox_delay_s=5.0)
+    service = await start_service(sandbox_delay_s=60.0)
     task_id = (await post(service, ASKED))[1]["taskId"]
     await post(service, ASKED | {"webhook": {"url": "https://hooks.invalid/b"}})
     async with service.get(f"/api/images/{task_id}") as response:
@@ -86,7 +87,7 @@ async def test_the_view_shows_the_delivery_state_and_hides_path_and_query(start_
 
 
 async def test_the_twenty_first_webhook_of_a_task_is_a_400(start_service: StartService) -> None:
-    service = await start_service(sandbox_delay_s=5.0)
+    service = await start_service(sandbox_delay_s=60.0)
     statuses = [(await post(service, ASKED))[0] for _ in range(21)]
     assert statuses == [202] * 20 + [400]
 
@@ -142,12 +143,14 @@ async def delivered_view(service: Client, task_id: str) -> dict[str, Any]:
 
 
 async def test_a_cancel_and_the_following_retry_call_the_same_webhook(
-    start_service: StartService, receiver: Receiver
+    start_paid: StartService, upstream: EmulatedUpstream, receiver: Receiver
 ) -> None:
-    service = await start_service(webhook_allow_private=True, sandbox_delay_s=1.5)
+    service = await start_paid(webhook_allow_private=True)
+    upstream.set_fault("hang")
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
     await post(service, None, f"/api/images/{task_id}/cancel")
     await receiver.wait_for(1)
+    upstream.set_fault(None)
     await post(service, None, f"/api/images/{task_id}/retry")
     await receiver.wait_for(2)
     assert [orjson.loads(body)["type"] for _, body in receiver.received] == ["image.cancelled", "image.completed"]
@@ -190,14 +193,18 @@ async def test_a_webhook_delivery_of_imagegen_is_rejected_as_submit(service: Cli
         assert (response.status, (await response.json())["code"]) == (403, "forbidden")
 
 
-async def test_a_retry_calls_only_the_webhooks_of_its_client(start_service: StartService, receiver: Receiver) -> None:
-    service = await start_service(webhook_allow_private=True, sandbox_delay_s=1.5, trusted_proxy_hops=1)
+async def test_a_retry_calls_only_the_webhooks_of_its_client(
+    start_paid: StartService, upstream: EmulatedUpstream, receiver: Receiver
+) -> None:
+    service = await start_paid(webhook_allow_private=True, trusted_proxy_hops=1)
+    upstream.set_fault("hang")
     submission = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
     theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}
     async with service.post("/api/images/generate", json=submission, headers=theirs) as response:
         task_id = (await response.json())["taskId"]
     await service.post(f"/api/images/{task_id}/cancel", headers=theirs)
     await receiver.wait_for(1)
+    upstream.set_fault(None)
     async with service.post(f"/api/images/{task_id}/retry", headers=ours) as response:
         assert response.status == 202
     async with service.get(f"/api/images/{task_id}?wait=10") as response:

@@ -29,9 +29,14 @@ class Service:
         return await self.request("POST", path, json={"prompt": "a cat"} | body, headers=headers)
 
     async def request(self, method: str, path: str, **options: Any) -> ClientResponse:
-        response = await self._client.request(method, path, **options)
+        """Return a response, with its body read."""
+        response = await self.begin(method, path, **options)
         await response.read()
         return response
+
+    async def begin(self, method: str, path: str, **options: Any) -> ClientResponse:
+        """Return a response as soon as its head is there."""
+        return await self._client.request(method, path, **options)
 
     async def close(self) -> None:
         await self._client.close()

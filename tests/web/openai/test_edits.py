@@ -53,7 +53,7 @@ async def test_an_edit_may_be_polled_for(editing: Service, emulator: EmulatedUps
     status, body = await post(editing, form(("image", RED)), "/v1/images/edits/async")
     assert (status, body["object"]) == (202, "image.generation.task")
     await emulator.ledger.wait_for(lambda ledger: ledger.paid)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while body["status"] == "processing":
             response = await editing.request("GET", f"/v1/images/tasks/{body['id']}?wait=5")
             body = await response.json()

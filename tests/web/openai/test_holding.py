@@ -15,6 +15,7 @@ from tests.support import eventually, over_rows
 from tests.web.openai.conftest import Serve, Service
 
 SLOW = {"fault": "ok", "delay_s": 1.5}
+HELD = {"fault": "ok", "held": 1}
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "0.3"}
 ASYNC = "/v1/images/generations/async"
 
@@ -34,9 +35,12 @@ async def test_a_client_that_never_repeats_is_held_for_the_longest_wait(
 async def test_a_client_that_never_repeats_is_held_while_an_sdk_is_answered(
     service: Service, upstream: EmulatedUpstream
 ) -> None:
-    upstream.script(SLOW | {"times": 2})
-    held, early = await asyncio.gather(service.generate(), service.generate(SDK))
-    assert (held.status, early.status) == (200, 503)
+    upstream.script(HELD | {"times": 2})
+    held = asyncio.create_task(service.generate())
+    assert (await service.generate(SDK)).status == 503
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 2)
+    upstream.release()
+    assert (await held).status == 200
 
 
 async def test_a_held_client_is_sent_spaces(
@@ -65,18 +69,22 @@ async def test_an_sdk_is_sent_no_spaces(
 ) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_S", 0.1)
     service = await serve(v1_keepalive=True)
-    upstream.script(SLOW)
+    upstream.script(HELD)
     assert (await service.generate(SDK)).status == 503
 
 
-@pytest.mark.parametrize(("fault", "code"), [("422_nsfw", "content_policy_violation"), ("hang", "unfinished")])
+@pytest.mark.parametrize(
+    ("fault", "max_wait_s", "code"), [("422_nsfw", 60.0, "content_policy_violation"), ("hang", 4.0, "unfinished")]
+)
 async def test_a_late_error_of_a_held_client_is_in_the_body(
-    serve: Serve, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, fault: str, code: str
+    serve: Serve, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch, fault: str, max_wait_s: float, code: str
 ) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_S", 0.1)
-    service = await serve(v1_keepalive=True, v1_max_wait_s=2.0, max_attempts=1)
-    upstream.script({"fault": fault, "delay_s": 0.3})
-    answer = await service.generate()
+    service = await serve(v1_keepalive=True, v1_max_wait_s=max_wait_s, max_attempts=1)
+    upstream.script({"fault": fault, "held": 1})
+    answer = await service.begin("POST", "/v1/images/generations", json={"prompt": "a cat"})
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
     assert (answer.status, (await answer.json())["error"]["code"]) == (200, code)
 
 
@@ -85,8 +93,10 @@ async def test_a_client_that_got_a_late_unfinished_joins_its_task(
 ) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_S", 0.1)
     service = await serve(v1_keepalive=True, v1_max_wait_s=0.3)
-    upstream.script(SLOW)
-    assert "error" in await (await service.generate()).json()
+    upstream.script(HELD)
+    assert "error" in await (await service.generate()).json()  # its status is 200 if spaces were sent in time
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
 
     async def repeated() -> bool:
         return "data" in await (await service.generate()).json()
@@ -131,7 +141,7 @@ async def test_a_link_is_the_default_if_only_the_provider_has_the_bytes(serve: S
 
 
 async def test_an_asynchronous_call_is_polled_to_its_images(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script(SLOW)
+    upstream.script(HELD)
     accepted = await service.generate(path=ASYNC, n=2)
     body = await accepted.json()
     task_id = body["id"]
@@ -150,6 +160,8 @@ async def test_an_asynchronous_call_is_polled_to_its_images(service: Service, up
     running = await service.request("GET", poll)
     assert (running.status, await running.json()) == (200, body)
     assert int(running.headers["Retry-After"]) >= 1
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
 
     async def completed() -> dict[str, Any] | None:
         found: dict[str, Any] = await (await service.request("GET", poll)).json()

@@ -122,10 +122,12 @@ async def test_another_image_of_an_equal_call_needs_its_own_money(service: Servi
 
 
 async def test_a_repeat_of_a_lost_call_is_free_whatever_its_limit(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script({"fault": "ok", "delay_s": 2.0})
+    upstream.script({"fault": "ok", "held": 1})
     impatient = {"x-stainless-read-timeout": "0.2"}
     response = await service.generate(impatient, maxCostUsd=ENOUGH)
     assert (response.status, (await response.json())["error"]["code"]) == (503, "unfinished")
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight)
+    upstream.release()
     repeat = {"x-stainless-retry-count": "1"}
     assert (await service.generate(repeat, maxCostUsd=0)).status == 200
     assert upstream.ledger.total == 1

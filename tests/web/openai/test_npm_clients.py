@@ -99,7 +99,7 @@ async def test_four_equal_calls_of_openai_are_four_images(
 
 async def test_openai_with_a_short_timeout_pays_once(node: Node, service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 1.5})
-    (result,) = await node.run(call(service, options={"timeout": 800}))
+    (result,) = await node.run(call(service, options={"timeout": 800, "maxRetries": 20}))
     assert (len(result["images"]), upstream.ledger.total) == (1, 1)
 
 

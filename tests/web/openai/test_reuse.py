@@ -23,7 +23,7 @@ from tests.web.openai.conftest import Client, Serve, Service
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "60"}
 IMPATIENT = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "0.3"}
 REPEAT = {"x-stainless-retry-count": "1"}
-SLOW = {"fault": "ok", "delay_s": 1.5}
+HELD = {"fault": "ok", "held": 1}
 
 
 async def id_of(answer: ClientResponse) -> str:
@@ -33,6 +33,12 @@ async def id_of(answer: ClientResponse) -> str:
 
 async def task_of(answer: ClientResponse) -> str:
     return answer.headers["Location"].rpartition("/")[2] if answer.status == 503 else await id_of(answer)
+
+
+async def release(upstream: EmulatedUpstream, calls: int = 1) -> None:
+    """Let the upstream answer the calls that it holds, once it has so many of them."""
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == calls)
+    upstream.release()
 
 
 async def hang_up(service: Service, upstream: EmulatedUpstream, calls: int = 1, **body: object) -> None:
@@ -74,8 +80,9 @@ async def test_a_call_after_a_delivered_answer_is_another_image(service: Service
 
 
 async def test_a_repeat_after_a_hang_up_joins_and_pays_nothing(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script(SLOW)
+    upstream.script(HELD)
     await hang_up(service, upstream)
+    upstream.release()
     repeated = await id_of(await service.generate())
     assert upstream.ledger.total == 1
     assert await id_of(await service.generate()) != repeated
@@ -85,27 +92,32 @@ async def test_a_repeat_after_a_hang_up_joins_and_pays_nothing(service: Service,
 async def test_a_repeat_after_the_503_joins_even_if_it_is_not_marked(
     service: Service, upstream: EmulatedUpstream
 ) -> None:
-    upstream.script(SLOW)
+    upstream.script(HELD)
     early = await service.generate(IMPATIENT)
     assert early.status == 503
+    await release(upstream)
     assert early.headers["Location"].endswith(await id_of(await service.generate()))
     assert upstream.ledger.total == 1
 
 
 async def test_four_calls_that_time_out_are_four_images(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script(SLOW | {"times": 4})
+    upstream.script(HELD | {"times": 4})
     early = await asyncio.gather(*(service.generate(IMPATIENT) for _ in range(4)))
     assert {answer.status for answer in early} == {503}
+    await release(upstream, 4)
     answers = await asyncio.gather(*(service.generate(SDK | REPEAT) for _ in range(4)))
     assert len({await id_of(answer) for answer in answers}) == 4
     assert upstream.ledger.total == 4
 
 
 async def test_a_marked_repeat_of_a_call_that_is_open_joins_it(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script(SLOW)
+    upstream.script(HELD)
     first = asyncio.create_task(service.generate(SDK))
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
-    assert await id_of(await service.generate(SDK | REPEAT)) == await id_of(await first)
+    repeat = asyncio.create_task(service.generate(SDK | REPEAT))
+    await eventually(lambda: service.app[METER].open_requests == 2)
+    await release(upstream)
+    assert await id_of(await repeat) == await id_of(await first)
     assert upstream.ledger.total == 1
 
 
@@ -204,8 +216,9 @@ async def test_a_repeat_on_another_instance_joins_the_task(
 ) -> None:
     first, second = await two()
     await first.generate()
-    upstream.script(SLOW)
+    upstream.script(HELD)
     early = await first.generate(IMPATIENT)
+    await release(upstream)
     assert early.headers["Location"].endswith(await id_of(await second.generate(headers)))
     assert upstream.ledger.total == 2
     assert await id_of(await second.generate()) not in early.headers["Location"]

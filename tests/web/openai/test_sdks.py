@@ -23,6 +23,9 @@ LITELLM = [Sdk("litellm", "1.106.2", mode) for mode in MODES]
 
 STRICT = {"_strict_response_validation": True, "max_retries": 0}
 ONCE = {"max_retries": 0}
+IMPATIENT = {"timeout": 0.7, "max_retries": 20}
+"""Options of a client that times out and repeats, however slow the service is."""
+
 
 pytestmark = pytest.mark.timeout(400)  # the first run may have to install a package
 
@@ -149,7 +152,7 @@ async def test_a_client_that_times_out_pays_once_and_retries_to_the_image(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     upstream.script({"fault": "ok", "delay_s": 1.4})
-    call = Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options={"timeout": 0.7})
+    call = Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options=IMPATIENT)
     (result,) = await packages.run(sdk, [call])
     assert await linked(service, result["answer"]["data"][0])
     assert upstream.ledger.total == 1
@@ -160,7 +163,7 @@ async def test_equal_calls_at_once_are_different_images_although_they_time_out(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     upstream.script({"fault": "ok", "delay_s": 1.0, "times": 4})
-    calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options={"timeout": 0.7})] * 4
+    calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options=IMPATIENT)] * 4
     results = await packages.run(sdk, calls, at_once=True)
     assert len({result["answer"]["id"] for result in results}) == 4
     assert upstream.ledger.paid_total == 4
@@ -309,7 +312,7 @@ async def test_a_client_streams_an_edit_and_repeats_it_without_a_second_payment(
         f"{editing.url}/v1",
         {"model": "an-edit-model", "prompt": "slow"},
         "images.edit",
-        {"timeout": 0.7},
+        IMPATIENT,
         {"image": FILES[0]},
     )
     (result,) = await packages.run(sdk, [slow])

@@ -9,9 +9,11 @@ from typing import Any
 import orjson
 import pytest
 
+from imagegen.app import QUEUE
 from imagegen.images.store import ImageStore, OpenedImage
 from imagegen.web.handler_services import SERVICES
 from tests.emulator_fixtures import EmulatedUpstream
+from tests.support import eventually
 from tests.web.openai.conftest import Serve, Service
 
 Frame = tuple[str, dict[str, Any]]
@@ -24,6 +26,12 @@ def frames(text: str) -> list[Frame]:
         if "data" in fields:
             found.append((fields["event"], orjson.loads(fields["data"])))
     return found
+
+
+async def first_images(service: Service) -> None:
+    """Wait until the only task has the images of its first call."""
+    live = service.app[QUEUE].task_cache.live
+    await eventually(lambda: [len(task.images) for task in live.values()] == [4])
 
 
 async def test_each_image_is_one_completed_event(service: Service) -> None:
@@ -53,8 +61,12 @@ async def test_each_image_is_one_completed_event(service: Service) -> None:
 
 
 async def test_a_picture_is_sent_before_the_others_are_there(service: Service, upstream: EmulatedUpstream) -> None:
-    upstream.script("ok", {"fault": "422_nsfw", "delay_s": 1.5})
-    got = frames(await (await service.generate(stream=True, n=8, seed=1)).text())
+    upstream.script("ok", {"fault": "422_nsfw", "held": 1})
+    streaming = asyncio.create_task(service.generate(stream=True, n=8, seed=1))
+    await first_images(service)
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)
+    upstream.release()
+    got = frames(await (await streaming).text())
     *pictures, (event, last) = got
     assert [name for name, _ in pictures] == ["image_generation.completed"] * 4
     assert (event, last["type"], last["error"]["code"]) == ("error", "error", "content_policy_violation")
@@ -111,7 +123,7 @@ async def test_bytes_missing_later_end_the_stream_with_an_error(
 async def test_a_service_that_stops_ends_the_stream_with_an_error(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("ok", "hang")
     streaming = asyncio.create_task(service.generate(stream=True, n=8))
-    await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)
+    await first_images(service)
     context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
