@@ -204,14 +204,15 @@ async def test_a_key_costs_one_command_and_lives_a_day(start_service: StartServi
 
     await post(service, "warm up")
     await post(service, "warm up", Idempotency_Key="w")
-    more = []
-    for number in range(3):  # a loop of the service may send a command in the meantime
-        start = await commands()
+    plain, keyed = list[int](), list[int]()
+    for number in range(5):  # loops of the service may send commands too, but not each time
+        before = await commands()
         await post(service, "warm up")
-        plain = await commands()
+        between = await commands()
         await post(service, "warm up", Idempotency_Key=f"k{number}")
-        more.append((await commands() - plain) - (plain - start))
-    assert sorted(more)[1] <= 1
+        plain.append(between - before)
+        keyed.append(await commands() - between)
+    assert min(keyed) - min(plain) <= 1
     [key] = [key for key in await queue.connection.commands.keys(queue.keys.idempotency("*")) if key][:1]
     assert 86_000_000 < await queue.connection.commands.pttl(key) <= 86_400_000
 
@@ -285,6 +286,7 @@ async def test_the_old_images_stay_until_all_new_ones_exist(
                 assert [image["sha256"] for image in body["data"]] == [image["sha256"] for image in old]
                 assert all(image["stale"] for image in body["data"])
     new = await finished(service, task_id)
+    assert "warnings" not in new, new["warnings"]
     assert {image["sha256"] for image in new["data"]}.isdisjoint(image["sha256"] for image in old)
     assert not any("stale" in image for image in new["data"])
     assert seen.count("image") == 3

@@ -9,11 +9,12 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
 from tests.image_bytes import data_uri, encoded, image_file
-from tests.support import eventually, over_rows
+from tests.support import over_rows
 from tests.web.conftest import Client
 
 PROMPT = {"prompt": "in autumn", "width": 64, "height": 64}
@@ -157,17 +158,19 @@ async def test_a_data_uri_that_is_no_image_is_refused_by_its_field(
     assert await stored_values(service) == before
 
 
-async def test_an_expired_upload_is_refused_unless_its_task_is_there(start_service: Any) -> None:
-    service = await start_service(upload_ttl_s=2.5, sandbox_delay_s=0.01)
+async def test_an_expired_upload_is_refused_unless_its_task_is_there(
+    start_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start_service(upload_ttl_s=60.0)
     image = await upload(service, image_file())
     status, first = await submit(service, imageUrl=image)
     assert status == 202
     await service.get(f"/api/images/{first['taskId']}?wait=10")
-
-    async def expired() -> bool:
-        return await service.app[UPLOADS].find(image) is None
-
-    await eventually(expired)
+    uploads = service.app[UPLOADS]
+    clock = uploads._clock
+    assert await uploads.find(image)
+    monkeypatch.setattr(uploads, "_clock", lambda: clock() + 61.0)
+    assert await uploads.find(image) is None
     status, again = await submit(service, imageUrl=image)
     assert (status, again["taskId"]) == (200, first["taskId"])
     status, refused = await submit(service, imageUrl=image, seed=1)

@@ -42,7 +42,7 @@ async def test_a_submit_with_an_estimate_over_its_limit_is_refused_at_once(
 
 @over_rows(("limit", "status"), [(0.00070799, 402), ("0.0007079", 402), (0.000708, 202), (0.0007081, 202)])
 async def test_a_limit_is_never_rounded_up(service: Client, limit: object, status: int) -> None:
-    assert (await submit(service, maxCostUsd=limit))[0] == status
+    assert (await submit(service, prompt=f"a fox at {limit!r}", maxCostUsd=limit))[0] == status
 
 
 async def test_a_submit_within_its_limit_is_the_same_task_as_one_without(

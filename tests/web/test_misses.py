@@ -56,7 +56,7 @@ async def test_misses_are_not_limited_without_a_limit(service: Client) -> None:
 @pytest.mark.parametrize("path", ["/api/images/{}", "/api/images/{}/0", "/api/images/{}/events"])
 async def test_an_unknown_id_costs_one_command_for_many_requests(service: Client, path: str) -> None:
     unknown = path.format(random_id())
-    await eventually(lambda: service.app[QUEUE].notifier.alone_since)
+    await eventually(lambda: service.app[QUEUE].notifier.alone)
     before = commands(service)
     for _ in range(10):
         assert (await service.get(unknown)).status == 404

@@ -51,7 +51,7 @@ async def left(client: Client, body: dict[str, Any], path: str = GENERATE) -> tu
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
 async def test_a_submit_spends_units_also_if_its_bytes_are_known(start_service: StartService, store: str) -> None:
-    client = await start_service(image_units_per_min=10, rate_limit_store=store)
+    client = await start_service(image_units_per_min=10, rate_limit_store=store, sandbox_delay_s=30.0)
     body = {"prompt": "a", "n": 4}
     assert [await left(client, body) for _ in range(3)] == [(202, "6"), (202, "2"), (429, "2")]
     assert await left(client, {"prompt": "b", "width": 1024, "height": 512}) == (202, "0")
