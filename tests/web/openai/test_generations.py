@@ -242,14 +242,14 @@ async def test_a_failed_task_is_an_error_response(
 
 
 async def test_a_rate_limited_task_past_its_deadline_is_429(serve: Serve) -> None:
-    service = await serve(task_deadline_s=1)
+    service = await serve(task_deadline_s=6)
     answer = await service.generate(prompt="{{fault:429 retry_after=30}}")
     assert (answer.status, (await answer.json())["error"]["code"]) == (429, "upstream_rate_limited")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
 async def test_a_lost_call_is_504_and_sdk_retries_do_not_pay_again(serve: Serve, upstream: EmulatedUpstream) -> None:
-    service = await serve(upstream_timeout_s=0.5)
+    service = await serve(upstream_timeout_s=2.5)
     first = await service.generate(prompt="{{fault:hang}}")
     assert (first.status, first.headers["x-should-retry"]) == (504, "false")
     paid = upstream.ledger.paid_total

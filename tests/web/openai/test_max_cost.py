@@ -148,7 +148,7 @@ async def test_a_key_of_an_earlier_call_is_free_whatever_its_limit(
 async def test_no_call_beyond_the_limit_is_made_after_a_lost_answer(
     serve: Serve, upstream: EmulatedUpstream, limit: dict[str, Any], calls: int
 ) -> None:
-    service = await serve(upstream_timeout_s=1.0, max_attempts=2)
+    service = await serve(upstream_timeout_s=2.5, max_attempts=2)
     upstream.set_fault("hang")
     response = await service.generate(**limit)
     assert response.status == 504
