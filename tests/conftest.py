@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from imagegen.tasks.task import Task
 from tests import orphans, parallel
 from tests.certificates import shorten_bundle
 from tests.s3_server import S3Server
-from tests.support import cache_library_paths
+from tests.support import cache_library_paths, wait_for_one_day
 from tests.tiers import order_of, tier_of
 
 TESTS = Path(__file__).parent
@@ -33,16 +32,11 @@ shorten_bundle()
 
 _numbers = itertools.count()
 
-DAY_S = 86_400.0
-END_OF_DAY_S = 20.0
-
 
 @pytest.fixture(autouse=True)
 def within_one_day() -> None:
     """Begin no test in the last seconds of a UTC day: budgets and the usage report count by days."""
-    left_s = DAY_S - time.time() % DAY_S
-    if left_s < END_OF_DAY_S:
-        time.sleep(left_s)
+    wait_for_one_day(20.0)
 
 
 @pytest.hookimpl(wrapper=True)
