@@ -7,12 +7,14 @@ the others (mDNS, NIS), and the name of Redis, on few threads of our own.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiodns
@@ -28,6 +30,11 @@ SYSTEM_AT_ONCE = 8
 
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 _SILENT = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECANCELLED})
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+_FileState = tuple[int, int, int]
+"""Time of the last change, size and inode."""
 
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
@@ -147,12 +154,17 @@ class EventLoop(asyncio.SelectorEventLoop):
 class Resolver(AbstractResolver):
     """Resolver for aiohttp's connectors, with a deadline for each name.
 
-    nameservers: `host` or `host:port`; the system's if not given. Their channel is opened for the first name.
+    nameservers: `host` or `host:port`; those of the file `config` if not given. Their channel is opened for the first
+    name, and again after the file has changed.
     """
 
-    def __init__(self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S, config: Path = RESOLV_CONF
+    ) -> None:
         self._nameservers = nameservers
+        self._config = config
         self._dns: aiodns.DNSResolver | None = None
+        self._read_config: _FileState | None = None
         self._system = SystemResolver()
         self._deadline_s = deadline_s
 
@@ -179,10 +191,8 @@ class Resolver(AbstractResolver):
             await self._dns.close()
 
     async def _addresses(self, host: str, port: int, family: int) -> list[tuple[str, int]]:
-        if self._dns is None:
-            self._dns = aiodns.DNSResolver(self._nameservers, timeout=TRY_S, tries=TRIES)
         try:
-            resolved = await self._dns.getaddrinfo(
+            resolved = await (await self._channel()).getaddrinfo(
                 host, port=port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM
             )
             return [(_text(node.addr[0]), int(node.family)) for node in resolved.nodes]
@@ -191,6 +201,29 @@ class Resolver(AbstractResolver):
                 raise socket.gaierror(socket.EAI_AGAIN, "no DNS server answered") from error
         infos = await self._system.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         return [(_scoped(info[4]), int(info[0])) for info in infos]
+
+    async def _channel(self) -> aiodns.DNSResolver:
+        """Return the channel to the DNS servers, a new one if their file has changed.
+
+        c-ares notices that only in the folder itself, not in a container (a mount) or behind a link to another folder.
+        """
+        state = _state_of(self._config) if self._nameservers is None else None
+        if self._dns is None or state != self._read_config:
+            former, self._read_config = self._dns, state
+            path: dict[str, Any] = {} if self._config == RESOLV_CONF else {"resolvconf_path": str(self._config)}
+            self._dns = aiodns.DNSResolver(self._nameservers, timeout=TRY_S, tries=TRIES, **path)
+            if former is not None:
+                await former.close()
+        return self._dns
+
+
+def _state_of(path: Path) -> _FileState | None:
+    """Return what changes if a file is written or replaced; None if there is none. A stat takes some microseconds."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _text(address: bytes | str) -> str:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -80,6 +81,22 @@ async def test_silent_dns_times_out_and_uses_no_thread(
         assert isinstance(error, OSError)
     assert in_threads == []
     assert time.monotonic() - began < 8
+    await resolver.close()
+
+
+async def test_dns_servers_that_change_while_the_service_runs_are_used(
+    silent: str, answering: str, tmp_path: Path
+) -> None:
+    (elsewhere := tmp_path / "run").mkdir()
+    servers, link = elsewhere / "resolv.conf", tmp_path / "resolv.conf"
+    link.symlink_to(servers)
+    servers.write_text(f"nameserver {silent}\n")
+    resolver = Resolver(deadline_s=0.2, config=link)
+    with pytest.raises(OSError, match="no answer within"):
+        await resolver.resolve("known.example.com", 443)
+    servers.write_text(f"nameserver {answering}\n")
+    resolved = await asyncio.wait_for(resolver.resolve("known.example.com", 443), 20)
+    assert [address["host"] for address in resolved] == ["127.0.0.1"]
     await resolver.close()
 
 
