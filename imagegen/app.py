@@ -39,6 +39,7 @@ from imagegen.chosen_parts import (
     other_instances,
     reused_image_ttl_s,
     seed_support,
+    shared_values,
     task_identity,
 )
 from imagegen.images.cached import CachedStore
@@ -92,6 +93,7 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.peer_channels import served_by
+from imagegen.worker.peer_settings import PeerSettings
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.pool import Pool
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
@@ -318,13 +320,16 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     )
     permits.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
-    queue.notifier.greeting = lambda: served
+    peer_settings = PeerSettings(lambda: shared_values(settings, app[STORE].store_id), lambda: queue.notifier.greetings)
+    queue.notifier.greeting = lambda: {**served, **peer_settings.greeting()}
+    queue.notifier.on_peer.append(peer_settings.on_peer)
     app[PERMITS] = permits
     app[CHANNELS] = ChannelReport(app[ROUTES], permits, wall=clock).channels
     app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)
     app[LIFECYCLE].start()
     yield
     await app[LIFECYCLE].stop()
+    peer_settings.close()
 
 
 async def _webhooks(app: web.Application) -> AsyncIterator[None]:

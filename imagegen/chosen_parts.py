@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -184,6 +184,24 @@ def other_instances(queue: QueueInstance) -> OtherInstances:
         lambda: notifier.silent or not notifier.has_met_peers,
     )
     return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.ping_peers)
+
+
+def shared_values(settings: Settings, store_id: str) -> Mapping[str, object]:
+    """Return the values in which the instances of one Redis must agree: on ids, keys of links and webhooks, images.
+
+    store_id: of the folder with the images; empty if all instances read them, or while it is unknown.
+    """
+    return {
+        "TASK_ID_SECRET": settings.task_id_secret or "",
+        "ADMIN_TOKEN": None if settings.task_id_secret else settings.admin_token or "",
+        "WEBHOOK_SECRET": settings.webhook_secret or "",
+        "CACHE_SCOPE": settings.cache_scope or "",
+        "DEFAULT_MODEL": settings.default_model,
+        "MODEL_ALIASES": sorted(settings.model_aliases.items()),
+        "BUDGET_DAILY_USD": settings.budget_daily_micro_usd or 0,
+        "IMAGE_STORE": settings.image_store,
+        "DATA_DIR": store_id or None,
+    }
 
 
 def task_identity(settings: Settings, routes: Routes, table: ModelTable, peers: PeerChannels) -> TaskIdentity:
