@@ -32,10 +32,9 @@ async def emulated(kind: type[E], **options: Any) -> AsyncIterator[E]:
 
 
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let polls follow each other at once, and let a job that is not found be given up soon."""
+    """Let polls follow each other at once."""
     for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
         monkeypatch.setattr(job_polling, name, 0.02)
-    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 1.0)
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 0.0)
 
 

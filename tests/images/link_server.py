@@ -76,7 +76,7 @@ def make_fetcher(
     session: aiohttp.ClientSession,
     own_hosts: frozenset[str] = frozenset(),
     *,
-    timeout_s: float = 5.0,
+    timeout_s: float = 30.0,
     folder: Path | None = None,
     memory: ByteBudget | None = None,
     base_url: URL | None = None,

@@ -133,6 +133,6 @@ async def test_a_name_with_a_private_address_is_rejected_without_retry(stranger:
 async def test_the_providers_own_name_may_be_private(stranger: Upstream) -> None:
     own = frozenset({f"gpu.example.org:{stranger.port}"})
     async with open_session(own, Everywhere()) as session:
-        fetcher = make_fetcher(session, own, timeout_s=5)
+        fetcher = make_fetcher(session, own, timeout_s=30)
         image = await fetcher.fetch(ImageLink(f"http://gpu.example.org:{stranger.port}/ok"))
     assert image.width == 24

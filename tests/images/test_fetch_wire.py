@@ -14,8 +14,10 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
+from imagegen.body_receiver import BodyReceiver
 from imagegen.images import fetch
 from imagegen.images.fetch import ImageFetcher
+from imagegen.images.link_client import LinkResponse
 from imagegen.images.sniff import sniff
 from imagegen.tasks.image import ImageBytes, ImageLink
 from tests.images.link_server import (
@@ -29,6 +31,7 @@ from tests.images.link_server import (
     noise,
     open_session,
 )
+from tests.support import LoopTime, eventually
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
@@ -170,17 +173,28 @@ async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher
     assert len(peers) == 1
 
 
-async def test_a_connection_on_which_a_body_did_not_end_is_not_used_again(tmp_path: Path) -> None:
+async def test_a_connection_on_which_a_body_did_not_end_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receivers, receiver = list[BodyReceiver](), LinkResponse.receiver
+
+    def recorded(response: LinkResponse, length: int) -> BodyReceiver:
+        receivers.append(receiver(response, length))
+        return receivers[-1]
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         while await reader.read(4_096):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(LARGE) + 9, LARGE))
+            await eventually(lambda: len(receivers) == len(connections) and receivers[-1].left == 9)
+            await LoopTime().move(10)
 
+    monkeypatch.setattr(LinkResponse, "receiver", recorded)
     connections: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, open_session(frozenset({host})) as session:
-        fetcher = make_fetcher(session, frozenset({host}), timeout_s=0.9, folder=tmp_path)
+        fetcher = make_fetcher(session, frozenset({host}), timeout_s=30, folder=tmp_path)
         for _ in range(2):
             image = await fetcher.fetch(ImageLink(f"http://{host}/x"))
             assert image.path is not None

@@ -19,6 +19,7 @@ from aiohttp.client_proto import ResponseHandler
 from pytest_aiohttp import AiohttpServer
 
 from imagegen.providers.protocol import Call, Edits, Provider, Reply
+from imagegen.providers.response_body import ResponseBody
 from imagegen.tasks.image import GivenImage, ImageBytes
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.validation import parse
@@ -196,6 +197,19 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
         (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
     )
     return head + await reader.readexactly(length)
+
+
+@pytest.fixture
+def is_reading(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Return an event that is set when a provider has the head of a response, and reads its body."""
+    begun, read = asyncio.Event(), ResponseBody.read
+
+    async def recorded(body: ResponseBody) -> bytes | bytearray:
+        begun.set()
+        return await read(body)
+
+    monkeypatch.setattr(ResponseBody, "read", recorded)
+    return begun
 
 
 @pytest.fixture(name="read_request")

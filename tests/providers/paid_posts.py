@@ -15,7 +15,7 @@ from tests.providers.conftest import RawServer, ReadRequest
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
 
 
-def post(session: aiohttp.ClientSession, url: str, timeout_s: float = 5.0, **headers: Any) -> PaidPost:
+def post(session: aiohttp.ClientSession, url: str, timeout_s: float = 30.0, **headers: Any) -> PaidPost:
     return PaidPost(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
 
 

@@ -67,7 +67,7 @@ async def web_ui(aiohttp_server: AiohttpServer) -> WebUi:
 
 
 def a1111(session: aiohttp.ClientSession, ui: WebUi, **more: Any) -> A1111Provider:
-    return A1111Provider(session, base_url=ui.url, timeout_s=5, **({"default_model": "m"} | more))
+    return A1111Provider(session, base_url=ui.url, timeout_s=30, **({"default_model": "m"} | more))
 
 
 async def test_a_generation_returns_its_images(

@@ -280,7 +280,7 @@ async def upstream(quick: None) -> AsyncIterator[BflEmulator]:
 
 @pytest.fixture
 def make_provider(session: aiohttp.ClientSession, upstream: BflEmulator) -> MakeProvider:
-    return lambda key="a-key": BflProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
+    return lambda key="a-key": BflProvider(session, api_key=key, timeout_s=30, base_url=upstream.url)
 
 
 def prompted(make_call: MakeCall, switch: str = "", **fields: Any) -> Call:

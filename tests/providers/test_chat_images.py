@@ -47,7 +47,7 @@ def chat(session: aiohttp.ClientSession, relay: GeminiEmulator) -> ChatImagesPro
         name="openai",
         base_url=f"{relay.url}/v1/chat/completions",
         api_key="sk-secret",
-        timeout_s=5,
+        timeout_s=30,
         shapes_of=SHAPES,
     )
 

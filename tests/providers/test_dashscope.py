@@ -28,7 +28,7 @@ async def upstream(quick: None) -> AsyncIterator[DashScopeEmulator]:
 
 @pytest.fixture
 def make_provider(session: aiohttp.ClientSession, upstream: DashScopeEmulator) -> MakeProvider:
-    return lambda key="sk-a-key": DashScopeProvider(session, api_key=key, timeout_s=5, base_url=upstream.url)
+    return lambda key="sk-a-key": DashScopeProvider(session, api_key=key, timeout_s=30, base_url=upstream.url)
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])

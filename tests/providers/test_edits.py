@@ -24,7 +24,7 @@ from tests.emulated_jobs import Recorder
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.image_bytes import image_file
 from tests.providers.conftest import MakeCall, RawServer, ScriptedUpstream, data_of
-from tests.support import over_rows
+from tests.support import LoopTime, over_rows
 
 LINK = "https://images.example/a.png"
 PNG = b"\x89PNG fake"
@@ -71,7 +71,7 @@ async def body_of(body: bytes | StreamedBody) -> bytes:
 
 
 def openai(session: aiohttp.ClientSession, upstream: EmulatedUpstream, **more: Any) -> OpenAICompatibleProvider:
-    return OpenAICompatibleProvider(session, base_url=f"{upstream.url}/v1", api_key="k", timeout_s=5, **more)
+    return OpenAICompatibleProvider(session, base_url=f"{upstream.url}/v1", api_key="k", timeout_s=30, **more)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ async def test_an_edit_at_an_asynchronous_relay_goes_to_its_asynchronous_route(
 ) -> None:
     upstream.post("http://relay.example/v1/images/edits/async", payload={"data": [{"url": "https://x.example/a.png"}]})
     address = "http://relay.example/v1/images/generations/async"
-    relay = OpenAICompatibleProvider(session, base_url=address, api_key=None, timeout_s=5)
+    relay = OpenAICompatibleProvider(session, base_url=address, api_key=None, timeout_s=30)
     await relay.generate(edit(make_call, PNG), watcher)
     assert PNG in upstream.request.body
 
@@ -162,7 +162,7 @@ async def test_the_table_of_models_has_togethers_field_for_input_images(
         session,
         api_key="k",
         base_url="http://api.together.xyz",
-        timeout_s=5,
+        timeout_s=30,
         input_field=lambda model: "reference_images" if model == "m" else "image_url",
     )
     await together.generate(edit(make_call, LINK), watcher)
@@ -193,7 +193,7 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
     expected: dict[str, Any],
 ) -> None:
     upstream.post(f"http://{host}/v1/{path}", payload={"data": [{"url": "https://x.example/a.png"}]})
-    service = OpenAICompatibleProvider(session, base_url=f"http://{host}/v1", api_key=None, timeout_s=5)
+    service = OpenAICompatibleProvider(session, base_url=f"http://{host}/v1", api_key=None, timeout_s=30)
     images: list[bytes | str] = [LINK, PNG]
     await service.generate(edit(make_call, *images[:count]), watcher)
     fields = upstream.request.fields
@@ -213,12 +213,12 @@ async def test_services_without_forms_get_links_and_bytes_in_json(
 async def test_the_input_images_that_a_service_takes_are_known(
     session: aiohttp.ClientSession, base_url: str, model: str, expected: Edits | None
 ) -> None:
-    service = OpenAICompatibleProvider(session, base_url=base_url, api_key=None, timeout_s=5)
+    service = OpenAICompatibleProvider(session, base_url=base_url, api_key=None, timeout_s=30)
     assert service.edits(model) == expected
 
 
 def test_together_takes_links_and_no_mask(session: aiohttp.ClientSession) -> None:
-    assert TogetherProvider(session, api_key="k", base_url="http://x", timeout_s=5).edits("any") == Edits()
+    assert TogetherProvider(session, api_key="k", base_url="http://x", timeout_s=30).edits("any") == Edits()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_together_gets_input_images_under_the_models_names(
     expected: dict[str, Any],
 ) -> None:
     upstream.post("http://api.together.xyz/v1/images/generations", payload={"data": [{"url": "https://x.example/a"}]})
-    together = TogetherProvider(session, api_key="k", base_url="http://api.together.xyz", timeout_s=5)
+    together = TogetherProvider(session, api_key="k", base_url="http://api.together.xyz", timeout_s=30)
     await together.generate(edit(make_call, *images, model=model), watcher)
     fields = upstream.request.fields
     assert {name: fields[name] for name in ("image_url", "reference_images") if name in fields} == expected
@@ -254,7 +254,7 @@ async def test_an_edit_is_never_made_without_its_images(
     watcher: Recorder,
     without: tuple[str, ...],
 ) -> None:
-    together = TogetherProvider(session, api_key="k", base_url=emulator.url, timeout_s=5)
+    together = TogetherProvider(session, api_key="k", base_url=emulator.url, timeout_s=30)
     call = edit(make_call, PNG, model="black-forest-labs/FLUX.1-schnell", without=without)
     with pytest.raises(UpstreamError):
         await together.generate(call, watcher)
@@ -282,7 +282,7 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     try:
-        webui = A1111Provider(session, base_url=f"http://{host}:{port}", timeout_s=5, default_model="m")
+        webui = A1111Provider(session, base_url=f"http://{host}:{port}", timeout_s=30, default_model="m")
         await webui.generate(edit(make_call, image, mask=file.getvalue()), watcher)
     finally:
         await runner.cleanup()
@@ -294,7 +294,7 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
 async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(
     session: aiohttp.ClientSession, emulator: EmulatedUpstream, make_call: MakeCall, watcher: Recorder
 ) -> None:
-    webui = A1111Provider(session, base_url=emulator.url, timeout_s=5, default_model="m")
+    webui = A1111Provider(session, base_url=emulator.url, timeout_s=30, default_model="m")
     call = edit(make_call, png("red"), mask=png("white"), extra={"denoising_strength": 0.4})
     reply = await webui.generate(call, watcher)
     (paid,) = emulator.ledger.paid
@@ -307,7 +307,7 @@ async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(
 
 
 def test_a_web_ui_takes_one_image_and_a_mask(session: aiohttp.ClientSession) -> None:
-    webui = A1111Provider(session, base_url="http://127.0.0.1:7860", timeout_s=5)
+    webui = A1111Provider(session, base_url="http://127.0.0.1:7860", timeout_s=30)
     assert webui.edits("any") == Edits(max_images=1, mask=True, links=False)
 
 
@@ -360,10 +360,8 @@ def large_edit(make_call: MakeCall) -> Call:
     return edit(make_call, b"x" * 16_000_000, model="gpt-image-2")
 
 
-async def lose(
-    session: aiohttp.ClientSession, url: str, call: Call, watcher: Recorder, timeout_s: float = 5.0
-) -> UpstreamError:
-    service = OpenAICompatibleProvider(session, base_url=url, api_key=None, timeout_s=timeout_s)
+async def lose(session: aiohttp.ClientSession, url: str, call: Call, watcher: Recorder) -> UpstreamError:
+    service = OpenAICompatibleProvider(session, base_url=url, api_key=None, timeout_s=30)
     with pytest.raises(UpstreamError) as caught:
         await service.generate(call, watcher)
     return caught.value
@@ -402,9 +400,10 @@ async def test_a_body_that_is_not_taken_in_time_was_not_paid_for(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        await LoopTime().move(30)
         await released.wait()
 
-    error = await lose(session, await raw_server(serve), large_edit(make_call), watcher, timeout_s=0.3)
+    error = await lose(session, await raw_server(serve), large_edit(make_call), watcher)
     released.set()
     assert (error.code, error.ambiguous, error.partly_sent) == ("upstream_timeout", False, True)
     assert watcher.sent_count == 0

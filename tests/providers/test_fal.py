@@ -38,7 +38,7 @@ async def queue() -> AsyncIterator[FalEmulator]:
 
 @pytest.fixture
 def fal(session: aiohttp.ClientSession, queue: FalEmulator) -> FalProvider:
-    return FalProvider(session, api_key="id:secret", base_url=queue.url, timeout_s=5, channel="main")
+    return FalProvider(session, api_key="id:secret", base_url=queue.url, timeout_s=30, channel="main")
 
 
 # --- requests ---
@@ -349,7 +349,10 @@ async def test_a_job_that_ends_without_an_image_fails_its_call(
     assert queue.ledger.sums()["charged"] == charged
 
 
-async def test_a_job_that_has_expired_is_an_ambiguous_call(quick: None, fal: FalProvider, make_call: MakeCall) -> None:
+async def test_a_job_that_has_expired_is_an_ambiguous_call(
+    quick: None, fal: FalProvider, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.0)
     handle = JobHandle("fal", "gone", poll_url=f"{fal.base_url}fal-ai/flux/requests/gone/status", accepted_at=1.0)
     with pytest.raises(UpstreamError) as caught:
         await fal.resume(handle, Recorder())
@@ -407,6 +410,6 @@ async def test_a_revoked_key_is_refused(quick: None, fal: FalProvider, queue: Fa
     ],
 )
 async def test_the_key_goes_to_addresses_of_fal_only(session: aiohttp.ClientSession, address: str, kept: bool) -> None:
-    fal = FalProvider(session, api_key="k", base_url="https://queue.fal.run", timeout_s=5)
+    fal = FalProvider(session, api_key="k", base_url="https://queue.fal.run", timeout_s=30)
     assert (fal.own_address(address) is not None) is kept
     assert fal.base_url == URL("https://queue.fal.run/")

@@ -42,7 +42,7 @@ async def google() -> AsyncIterator[GeminiEmulator]:
 
 @pytest.fixture
 def gemini(session: aiohttp.ClientSession, google: GeminiEmulator) -> GeminiProvider:
-    return GeminiProvider(session, api_key="AIza-secret", base_url=google.url, timeout_s=5, shapes_of=SHAPES)
+    return GeminiProvider(session, api_key="AIza-secret", base_url=google.url, timeout_s=30, shapes_of=SHAPES)
 
 
 def sent(call: Call) -> dict[str, Any]:
@@ -408,7 +408,7 @@ async def test_its_image_models_are_listed_and_a_bad_key_is_found_without_a_paid
     ],
 )
 def test_an_address_may_have_a_version(session: aiohttp.ClientSession, address: str, base: str) -> None:
-    provider = create_gemini(session, api_key="k", base_url=address, timeout_s=5, shapes_of=SHAPES)
+    provider = create_gemini(session, api_key="k", base_url=address, timeout_s=30, shapes_of=SHAPES)
     assert isinstance(provider, GeminiProvider)
     assert str(provider.base_url) == base
 
@@ -428,6 +428,6 @@ def test_an_address_may_have_a_version(session: aiohttp.ClientSession, address: 
 def test_an_address_of_openais_kind_is_called_by_a_chat(
     session: aiohttp.ClientSession, address: str, base: str
 ) -> None:
-    provider = create_gemini(session, api_key="k", base_url=address, timeout_s=5, shapes_of=SHAPES)
+    provider = create_gemini(session, api_key="k", base_url=address, timeout_s=30, shapes_of=SHAPES)
     assert isinstance(provider, ChatImagesProvider)
     assert (provider.name, str(provider.base_url)) == ("gemini", base)

@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def make_provider(session: aiohttp.ClientSession, relay: EmulatedUpstream) -> MakeProvider:
     def make(key: str = "sk-a-key", path: str = "/v1", **more: Any) -> OpenAICompatibleProvider:
-        return OpenAICompatibleProvider(session, base_url=relay.url + path, api_key=key, timeout_s=5, **more)
+        return OpenAICompatibleProvider(session, base_url=relay.url + path, api_key=key, timeout_s=30, **more)
 
     return make
 
@@ -245,7 +245,7 @@ async def test_an_accepted_call_with_nothing_but_an_address_is_polled_there_and_
 
     received: list[str] = []
     url = await raw_server(serve)
-    provider = OpenAICompatibleProvider(session, base_url=f"{url}/v1", api_key="sk-a-key", timeout_s=5)
+    provider = OpenAICompatibleProvider(session, base_url=f"{url}/v1", api_key="sk-a-key", timeout_s=30)
     observer, reply = await replied(provider, make_call())
     assert received == ["POST /v1/images/generations", *["GET /v1/queue/a7"] * 3]
     assert (observer.handles[0].id, len(reply.images)) == ("a7", 1)

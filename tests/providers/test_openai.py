@@ -33,7 +33,7 @@ PLAIN = {"model": "m", "prompt": "a cat"}
 def provider(
     session: aiohttp.ClientSession, base_url: str, api_key: str | None = KEY, **more: Any
 ) -> OpenAICompatibleProvider:
-    return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=5, **more)
+    return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=30, **more)
 
 
 @over_rows(

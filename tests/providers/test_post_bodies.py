@@ -15,6 +15,7 @@ from imagegen.providers.input_bodies import StreamedBody
 from tests.emulated_jobs import Recorder
 from tests.providers.conftest import RawServer, ReadRequest
 from tests.providers.paid_posts import ANSWER, connections, send
+from tests.support import LoopTime
 
 ZIPPED = gzip.compress(b"pictur")
 
@@ -67,7 +68,7 @@ async def test_a_large_body_that_breaks_off_takes_no_memory(
     budget = ByteBudget()
     monkeypatch.setattr(response_body, "_bodies", budget)
     with pytest.raises(aiohttp.ClientPayloadError) as caught:
-        async with asyncio.timeout(9):  # it does not wait for the memory that it holds itself
+        async with asyncio.timeout(29):  # it does not wait for the memory that it holds itself
             await send(session, await raw_server(serve), watcher)
     assert budget.held == 0, caught
 
@@ -141,15 +142,17 @@ async def test_a_response_without_its_end_is_used_if_its_content_is_whole(
     framed: bytes,
     request_body: bytes | StreamedBody,
     stays_open: bool,
+    is_reading: asyncio.Event,
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (status, head, framed))
         if stays_open:
+            await is_reading.wait()
+            await LoopTime().move(30)
             await reader.read()
 
-    url = await raw_server(serve)
-    answer = await send(session, url, watcher, request_body, timeout_s=0.3 if stays_open else 5.0)
+    answer = await send(session, await raw_server(serve), watcher, request_body)
     assert (answer.status, answer.body) == (int(status[:3]), ANSWER)
 
 
@@ -169,12 +172,12 @@ async def test_a_broken_chunk_is_the_end_of_a_body(
         writer.write(head + b"%x\r\n%bno chunk" % (length, ANSWER[:length]))
 
     url = await raw_server(serve)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         if length == len(ANSWER):
-            assert (await send(session, url, watcher, request_body, timeout_s=20.0)).body == ANSWER
+            assert (await send(session, url, watcher, request_body)).body == ANSWER
         else:
             with pytest.raises(aiohttp.ClientPayloadError):
-                await send(session, url, watcher, request_body, timeout_s=20.0)
+                await send(session, url, watcher, request_body)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "br", "zstd", "identity", "aws-chunked"])

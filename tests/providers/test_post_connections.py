@@ -12,6 +12,7 @@ from imagegen.proxies import Proxies, ProxyConnector
 from tests.emulated_jobs import Recorder
 from tests.providers.conftest import Names, RawServer, ReadRequest
 from tests.providers.paid_posts import OK, connections, post, send
+from tests.support import LoopTime
 
 
 async def test_a_poll_keeps_its_connection_for_longer_than_a_paid_call(
@@ -25,11 +26,11 @@ async def test_a_poll_keeps_its_connection_for_longer_than_a_paid_call(
             connector=UpstreamConnector(paid, Proxies(), keepalive_timeout=60, resolver=names)
         ) as session,
     ):
-        client, calls = ProviderClient(session, URL(url), "paid", 5), post(session, url)
+        client, calls = ProviderClient(session, URL(url), "paid", 30), post(session, url)
         for _ in range(2):
             await calls.send(b"{}", watcher.sent)
             for _ in range(2):
-                await client.request("GET", URL(f"{url}/job"), 5)
+                await client.request("GET", URL(f"{url}/job"), 30)
     assert counts == [1, 4, 1]
 
 
@@ -51,8 +52,8 @@ async def test_a_poll_on_a_connection_that_the_provider_has_closed_is_repeated(
         ProxyConnector(Proxies(), resolver=names) as paid,
         aiohttp.ClientSession(connector=UpstreamConnector(paid, Proxies(), resolver=names)) as session,
     ):
-        client = ProviderClient(session, URL(url), "paid", 5)
-        assert [(await client.request("GET", URL(f"{url}/job"), 5)).status for _ in range(3)] == [200] * 3
+        client = ProviderClient(session, URL(url), "paid", 30)
+        assert [(await client.request("GET", URL(f"{url}/job"), 30)).status for _ in range(3)] == [200] * 3
     assert len(opened) == 3
 
 
@@ -117,13 +118,14 @@ async def test_a_connection_of_a_timed_out_call_is_dropped(
 ) -> None:
     async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
+        await LoopTime().move(30)
         got.append(await reader.read())
         left.set()
 
     got: list[bytes] = []
     left = asyncio.Event()
     with pytest.raises(TimeoutError):
-        await send(session, await raw_server(serve), watcher, timeout_s=0.1)
+        await send(session, await raw_server(serve), watcher)
     async with asyncio.timeout(20):
         await left.wait()
     assert got == [b""]

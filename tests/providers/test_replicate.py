@@ -12,10 +12,12 @@ from yarl import URL
 
 from imagegen.emulator.replicate import ReplicateEmulator
 from imagegen.errors import UpstreamError
+from imagegen.providers import job_polling
 from imagegen.providers.replicate import ReplicateProvider
 from imagegen.tasks.provider_job import JobHandle
 from tests.emulated_jobs import Recorder, begun_only, emulated, failed, quick_polls, replied
 from tests.providers.conftest import MakeCall, RawServer, ReadRequest
+from tests.support import LoopTime
 
 quick = pytest.fixture(quick_polls)
 MODEL = "black-forest-labs/flux-schnell"
@@ -30,7 +32,7 @@ async def service() -> AsyncIterator[ReplicateEmulator]:
 
 @pytest.fixture
 def replicate(session: aiohttp.ClientSession, service: ReplicateEmulator) -> ReplicateProvider:
-    return ReplicateProvider(session, api_key="r8_secret", base_url=service.url, timeout_s=5, channel="main")
+    return ReplicateProvider(session, api_key="r8_secret", base_url=service.url, timeout_s=30, channel="main")
 
 
 async def test_a_job_is_submitted_polled_and_collected(
@@ -87,6 +89,7 @@ async def test_a_result_without_the_end_of_its_response_is_collected(
     read_request: ReadRequest,
     framing: bytes,
     stays_open: bool,
+    is_reading: asyncio.Event,
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -94,12 +97,12 @@ async def test_a_result_without_the_end_of_its_response_is_collected(
         chunk = b"%x\r\n" % len(body) if framing.endswith(b"chunked") else b""
         writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b%b" % (framing, chunk, body))
         if stays_open:
+            await is_reading.wait()
+            await LoopTime().move(30)
             await reader.read()
 
-    url = await raw_server(serve)
-    replicate = ReplicateProvider(session, api_key="k", base_url=url, timeout_s=0.3 if stays_open else 5)
-    async with asyncio.timeout(5):
-        reply = await replicate.resume(JobHandle("replicate", "1"), Recorder())
+    replicate = ReplicateProvider(session, api_key="k", base_url=await raw_server(serve), timeout_s=30)
+    reply = await replicate.resume(JobHandle("replicate", "1"), Recorder())
     assert len(reply.images) == 1
 
 
@@ -126,7 +129,10 @@ async def test_a_job_that_ends_without_an_image_fails_its_call(
     assert (error.code, error.ambiguous) == (code, False)
 
 
-async def test_a_job_that_is_gone_is_an_ambiguous_call(quick: None, replicate: ReplicateProvider) -> None:
+async def test_a_job_that_is_gone_is_an_ambiguous_call(
+    quick: None, replicate: ReplicateProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 0.0)
     with pytest.raises(UpstreamError) as caught:
         await replicate.resume(JobHandle("replicate", "gone", accepted_at=1.0), Recorder())
     assert caught.value.ambiguous
@@ -166,6 +172,6 @@ async def test_a_revoked_key_is_refused(
 async def test_the_key_goes_to_addresses_of_replicate_only(
     session: aiohttp.ClientSession, address: str, kept: bool
 ) -> None:
-    replicate = ReplicateProvider(session, api_key="k", base_url="https://api.replicate.com", timeout_s=5)
+    replicate = ReplicateProvider(session, api_key="k", base_url="https://api.replicate.com", timeout_s=30)
     assert (replicate.own_address(address) is not None) is kept
     assert replicate.base_url == URL("https://api.replicate.com/v1/")

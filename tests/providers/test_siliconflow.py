@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,7 +18,7 @@ from imagegen.providers.siliconflow import SiliconFlowProvider, fields_of, sent_
 from imagegen.tasks.image import ImageLink
 from tests.emulated_jobs import emulated, failed, replied
 from tests.providers.conftest import MakeCall, edits_taken
-from tests.support import over_rows
+from tests.support import LoopTime, eventually, over_rows
 
 KOLORS, QWEN, EDIT, EDIT_2509 = (
     "Kwai-Kolors/Kolors",
@@ -36,7 +37,7 @@ async def cloud() -> AsyncIterator[SiliconFlowEmulator]:
 
 @pytest.fixture
 def siliconflow(session: aiohttp.ClientSession, cloud: SiliconFlowEmulator) -> SiliconFlowProvider:
-    return SiliconFlowProvider(session, api_key="sk-secret", base_url=cloud.url, timeout_s=2)
+    return SiliconFlowProvider(session, api_key="sk-secret", base_url=cloud.url, timeout_s=30)
 
 
 @over_rows(
@@ -105,16 +106,20 @@ ROWS = {
     "503": ("upstream_overloaded", True, False),
     "504": ("upstream_error", True, True),
     "job answer=lost": ("upstream_error", True, True),
-    "job job_s=30": ("upstream_timeout", True, True),
+    "job job_s=600": ("upstream_timeout", True, True),
     "reset": ("upstream_error", True, True),
 }
 
 
 @pytest.mark.parametrize("switch", ROWS)
 async def test_an_error_has_its_code_and_whether_a_repeat_helps(
-    siliconflow: SiliconFlowProvider, make_call: MakeCall, switch: str
+    siliconflow: SiliconFlowProvider, cloud: SiliconFlowEmulator, make_call: MakeCall, switch: str
 ) -> None:
-    _, error = await failed(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}"))
+    failing = asyncio.create_task(failed(siliconflow, make_call(model=KOLORS, prompt=f"a cat {{{{fault:{switch}}}}}")))
+    if switch == "job job_s=600":
+        await eventually(lambda: cloud.ledger.total)
+        await LoopTime().move(30)
+    _, error = await failing
     assert (error.code, error.retryable, error.ambiguous) == ROWS[switch]
     assert "sk-secret" not in f"{error} {error.upstream_detail}"
 
