@@ -182,9 +182,12 @@ class BodyReceiver(asyncio.BufferedProtocol):
                 self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _watch(self) -> None:
-        """Let fewer bytes wake the loop if these do not come for a while; fail if nothing comes for too long."""
+        """Let fewer bytes wake the loop if these do not come for a while; fail if nothing comes for too long.
+
+        Not before: this process may have stood still, and the system have bytes that were too few to wake the loop.
+        """
         idle_s, stall_s = self._loop.time() - self._moved_at_s, self._stall_s
-        if stall_s is not None and idle_s >= stall_s:
+        if stall_s is not None and idle_s >= stall_s and self._most_wake_bytes == 1:
             self._fail(aiohttp.SocketTimeoutError("the host sends nothing"))
             return
         patience_s = _PATIENCE_S if stall_s is None else min(_PATIENCE_S, stall_s / 2)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import ssl
 import subprocess
+import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,7 +20,7 @@ from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.images.link_client import LinkClient, LinkResponse
-from tests.support import eventually, over_rows
+from tests.support import LoopTime, eventually, over_rows
 
 BODY = os.urandom(3_000_000)
 Send = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -75,6 +78,12 @@ async def received(response: LinkResponse) -> bytes:
     return whole
 
 
+def unread_bytes(connection: asyncio.Transport) -> int:
+    """Return how many bytes of a connection the system has that were not read."""
+    descriptor = connection.get_extra_info("socket").fileno()
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 async def send_in_parts(writer: asyncio.StreamWriter) -> None:
     for at in range(0, len(BODY), 70_000):
         writer.write(BODY[at : at + 70_000])
@@ -126,7 +135,8 @@ async def test_a_host_that_stalls_within_a_body_is_left() -> None:
         await eventually(lambda: host.closed)
 
 
-async def test_a_slow_host_is_noticed_before_it_counts_as_stalled() -> None:
+@pytest.mark.parametrize("passed_s", [1.0, 60.0], ids=["slow", "this process stood still"])
+async def test_bytes_that_do_not_wake_the_loop_are_noticed_before_their_host_counts_as_stalled(passed_s: float) -> None:
     noticed = asyncio.Event()
 
     async def send(writer: asyncio.StreamWriter) -> None:
@@ -144,12 +154,16 @@ async def test_a_slow_host_is_noticed_before_it_counts_as_stalled() -> None:
         filling = asyncio.create_task(receiver.fill(whole))
         await eventually(lambda: receiver.left <= len(BODY) - 1_000)
         began.set()
+        connection = response.protocol.transport
+        assert connection is not None
+        await eventually(lambda: unread_bytes(connection) == 1_000)
+        await LoopTime().move(passed_s)
         await eventually(lambda: receiver.left <= len(BODY) - 2_000)
         noticed.set()
         await filling
         return bytes(whole)
 
-    async with client_of(Host(send), stall_s=3.0) as (client, url):
+    async with client_of(Host(send), stall_s=60.0) as (client, url):
         assert await client.get(url, slowly_received) == BODY
 
 
