@@ -20,7 +20,13 @@ def name_of_thread() -> str:
     return threading.current_thread().name
 
 
-async def test_quick_calls_run_in_one_thread_and_return_their_results() -> None:
+@pytest.fixture
+def no_call_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no call wait for so long that another thread is started, also where the system is slow to run the first."""
+    monkeypatch.setattr("imagegen.images.threads.MAX_QUEUED_S", 600.0)
+
+
+async def test_quick_calls_run_in_one_thread_and_return_their_results(no_call_is_slow: None) -> None:
     threads = WorkThreads(8, "quick")
     names = await asyncio.gather(*(threads.run(name_of_thread) for _ in range(100)))
     assert set(names) == {"quick"}
@@ -38,7 +44,7 @@ async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> Non
 
     def hangs() -> None:
         running.append(name_of_thread())
-        hang.wait(10)
+        hang.wait(60)
 
     stuck = [asyncio.create_task(threads.run(hangs)) for _ in range(2)]
     await eventually(lambda: len(running) == 2)
@@ -63,7 +69,9 @@ def no_thread_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def test_calls_are_run_also_while_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_are_run_also_while_the_system_has_no_thread_left(
+    monkeypatch: pytest.MonkeyPatch, no_call_is_slow: None
+) -> None:
     threads = WorkThreads(2, "late")
     with no_thread_left(monkeypatch):
         assert await threads.run(name_of_thread) == "MainThread"
@@ -74,7 +82,7 @@ async def test_calls_are_run_also_while_the_system_has_no_thread_left(monkeypatc
 
 async def test_a_further_thread_that_could_not_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, hang, looked = WorkThreads(2, "late"), threading.Event(), asyncio.Event()
-    stuck = asyncio.create_task(threads.run(hang.wait, 10))
+    stuck = asyncio.create_task(threads.run(hang.wait, 60))
     waiting = asyncio.create_task(threads.run(name_of_thread))
     await asyncio.sleep(0)
     with no_thread_left(monkeypatch):
@@ -108,9 +116,10 @@ async def test_a_call_gets_another_thread_if_the_first_has_just_taken_a_call_tha
     monkeypatch.setattr("imagegen.images.threads.RESTING_S", resting_s)
     threads = WorkThreads(2, "taking", patience_s=patience_s)
     first = asyncio.create_task(threads.run(name_of_thread))
-    await eventually(queue.taken.is_set)
+    await asyncio.sleep(0)
+    assert queue.taken.wait(60)  # without the loop, which would start another thread if this one is slow to take it
     try:
-        assert await asyncio.wait_for(threads.run(name_of_thread), 10) == "taking-extra"
+        assert await asyncio.wait_for(threads.run(name_of_thread), 20) == "taking-extra"
     finally:
         queue.go_on.set()
     assert await first == "taking"
@@ -121,7 +130,7 @@ async def test_a_call_of_a_cancelled_caller_finishes_before_the_next() -> None:
 
     def work() -> None:
         began.set()
-        go_on.wait(10)
+        go_on.wait(60)
         done.append(True)
 
     call = asyncio.create_task(threads.run(work))
@@ -144,7 +153,7 @@ def test_a_result_for_a_loop_that_is_closed_is_dropped() -> None:
 
     def work() -> None:
         began.set()
-        go_on.wait(10)
+        go_on.wait(60)
 
     async def leave() -> None:
         call = asyncio.create_task(threads.run(work))
