@@ -16,6 +16,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
+from imagegen.redis_client.topology import DEADLINE_S, Servers
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.task import Task
 from tests import orphans, parallel
@@ -29,6 +30,9 @@ TESTS = Path(__file__).parent
 orphans.end_started_programs()
 cache_library_paths()
 shorten_bundle()
+
+Servers.deadline_s = 20.0
+"""The tests of this process and their Redis may both stand still for some seconds on a busy machine."""
 
 _numbers = itertools.count()
 
@@ -172,6 +176,12 @@ MakeInstance = Callable[..., Instance]
 def late_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read awaited tasks again too late for a test of a message. A fixture that shortens the interval requires this."""
     monkeypatch.setattr(change_relay, "REFRESH_S", 60.0)
+
+
+@pytest.fixture
+def service_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a call of Redis no more time than a service does, for the tests of that limit."""
+    monkeypatch.setattr(Servers, "deadline_s", DEADLINE_S)
 
 
 @pytest.fixture

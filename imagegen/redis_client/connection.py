@@ -24,7 +24,7 @@ from imagegen.redis_client.redis_errors import ScanRefused, remedy, unavailable
 from imagegen.redis_client.redis_health import Health
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
-from imagegen.redis_client.topology import DEADLINE_S, Servers
+from imagegen.redis_client.topology import Servers
 
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
@@ -125,12 +125,12 @@ class Connection:
 
     def deadline(self) -> _Deadline:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
-        return _Deadline(self._to_client_error, self.health.succeeded)
+        return _Deadline(self.servers.deadline_s, self._to_client_error, self.health.succeeded)
 
     async def learn_time(self) -> None:
         """Set the clock by INFO, which is not billed. Do nothing without an answer, or without the right to INFO."""
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(self.servers.deadline_s):
                 micros = (await self.commands.info("server")).get("server_time_usec")
         except (RedisError, OSError, TimeoutError):
             return
@@ -203,10 +203,12 @@ class Connection:
 class _Deadline:
     """Context of calls with one deadline; it raises the error for clients if Redis is unavailable."""
 
-    def __init__(self, refusal: Callable[[Exception], Exception], succeeded: Callable[[], None]) -> None:
+    def __init__(
+        self, within_s: float, refusal: Callable[[Exception], Exception], succeeded: Callable[[], None]
+    ) -> None:
         self._to_client_error = refusal
         self._succeeded = succeeded
-        self._timeout = asyncio.timeout(DEADLINE_S)
+        self._timeout = asyncio.timeout(within_s)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()

@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.redis_health import Health
-from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
+from imagegen.redis_client.topology import Address, Servers
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -114,7 +114,7 @@ class Multiplexer:
         sends: int = 3,
         events: MultiplexerEvents | None = None,
     ) -> None:
-        self._servers = servers
+        self._servers, self.deadline_s = servers, servers.deadline_s
         self._address = address
         self._sends, self._events = sends, events or MultiplexerEvents()
         self._flushes: list[Callable[[], None]] = []
@@ -157,8 +157,8 @@ class Multiplexer:
         if self._timer is None or deadline < self._timer.when():
             self._check_at(deadline)
 
-    def execute_batch(self, batch: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
-        """Return a future of the replies."""
+    def execute_batch(self, batch: CommandBatch, within_s: float | None = None) -> asyncio.Future[list[Any]]:
+        """Return a future of the replies. within_s: in place of `deadline_s`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -166,10 +166,10 @@ class Multiplexer:
             if not future.done():
                 future.set_exception(replies) if isinstance(replies, Exception) else future.set_result(replies)
 
-        self.send(batch, done, loop.time() + within_s)
+        self.send(batch, done, loop.time() + (self.deadline_s if within_s is None else within_s))
         return future
 
-    async def execute(self, *command: Arg, within_s: float = DEADLINE_S) -> Any:
+    async def execute(self, *command: Arg, within_s: float | None = None) -> Any:
         """Return the reply to one command."""
         return (await self.execute_batch(CommandBatch([command]), within_s))[0]
 
@@ -235,7 +235,7 @@ class Multiplexer:
     async def _connect(self) -> None:
         connection: Any = None
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(self.deadline_s):
                 servers, address = self._servers, self._address
                 connection = await (servers.connect() if address is None else servers.connect_to(address))
                 if self._events.greet is not None:
@@ -378,7 +378,7 @@ def _error(text: str) -> Exception:
 class Batcher(Generic[Item, Reply]):
     """Collector of the items of a turn, sent in one batch; with four batches in flight, items wait for the next.
 
-    A result or an error is set within `DEADLINE_S` of the first item's arrival.
+    A result or an error is set within the `deadline_s` of the multiplexer, from the first item's arrival.
 
     Args:
         encode: returns the commands for some items.
@@ -406,7 +406,7 @@ class Batcher(Generic[Item, Reply]):
         future: asyncio.Future[Reply] = loop.create_future()
         if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
             self._multiplexer.on_turn_end(self._flush)
-        self._waiting.append((item, future, loop.time() + DEADLINE_S))
+        self._waiting.append((item, future, loop.time() + self._multiplexer.deadline_s))
         return future
 
     def _flush(self) -> None:

@@ -12,16 +12,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.multiplexer import ReplyProtocol, take_over
-from imagegen.redis_client.topology import DEADLINE_S, Servers
+from imagegen.redis_client.topology import Servers
 
 PING_S = 30.0
 """How long a subscription may be silent before it is tested; PING is not billed."""
 
 
 class ChannelSubscription:
-    """Messages of a channel, in order. A connection that answers no PING is lost."""
+    """Messages of a channel, in order. A connection that answers no PING within `deadline_s` is lost."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
         self._replies: asyncio.Queue[Any] = asyncio.Queue()
         self._protocol = ReplyProtocol(self._replies.put_nowait, self._replies.put_nowait)
         self._transport = take_over(connection, self._protocol)
@@ -33,14 +34,14 @@ class ChannelSubscription:
                 reply = await self._reply(PING_S)
             except RedisTimeoutError:
                 self._send("PING")
-                reply = await self._reply(DEADLINE_S)
+                reply = await self._reply(self._deadline_s)
             if reply[0] == b"message":
                 return bytes(reply[2])
 
     async def subscribe(self, channel: str) -> None:
         """Return once the server has confirmed the subscription. Raises RedisError, OSError."""
         self._send("SUBSCRIBE", channel)
-        await self._reply(DEADLINE_S)
+        await self._reply(self._deadline_s)
 
     def hang_up(self) -> None:
         """End the connection; a wait for a message ends with an error."""
@@ -72,9 +73,9 @@ class Subscriptions:
     @asynccontextmanager
     async def subscribed(self, channel: str) -> AsyncIterator[ChannelSubscription]:
         """Hold a subscription to the channel. Raises RedisError, OSError, TimeoutError."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(self._servers.deadline_s):
             connection = await self._servers.connect()
-        self._open = subscription = ChannelSubscription(connection)
+        self._open = subscription = ChannelSubscription(connection, self._servers.deadline_s)
         try:
             await subscription.subscribe(channel)
             yield subscription

@@ -42,8 +42,10 @@ class Servers:
     """Connections to the server that holds our keys.
 
     All keys carry one hash tag, so one node of a cluster holds them all. It is learned from its redirects, and from
-    CLUSTER SLOTS if a node fails. on_change: called when another node holds the keys.
+    CLUSTER SLOTS if a node fails. on_change: called when another node holds the keys. deadline_s: of each call.
     """
+
+    deadline_s = DEADLINE_S
 
     def __init__(self, url: str, prefix: str) -> None:
         """Raise SettingsError for an invalid URL. `prefix`: the hash tag of our keys."""
@@ -58,7 +60,7 @@ class Servers:
             parsed = sentinel_url(url)
             if parsed is not None:
                 self.sentinel_service, url = parsed.service, parsed.master_url
-            self._pool = _pool(url)
+            self._pool = _pool(url, self.deadline_s)
             if parsed is not None:
                 self._sentinel = _sentinel(parsed, self._pool.connection_kwargs)
             _check_options(self._pool)
@@ -169,14 +171,14 @@ class Servers:
             if address not in self._nodes and len(self._nodes) < MAX_NODES:
                 self._nodes.append(address)
 
-    async def connect_to(self, address: Address, within_s: float = DEADLINE_S) -> Any:
+    async def connect_to(self, address: Address, within_s: float | None = None) -> Any:
         """Return an open connection of redis-py to one node. Raises RedisError, OSError, TimeoutError."""
         options = dict(self._pool.connection_kwargs)
         if not self._unix:
             options["host"], options["port"] = address
         connection: Any = self._pool.connection_class(**options)
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(self.deadline_s if within_s is None else within_s):
                 await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -223,13 +225,13 @@ class Servers:
         return holders
 
 
-def _pool(url: str) -> ConnectionPool:
+def _pool(url: str, deadline_s: float) -> ConnectionPool:
     """Return a pool that never opens a connection: it holds redis-py's options of the URL."""
     return ConnectionPool.from_url(
         url,
         protocol=2,
         driver_info=DRIVER,
-        socket_connect_timeout=DEADLINE_S,
+        socket_connect_timeout=deadline_s,
         socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
     )

@@ -20,6 +20,8 @@ from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
 from tests.support import Stopwatch, eventually, logged, submission
 
+pytestmark = pytest.mark.usefixtures("service_deadline")
+
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 

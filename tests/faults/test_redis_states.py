@@ -104,7 +104,7 @@ async def test_a_killed_redis_returns_without_a_lost_task(
 
 
 async def test_a_stopped_redis_delays_no_response_and_repeats_no_entry(
-    make_instance: MakeInstance, own_redis: EmbeddedRedis
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, service_deadline: None
 ) -> None:
     instance = make_instance(url=own_redis.url)
     await claimed(instance, "before")
