@@ -14,7 +14,6 @@ from redis.exceptions import RedisError
 from imagegen.redis_client.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parents[2]
-BACK_S = 2.0
 
 OTHER_PROCESS = """
 import asyncio, sys
@@ -54,7 +53,7 @@ class Servers:
         )
         self._stack.push_async_callback(kill, process)
         assert process.stdout
-        return process, int(await asyncio.wait_for(process.stdout.readline(), 20))
+        return process, int(await asyncio.wait_for(process.stdout.readline(), 60))
 
 
 async def kill(process: asyncio.subprocess.Process) -> None:

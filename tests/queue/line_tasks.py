@@ -35,8 +35,16 @@ async def in_line(instance: Instance, client: str = "a") -> int:
     return await instance.connection.commands.llen(instance.keys.line(client))
 
 
-async def start_one(instance: Instance, within_s: float = 0.5) -> Claim | None:
-    """Start the next task; None if no task comes. A claim that comes later is the next one."""
+async def start_one(instance: Instance) -> Claim | None:
+    """Start the next task; None if the queue has none left."""
+    while (claim := await start_soon(instance, 0.5)) is None:
+        if await is_at_rest(instance):
+            return None
+    return claim
+
+
+async def start_soon(instance: Instance, within_s: float) -> Claim | None:
+    """Start the next task; None if none comes in some seconds. A claim that comes later is the next one."""
     waiting: list[asyncio.Task[Claim | None]] = vars(instance).setdefault("claiming", [])
     claiming = waiting.pop() if waiting else asyncio.create_task(instance.worker_queue.claim())
     done, _ = await asyncio.wait([claiming], timeout=within_s)
@@ -49,7 +57,7 @@ async def start_one(instance: Instance, within_s: float = 0.5) -> Claim | None:
         pass
     if result is StartResult.LOST:
         instance.worker_queue.drop(claim)
-        return await start_one(instance, within_s)
+        return await start_soon(instance, within_s)
     return claim
 
 

@@ -20,14 +20,14 @@ from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery, DeliveryStatus
 from tests.conftest import Instance, MakeInstance
 from tests.queue.finishing import end
-from tests.queue.webhook_tasks import deliver, finish, hook, submit_hooks, waiting
+from tests.queue.webhook_tasks import acquainted, deliver, finish, hook, submit_hooks, waiting
 from tests.support import eventually, submission
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
 
 async def test_another_instance_reads_the_delivery_status(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     await submit_hooks(one, "a", hook())
     final = await finish(one)
     assert (await two.task(final.id)).deliveries[0].pending

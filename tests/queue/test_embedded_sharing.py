@@ -14,7 +14,7 @@ import pytest
 from imagegen.errors import SettingsError
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.server_binary import find_binary
-from tests.queue.embedded_servers import BACK_S, Servers, gone, got, put
+from tests.queue.embedded_servers import Servers, gone, got, put
 from tests.support import eventually
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
@@ -69,7 +69,7 @@ async def test_an_attached_process_takes_over_when_the_owner_exits(servers: Serv
     left = [await servers.start(tmp_path, watched=True) for _ in range(3)]
     await put(owner, "stored")
     await owner.stop()
-    await eventually(lambda: got(left[0]), BACK_S)
+    await eventually(lambda: got(left[0]))
     assert [await got(server) for server in left] == ["stored"] * 3
     assert len([server for server in left if server.pid]) == 1
 
@@ -80,8 +80,8 @@ async def test_an_attached_process_takes_over_when_the_owner_is_killed(servers: 
     attached = await servers.start(tmp_path, watched=True)
     await put(attached, "stored")
     process.kill()
-    await eventually(lambda: attached.pid, BACK_S)
-    await eventually(lambda: got(attached), BACK_S)
+    await eventually(lambda: attached.pid)
+    await eventually(lambda: got(attached))
     assert await got(attached) == "stored"
     assert gone(pid)
 
@@ -92,7 +92,7 @@ async def test_the_owner_restarts_a_killed_server_and_clients_stay_attached(serv
     await put(attached, "stored")
     assert owner.pid
     os.kill(owner.pid, signal.SIGKILL)
-    await eventually(lambda: got(attached), BACK_S)
+    await eventually(lambda: got(attached))
     assert owner.pid
     assert attached.pid is None
 

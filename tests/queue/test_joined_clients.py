@@ -117,7 +117,7 @@ async def test_an_instance_receives_who_left_on_another_one(make_instance: MakeI
     await submit(one, "b")
     leaving = next_call(one.notifier.handlers, "left")
     assert await leaves(two, "a", task)
-    await asyncio.wait_for(leaving.wait(), 10)
+    await asyncio.wait_for(leaving.wait(), 20)
     await submit(one, "a")
     assert await leaves(two, "b", task)
     assert not await leaves(two, "a", task)
@@ -130,7 +130,7 @@ async def test_an_instance_without_a_peer_yet_publishes_who_left(make_instance: 
     await submit(one, "b")
     leaving = next_call(one.notifier.handlers, "left")
     assert await leaves(make_instance(start=False), "a", task)
-    await asyncio.wait_for(leaving.wait(), 10)
+    await asyncio.wait_for(leaving.wait(), 20)
     await submit(one, "a")
     assert await leaves(one, "b", task)
 
@@ -149,7 +149,7 @@ async def test_a_submitter_that_left_counts_again_on_an_instance_that_missed_it(
     one.notifier.on_join.append(again.set)
     one.connection.subscriptions.hang_up()
     await submit(one, "a", "unrelated")
-    await asyncio.wait_for(again.wait(), 10)
+    await asyncio.wait_for(again.wait(), 20)
     await submit(one, "a")
     assert await leaves(two, "b", task)
     assert not await leaves(two, "a", task)
@@ -386,7 +386,7 @@ async def test_an_equal_submit_continues_when_the_first_one_is_cancelled(make_in
     others = [asyncio.create_task(submit(instance, client)) for client in "bc"]
     await asyncio.sleep(0)
     first.cancel()
-    tasks = await asyncio.wait_for(asyncio.gather(*others), 10)
+    tasks = await asyncio.wait_for(asyncio.gather(*others), 20)
     assert first.cancelled()
     assert len({(task.id, task.epoch) for task in tasks}) == 1
     assert (await instance.read(tasks[0].id)).state is State.PENDING

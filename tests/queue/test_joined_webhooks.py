@@ -12,7 +12,7 @@ from imagegen.tasks.task import State
 from imagegen.tasks.webhook import MAX_WEBHOOKS, DeliveryStatus
 from tests.conftest import Instance, MakeInstance
 from tests.queue.finishing import end
-from tests.queue.webhook_tasks import deliver, finish, hook, submit_hooks, waiting
+from tests.queue.webhook_tasks import acquainted, deliver, finish, hook, submit_hooks, waiting
 from tests.support import eventually, submission
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("prompt_peers")
 
 @pytest.mark.parametrize("running", [True, False])
 async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance: MakeInstance, running: bool) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     await submit_hooks(one, "a", hook("first"))
     claim = await one.claim()
     if running:
@@ -39,7 +39,7 @@ async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance
 
 
 async def test_a_webhook_may_join_a_task_without_webhooks(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     task = await submit_hooks(one, "a")
     await submit_hooks(two, "a", hook())
     seen = await two.task(task.id)
@@ -51,7 +51,7 @@ async def test_a_webhook_may_join_a_task_without_webhooks(make_instance: MakeIns
 
 
 async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     task = await submit_hooks(one, "a")
     await submit_hooks(two, "a", hook())
     await one.client_queue.cancel(task.id)
@@ -86,7 +86,7 @@ async def test_a_joined_webhook_is_shown_while_the_task_runs(make_instance: Make
 
 
 async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
     await deliver(one)
@@ -104,7 +104,7 @@ async def len_of(instance: Instance, task_id: str, count: int) -> bool:
 
 
 async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
     await submit_hooks(two, "a", hook("late"))

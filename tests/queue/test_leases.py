@@ -92,7 +92,7 @@ async def test_claims_released_at_shutdown_wake_another_instance(make_instance: 
     one.worker_queue.quiet()
     await one.crash()
     await one.parts.release_all()
-    taken = await asyncio.wait_for(waiting, 10)
+    taken = await asyncio.wait_for(waiting, 20)
     assert await two.worker_queue.start(taken) is StartResult.INHERITED
     assert taken.checkpoint.ambiguous_calls == 1
     assert await two.worker_queue.start(taken) is StartResult.STARTED

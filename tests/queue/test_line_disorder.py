@@ -14,7 +14,7 @@ import pytest
 from imagegen.tasks import transitions
 from imagegen.tasks.task import TaskError
 from tests.conftest import Instance, MakeInstance
-from tests.queue.line_tasks import finish, is_at_rest, start_one, submission_of
+from tests.queue.line_tasks import finish, is_at_rest, start_soon, submission_of
 from tests.support import eventually
 
 
@@ -47,7 +47,7 @@ class Disorder:
 
     async def run(self, *, fails: bool = False) -> bool:
         instance = self.random.choice(self.instances)
-        claim = await start_one(instance, 0.05)
+        claim = await start_soon(instance, 0.05)
         if claim is None:
             return False
         self.starts[claim.task.id, claim.task.epoch] += 1
@@ -61,7 +61,7 @@ class Disorder:
     async def kill(self) -> None:
         """Kill an instance, perhaps while it runs a task."""
         killed = self.random.randrange(2)
-        claim = await start_one(self.instances[killed], 0.05) if self.random.random() < 0.5 else None
+        claim = await start_soon(self.instances[killed], 0.05) if self.random.random() < 0.5 else None
         if claim is not None:
             self.starts[claim.task.id, claim.task.epoch] += 1
             self.cut_off.add((claim.task.id, claim.task.epoch))

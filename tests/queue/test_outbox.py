@@ -13,6 +13,7 @@ from imagegen.tasks.task import State
 from imagegen.tasks.webhook import DeliveryStatus, Webhook
 from tests.conftest import Instance, MakeInstance
 from tests.queue.webhook_tasks import (
+    acquainted,
     check_outbox,
     counted,
     deliver,
@@ -78,7 +79,7 @@ async def test_an_unsubscribed_event_is_not_delivered(make_instance: MakeInstanc
 
 
 async def test_the_cancelling_instance_delivers_the_webhook(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
+    one, two = await acquainted(make_instance)
     task = await submit_hooks(one, "a", hook())
     assert (await two.cancel(task.id)).state is State.CANCELLED
     delivered, _ = await deliver(two)

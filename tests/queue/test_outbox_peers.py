@@ -11,6 +11,7 @@ from imagegen.queue import outbox as outbox_module
 from imagegen.queue.verbs.read import TaskRows
 from tests.conftest import MakeInstance
 from tests.queue.webhook_tasks import (
+    acquainted,
     check_outbox,
     deliver,
     fail_once,
@@ -20,7 +21,7 @@ from tests.queue.webhook_tasks import (
     submit_hooks,
     waiting,
 )
-from tests.support import eventually
+from tests.support import LoopTime, eventually
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
@@ -40,13 +41,13 @@ async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance: Mak
 async def test_deliveries_of_another_instance_are_left_alone(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 1.0)
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 10.0)
     one = make_instance()
-    await eventually(lambda: one.notifier.on_join)
     await submit_hooks(one, "a", hook())
     await finish(one)
     two = make_instance()
     await eventually(lambda: not two.notifier.alone)
+    await LoopTime().move(10)
     await check_outbox(two)
     assert await nothing_comes(two, 0.01)
     assert len(await waiting(two)) == 1
@@ -66,7 +67,7 @@ async def test_a_due_delivery_is_taken_by_one_other_instance(
     for other in others:
         other.parts.outbox.check_now()
     takers = [asyncio.create_task(other.parts.outbox.next()) for other in others]
-    done, _ = await asyncio.wait(takers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(takers, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     assert len(done) == 1
     for other in others:
         await check_outbox(other)
@@ -74,8 +75,7 @@ async def test_a_due_delivery_is_taken_by_one_other_instance(
 
 
 async def test_a_stopping_instance_releases_its_deliveries(make_instance: MakeInstance) -> None:
-    one, two = make_instance(), make_instance()
-    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    one, two = await acquainted(make_instance)
     await submit_hooks(one, "a", hook())
     final = await finish(one)
     one.worker_queue.quiet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
@@ -53,10 +54,12 @@ async def test_a_storm_over_two_instances_is_admitted_exactly_to_the_limit(
     instances = [make_windows(), make_windows()]
     window = Window("general:a", limit, 60.0)
     hits = [instance.hit([window], 1) for _ in range(limit + 25) for instance in instances]
+    began = time.monotonic()
     standings = await asyncio.gather(*hits)
+    took_s = time.monotonic() - began
     assert admitted(standings) == limit
     assert min(standing[0][0] for standing in standings) == 0
-    assert all(59 < retry_s <= 61 for [(_, _, retry_s)] in standings if retry_s)
+    assert all(59 - took_s < retry_s <= 61 for [(_, _, retry_s)] in standings if retry_s)
 
 
 async def test_a_hit_spends_from_all_its_windows_or_not_at_all(make_windows: MakeWindows) -> None:
@@ -79,17 +82,16 @@ async def test_each_client_has_its_own_window(make_windows: MakeWindows) -> None
 async def test_a_cost_over_what_is_left_spends_nothing(make_windows: MakeWindows) -> None:
     windows, window = make_windows(), Window("general:a", 5, 60.0)
     assert (await windows.hit([window], 6))[0] == (5, 0.0, 60.0)
-    assert (await windows.hit([window], 3))[0] == (2, 60.0, 0.0)
-    left, _, retry_s = (await windows.hit([window], 3))[0]
-    assert (left, 59 < retry_s <= 60) == (2, True)
+    first, second = await asyncio.gather(*(windows.hit([window], 3) for _ in range(2)))
+    assert first == [(2, 60.0, 0.0)]
+    assert second == [(2, 60.0, 60.0)]
     assert (await windows.hit([window], 2))[0][0] == 0
 
 
 @pytest.mark.parametrize("limit", [2, 200])
 async def test_the_budget_returns_when_the_window_has_moved_on(make_windows: MakeWindows, limit: int) -> None:
     windows, window = make_windows(), Window("general:a", limit, 0.3)
-    await windows.hit([window], limit)
-    _, _, retry_s = (await windows.hit([window], 1))[0]
+    _, [(_, _, retry_s)] = await asyncio.gather(windows.hit([window], limit), windows.hit([window], 1))
     assert 0 < retry_s <= 0.31
     await asyncio.sleep(retry_s + 0.002)
     left, reset_s, retry_s = (await windows.hit([window], 1))[0]

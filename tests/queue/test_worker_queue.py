@@ -17,6 +17,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from tests.conftest import Instance, MakeInstance
+from tests.queue.command_counts import started
 from tests.support import submission
 
 Pair = tuple[Instance, Instance]
@@ -149,10 +150,10 @@ async def test_a_start_just_before_a_takeover_counts_as_possibly_paid(two: Pair)
     assert (await end(one, stale)).possibly_billed_twice == 1
 
 
-async def test_a_finish_without_a_merge_costs_no_extra_command(two: Pair) -> None:
-    one, _ = two
-    claim = await claimed(one)
-    await one.worker_queue.start(claim)
+async def test_a_finish_without_a_merge_costs_no_extra_command(make_instance: MakeInstance) -> None:
+    one = make_instance(start=False)
+    await one.verbs.create_group()
+    (claim,) = await started(one, "a")
     before = await calls_of(one, "get")
     await end(one, claim)
     assert await calls_of(one, "get") == before

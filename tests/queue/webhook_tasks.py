@@ -14,7 +14,7 @@ from imagegen.queue.claim import StartResult
 from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
-from tests.conftest import Instance
+from tests.conftest import Instance, MakeInstance
 from tests.queue.finishing import end
 from tests.support import eventually, submission
 
@@ -27,6 +27,13 @@ def hook(path: str = "a", **changes: Any) -> Webhook:
 
 def with_webhooks(name: object, *webhooks: Webhook) -> Submission:
     return changed(submission(name), webhooks=webhooks)
+
+
+async def acquainted(make_instance: MakeInstance) -> tuple[Instance, Instance]:
+    """Return two instances that know each other, so that none takes the other one for gone."""
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    return one, two
 
 
 async def submit_hooks(instance: Instance, name: object, *webhooks: Webhook) -> Task:
