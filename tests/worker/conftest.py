@@ -325,7 +325,7 @@ async def start(make_instance: MakeInstance) -> AsyncIterator[StartService]:
             *,
             secret: str | None = SECRET,
             delays_s: tuple[float, ...] = (0.05,) * 5,
-            timeout_s: float = 1.0,
+            timeout_s: float = 20.0,
             delivers: bool = True,
             **rules: Any,
         ) -> Service:

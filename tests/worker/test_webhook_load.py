@@ -28,9 +28,9 @@ async def test_a_receiver_is_never_called_by_many_at_once(start: StartService, r
 
 
 async def test_slow_receivers_delay_no_other_host_or_path(start: StartService, receiver: Receiver) -> None:
-    service = await start(timeout_s=20)
+    service = await start(timeout_s=60)
     async with AsyncExitStack() as stack:
-        slow = [await stack.enter_async_context(receiving(Receiver(hold_s=30))) for _ in range(12)]
+        slow = [await stack.enter_async_context(receiving(Receiver(hold_s=90))) for _ in range(12)]
         for number, host in enumerate(slow):
             for n in range(4):
                 await service.submit(f"slow {number}", Webhook(f"{host.url}/{n}", ""))
@@ -43,7 +43,7 @@ async def test_slow_receivers_delay_no_other_host_or_path(start: StartService, r
         finals = [await service.end(), await service.end()]
         for final in finals:
             await service.wait_delivered(final.id)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 50
         assert max(host.most for host in slow[1:]) <= MAX_SLOW_EACH
         assert len(service.deliveries._under_way) <= 12 * MAX_SLOW_EACH
 

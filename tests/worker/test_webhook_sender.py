@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientConnectorError, web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.test_utils import unused_port
 
 from imagegen.ssrf import AddressBlocked
 from imagegen.tasks.task import State, Task
@@ -20,6 +19,7 @@ from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
 from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.webhooks import ReceiverResponse, WebhookDispatcher, WebhookSender, webhook_session
 from tests.conftest import MakeInstance
+from tests.ports import free_port
 from tests.support import eventually
 from tests.worker.webhook_service import IMAGE, SECRET, Receiver, Service, body_of, receiving
 
@@ -29,7 +29,7 @@ FINAL = Task("ab" * 16, 17, 18, "d", "m", b"{}", 1.0, State.COMPLETED, finished_
 
 
 async def send(
-    url: str, *, private: bool = True, resolver: AbstractResolver | None = None, timeout_s: float = 0.5
+    url: str, *, private: bool = True, resolver: AbstractResolver | None = None, timeout_s: float = 20.0
 ) -> ReceiverResponse:
     async with webhook_session(private=private, resolver=resolver) as session:
         sender = WebhookSender(session, body_of, OperatorSecret(SECRET), allow_private=private, timeout_s=timeout_s)
@@ -49,7 +49,7 @@ async def endless(request: web.Request) -> web.StreamResponse:
 async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
     receiver.script = [endless]
     began = time.monotonic()
-    assert (await send(receiver.url, timeout_s=20)).status == 200
+    assert (await send(receiver.url)).status == 200
     assert time.monotonic() - began < 10
 
 
@@ -57,16 +57,16 @@ async def test_a_response_with_large_and_many_headers_counts(receiver: Receiver)
     receiver.script = [
         web.Response(headers={"Set-Cookie": "a=" + "x" * 30_000} | {f"X-{number}": "x" for number in range(500)})
     ]
-    assert (await send(receiver.url, timeout_s=20)).status == 200
+    assert (await send(receiver.url)).status == 200
 
 
 async def test_a_late_response_counts_as_missing() -> None:
     async with receiving(Receiver(hold_s=30)) as silent:
-        assert (await send(silent.url)).status is None
+        assert (await send(silent.url, timeout_s=0.5)).status is None
 
 
 async def test_cookies_are_not_stored_and_no_proxy_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     receiver.script = [web.Response(headers={"Set-Cookie": "a=b"})]
     async with webhook_session(private=True) as session:
         sender = WebhookSender(session, body_of, allow_private=True)

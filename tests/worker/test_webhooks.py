@@ -6,13 +6,13 @@ import base64
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import unused_port
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from imagegen.queue.client_queue import CacheResult
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import DeliveryStatus, Webhook
+from tests.ports import free_port
 from tests.support import eventually, submission
 from tests.worker.webhook_service import SECRET, Receiver, StartService, receiving
 
@@ -93,7 +93,7 @@ async def test_a_cache_hit_is_delivered_at_once(start: StartService, receiver: R
 
 
 async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start: StartService) -> None:
-    port = unused_port()
+    port = free_port()
     one = await start(delays_s=(0.3,) * 5)
     await one.submit("a", Webhook(f"http://127.0.0.1:{port}/hook", ""))
     final = await one.end()
@@ -116,5 +116,5 @@ async def test_a_stop_waits_for_the_running_delivery(start: StartService, receiv
     await service.submit("a", Webhook(receiver.url, ""))
     final = await service.end()
     await eventually(lambda: receiver.got)
-    await service.deliveries.drain(5)
+    await service.deliveries.drain(20)
     assert service.delivery(final).status is DeliveryStatus.DELIVERED
