@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import secrets
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,7 +27,12 @@ MIN_STORE_BYTES = 10_000_000
 MIN_OPENAI_TIMEOUT_S = 240.0
 """OpenAI's images of high quality take over two minutes: https://github.com/vercel-labs/ai-cli/pull/64"""
 
+MAX_READ_BYTES = 16 * 1024 * 1024
+"""Of each file of an embedded Redis that is not used."""
+
 _OPENAI_HOST = "api.openai.com"
+_TASK_KEY = b"}:task:"
+"""In the files of an embedded Redis that had a task."""
 
 
 def check_data_dir(path: Path) -> None:
@@ -87,11 +94,31 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
     if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
         yield "IMAGE_STORE_MAX_BYTES is below 10 MB, which a few images fill: each is deleted once others are saved"
+    if settings.redis_url is not None and (folder := _recent_embedded_data(settings)):
+        yield (
+            f"REDIS_URL is set, so the tasks and keys that the embedded Redis has in {folder} are not read, and their "
+            "requests are paid again; start once without REDIS_URL to collect them"
+        )
     if _calls_openai(settings) and settings.upstream_timeout_s < MIN_OPENAI_TIMEOUT_S:
         yield (
             f"UPSTREAM_TIMEOUT is {settings.upstream_timeout_s:g} s, and OpenAI's images of high quality take longer: "
             "a call that it cuts off is paid for, and made once more; set 300"
         )
+
+
+def _recent_embedded_data(settings: Settings) -> Path | None:
+    """Return the folder of an embedded Redis that may have tasks which have not expired, None if there is none."""
+    since = time.time() - settings.task_deadline_s - settings.result_ttl_s
+    with suppress(OSError):
+        for file in settings.data_dir.glob("*-*/appendonlydir/*"):
+            if file.stat().st_mtime > since and _TASK_KEY in _head_of(file):
+                return file.parent.parent
+    return None
+
+
+def _head_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(MAX_READ_BYTES)
 
 
 def _calls_openai(settings: Settings) -> bool:

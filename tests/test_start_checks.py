@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +90,20 @@ def test_a_store_that_holds_next_to_nothing_is_warned_of() -> None:
     assert line.startswith("IMAGE_STORE_MAX_BYTES ")
     assert list(warnings(Settings(image_store_max_bytes=5, image_store="upstream"))) == []
     assert list(warnings(Settings(image_store_max_bytes=10_000_000))) == []
+
+
+def test_tasks_that_a_change_to_another_redis_leaves_behind_are_warned_of(tmp_path: Path) -> None:
+    (folder := tmp_path / "valkey-9" / "appendonlydir").mkdir(parents=True)
+    (file := folder / "appendonly.aof.1.incr.aof").write_bytes(b"$6\r\nSELECT\r\n$1\r\n0\r\n")
+    settings = Settings(data_dir=tmp_path, redis_url="redis://127.0.0.1")
+    assert not list(warnings(settings))
+    file.write_bytes(b"$3\r\nSET\r\n$48\r\n{imagegen}:task:0123456789abcdef0123456789abcdef\r\n")
+    (warning,) = warnings(settings)
+    assert f"the embedded Redis has in {tmp_path / 'valkey-9'} are not read" in warning
+    assert not list(warnings(replace(settings, redis_url=None)))
+    expired_s = time.time() - settings.result_ttl_s - settings.task_deadline_s - 60
+    os.utime(file, (expired_s, expired_s))
+    assert not list(warnings(settings))
 
 
 def test_a_time_limit_that_cuts_off_paid_calls_of_openai_is_warned_of() -> None:
