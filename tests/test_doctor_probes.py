@@ -22,6 +22,7 @@ from imagegen.providers.model_table import load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.settings import Settings
+from tests.ports import free_port
 from tests.support import over_rows
 
 KEY = "tgp_v1_a-key-that-nobody-may-see"
@@ -50,8 +51,7 @@ async def serve() -> AsyncIterator[StartServer]:
 
 
 def closed_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        return f"http://127.0.0.1:{closed.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def provider_at(url: str) -> Probed:

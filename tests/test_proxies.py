@@ -19,6 +19,7 @@ from imagegen.ssrf import AddressBlocked, blocked_cause, guarded_connector
 from imagegen.tasks.retry import was_never_sent
 from tests.emulated_jobs import Recorder
 from tests.forward_proxy import ForwardProxy
+from tests.ports import free_port
 from tests.support import over_rows
 
 PROXY = "http://proxy.example:3128"
@@ -131,8 +132,7 @@ async def test_a_login_rejected_by_a_plain_proxy_means_nothing_was_paid(port: in
 
 
 async def test_an_unreachable_proxy_means_that_nothing_was_sent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        gone = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    gone = f"http://127.0.0.1:{free_port()}"
     async with aiohttp.ClientSession(connector=ProxyConnector(Proxies(http=gone, https=gone))) as session:
         for scheme in ("http", "https"):
             upstream = ProviderClient(session, URL(f"{scheme}://api.vendor.example/v1"), "images/generations", 5)

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ import pytest
 from tests import forked
 from tests.emulator_fixtures import EmulatorProcess
 from tests.forked import ForkedProcess, PipedProcess
+from tests.ports import free_port
 from tests.service.conftest import StartService
 from tests.service.running import KEY, RUN, Service, calls_about, environment, eventually
 
@@ -137,9 +137,7 @@ def test_wrong_settings_and_a_service_that_is_away_have_their_exit_codes(tmp_pat
     wrong = run(tmp_path, "a", PORT="many")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("PORT: ")
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    away = run(tmp_path, "a", "--url", f"http://127.0.0.1:{port}")
+    away = run(tmp_path, "a", "--url", f"http://127.0.0.1:{free_port()}")
     assert (away.returncode, away.stdout) == (1, "")
     assert "no response of the service" in away.stderr
 
