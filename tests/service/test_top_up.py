@@ -16,7 +16,7 @@ from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.s3_server import S3Server
 from tests.service.conftest import StartService
-from tests.service.running import Answer, Service, at_once, calls_about, eventually, in_flight, redis_server
+from tests.service.running import Answer, Service, at_once, calls_about, eventually, in_flight, redis_server, release
 
 _numbers = itertools.count()
 HELD = "{{fault:ok held=1 times=2}}"
@@ -279,8 +279,7 @@ def test_a_kill_during_a_top_up_pays_for_no_reused_image(
         if wait_for == "accepted":
             service.accepted(prompt="in its way {{fault:ok held=1 times=1}}")
             eventually(lambda: in_flight(upstream, "in its way"))
-        else:
-            upstream.script({"fault": "ok", "held": 1, "match": name})
+        upstream.script({"fault": "ok", "held": 1, "match": name, "times": 1 if wait_for == "accepted" else 2})
         task_id = service.accepted(prompt=name, n=3)
         if wait_for == "called":
             eventually(lambda: len(paid(upstream, name)) == 2)
@@ -288,6 +287,7 @@ def test_a_kill_during_a_top_up_pays_for_no_reused_image(
         other: Service = start_service(upstream.url, **settings)
         shown = other.task(task_id)
         assert shas(shown) == shas(two)
+        release(upstream, name)
         three = other.completed(task_id, within_s=30.0)
         assert reused(three) == [True, True, False]
         assert_readable(other, three)
