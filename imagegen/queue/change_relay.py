@@ -57,11 +57,9 @@ class ChangeRelay:
             await self.check_alone()
             foreign = self._foreign()
             doubtful = self._lookup.possibly_stale_ids()[:DOUBTFUL_AT_ONCE]
-            results = await asyncio.gather(*map(self._lookup.read, {*foreign, *doubtful}), return_exceptions=True)
+            results = await self._read([*{*foreign, *doubtful}])
             for task in results:
-                if isinstance(task, Task):
-                    self._feed.publish(task)
-                elif task is not None and not isinstance(task, ApiError):
+                if isinstance(task, BaseException) and not isinstance(task, ApiError):
                     raise task
             for task_id in doubtful:
                 self._task_cache.move_to_end(task_id)
@@ -81,11 +79,20 @@ class ChangeRelay:
             if foreign and (fresh or self._polls_left <= 0):
                 self._poll_every = 1 if fresh else min(self._poll_every * 2, round(REFRESH_S / POLL_S))
                 self._polls_left = self._poll_every
-                for task in await asyncio.gather(*map(self._lookup.read, foreign), return_exceptions=True):
-                    if isinstance(task, Task):
-                        self._feed.publish(task)
+                await self._read([*foreign])
             self._polled = foreign
         await asyncio.sleep(max(end - time.monotonic(), 0.0))
+
+    async def _read(self, ids: Sequence[str]) -> list[Task | BaseException | None]:
+        """Read tasks and publish them, as many at a time as one command takes; thousands at once stop the loop."""
+        results: list[Task | BaseException | None] = []
+        for first in range(0, len(ids), MAX_ITEMS):
+            page = ids[first : first + MAX_ITEMS]
+            results += await asyncio.gather(*map(self._lookup.read, page), return_exceptions=True)
+            for task in results[first:]:
+                if isinstance(task, Task):
+                    self._feed.publish(task)
+        return results
 
     def _foreign(self) -> list[str]:
         """Return the tasks that are waited for here and may change elsewhere."""

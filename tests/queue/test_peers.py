@@ -14,14 +14,16 @@ from redis.asyncio.client import PubSub
 
 from imagegen.queue import change_relay as watching
 from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.task_lookup import TaskLookup
 from imagegen.queue.verbs.read import TaskRows
+from imagegen.redis_client.multiplexer import MAX_ITEMS
 from imagegen.supervisor import Supervisor
 from imagegen.tasks import transitions
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason
 from tests.conftest import Instance, MakeInstance
 from tests.queue.finishing import end, run_one
-from tests.support import eventually, submission
+from tests.support import Turns, eventually, submission
 
 
 async def test_another_instance_sees_a_task_wait_and_run(make_instance: MakeInstance) -> None:
@@ -163,6 +165,27 @@ async def test_a_single_instance_publishes_only_its_greeting(make_instance: Make
 async def drained(pubsub: PubSub) -> AsyncIterator[dict[str, Any]]:
     while (message := await pubsub.get_message(timeout=0.05)) is not None:
         yield message
+
+
+async def test_awaited_tasks_are_read_again_a_batch_at_a_time(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REFRESH_S", 0.02)
+    instance, read, lookup_read = make_instance(start=False), list[str](), TaskLookup.read
+
+    async def counted(self: TaskLookup, task_id: str) -> Task | None:
+        read.append(task_id)
+        return await lookup_read(self, task_id)
+
+    monkeypatch.setattr(TaskLookup, "read", counted)
+    ids = {f"{number:032x}" for number in range(5 * MAX_ITEMS)}
+    with instance.feed.subscribe(ids):
+        turns = Turns(lambda: len(read))
+        refreshing = asyncio.create_task(instance.parts.change_relay.refresh_forever())
+        await eventually(lambda: len(read) >= len(ids))
+        assert turns.most() == MAX_ITEMS
+        assert ids <= set(read)
+    await Supervisor().stop([refreshing])
 
 
 async def test_without_a_channel_changes_are_polled_with_growing_intervals(
