@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports only from layers below its own
     {"backoff", "client", "did_you_mean", "errors", "formats", "log_stream", "metrics", "resolver", "standard_streams"},
-    {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "setting_parsers"},
+    {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "setting_parsers", "turn_queue"},
     {"channels_file"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},

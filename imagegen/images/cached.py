@@ -21,6 +21,7 @@ from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, Sto
 from imagegen.images.store_health import StoreHealth, describe
 from imagegen.images.store_recovery import FLAP_S, NeededSpace, RecoveryPace
 from imagegen.tasks.image import StoredImage
+from imagegen.turn_queue import TurnQueue
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024
 CACHED_S = 600.0
@@ -104,6 +105,7 @@ class CachedStore:
         self._blobs = blobs
         self._cache = cache
         self._clock = clock
+        self._turns = TurnQueue()
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
         self._reads_failed = False
         self._needed = NeededSpace(clock)
@@ -248,7 +250,7 @@ class CachedStore:
         if fetching is None:
             fetching = self._fetching[key] = asyncio.create_task(self._fetch_once(task_id, image))
             fetching.add_done_callback(lambda done: self._fetched(key, done))
-        return await asyncio.shield(fetching)
+        return await self._turns.result_of(fetching)
 
     def _fetched(self, key: tuple[str, int, str], done: asyncio.Task[_Fetched]) -> None:
         self._fetching.pop(key, None)

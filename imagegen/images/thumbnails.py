@@ -24,6 +24,7 @@ from imagegen.images.threads import WorkThreads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
+from imagegen.turn_queue import TurnQueue
 
 _V = TypeVar("_V")
 
@@ -93,6 +94,7 @@ class Thumbnails:
         self._unusable: dict[str, None] = {}
         self._finding: dict[str, asyncio.Task[_Made | None]] = {}
         self._turn = asyncio.Semaphore(1)
+        self._turns = TurnQueue()
 
     async def open(self, spec: ThumbnailSpec) -> tuple[StoredImage, OpenedImage] | None:
         """Return a thumbnail with its bytes, made now if there is none; None if the image is gone.
@@ -118,7 +120,7 @@ class Thumbnails:
         if finding is None:
             finding = self._finding[spec.name] = asyncio.create_task(self._find_or_make(spec, gone))
             finding.add_done_callback(lambda done: self._found(spec.name, done))
-        return await asyncio.shield(finding)
+        return await self._turns.result_of(finding)
 
     async def close(self) -> None:
         """Stop making thumbnails and withdraw their claims, so that other instances need not wait for them to end."""

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Self
 
 from imagegen.tasks.task import Task
-
-WAKES_PER_TURN = 32
-"""Changes that go to clients in one turn of the event loop.
-
-Each costs about 0.1 ms, most of it the write to the socket, so that a change with thousands of clients does not stop
-the others: between two turns the event loop reads from all connections.
-"""
+from imagegen.turn_queue import TurnQueue
 
 
 class Subscription:
@@ -89,7 +82,7 @@ class Feed:
     def __init__(self) -> None:
         self.waiters: dict[str, set[Subscription]] = {}
         self.on_first_subscriber: Callable[[Iterable[str]], None] = lambda _ids: None
-        self._due: deque[Subscription] = deque()
+        self._turns = TurnQueue()
 
     def subscribe(self, ids: Iterable[str]) -> Subscription:
         return Subscription(self, ids)
@@ -111,21 +104,9 @@ class Feed:
 
     def wake_in_turn(self, waiter: Subscription) -> None:
         """Let a client go on in its turn, behind those that are due already."""
-        if waiter.is_due:
-            return
-        waiter.is_due = True
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._take_turn)
-        self._due.append(waiter)
-
-    def _take_turn(self) -> None:
-        """Let the first of the due clients go on, and the next ones in the next turn of the event loop."""
-        due, room = self._due, WAKES_PER_TURN
-        while due and room > 0:
-            room -= due[0].cost
-            due.popleft().go_on()
-        if due:
-            asyncio.get_running_loop().call_soon(self._take_turn)
+        if not waiter.is_due:
+            waiter.is_due = True
+            self._turns.add(waiter)
 
     @property
     def ids(self) -> Iterable[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from imagegen.queue.feed import WAKES_PER_TURN, Feed, Subscription
+from imagegen.queue.feed import Feed, Subscription
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, WaitReason
+from imagegen.turn_queue import PER_TURN
 from tests.support import Turns
 
-CLIENTS = 20 * WAKES_PER_TURN
+CLIENTS = 20 * PER_TURN
 
 
 def pending(name: str = "a") -> Task:
@@ -65,8 +66,8 @@ async def test_a_change_goes_to_few_of_its_clients_in_one_turn() -> None:
     subscriptions = [feed.subscribe([task.id]) for _ in range(CLIENTS)]
     for subscription in subscriptions:
         feed.add(subscription)
-    assert await most_in_one_turn(subscriptions, lambda: feed.publish(done(task))) <= WAKES_PER_TURN
-    assert await most_in_one_turn(subscriptions, feed.wake_all) <= WAKES_PER_TURN
+    assert await most_in_one_turn(subscriptions, lambda: feed.publish(done(task))) <= PER_TURN
+    assert await most_in_one_turn(subscriptions, feed.wake_all) <= PER_TURN
 
 
 async def test_clients_of_many_changed_tasks_take_more_of_a_turn() -> None:
@@ -79,7 +80,7 @@ async def test_clients_of_many_changed_tasks_take_more_of_a_turn() -> None:
         for task in tasks:
             feed.publish(sent(task))
 
-    assert await most_in_one_turn(subscriptions, publish) <= WAKES_PER_TURN / len(tasks)
+    assert await most_in_one_turn(subscriptions, publish) <= PER_TURN / len(tasks)
 
 
 async def test_a_wait_for_the_end_goes_on_at_the_end_alone() -> None:

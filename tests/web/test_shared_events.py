@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, web
 
-from imagegen.queue.feed import WAKES_PER_TURN
+from imagegen.turn_queue import PER_TURN
 from imagegen.web.api.serializers import task_view
 from imagegen.web.http.event_stream import EventStream
 from tests.support import AS_ADMIN, Turns, eventually
@@ -157,7 +157,7 @@ async def test_streams_that_begin_at_once_begin_in_turn(
         return await prepare(self, request)
 
     monkeypatch.setattr(EventStream, "prepare", counted)
-    ids = [await post(service, f"prompt {number}") for number in range(WAKES_PER_TURN)]
+    ids = [await post(service, f"prompt {number}") for number in range(PER_TURN)]
     turns = Turns(lambda: begun)
     path = "/api/events?tasks=" + ",".join(ids)
     responses = await asyncio.gather(*(service.get(path) for _ in range(STREAMS)))
