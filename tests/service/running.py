@@ -190,6 +190,15 @@ class Service:
         faults = [line for line in lines if any(fault in line for fault in unwanted)]
         assert faults == []
 
+    def check_outages(self) -> None:
+        """Check that Redis was away, and that the log has one line at the beginning and at most one at the end of each.
+
+        A machine that lets Redis stand still for seconds adds an outage.
+        """
+        lines = re.findall(r"Redis (can't be used|is back)", self.log)
+        assert lines == (["can't be used", "is back"] * len(lines))[: len(lines)]
+        assert lines
+
     def memory(self, name: str) -> int:
         """Return a value of Linux's /proc/PID/status in bytes: `VmRSS` is the memory now, `VmHWM` its peak."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
