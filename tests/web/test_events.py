@@ -22,7 +22,7 @@ from imagegen.web.handler_services import SERVICES
 from imagegen.web.http import event_stream
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.mcp_wire import pause
-from tests.support import eventually, over_rows
+from tests.support import AS_ADMIN, eventually, over_rows
 from tests.web.conftest import Client, StartService, WaitForDiscovery
 from tests.web.event_blocks import (
     UNKNOWN,
@@ -260,6 +260,31 @@ async def test_streams_end_cleanly_when_the_service_stops(start_service: StartSe
     late = await follow(service, await running(service))
     received = await asyncio.wait_for(read_blocks(late), 20)
     assert received[0].event == "snapshot"
+    assert "retry" in received[-1].fields
+
+
+async def test_a_stream_ends_that_was_writing_when_the_service_stopped(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, released, send = asyncio.Event(), asyncio.Event(), event_stream.EventStream.send_encoded
+
+    async def held(self: event_stream.EventStream, data: bytes) -> None:
+        await send(self, data)
+        written.set()
+        await released.wait()
+
+    monkeypatch.setattr(event_stream.EventStream, "send_encoded", held)
+    service = await start_service(sandbox_delay_s=30.0)
+    await service.post("/api/admin/pause", headers=AS_ADMIN)
+    response = await follow(service, await post(service, "a"))
+    await asyncio.wait_for(written.wait(), 20)
+    context = service.app[SERVICES]
+    context.readiness.draining = True
+    context.feed.wake_all()
+    for _ in range(3):  # the turn of the wake comes while the stream writes
+        await asyncio.sleep(0)
+    released.set()
+    received = await asyncio.wait_for(read_blocks(response), 20)
     assert "retry" in received[-1].fields
 
 

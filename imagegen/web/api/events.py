@@ -143,7 +143,9 @@ class TaskEventStream:
         for task in tasks:
             await self._add_changes(response, await self._services.queue.get(task.id) or task)
         while not self._finished and not self._services.readiness.draining and still_admits(self._request):
-            await self._send(response)
+            if self._unsent:
+                await self._send(response)
+                continue  # a wake meanwhile does not end the next wait
             left_s = ends_at - clock()
             if left_s <= 0 or is_disconnected(self._request):
                 break
