@@ -122,7 +122,7 @@ def former_folder(settings: Settings, queue: QueueInstance) -> DiskStore | None:
     folder = settings.data_dir / "images"
     if settings.image_store not in ("redis", "s3") or not mark_of(folder).exists():
         return None
-    health, clock = StoreHealth(f"the former folder {folder}", "only its images can't be read"), queue.connection.clock
+    health, clock = StoreHealth(f"the former folder {folder}", "it is only read from"), queue.connection.clock
     return DiskStore(folder, NO_CAP_BYTES, life_s=longest_life_s(settings), health=health, clock=clock)
 
 

@@ -104,7 +104,7 @@ class DiskStore:
 
     @property
     def store_id(self) -> str:
-        """The id of the folder; empty until the folder could be written."""
+        """The id of the folder; empty until the folder could be written, if it has none from before."""
         return self._watch.folder_id
 
     @property

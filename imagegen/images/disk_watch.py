@@ -30,7 +30,7 @@ SLOW_CHECK_S = 10.0
 class DiskWatch:
     """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
-    folder_id: the id of the folder, empty until it could be written.
+    folder_id: the id of the folder, empty until it could be written if it has no mark.
     """
 
     def __init__(self, folder: Path, health: StoreHealth, clock: Callable[[], float]) -> None:
@@ -50,7 +50,8 @@ class DiskWatch:
         except OSError as error:
             self._health.mark_failed(error)
             return
-        await self.check()
+        if not await self.check():
+            self.folder_id = await in_file_thread(_read_id, self._mark)
 
     def saved(self, size_bytes: int) -> None:
         """Record the size of an image that was saved."""
@@ -115,6 +116,14 @@ class DiskWatch:
 def mark_of(folder: Path) -> Path:
     """Return the path of the mark of an image folder."""
     return folder.with_name(f"{folder.name}.mark")
+
+
+def _read_id(path: Path) -> str:
+    """Return the id in a mark, which is neither made nor replaced; empty without one."""
+    with suppress(OSError), path.open("rb") as file:
+        if folder_id := _FOLDER_ID.fullmatch(file.read(_MAX_MARK_BYTES).strip()):
+            return folder_id[0].decode()
+    return ""
 
 
 def read_mark(path: Path) -> str:

@@ -51,19 +51,23 @@ class StoreWithFormer:
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Return whether each image is in one of the stores."""
-        ours = [image for image in images if self._is_ours(image)]
-        if (ours or not images) and not await self._store.contains_all(task_id, ours):
-            return False
-        for image in images:
-            if not self._is_ours(image) and not await self._in_any(task_id, image):
+        here = [image for image in images if self._places(image)[0] is self._store]
+        elsewhere = [image for image in images if image not in here]
+        if (here or not images) and not await self._store.contains_all(task_id, here):
+            if all(map(self._is_ours, here)):
+                return False
+            elsewhere += here
+        for image in elsewhere:
+            if not await self._in_any(task_id, image):
                 return False
         return True
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
-        """Save an image again in the store of now, for another task."""
-        if self._is_ours(image):
-            return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
-        if (opened := await self._open_former(source_id, image)) is None:
+        """Save an image again in the store of now, for another task; it is read only if that store does not have it."""
+        places = self._places(image)
+        if self._store in places and await self._store.reuse(source_id, image, task_id, index, expires_at_s):
+            return True
+        if places == [self._store] or (opened := await self._open_former(source_id, image)) is None:
             return False
         try:
             data = await opened.read_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
         await store.start()
         marks.add(store.store_id)
     assert len(marks) == 1
+
+
+async def test_a_folder_that_can_not_be_written_keeps_its_id_and_one_without_a_mark_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = DiskStore(tmp_path / "images", 1_000_000)
+    await before.start()
+    await before.close()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=0))
+    for name, folder_id in (("images", before.store_id), ("other", "")):
+        store = DiskStore(tmp_path / name, 1_000_000)
+        await store.start()
+        assert (store.health.writable, store.store_id) == (False, folder_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -96,3 +97,35 @@ async def test_an_image_in_the_folder_of_another_instance_is_not_gone(
             await store.contains(TASK, record)
         with pytest.raises(StoreUnavailable):
             await store.open(TASK, record)
+
+
+async def test_the_images_of_a_former_folder_are_found_on_a_disk_that_is_full_from_the_start(
+    tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, image = DiskStore(tmp_path / "images", 1 << 30), make_image()
+    await before.start()
+    record = await saved(before, image)
+    await before.close()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=0))
+    async with changed("redis", tmp_path, redis_url, prefix) as (store, former):
+        assert not former.health.writable
+        assert await load(store, TASK, record) == image.data
+        assert await store.contains_all(TASK, [record])
+        assert await store.reuse(TASK, record, OTHER, 0, time.time() + LATER_S)
+
+
+async def test_what_the_store_of_now_has_is_found_by_one_command_and_reused_without_being_read(
+    tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, cache = Connection(redis_url), DiskStore(tmp_path / "cache", 1 << 30)
+    await cache.start()
+    bucket, redis = (CachedStore(RedisBlobStore(connection, Keys(f"{prefix}{name}"), 1 << 30), cache) for name in "ab")
+    store = StoreWithFormer(bucket, [redis])
+    records = [await saved(bucket, make_image(pad_bytes=1_000 * index), index) for index in range(3)]
+    before = connection.meter.commands["pictures"]
+    assert await store.contains_all(TASK, records)
+    assert connection.meter.commands["pictures"] == before + 1
+    monkeypatch.setattr(CachedStore, "open", None)
+    assert await store.reuse(TASK, records[0], OTHER, 0, time.time() + LATER_S)
+    await connection.close()
