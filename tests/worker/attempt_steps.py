@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from imagegen.errors import UpstreamError
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import Outcome, Retry
-from tests.support import LoopTime
 from tests.worker.conftest import WorkerHarness
 
 
 def no_parameter(name: str) -> UpstreamError:
     return UpstreamError("upstream_invalid_request", f"Unsupported use of '{name}'", refused=(name,), status=400)
-
-
-class AttemptTime:
-    """Clocks of a harness that a test moves on together: of its attempts, its permits and its event loop."""
-
-    def __init__(self, harness: WorkerHarness[Any]) -> None:
-        self._loop_time, self._ahead_s = LoopTime(), 0.0
-        wall, monotonic = harness.attempts.clock, harness.pacing.clock
-        object.__setattr__(harness.attempts, "clock", lambda: wall() + self._ahead_s)
-        harness.pacing.clock = lambda: monotonic() + self._ahead_s
-
-    async def move(self, seconds: float) -> None:
-        """Let seconds pass at once, fewer than a call of Redis may take."""
-        self._ahead_s += seconds
-        await self._loop_time.move(seconds)
 
 
 async def stored_checkpoint(harness: WorkerHarness, claim: Claim) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from imagegen.worker.pool import Pool
 from imagegen.worker.unserved import OtherInstances
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 from tests.conftest import Instance, MakeInstance
+from tests.support import LoopTime
 from tests.worker.webhook_service import SECRET, Receiver, Service, StartService, body_of, receiving
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
@@ -216,10 +218,13 @@ class WorkerHarness(Generic[AnyProvider]):
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
         self.instance, self.provider, self.image_saver = instance, provider, MemoryImageSaver()
         self.route = only_route(provider, rules.pop("pricing", UNPRICED))
+        self._ahead_s, self._loop_time = 0.0, LoopTime()
         self.pacing = Pacing(
             self.route,
             rate_per_min=rules.pop("rate_per_min", None),
             breaker_config=rules.pop("tempo", TEMPO),
+            clock=lambda: time.monotonic() + self._ahead_s,
+            wall=self.wall,
         )
         self.attempts = AttemptRunner(
             instance.worker_queue,
@@ -234,6 +239,7 @@ class WorkerHarness(Generic[AnyProvider]):
             self.pacing,
             PaymentRules(rules.pop("limits_of_slots", lambda _slots: ())),
             inputs=rules.pop("inputs", None),
+            clock=self.wall,
         )
         self.pool = Pool(
             instance.worker_queue,
@@ -241,9 +247,19 @@ class WorkerHarness(Generic[AnyProvider]):
             self.pacing,
             result_ttl_s=60.0,
             others=OtherInstances(lambda: instance.notifier.alone),
+            clock=self.wall,
         )
         self.pacing.on_release = self.pool.parking.wake
         assert not rules
+
+    def wall(self) -> float:
+        """Return the Unix time of this harness."""
+        return time.time() + self._ahead_s
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let seconds pass at once for attempts, permits and the event loop, fewer than a call of Redis may take."""
+        self._ahead_s += seconds
+        await self._loop_time.move(seconds)
 
     async def drain(self, within_s: float) -> None:
         """Drain the pool as a shutdown of the service does."""
@@ -273,9 +289,9 @@ class WorkerHarness(Generic[AnyProvider]):
         return task
 
     async def finished(self, *task_ids: str, within_s: float = 30.0) -> list[Task]:
-        deadline = asyncio.get_running_loop().time() + within_s
+        deadline = time.monotonic() + within_s
         while not all(self.task(task_id).state.is_final for task_id in task_ids):
-            assert asyncio.get_running_loop().time() < deadline, [self.task(i) for i in task_ids][:3]
+            assert time.monotonic() < deadline, [self.task(i) for i in task_ids][:3]
             await asyncio.sleep(0.005)
         return [self.task(task_id) for task_id in task_ids]
 

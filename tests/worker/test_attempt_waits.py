@@ -12,7 +12,7 @@ from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
-from tests.worker.attempt_steps import AttemptTime, stored_checkpoint
+from tests.worker.attempt_steps import stored_checkpoint
 from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, refused
 
 SLOW = BreakerConfig(first_probe_s=60.0, probe_s=60.0)
@@ -81,14 +81,14 @@ async def test_the_deadline_ends_a_wait_and_reports_its_reason(
     make_harness: MakeHarness, error: UpstreamError, code: str
 ) -> None:
     harness = make_harness(pool=False, tempo=SLOW, deadline_s=15.0)
-    claim, time = await harness.claim(), AttemptTime(harness)
+    claim = await harness.claim()
     for _ in range(2):
         if turn := harness.pacing.try_acquire("m"):
             with turn:
                 harness.pacing.failed(turn, error, unfinished=None)
     running = asyncio.create_task(harness.run(claim, Failed))
     await eventually(lambda: harness.pacing.waiters)
-    await time.move(15)
+    await harness.pass_time(15)
     outcome = await asyncio.wait_for(running, 20)
     assert outcome.error.code == code
     assert "within 15 s" in outcome.error.detail

@@ -28,7 +28,6 @@ from imagegen.worker.permits import Choice
 from imagegen.worker.saving import MAX_RENEWALS
 from tests.conftest import Instance, MakeInstance
 from tests.support import LoopTime, over_rows
-from tests.worker.attempt_steps import AttemptTime
 from tests.worker.conftest import ScriptedProvider, WorkerHarness, images, links, loss, urls
 
 JOB_WAIT_S = 10.0
@@ -157,8 +156,7 @@ async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instan
 
 async def test_a_job_is_polled_until_the_deadline_of_its_task(instance: Instance) -> None:
     harness = harness_of(instance, None, deadline_s=15.0)
-    time = AttemptTime(harness)
-    harness.provider.pass_time = lambda: time.move(16)
+    harness.provider.pass_time = lambda: harness.pass_time(16)
     outcome = await harness.run(await harness.claim(), Failed)
     assert outcome.keeps_images
     assert len(harness.provider.calls) == 1

@@ -15,12 +15,11 @@ from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, los
 from tests.worker.pool_load import states, submit_many
 
 
-async def undisturbed_s(harness: WorkerHarness) -> float:
-    """Return the seconds of ten good tasks alone; on a busy machine all other times are longer by the same factor."""
-    began = asyncio.get_running_loop().time()
-    task_ids = [await harness.submit(f"good alone {number}") for number in range(10)]
-    assert await states(harness, task_ids, within_s=30.0) == {State.COMPLETED}
-    return asyncio.get_running_loop().time() - began
+async def pass_waits(harness: WorkerHarness, task_ids: list[str]) -> None:
+    """Let time pass, not within a call of Redis, until tasks that fail again and again have ended."""
+    while not all(harness.task(task_id).state.is_final for task_id in task_ids):
+        await harness.instance.connection.ping()
+        await harness.pass_time(5)
 
 
 async def test_a_paused_model_does_not_block_another(make_harness: MakeHarness) -> None:
@@ -68,17 +67,15 @@ async def test_tasks_that_always_fail_end_and_delay_no_good_task(
     make_harness: MakeHarness, error: UpstreamError, faulty: int, order: str
 ) -> None:
     tempo = BreakerConfig(0.05, 0.5, longest_s=0.5, step_s=0.05)
-    harness = make_harness(default=Faulty(error), base_s=0.3, tempo=tempo)
-    slack_s = 10 * await undisturbed_s(harness)
+    harness = make_harness(default=Faulty(error), base_s=60.0, tempo=tempo)
     prompts = mixed(faulty, 30, order)
     ids = dict(zip(prompts, [await harness.submit(prompt) for prompt in prompts], strict=True))
-    good = [ids[prompt] for prompt in prompts if "good" in prompt]
-    assert await states(harness, good, within_s=1.5 + slack_s) == {State.COMPLETED}
-    bad = await harness.finished(*(ids[prompt] for prompt in prompts if "faulty" in prompt), within_s=5.0 + slack_s)
+    good, bad = ([ids[prompt] for prompt in prompts if kind in prompt] for kind in ("good", "faulty"))
+    assert await states(harness, good, within_s=30.0) == {State.COMPLETED}, "they wait for no second attempt"
+    await asyncio.wait_for(pass_waits(harness, bad), 600)
     most = 2 if error.ambiguous else 3
-    assert {(task.state, task.attempts) for task in bad} == {(State.FAILED, most)}
-    probes = slack_s / tempo.probe_s  # of a pause that began because of a slow machine
-    assert len(harness.provider.calls) <= 10 + 30 + faulty * most + probes
+    assert {(task.state, task.attempts) for task in await harness.finished(*bad)} == {(State.FAILED, most)}
+    assert len(harness.provider.calls) <= 30 + faulty * (most + 1)  # a call may be blamed on the upstream, for a moment
 
 
 async def test_failures_of_one_model_do_not_affect_another(make_harness: MakeHarness) -> None:
