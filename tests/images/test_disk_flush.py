@@ -12,7 +12,7 @@ import pytest
 from imagegen.images import disk, files
 from tests.images.backings import fails_with, is_writable, spooled
 from tests.images.conftest import MakeImage, OpenDisk
-from tests.support import Clock, eventually
+from tests.support import Clock, LoopTime, eventually
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -22,15 +22,18 @@ async def test_images_are_flushed_together_soon_after_they_were_saved(
 ) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(files, "flush", flushed.append)
-    monkeypatch.setattr(disk, "FLUSH_S", 0.2)
+    monkeypatch.setattr(disk, "FLUSH_S", 600.0)
+    time = LoopTime()
     store, image, index = await open_disk(), make_image(), tmp_path / "data" / "images.expiry"
     for number in range(5):
         await store.save(f"{number}{TASK[1:]}", 0, image, clock.now + 600)
     assert (flushed, index.exists()) == ([], False)
+    await time.move(600)
     await eventually(lambda: bool(flushed))
     assert flushed == [str(tmp_path / "data" / "images")]
     assert len(index.read_text().splitlines()) == 5
     await store.save(TASK, 0, image, clock.now + 600)
+    await time.move(600)
     await eventually(lambda: len(flushed) == 2)
 
 

@@ -262,7 +262,7 @@ async def test_the_connection_of_an_endless_page_is_closed(
     port, image = await make_bytes(bucket=await served(aiohttp_server, answer)), make_image()
     with pytest.raises(StoreUnavailable) as raised:
         await got(port, stored(image))
-    await asyncio.wait_for(left.wait(), 10)
+    await asyncio.wait_for(left.wait(), 20)
     assert "no ETag" in str(raised.value.__cause__)
 
 

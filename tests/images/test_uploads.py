@@ -115,9 +115,9 @@ async def test_the_same_bytes_again_are_the_same_upload_with_a_longer_life(
 async def test_an_expired_upload_is_not_found_but_can_be_uploaded_again(
     open_uploads: OpenUploads, clock: Clock
 ) -> None:
-    uploads, data = await open_uploads(life_s=5), image_file()
+    uploads, data = await open_uploads(life_s=60), image_file()
     upload, _ = await uploads.save(in_pieces(data))
-    clock.now += 6
+    clock.now += 61
     assert await uploads.find(upload.id) is None
     assert (await uploads.save(in_pieces(data)))[1]
     assert await uploads.find(upload.id) is not None
@@ -132,7 +132,7 @@ async def test_an_unknown_upload_is_not_found(open_uploads: OpenUploads) -> None
 
 
 async def test_an_upload_that_a_task_needs_outlives_its_expiry(open_uploads: OpenUploads, clock: Clock) -> None:
-    first, second, data = await open_uploads(life_s=5), await open_uploads(life_s=5), image_file()
+    first, second, data = await open_uploads(life_s=60), await open_uploads(life_s=60), image_file()
     upload, _ = await first.save(in_pieces(data))
     await second.keep([upload.id], clock() + 3600)
     clock.now += 3599

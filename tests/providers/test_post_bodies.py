@@ -225,7 +225,9 @@ async def test_bytes_and_empty_members_behind_a_compressed_response_cost_no_time
     serving, _ = connections(raw_server, read_request, response)
     began_s = time.process_time()
     await send(session, await serving, watcher, timeout_s=60.0)
-    assert time.process_time() - began_s < 3
+    assert (
+        time.process_time() - began_s < 6
+    )  # 1.9 s on a busy machine; a copy of the rest for each member takes over 10 s
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br"])
