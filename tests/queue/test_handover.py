@@ -40,7 +40,10 @@ def may_serve(instance: Instance) -> bool:
     return other_instances(instance.parts).channels.may_serve("a-model", sandbox=False)
 
 
-async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(make_instance: MakeInstance) -> None:
+async def test_a_new_instance_excludes_no_model_of_peers_that_it_has_not_met(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
     one = make_instance()
     await eventually(lambda: one.notifier.has_met_peers)
     assert not may_serve(one)
@@ -55,8 +58,8 @@ async def test_a_new_subscription_makes_no_instance_wait_for_its_peers_again(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = pair
-    await eventually(lambda: one.notifier.has_met_peers)
     monkeypatch.setattr(notifier, "FIRST_GREETING_S", 600.0)
+    await eventually(lambda: one.notifier.has_met_peers)
     joined = asyncio.Event()
     one.notifier.on_join.append(lambda: joined.set() if one.notifier.has_met_peers else None)
     one.connection.subscriptions.hang_up()
