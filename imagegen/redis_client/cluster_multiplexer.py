@@ -28,7 +28,7 @@ class ClusterMultiplexer(Multiplexer):
         self._nodes: dict[Address, Multiplexer] = {}
 
     async def close(self) -> None:
-        """Close the connections and fail unanswered commands. A later command opens them again."""
+        """Close the connections for good: fail unanswered commands, and later ones."""
         await super().close()
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():

@@ -125,7 +125,7 @@ class Multiplexer:
         self._connecting: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._protocol: ReplyProtocol | None = None
-        self._leaving = False
+        self._leaving = self._closed = False
         if address is None:
             servers.on_change.append(self.leave)
 
@@ -149,8 +149,8 @@ class Multiplexer:
 
     def _enqueue(self, exchange: InFlight) -> None:
         loop, deadline = asyncio.get_running_loop(), exchange.deadline
-        if deadline <= loop.time():
-            loop.call_soon(self._fail, (exchange,))
+        if self._closed or deadline <= loop.time():
+            loop.call_soon(self._fail, (exchange,), RedisConnectionError("Closed") if self._closed else None)
             return
         self._unsent.append(exchange)
         self._schedule()
@@ -190,13 +190,13 @@ class Multiplexer:
             self.abort()
 
     async def close(self) -> None:
-        """Close the connection and fail unanswered commands. A later command opens it again."""
+        """Close the connection for good: fail unanswered commands, and later ones."""
+        self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         unanswered, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
         self.abort()
         for exchange in unanswered:

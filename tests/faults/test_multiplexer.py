@@ -205,6 +205,15 @@ async def test_closing_ends_running_calls(make_wire: MakeWire, proxy: FaultProxy
         await call
 
 
+async def test_a_command_after_the_close_fails_and_opens_no_connection(make_wire: MakeWire, proxy: FaultProxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.execute("PING")
+    await wire.close()
+    with pytest.raises(RedisConnectionError):
+        await wire.execute("PING")
+    await eventually(lambda: not proxy.connected)
+
+
 async def test_an_abandoned_read_takes_no_further_entries(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
