@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import signal
@@ -26,6 +25,7 @@ from loguru import logger
 from imagegen.backoff import Backoff
 from imagegen.errors import SettingsError
 from imagegen.redis_client.aof_repair import lacks_manifest, repair
+from imagegen.redis_client.folder_lock import FolderLock, is_owner_gone, try_lock
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
 
 _SILENT_S = 10.0
@@ -104,29 +104,6 @@ class _DataFolder:
                 continue
         return tuple(marks)
 
-    def try_lock(self) -> int | None:
-        """Return the open lock file; None if another process, or a server that outlives it, holds the lock."""
-        with _usable(self.folder):
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                return None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-        return lock
-
-    def is_owner_gone(self) -> bool:
-        """Return whether the process that took the lock last has ended; also if it is out of sight, in a container."""
-        try:
-            os.kill(int((self.folder / "lock").read_text()), 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, ValueError):
-            return False
-        return False
-
     def warn_of_other_data(self) -> None:
         """Warn at the first start after a change of the server program: the tasks of the old one are not read."""
         if (self.folder / "appendonlydir").exists():
@@ -145,7 +122,8 @@ class EmbeddedRedis:
     def __init__(self, data_dir: Path, binary: str | None = None) -> None:
         self._data_dir = data_dir
         self._named = binary
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
+        self._is_up = False
         self._child: subprocess.Popen[bytes] | None = None
         self._marks: tuple[int, ...] = ()
         self._logged_gone = False
@@ -182,8 +160,8 @@ class EmbeddedRedis:
             if child is not None:
                 await _end(child, _STOP_S if await _ping(self._home.socket) else _FROZEN_STOP_S)
         finally:
-            if lock is not None:
-                os.close(lock)
+            for descriptor in lock or ():
+                os.close(descriptor)
 
     async def watch(self) -> None:
         """Start the server again whenever it dies, also one of another process that is gone. Never returns."""
@@ -223,15 +201,15 @@ class EmbeddedRedis:
             logger.warning("The embedded Redis died with code {}{}; it is started again", code, again)
             self._deaths, self._quiet_until = 0, time.monotonic() + _DEATH_LOG_S
 
-    async def _lock_or_attach(self) -> int | None:
+    async def _lock_or_attach(self) -> FolderLock | None:
         """Return the lock; None as soon as the server of its holder answers.
 
         A server that outlives its owner is about to end, so it is not used at once.
         """
         began_at = replied_at = time.monotonic()
-        while (lock := self._home.try_lock()) is None:
+        while (lock := try_lock(self._home.folder)) is None:
             reply = await _ping(self._home.socket)
-            if reply == _PONG and (not self._home.is_owner_gone() or time.monotonic() - began_at > _ENDING_S):
+            if reply == _PONG and (not is_owner_gone(self._home.folder) or time.monotonic() - began_at > _ENDING_S):
                 return None
             if reply:
                 replied_at = time.monotonic()
@@ -243,7 +221,7 @@ class EmbeddedRedis:
             await asyncio.sleep(_LOCK_POLL_S)
         return lock
 
-    async def _run(self, lock: int) -> None:
+    async def _run(self, lock: FolderLock) -> None:
         """Start the child and wait until it answers; repair its append-only file once if that is damaged."""
         try:
             await self._start_child(lock)
@@ -263,12 +241,14 @@ class EmbeddedRedis:
         self._marks = self._home.marks()
         self._logged_gone = False
 
-    async def _start_child(self, lock: int) -> None:
-        home, began_at = self._home, time.monotonic()
+    async def _start_child(self, lock: FolderLock) -> None:
+        home, began_at, self._is_up = self._home, time.monotonic(), False
         if lacks_manifest(home.folder):
             fault = f"{home.folder / 'appendonlydir'} has lost appendonly.aof.manifest, which its files need"
             raise SettingsError(f"DATA_DIR: {fault}. Put it back, or move that folder away to begin with nothing")
         with _usable(home.folder):
+            if home.socket.parent != home.folder:
+                home.socket.parent.mkdir(mode=0o700, exist_ok=True)
             home.socket.unlink(missing_ok=True)
             if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
                 os.truncate(home.log, 0)
@@ -286,6 +266,7 @@ class EmbeddedRedis:
                 self._child = None
                 raise SettingsError(_failure(self._binary, home, child.returncode, log_start))
             await asyncio.sleep(_POLL_S)
+        self._is_up = True
         took_ms = (time.monotonic() - began_at) * 1000
         if not self._deaths:
             logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
@@ -309,13 +290,24 @@ class EmbeddedRedis:
         return not gone
 
     async def watch_folder(self) -> None:
-        """Check now and then whether the data folder is there, so that its loss is logged in time. Never returns."""
+        """Check now and then whether the data folder is there, so that its loss is logged in time. Never returns.
+
+        A socket that is gone alone (a cleaner of temporary files) is made again by a new start of the server.
+        """
         while True:
             await asyncio.sleep(_FOLDER_LOOK_S)
-            _ = self.intact
+            if self.intact:
+                self._renew_socket()
+
+    def _renew_socket(self) -> None:
+        """Let the server start again if it runs here and its socket is gone, since it can't make another one."""
+        if self._child is not None and self._is_up and not os.path.lexists(self._home.socket):
+            logger.warning("{} was deleted; the embedded Redis is started again", self._home.socket)
+            self._is_up = False
+            self._child.terminate()
 
 
-def _spawn(binary: ServerBinary, home: _DataFolder, lock: int) -> subprocess.Popen[bytes]:
+def _spawn(binary: ServerBinary, home: _DataFolder, lock: FolderLock) -> subprocess.Popen[bytes]:
     """Start the child. It holds the lock too: if it outlives its parent, no second server starts on its files."""
     arguments = [binary.path, "--port", "0", "--unixsocket", str(home.socket), "--unixsocketperm", "700"]
     arguments += ["--dir", str(home.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
@@ -329,7 +321,7 @@ def _spawn(binary: ServerBinary, home: _DataFolder, lock: int) -> subprocess.Pop
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C must not reach it before the service has drained
-            pass_fds=(lock,),
+            pass_fds=lock,
             preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
         )
 

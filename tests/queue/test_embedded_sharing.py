@@ -7,14 +7,17 @@ import fcntl
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from imagegen.errors import SettingsError
+from imagegen.redis_client import embedded
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.server_binary import find_binary
-from tests.queue.embedded_servers import Servers, gone, got, put
+from tests.queue.embedded_servers import Servers, gone, got, put, the_only
 from tests.support import eventually
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
@@ -55,6 +58,36 @@ async def test_a_second_process_attaches_and_exits_without_harm(servers: Servers
     await put(attached, "shared")
     await attached.stop()
     assert await got(owner) == "shared"
+
+
+async def test_a_deleted_lock_file_starts_no_second_server_on_the_data(servers: Servers, tmp_path: Path) -> None:
+    owner = await servers.start(tmp_path)
+    the_only(tmp_path, "*/lock").unlink()
+    attached = await servers.start(tmp_path)
+    assert attached.pid is None
+    await put(attached, "shared")
+    assert await got(owner) == "shared"
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+async def test_a_deleted_socket_is_made_again_with_the_data(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_long: bool
+) -> None:
+    monkeypatch.setattr(embedded, "_FOLDER_LOOK_S", 0.05)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    owner = await servers.start(tmp_path / ("data" * (30 if is_long else 1)), watched=True)
+    await put(owner, "stored")
+    looks = asyncio.create_task(owner.watch_folder())
+    (socket := Path(unquote(owner.url.removeprefix("unix://")))).unlink()
+    if is_long:
+        socket.parent.rmdir()
+    try:
+        await eventually(socket.exists)
+        await eventually(lambda: got(owner))
+        assert await got(owner) == "stored"
+    finally:
+        looks.cancel()
 
 
 async def test_only_one_of_many_concurrent_starts_runs_the_server(servers: Servers, tmp_path: Path) -> None:
