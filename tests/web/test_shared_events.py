@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, web
 
+from imagegen.app import QUEUE
 from imagegen.turn_queue import PER_TURN
 from imagegen.web.api.serializers import task_view
 from imagegen.web.http.event_stream import EventStream
 from tests.support import AS_ADMIN, Turns, eventually
 from tests.web.api_keys import KEYS, OTHER_SECRET, SECRET, bearer
 from tests.web.conftest import Client, StartService
-from tests.web.event_blocks import SMALL, Block, finished, post, read_blocks, read_events, streams
+from tests.web.event_blocks import SMALL, Block, blocks, finished, post, read_blocks, read_events, streams
 
 STREAMS = 40
 
@@ -63,12 +64,12 @@ async def test_an_event_is_rendered_once_for_all_its_streams(
     service = await start_paused(start_service)
     task_id = await post(service, "a", n=2)
     received = await read_all(service, [await open_stream(service, task_id) for _ in range(STREAMS)])
-    assert [blocks[-1].event for blocks in received] == ["completed"] * STREAMS
-    shown = {block.fields["data"] for blocks in received for block in blocks if block.event != "image"}
+    assert [events[-1].event for events in received] == ["completed"] * STREAMS
+    shown = {block.fields["data"] for events in received for block in events if block.event != "image"}
     assert 2 <= len(shown) <= rendered() < STREAMS
 
 
-async def test_thousands_of_waits_for_a_task_render_its_end_once(
+async def test_many_waits_for_a_task_render_its_end_once(
     start_service: StartService, rendered: Callable[[], int]
 ) -> None:
     service = await start_paused(start_service)
@@ -88,10 +89,10 @@ async def test_streams_of_one_task_have_the_links_and_language_of_their_clients(
     responses = [
         await open_stream(service, task_id, **{"Host": host, "Accept-Language": spoken}) for host, spoken in forms * 2
     ]
-    for (host, spoken), blocks in zip(forms * 2, await read_all(service, responses), strict=True):
-        assert ("The task" in blocks[0].data["message"]) is (spoken == "en")
-        images = [block.data["url"] for block in blocks if block.event == "image"]
-        assert images == [image["url"] for image in blocks[-1].data["data"]]
+    for (host, spoken), events in zip(forms * 2, await read_all(service, responses), strict=True):
+        assert ("The task" in events[0].data["message"]) is (spoken == "en")
+        images = [block.data["url"] for block in events if block.event == "image"]
+        assert images == [image["url"] for image in events[-1].data["data"]]
         assert images[0].startswith(f"http://{host}/api/images/")
 
 
@@ -105,22 +106,26 @@ async def test_streams_of_a_shared_task_show_the_webhooks_of_their_own_client(st
     (task_id,) = task_ids
     clients = [bearer(SECRET), bearer(OTHER_SECRET), AS_ADMIN] * 2
     received = await read_all(service, [await open_stream(service, task_id, **client) for client in clients])
-    hosts = [[hook["url"] for hook in blocks[0].data["webhook"]] for blocks in received]
+    hosts = [[hook["url"] for hook in events[0].data["webhook"]] for events in received]
     web, app = ["https://web.example.com"], ["https://app.example.com"]
     assert hosts == [web, app, web + app] * 2
-    signed = [block.data["url"] for blocks in received for block in blocks if block.event == "image"]
+    signed = [block.data["url"] for events in received for block in events if block.event == "image"]
     assert all("&sig=" in url for url in signed)
     assert len(set(signed)) == 1
 
 
 async def test_a_place_in_the_queue_is_never_that_of_an_earlier_stream(start_service: StartService) -> None:
-    service = await start_paused(start_service)
-    first, second = await post(service, "a"), await post(service, "b")
+    service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1)
+    running = await post(service, "a")
+    await eventually(lambda: service.app[QUEUE].task_cache.live[running].progress > 0)
+    first, second = await post(service, "b"), await post(service, "c")
     before = await open_stream(service, second)
     await service.delete(f"/api/images/{first}")
     after = await open_stream(service, second)
-    received = await read_all(service, [before, after])
-    assert [blocks[0].data["queuePosition"] for blocks in received] == [2, 1]
+    snapshots = [await anext(blocks(response)) for response in (before, after)]
+    assert [snapshot.data["queuePosition"] for snapshot in snapshots] == [2, 1]
+    before.close()
+    after.close()
 
 
 async def test_the_events_of_several_finished_tasks_come_in_one_write(service: Client) -> None:
