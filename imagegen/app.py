@@ -320,9 +320,10 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     )
     permits.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
-    peer_settings = PeerSettings(lambda: shared_values(settings, app[STORE].store_id), lambda: queue.notifier.greetings)
+    peer_settings = PeerSettings(lambda: shared_values(settings, app[STORE].store_id), queue.notifier)
     queue.notifier.greeting = lambda: {**served, **peer_settings.greeting()}
     queue.notifier.on_peer.append(peer_settings.on_peer)
+    queue.notifier.handlers["here"] = peer_settings.on_answer
     app[PERMITS] = permits
     app[CHANNELS] = ChannelReport(app[ROUTES], permits, wall=clock).channels
     app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from loguru import logger
 
+from imagegen.queue.notifier import Message, Notifier
+
 LASTING_S = 300.0
 """How long instances may differ before the log has it: a deploy that changes a setting is over by then."""
 
-DIGEST_CHARS = 8
-"""Of a value in a greeting: enough to see a difference, too little to find out a secret."""
+ANSWERED_S = 30.0
+"""A peer that lives answers a greeting within this time; one that was killed does not, and does not differ."""
+
+DIGEST_CHARS = 4
+"""Of a value in a greeting: enough to see a difference, too few to confirm a guess at a secret."""
 
 MAX_NAMES = 100
 
@@ -23,15 +29,14 @@ class PeerSettings:
 
     Args:
         values: returns the values of this instance, by the name of the setting. A value None is not compared.
-        greetings: returns the last greeting of each peer.
+        notifier: has the last greeting of each peer.
     """
 
-    def __init__(
-        self, values: Callable[[], Mapping[str, object]], greetings: Callable[[], Mapping[str, Mapping[str, Any]]]
-    ) -> None:
+    def __init__(self, values: Callable[[], Mapping[str, object]], notifier: Notifier) -> None:
         self._values = values
-        self._greetings = greetings
+        self._notifier = notifier
         self._check_timer: asyncio.TimerHandle | None = None
+        self._greeted_until_s = -math.inf
         self._reported: set[str] = set()
 
     def greeting(self) -> Mapping[str, Any]:
@@ -43,14 +48,31 @@ class PeerSettings:
         if self._check_timer is None:
             self._check_timer = asyncio.get_running_loop().call_later(LASTING_S, self._check)
 
+    def on_answer(self, message: Message) -> None:
+        """Warn of the settings in the answer of a peer that was greeted since one differs."""
+        if asyncio.get_running_loop().time() > self._greeted_until_s:
+            return
+        if new := self._differing([message]):
+            self._reported.update(new)
+            logger.warning(
+                "Another instance of this Redis has another value of {}: give all of them the same, or each service "
+                "its own REDIS_PREFIX",
+                ", ".join(new),
+            )
+
     def close(self) -> None:
         if self._check_timer is not None:
             self._check_timer.cancel()
 
     def _check(self) -> None:
         self._check_timer = None
-        own = self._digests()
-        theirs = [peer.get("settings") for peer in self._greetings().values()]
+        if self._differing(self._notifier.greetings.values()):
+            self._greeted_until_s = asyncio.get_running_loop().time() + ANSWERED_S
+            self._notifier.publish("hello")
+
+    def _differing(self, greetings: Iterable[Message]) -> list[str]:
+        """Return the settings with another value in some greetings, without those that were reported."""
+        own, theirs = self._digests(), [greeting.get("settings") for greeting in greetings]
         differing = {
             name
             for values in theirs
@@ -58,13 +80,7 @@ class PeerSettings:
             for name, digest in values.items()
             if name in own and own[name] != digest
         }
-        if new := sorted(differing - self._reported):
-            self._reported |= differing
-            logger.warning(
-                "Another instance of this Redis has another value of {}: give all of them the same, or each service "
-                "its own REDIS_PREFIX",
-                ", ".join(new),
-            )
+        return sorted(differing - self._reported)
 
     def _digests(self) -> dict[str, str]:
         return {name: _digest(name, value) for name, value in self._values().items() if value is not None}
