@@ -14,7 +14,7 @@ from redis import Redis
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.conftest import StartService
-from tests.service.running import Service, calls_about, eventually, redis_server
+from tests.service.running import Service, calls_about, eventually, redis_server, release
 
 LOST_REDIS = ("The embedded Redis died",)
 UNREADABLE = ("in Redis can't be read",)
@@ -43,10 +43,11 @@ def test_running_tasks_continue_while_redis_is_down(
     port, durable = free_port(), ("--appendonly", "yes")
     with redis_server(tmp_path, port, *durable):
         service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}", LEASE_SECONDS="20")
-        task_id = service.accepted(prompt="outlives it {{fault:ok delay_s=0.5}}")
+        task_id = service.accepted(prompt="outlives it {{fault:ok held=1}}")
         service.until(task_id, "processing")
     eventually(lambda: service.submit(prompt="while it is away").status == 503)
     assert service.get("/healthz").status == 200
+    release(upstream, "outlives it")
     eventually(lambda: all(call["answered_at"] for call in upstream.ledger()["calls"]))
     with redis_server(tmp_path, port, *durable):
         task = service.completed(task_id)

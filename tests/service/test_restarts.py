@@ -201,10 +201,11 @@ def test_another_instance_restarts_the_redis_of_a_stopped_owner(
 ) -> None:
     first: Service = start_service(upstream.url)
     second: Service = start_service(upstream.url)
-    prompt = f"whose owner left {way} {{{{fault:ok delay_s=0.5}}}}"
+    prompt = f"whose owner left {way} {{{{fault:ok held=1 times=1}}}}"
     task_id = first.accepted(prompt=prompt)
     eventually(lambda: in_flight(upstream, prompt))
     first.signal(way)
+    upstream.release()
     first.wait()
     began = time.monotonic()
     eventually(lambda: len(second.children()) == 1, within_s=20)
