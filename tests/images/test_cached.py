@@ -20,8 +20,10 @@ from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
+from imagegen.turn_queue import PER_TURN
 from tests.images.backings import in_memory, is_writable, load
 from tests.images.conftest import MakeImage
+from tests.support import Turns
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -121,6 +123,21 @@ async def test_an_image_survives_an_empty_disk_and_is_fetched_once(
     shutil.rmtree(tmp_path / "cache")
     assert [await load(store, TASK, stored(image)) for _ in range(3)] == [image.data] * 3
     assert port.gets == 1
+
+
+async def test_clients_that_wait_for_one_fetch_go_on_in_turn(
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
+) -> None:
+    image, opened = make_image(), list[bytes | None]()
+    port.data_by_key[TASK, 0, image.sha256] = in_memory(image)
+
+    async def load_one() -> None:
+        opened.append(await load(store, TASK, stored(image)))
+
+    turns = Turns(lambda: len(opened))
+    await asyncio.gather(*(load_one() for _ in range(5 * PER_TURN)))
+    assert turns.most() <= PER_TURN
+    assert (opened, port.gets) == ([image.data] * 5 * PER_TURN, 1)
 
 
 async def test_fetched_images_are_revalidated(port: RemoteStore, tmp_path: Path, make_image: MakeImage) -> None:

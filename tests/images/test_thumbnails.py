@@ -21,9 +21,11 @@ from imagegen.images.thumbnails import SIZES, Thumbnails, ThumbnailSpec
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
+from imagegen.turn_queue import PER_TURN
 from tests.image_bytes import image_file
 from tests.images.backings import BACKINGS, Backing
 from tests.images.conftest import OpenStore
+from tests.support import Turns
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -237,6 +239,18 @@ async def test_thumbnails_are_made_while_redis_is_away(on_disk: Instance, monkey
     assert made is not None
     assert await on_disk.bytes_of(image) == made
     assert on_disk.made == 1
+
+
+async def test_clients_that_wait_for_one_thumbnail_go_on_in_turn(on_disk: Instance) -> None:
+    image, opened = await save(on_disk, picture()), list[object]()
+
+    async def open_one() -> None:
+        opened.append(await on_disk.thumbnails.open(ThumbnailSpec(TASK, image, 256, on_disk.connection.clock() + 500)))
+
+    turns = Turns(lambda: len(opened))
+    await asyncio.gather(*(open_one() for _ in range(5 * PER_TURN)))
+    assert turns.most() <= PER_TURN
+    assert (len(opened), on_disk.made) == (5 * PER_TURN, 1)
 
 
 async def test_a_store_that_cannot_save_still_has_thumbnails(on_disk: Instance, tmp_path: Path) -> None:
