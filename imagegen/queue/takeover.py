@@ -76,8 +76,8 @@ class Takeover:
         self._answering_since = self._answered_at = -math.inf
         self._expired: dict[str, float] = {}
         """Monotonic time of the last renewal by entry id; the oldest entry first."""
-        self._expired_lease_s: dict[str, float] = {}
-        """The lease of each expired claim, which its owner set."""
+        self._owners: dict[str, str] = {}
+        """The consumer of each expired claim."""
         self._proven: set[str] = set()
         self._renewed_at: dict[str, float] = {}
         """Monotonic time of the last renewal of entries that we tried to take, since Redis forgets it then."""
@@ -228,9 +228,8 @@ class Takeover:
                 _idle(row for row in strays if row.idle_s >= UNDELIVERED_AFTER_S), min_idle_s=UNDELIVERED_AFTER_S
             )
         )
-        leases = {row.entry_id: lease_of(row.consumer, self._lease_s) for row in peer_rows}
-        self._expired = {row.entry_id: sent_at - row.idle_s for row in peer_rows if row.idle_s >= leases[row.entry_id]}
-        self._expired_lease_s = {entry_id: leases[entry_id] for entry_id in self._expired}
+        self._owners = {row.entry_id: row.consumer for row in peer_rows if row.idle_s >= self._lease_of(row.consumer)}
+        self._expired = {row.entry_id: sent_at - row.idle_s for row in peer_rows if row.entry_id in self._owners}
         self._proven &= self._expired.keys()
         await self._renew_ahead(peer_rows)
         if self._expired:
@@ -239,7 +238,11 @@ class Takeover:
             return await self._prove_and_take(sent_at)
         if strays:
             return UNDELIVERED_AFTER_S
-        return max(min((leases[row.entry_id] - row.idle_s for row in peer_rows), default=CHECK_S), 0.0) + 0.02
+        left_s = (self._lease_of(row.consumer) - row.idle_s for row in peer_rows)
+        return max(min(left_s, default=CHECK_S), 0.0) + 0.02
+
+    def _lease_of(self, consumer: str) -> float:
+        return lease_of(consumer, self._lease_s)
 
     async def _renew_ahead(self, rows: Sequence[PendingEntry]) -> None:
         """Renew claims that had no idle time twice in a row: the server's clock went back behind their last renewal.
@@ -281,7 +284,7 @@ class Takeover:
         if now - sent_at > self._confirm_s / 2 or health.down_since is not None:
             self._answering_since = now
         jumped_at = self._connection.clock.jumped_at  # then all claims look as old as the jump
-        lease_s = max(self._lease_s, *self._expired_lease_s.values())
+        lease_s = max(self._lease_s, *map(self._lease_of, self._owners.values()))
         return max(self._answering_since + self._confirm_s, back_at + lease_s, jumped_at + lease_s) - now
 
     def _probe_in_s(self, left_s: float) -> float:
@@ -290,12 +293,12 @@ class Takeover:
 
     async def _take_expired(self) -> float:
         """Take as many expired entries as there is capacity for. Return the seconds until the next step."""
+        await self._forget_taken()
         capacity, now = self._capacity, time.monotonic()
         taken = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), capacity)}
-        for lease_s in sorted({self._expired_lease_s[entry_id] for entry_id in taken}):
-            of_lease = {
-                entry_id: idle for entry_id, idle in taken.items() if self._expired_lease_s[entry_id] == lease_s
-            }
+        leases = {entry_id: self._lease_of(self._owners[entry_id]) for entry_id in taken}
+        for lease_s in sorted(set(leases.values())):
+            of_lease = {entry_id: idle for entry_id, idle in taken.items() if leases[entry_id] == lease_s}
             claims = await self.take(of_lease, min_idle_s=lease_s)
             for entry_id in of_lease:
                 del self._expired[entry_id]
@@ -305,6 +308,20 @@ class Takeover:
         if self._expired:
             return UNDELIVERED_AFTER_S / 10 if capacity else UNDELIVERED_AFTER_S / 2
         return 0.0
+
+    async def _forget_taken(self) -> None:
+        """Forget expired claims that another instance has taken meanwhile.
+
+        Redis refuses to move one that was renewed within the lease of its former owner. That is no sign of life of a
+        new owner with a longer lease, which renews less often. Where all have one lease this costs nothing.
+        """
+        consumers = {self._dispatcher.instance, *self._notifier.peers, *self._owners.values()}
+        if len(set(map(self._lease_of, consumers))) == 1 and not self._notifier.silent:
+            return
+        owners = {row.entry_id: row.consumer for row in await self._verbs.pending_entries()}
+        for entry_id in list(self._expired):
+            if owners.get(entry_id) != self._owners[entry_id]:
+                del self._expired[entry_id]
 
     def suspect_skipped(self) -> None:
         """Search for entries that nothing delivers: a task was delivered long ago, and is not started."""
@@ -350,7 +367,9 @@ class Takeover:
         """Entries to take: for free slots; if none was free for a while, some for the next ones."""
         dispatcher = self._dispatcher
         now = time.monotonic()
-        waited_s = max(now - at - self._expired_lease_s[entry_id] for entry_id, at in self._expired.items())
+        waited_s = max(
+            (now - at - self._lease_of(self._owners[entry_id]) for entry_id, at in self._expired.items()), default=0.0
+        )
         if waited_s < self._confirm_s * 2:
             return dispatcher.free_slots
         return max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
@@ -364,7 +383,7 @@ class Takeover:
     def on_peer_busy(self, message: Message) -> None:
         """Check a lease of the peer from now; a check that is due earlier stays, and one more follows."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + lease_of(str(message["from"]), self._lease_s)
+        until = loop.time() + self._lease_of(str(message["from"]))
         self._peer_until = max(self._peer_until, until)
         if self._peer_timer is None or self._peer_timer.when() > until:
             if self._peer_timer is not None:

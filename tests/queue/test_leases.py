@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -168,6 +169,11 @@ async def test_a_dead_instance_with_a_short_lease_is_replaced_when_that_lease_ha
         assert (await two.claim()).task.id == claim.task.id
 
 
+async def all_idle(instance: Instance, longer_than_s: float) -> bool:
+    """Return whether all claims of all instances were renewed so long ago."""
+    return all(row.idle_s > longer_than_s for row in await instance.verbs.pending_entries())
+
+
 async def test_a_takeover_that_redis_breaks_off_half_way_leaves_no_claim_without_a_loop(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,16 +183,49 @@ async def test_a_takeover_that_redis_breaks_off_half_way_leaves_no_claim_without
     for _ in range(count):
         await one.claim()
     await one.crash()
+    await eventually(partial(all_idle, one, 0.5))
     two = make_instance(lease_s=0.5, slots=count, start=False)
-    take, calls = two.verbs.claim_expired, itertools.count(1)
+    take, pages = two.verbs.claim_expired, list[int]()
 
-    async def take_unless_second(*args: Any, **options: Any) -> list[Entry]:
-        if next(calls) == 2:
+    async def take_unless_second(consumer: str, entry_ids: Sequence[str], *args: Any, **options: Any) -> list[Entry]:
+        pages.append(len(entry_ids))
+        if len(pages) == 2:
             raise QueueUnavailable
-        return await take(*args, **options)
+        return await take(consumer, entry_ids, *args, **options)
 
     monkeypatch.setattr(two.verbs, "claim_expired", take_unless_second)
     two.start()
     claims = await asyncio.gather(*(two.claim() for _ in range(count)))
     assert len({claim.task.id for claim in claims}) == count
-    assert next(calls) > 2
+    assert pages[:2] == [MAX_TAKEN, 20]
+
+
+async def test_a_claim_with_a_short_lease_that_a_living_instance_with_a_long_one_took_over_is_left_to_it(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.takeover.CONFIRM_S", 0.3)
+    dead, taker, late = make_instance(lease_s=0.3), make_instance(start=False), make_instance(start=False)
+    await dead.client_queue.submit(submission("a"))
+    await dead.claim()
+    await dead.crash()
+    probe, looked, taken = late.verbs.probe_claim, asyncio.Event(), asyncio.Event()
+
+    async def held(consumer: str, entry_id: str) -> None:
+        looked.set()
+        await taken.wait()
+        await probe(consumer, entry_id)
+
+    monkeypatch.setattr(late.verbs, "probe_claim", held)
+    late.start()
+    second = asyncio.create_task(late.claim())
+    await asyncio.wait_for(looked.wait(), 20)
+    taker.start()
+    claim = await taker.claim()
+
+    await eventually(partial(all_idle, taker, 0.3))
+    taken.set()
+    assert not (await asyncio.wait([second], timeout=2.5))[0]
+    second.cancel()
+    assert (await taker.worker_queue.start(claim)) is StartResult.STARTED
+    assert (await end(taker, claim)).possibly_billed_twice == 0
+    assert await at_rest(taker)
