@@ -89,9 +89,12 @@ class StoreWithFormer:
         """Return whether only the store of now can have an image."""
         if not image.sha256:
             return True
-        return image.store_id == self._store.store_id and all(
-            store.store_id != image.store_id for store in self._formers
-        )
+        if image.store_id != self._store.store_id:
+            return False
+        for former in self._formers:  # noqa: SIM110 - a third of the time of all()
+            if former.store_id == image.store_id:
+                return False
+        return True
 
     def _places(self, image: StoredImage) -> list[ImageStore]:
         """Return the stores that may have an image, those with its id first."""
