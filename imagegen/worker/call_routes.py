@@ -75,7 +75,7 @@ class Route:
         """Make a call with the channel's name of its model. Raises UpstreamError."""
         self.counts.in_flight += 1
         try:
-            reply = await self.provider.generate(self._as_sent(call), observer)
+            reply = await self.provider.generate(self._as_sent(call), _NamingObserver(observer, self.channel.name))
         except UpstreamError as error:
             self.counts.errors[error.code] += 1
             raise
@@ -124,6 +124,16 @@ class Route:
                 if not error.ambiguous:
                     raise
         return await self.provider.resume(handle, observer)
+
+
+@dataclass(frozen=True, slots=True)
+class _NamingObserver(ForwardingObserver):
+    """Observer of a call that adds its channel to the handle of its job, which has none from a relay."""
+
+    channel: str
+
+    async def accepted(self, handle: JobHandle) -> None:
+        await self.observer.accepted(handle if handle.channel else replace(handle, channel=self.channel))
 
 
 class _PollsFail(Exception):

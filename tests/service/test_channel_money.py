@@ -103,6 +103,24 @@ def test_another_key_of_the_account_collects_the_job_of_a_removed_key(
         assert log.count("the other keys of the channel collect it") == (name != "dashscope")
 
 
+def test_another_key_of_a_relay_collects_the_job_of_a_removed_key(
+    start_service: Start, redis_url: str, tmp_path: Path
+) -> None:
+    with EmulatorProcess("--dialect", "newapi", "--image", "tiny") as upstream:
+
+        def keyed(*keys: str) -> dict[str, object]:
+            return {"name": "relay", "provider": "openai", "base_url": upstream.url, "keys": keys, "models": ["drawn"]}
+
+        file = write(tmp_path / "1.toml", keyed(LEFT))
+        first = start_service(CHANNELS_FILE=file, REDIS_URL=redis_url, DRAIN_SECONDS="0")
+        task_id = first.accepted(prompt="an orphan {{fault:job times=1 job_s=3 keys=all}}", model="drawn")
+        eventually(lambda: any(call["job"]["polls"] for call in upstream.ledger()["calls"] if call["job"]))
+        first.end()
+        second = start_service(CHANNELS_FILE=write(tmp_path / "2.toml", keyed(*NEW_KEYS)), REDIS_URL=redis_url)
+        task = second.completed(task_id, 60)
+        assert (len(upstream.ledger()["calls"]), task.get("possiblyBilledTwice", 0)) == (1, 0)
+
+
 def test_a_retired_key_in_its_own_channel_only_collects_its_jobs(
     start_service: Start, redis_url: str, tmp_path: Path
 ) -> None:
