@@ -183,6 +183,7 @@ class EmbeddedRedis:
     async def _ensure_running(self) -> None:
         """Start the server unless it runs. May be called at any time. Raises SettingsError."""
         with _usable(self._home.folder):
+            _ = _socket_path(self._home.folder)  # its folder may have been deleted, and made again by another user
             if self._lock is None:
                 self._lock = await self._lock_or_attach()
             if self._lock is None:
@@ -247,8 +248,6 @@ class EmbeddedRedis:
             fault = f"{home.folder / 'appendonlydir'} has lost appendonly.aof.manifest, which its files need"
             raise SettingsError(f"DATA_DIR: {fault}. Put it back, or move that folder away to begin with nothing")
         with _usable(home.folder):
-            if home.socket.parent != home.folder:
-                home.socket.parent.mkdir(mode=0o700, exist_ok=True)
             home.socket.unlink(missing_ok=True)
             if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
                 os.truncate(home.log, 0)
@@ -301,7 +300,7 @@ class EmbeddedRedis:
 
     def _renew_socket(self) -> None:
         """Let the server start again if it runs here and its socket is gone, since it can't make another one."""
-        if self._child is not None and self._is_up and not os.path.lexists(self._home.socket):
+        if self._child is not None and self._is_up and _is_missing(self._home.socket):
             logger.warning("{} was deleted; the embedded Redis is started again", self._home.socket)
             self._is_up = False
             self._child.terminate()
@@ -372,6 +371,15 @@ def _socket_path(folder: Path) -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise SettingsError(f"DATA_DIR: {folder} is too long, and {private} is not yours alone. Set a shorter DATA_DIR")
     return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+def _is_missing(path: Path) -> bool:
+    """Return whether there is certainly no file of this name."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 @contextmanager

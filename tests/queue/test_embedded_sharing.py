@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -18,7 +19,7 @@ from imagegen.redis_client import embedded
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.server_binary import find_binary
 from tests.queue.embedded_servers import Servers, gone, got, put, the_only
-from tests.support import eventually
+from tests.support import eventually, logged
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 
@@ -88,6 +89,53 @@ async def test_a_deleted_socket_is_made_again_with_the_data(
         assert await got(owner) == "stored"
     finally:
         looks.cancel()
+
+
+def open_to_others(socket: Path) -> None:
+    """Replace the folder of a socket by one that others can read."""
+    socket.unlink()
+    socket.parent.rmdir()
+    socket.parent.mkdir(mode=0o755)
+
+
+async def test_a_server_is_not_started_again_behind_a_socket_in_the_folder_of_another_user(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with logged("ERROR") as lines:
+        owner = await servers.start(tmp_path / ("data" * 30), watched=True)
+        await put(owner, "stored")
+        socket, server = Path(unquote(owner.url.removeprefix("unix://"))), owner.pid
+        assert server
+        open_to_others(socket)
+        os.kill(server, signal.SIGKILL)
+        await eventually(lambda: lines)
+    assert f"{socket.parent} is not yours alone" in lines[0]
+    assert not list(socket.parent.iterdir())
+    socket.parent.chmod(0o700)
+    await eventually(lambda: got(owner))
+
+
+async def test_a_socket_that_can_not_be_looked_at_ends_no_server(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_FOLDER_LOOK_S", 0.02)
+    owner = await servers.start(tmp_path)
+    socket, lstat, looks_at = unquote(owner.url.removeprefix("unix://")), os.lstat, list[Path]()
+
+    def failing(path: Path, **options: Any) -> os.stat_result:
+        if str(path) == socket:
+            looks_at.append(path)
+            raise PermissionError
+        return lstat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", failing)
+    monkeypatch.setattr(Path, "lstat", failing)
+    looks = asyncio.create_task(owner.watch_folder())
+    await eventually(lambda: len(looks_at) > 2)
+    looks.cancel()
+    await put(owner, "stored")
+    assert await got(owner) == "stored"
 
 
 async def test_only_one_of_many_concurrent_starts_runs_the_server(servers: Servers, tmp_path: Path) -> None:
