@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from imagegen.tasks.task import State, WaitReason
+from imagegen.tasks.task import State, Task, WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
 from tests.worker.conftest import MakeHarness, WorkerHarness, failure, fault, loss, refused
@@ -39,11 +39,14 @@ async def test_a_dead_upstream_is_called_rarely_and_fails_nothing(make_harness: 
     harness = make_harness(default=upstream, base_s=0.1)
     task_ids = await submit_many(harness, 100)
     await check_trouble(harness, task_ids, at_most=30)
-    waiting = [harness.task(task_id) for task_id in task_ids]
-    assert {task.state for task in waiting} <= {State.PENDING, State.PROCESSING}
-    held = [task for task in waiting if task.reason is WaitReason.UPSTREAM_OVERLOADED]
-    assert held
-    assert all(task.retry_at for task in held)
+
+    def held() -> list[Task]:
+        waiting = [harness.task(task_id) for task_id in task_ids]
+        assert {task.state for task in waiting} <= {State.PENDING, State.PROCESSING}
+        return [task for task in waiting if task.reason is WaitReason.UPSTREAM_OVERLOADED]
+
+    await eventually(held)
+    assert all(task.retry_at for task in held())
     await eventually(lambda: (wait := harness.pacing.blocked("m")) and wait.reason is WaitReason.UPSTREAM_OVERLOADED)
     upstream.error = None
     assert await states(harness, task_ids) == {State.COMPLETED}
