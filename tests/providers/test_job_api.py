@@ -46,7 +46,7 @@ class Service(JobApiProvider):
         *states: JobState | UpstreamError,
         base: str = str(BASE),
     ) -> None:
-        super().__init__(session, URL(base), Account("Key k", "k"), 5)
+        super().__init__(session, URL(base), Account("Key k", "k"), 30)
         self._accepted = accepted
         self.states = list(states)
 

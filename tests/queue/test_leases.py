@@ -41,6 +41,7 @@ async def test_a_renewed_lease_is_not_taken_over(make_instance: MakeInstance) ->
     one, two = make_instance(lease_s=0.6), make_instance(lease_s=0.6)
     await one.client_queue.submit(submission("a"))
     claims = [asyncio.create_task(i.worker_queue.claim()) for i in (one, two)]
+    await asyncio.wait(claims, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     done, waiting = await asyncio.wait(claims, timeout=2.0)
     assert (len(done), len(waiting)) == (1, 1)
 
