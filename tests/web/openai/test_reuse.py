@@ -237,6 +237,8 @@ async def test_equal_calls_on_one_instance_cost_no_more_commands_than_different_
         return meter.commands.total() - before
 
     await commands(prompt="warm")
-    different = [await commands(prompt=f"cat {number}") for number in range(4)]
-    equal = [await commands() for _ in range(4)]
-    assert sum(equal) <= sum(different) + 2
+    different, equal = list[int](), list[int]()
+    for row in range(3):  # loops of the service may send commands too, but not in each row
+        different.append(sum([await commands(prompt=f"cat {row} {number}") for number in range(4)]))
+        equal.append(sum([await commands(prompt=f"cat {row}") for _ in range(4)]))
+    assert min(equal) <= min(different) + 2
