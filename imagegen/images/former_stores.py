@@ -51,11 +51,11 @@ class StoreWithFormer:
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Return whether each image is in one of the stores."""
+        if all(map(self._is_ours, images)):
+            return await self._store.contains_all(task_id, images)
         here = [image for image in images if self._places(image)[0] is self._store]
         elsewhere = [image for image in images if image not in here]
-        if (here or not images) and not await self._store.contains_all(task_id, here):
-            if all(map(self._is_ours, here)):
-                return False
+        if here and not await self._store.contains_all(task_id, here):
             elsewhere += here
         for image in elsewhere:
             if not await self._in_any(task_id, image):
