@@ -118,6 +118,7 @@ UPLOADS = web.AppKey("uploads", Uploads)
 ROUTES = web.AppKey("routes", Routes)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
+PEER_SETTINGS = web.AppKey("peer_settings", PeerSettings)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 ALERT_DELIVERIES = web.AppKey[AlertDispatcher | None]("alert_deliveries")
 METER = web.AppKey("meter", Meter)
@@ -259,7 +260,11 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         supervisor.run("former-image-sweeper", former.sweep())
         supervisor.run("former-image-disk-watch", former.watch())
     formers = [place for place in (former, former_blobs(settings, app[QUEUE], disk)) if place is not None]
-    app[STORE] = store = StoreWithFormer(store, formers, lambda: not app[QUEUE].notifier.alone)
+    others_live, others_differ = (
+        lambda: not app[QUEUE].notifier.alone,
+        lambda: app[PEER_SETTINGS].differs("IMAGE_STORE"),
+    )
+    app[STORE] = store = StoreWithFormer(store, formers, others_live, others_differ)
     app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
     app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
     app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
@@ -320,7 +325,9 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     )
     permits.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
-    peer_settings = PeerSettings(lambda: shared_values(settings, app[STORE].store_id), queue.notifier)
+    app[PEER_SETTINGS] = peer_settings = PeerSettings(
+        lambda: shared_values(settings, app[STORE].store_id), queue.notifier
+    )
     queue.notifier.greeting = lambda: {**served, **peer_settings.greeting()}
     queue.notifier.on_peer.append(peer_settings.on_peer)
     queue.notifier.handlers["here"] = peer_settings.on_answer

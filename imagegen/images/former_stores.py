@@ -15,16 +15,22 @@ from imagegen.tasks.image import StoredImage
 class StoreWithFormer:
     """Store that saves in `store`, and also finds what is in the former ones, by `StoredImage.store_id`.
 
-    others_live: returns whether another instance may have an image of a folder that is not here. Whoever made the
-    former stores starts and closes them.
+    others_live: returns whether another instance may have an image of a folder that is not here.
+    others_differ: returns whether an instance with another `IMAGE_STORE` may have one of a store that instances share.
+    Whoever made the former stores starts and closes them.
     """
 
     def __init__(
-        self, store: ImageStore, formers: Sequence[ImageStore], others_live: Callable[[], bool] = lambda: False
+        self,
+        store: ImageStore,
+        formers: Sequence[ImageStore],
+        others_live: Callable[[], bool] = lambda: False,
+        others_differ: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._formers = tuple(formers)
         self._others_live = others_live
+        self._others_differ = others_differ
         self.save = store.save
         self.start = store.start
         self.close = store.close
@@ -91,10 +97,10 @@ class StoreWithFormer:
             return True
         if image.store_id != self._store.store_id:
             return False
-        for former in self._formers:  # noqa: SIM110 - a third of the time of all()
+        for former in self._formers:  # a third of the time of all()
             if former.store_id == image.store_id:
                 return False
-        return True
+        return bool(image.store_id) or not self._others_differ()
 
     def _places(self, image: StoredImage) -> list[ImageStore]:
         """Return the stores that may have an image, those with its id first."""
@@ -130,6 +136,8 @@ class StoreWithFormer:
             raise StoreUnavailable
 
     def _elsewhere(self, image: StoredImage) -> bool:
-        """Return whether an instance with another folder may have an image."""
+        """Return whether an instance with another folder, or another kind of store, may have an image."""
+        if not image.store_id:
+            return self._others_differ()
         known_ids = {store.store_id for store in (self._store, *self._formers)}
-        return image.store_id not in {"", *known_ids} and self._others_live()
+        return image.store_id not in known_ids and self._others_live()

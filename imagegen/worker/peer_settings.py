@@ -43,6 +43,12 @@ class PeerSettings:
         """Return the part of a greeting with the values of this instance."""
         return {"settings": self._digests()}
 
+    def differs(self, name: str) -> bool:
+        """Return whether a peer has another value of a setting, by its last greeting."""
+        theirs = [greeting.get("settings") for greeting in self._notifier.greetings.values()]
+        digests = {values[name] for values in theirs if isinstance(values, dict) and name in values}
+        return bool(digests) and digests != {self._digests()[name]}
+
     def on_peer(self) -> None:
         """Compare the values with those of a new peer, once a deploy is over."""
         if self._check_timer is None:

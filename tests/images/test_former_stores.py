@@ -129,3 +129,20 @@ async def test_what_the_store_of_now_has_is_found_by_one_command_and_reused_with
     monkeypatch.setattr(CachedStore, "open", None)
     assert await store.reuse(TASK, records[0], OTHER, 0, time.time() + LATER_S)
     await connection.close()
+
+
+@pytest.mark.parametrize("new", ["disk", "redis"])
+async def test_an_image_that_an_instance_with_another_store_may_have_is_not_gone(
+    new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
+) -> None:
+    async with changed(new, tmp_path, redis_url, prefix) as (store, former):
+        in_bucket, differ = make_image().stored_at(0), [True]
+        mixed = StoreWithFormer(store, [former], others_differ=lambda: differ[0])
+        record = await saved(mixed, make_image("red"), index=1)
+        assert await mixed.contains_all(TASK, [in_bucket, record])
+        for call in (mixed.contains, mixed.open):
+            with pytest.raises(StoreUnavailable):
+                await call(TASK, in_bucket)
+        differ[0] = False
+        assert not await mixed.contains_all(TASK, [in_bucket])
+        assert await load(mixed, TASK, in_bucket) is None
