@@ -44,10 +44,13 @@ class PeerSettings:
         return {"settings": self._digests()}
 
     def differs(self, name: str) -> bool:
-        """Return whether a peer has another value of a setting, by its last greeting."""
+        """Return whether a peer has another value of a setting. It is greeted then, and forgotten without an answer."""
         theirs = [greeting.get("settings") for greeting in self._notifier.greetings.values()]
         digests = {values[name] for values in theirs if isinstance(values, dict) and name in values}
-        return bool(digests) and digests != {self._digests()[name]}
+        if not digests or digests == {_digest(name, self._values()[name])}:
+            return False
+        self._notifier.ping_peers()
+        return True
 
     def on_peer(self) -> None:
         """Compare the values with those of a new peer, once a deploy is over."""

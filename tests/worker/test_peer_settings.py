@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from imagegen.queue import notifier
 from imagegen.worker import peer_settings
 from imagegen.worker.peer_settings import PeerSettings
 from tests.conftest import Instance, MakeInstance
@@ -40,6 +41,22 @@ async def test_an_instance_that_was_killed_does_not_differ(
         settings.on_peer()
         await eventually(lambda: lines)
     assert ["another value of IMAGE_STORE:" in line for line in lines] == [True]
+
+
+async def test_a_peer_with_another_value_counts_until_it_is_gone(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "SILENT_S", 0.2)
+    one, other = make_instance(start=False), make_instance(start=False)
+    settings = greeting_with(one, IMAGE_STORE="disk", DEFAULT_MODEL="m")
+    greeting_with(other, IMAGE_STORE="s3", DEFAULT_MODEL="m")
+    assert not settings.differs("IMAGE_STORE")
+    one.start()
+    other.start()
+    await eventually(lambda: settings.differs("IMAGE_STORE"))
+    assert not settings.differs("DEFAULT_MODEL")
+    await other.crash()
+    await eventually(lambda: not settings.differs("IMAGE_STORE"))
 
 
 async def test_a_greeting_does_not_confirm_a_guess_at_a_secret(make_instance: MakeInstance) -> None:
