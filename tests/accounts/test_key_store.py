@@ -164,6 +164,7 @@ async def test_without_the_channel_requests_read_the_keys_once_a_second_at_most(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_store, "MAX_STALE_S", 60.0)
+    monkeypatch.setattr(key_store, "WAIT_FOR_READ_S", 60.0)
     blind, other = make_store(start=False), make_store(start=False)
     assert (blind.is_current, commands(blind)) == (False, 0)
     await asyncio.gather(*(blind.update() for _ in range(20)))
