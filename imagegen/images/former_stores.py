@@ -73,7 +73,10 @@ class StoreWithFormer:
         places = self._places(image)
         if self._store in places and await self._store.reuse(source_id, image, task_id, index, expires_at_s):
             return True
-        if places == [self._store] or (opened := await self._open_former(source_id, image)) is None:
+        if places == [self._store]:
+            self._check_elsewhere(image)
+            return False
+        if (opened := await self._open_former(source_id, image)) is None:
             return False
         try:
             data = await opened.read_all()

@@ -97,6 +97,8 @@ async def test_an_image_in_the_folder_of_another_instance_is_not_gone(
             await store.contains(TASK, record)
         with pytest.raises(StoreUnavailable):
             await store.open(TASK, record)
+        with pytest.raises(StoreUnavailable):
+            await store.reuse(TASK, record, OTHER, 0, time.time() + LATER_S)
 
 
 async def test_the_images_of_a_former_folder_are_found_on_a_disk_that_is_full_from_the_start(
@@ -143,6 +145,9 @@ async def test_an_image_that_an_instance_with_another_store_may_have_is_not_gone
         for call in (mixed.contains, mixed.open):
             with pytest.raises(StoreUnavailable):
                 await call(TASK, in_bucket)
+        with pytest.raises(StoreUnavailable):
+            await mixed.reuse(TASK, in_bucket, OTHER, 0, time.time() + LATER_S)
         differ[0] = False
         assert not await mixed.contains_all(TASK, [in_bucket])
         assert await load(mixed, TASK, in_bucket) is None
+        assert not await mixed.reuse(TASK, in_bucket, OTHER, 0, time.time() + LATER_S)
