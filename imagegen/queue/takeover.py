@@ -293,8 +293,9 @@ class Takeover:
 
     async def _take_expired(self) -> float:
         """Take as many expired entries as there is capacity for. Return the seconds until the next step."""
-        await self._forget_taken()
-        capacity, now = self._capacity, time.monotonic()
+        if capacity := self._capacity:
+            await self._forget_taken()
+        now = time.monotonic()
         taken = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), capacity)}
         leases = {entry_id: self._lease_of(self._owners[entry_id]) for entry_id in taken}
         for lease_s in sorted(set(leases.values())):
@@ -367,9 +368,7 @@ class Takeover:
         """Entries to take: for free slots; if none was free for a while, some for the next ones."""
         dispatcher = self._dispatcher
         now = time.monotonic()
-        waited_s = max(
-            (now - at - self._lease_of(self._owners[entry_id]) for entry_id, at in self._expired.items()), default=0.0
-        )
+        waited_s = max(now - at - self._lease_of(self._owners[entry_id]) for entry_id, at in self._expired.items())
         if waited_s < self._confirm_s * 2:
             return dispatcher.free_slots
         return max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
