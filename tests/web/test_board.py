@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from imagegen.app import QUEUE
+from imagegen.history.history_store import HistoryStore
 from imagegen.queue.pause import PauseState
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import AS_ADMIN, eventually, logged, over_rows
@@ -234,7 +235,13 @@ async def test_the_board_lists_tasks_of_both_instances_with_cause_and_prompt(
     assert [(task["taskId"], task["request"]["prompt"]) for task in listed] == [(failed, "refused " + "x" * 400)]
 
 
-async def test_a_board_that_is_watched_costs_no_command_on_a_single_instance(service: Client) -> None:
+async def test_a_board_that_is_watched_costs_no_command_on_a_single_instance(
+    service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write_nothing(*_: object) -> int:
+        return 1
+
+    monkeypatch.setattr(HistoryStore, "add", write_nothing)  # it writes after each minute, whether watched or not
     await eventually(lambda: service.app[QUEUE].notifier.alone)  # until then there may be tasks of others
     await get(service, "/api/admin/board")
     meter = service.app[QUEUE].connection.meter
