@@ -83,7 +83,7 @@ class Served:
 
 
 def is_closed(opened: OpenedImage) -> bool:
-    return opened.data is None and (opened.file is None or opened.file.closed)
+    return opened.data is None and opened.pieces is None and (opened.file is None or opened.file.closed)
 
 
 @pytest.fixture

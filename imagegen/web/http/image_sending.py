@@ -169,7 +169,8 @@ class ImageSender:
         sent = 0
         async with aclosing(opened.read(part.start, len(part))) as pieces:
             async for piece in _small(pieces):
-                await response.write(piece)
+                async with asyncio.timeout(self._stall_s):  # it waits until the transport takes more
+                    await response.write(piece)
                 await self.wait_taken(request)
                 sent += len(piece)
         if sent < len(part):
