@@ -154,15 +154,12 @@ class EventLoop(asyncio.SelectorEventLoop):
 class Resolver(AbstractResolver):
     """Resolver for aiohttp's connectors, with a deadline for each name.
 
-    nameservers: `host` or `host:port`; those of the file `config` if not given. Their channel is opened for the first
-    name, and again after the file has changed.
+    nameservers: `host` or `host:port`; those of resolv.conf if not given. Their channel is opened for the first name,
+    and again after that file has changed.
     """
 
-    def __init__(
-        self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S, config: Path = RESOLV_CONF
-    ) -> None:
+    def __init__(self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S) -> None:
         self._nameservers = nameservers
-        self._config = config
         self._dns: aiodns.DNSResolver | None = None
         self._read_config: _FileState | None = None
         self._system = SystemResolver()
@@ -207,11 +204,10 @@ class Resolver(AbstractResolver):
 
         c-ares notices that only in the folder itself, not in a container (a mount) or behind a link to another folder.
         """
-        state = _state_of(self._config) if self._nameservers is None else None
+        state = _state_of(RESOLV_CONF) if self._nameservers is None else None
         if self._dns is None or state != self._read_config:
             former, self._read_config = self._dns, state
-            path: dict[str, Any] = {} if self._config == RESOLV_CONF else {"resolvconf_path": str(self._config)}
-            self._dns = aiodns.DNSResolver(self._nameservers, timeout=TRY_S, tries=TRIES, **path)
+            self._dns = aiodns.DNSResolver(self._nameservers, timeout=TRY_S, tries=TRIES)
             if former is not None:
                 await former.close()
         return self._dns

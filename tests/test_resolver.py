@@ -10,7 +10,9 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import aiodns
 import aiohttp
 import pytest
 
@@ -85,13 +87,21 @@ async def test_silent_dns_times_out_and_uses_no_thread(
 
 
 async def test_dns_servers_that_change_while_the_service_runs_are_used(
-    silent: str, answering: str, tmp_path: Path
+    silent: str, answering: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (elsewhere := tmp_path / "run").mkdir()
     servers, link = elsewhere / "resolv.conf", tmp_path / "resolv.conf"
     link.symlink_to(servers)
+    open_channel = aiodns.DNSResolver
+
+    def read_and_open(_servers: None, **options: Any) -> aiodns.DNSResolver:
+        # in place of c-ares: pycares 5.2.1 frees the path of another file than /etc/resolv.conf before c-ares reads it
+        return open_channel([servers.read_text().removeprefix("nameserver ").strip()], **options)
+
+    monkeypatch.setattr(aiodns, "DNSResolver", read_and_open)
+    monkeypatch.setattr("imagegen.resolver.RESOLV_CONF", link)
     servers.write_text(f"nameserver {silent}\n")
-    resolver = Resolver(deadline_s=0.2, config=link)
+    resolver = Resolver(deadline_s=0.2)
     with pytest.raises(OSError, match="no answer within"):
         await resolver.resolve("known.example.com", 443)
     servers.write_text(f"nameserver {answering}\n")
