@@ -46,6 +46,7 @@ class WorkThreads:
         self._busy = False
         self._extra: set[threading.Thread] = set()
         self._check: asyncio.TimerHandle | None = None
+        self._checking_loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in a thread. If the caller is cancelled, the function still runs to its end.
@@ -72,7 +73,8 @@ class WorkThreads:
         return cast(T, await cast("asyncio.Future[Any]", call.future))
 
     def _check_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._check is None or self._check.when() < loop.time():
+        if self._check is None or self._checking_loop is not loop or self._check.when() < loop.time():
+            self._checking_loop = loop
             self._check = loop.call_later(MAX_QUEUED_S, self._add_thread, loop, self._put)
 
     def _add_thread(self, loop: asyncio.AbstractEventLoop, put: int) -> None:

@@ -233,3 +233,21 @@ async def test_only_a_call_that_has_waited_starts_another_thread(monkeypatch: py
     hangs[1].set()
     await second
     assert await third == "one"
+
+
+def test_a_hanging_call_of_an_ended_loop_blocks_no_call_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, hang = WorkThreads(2, "shared"), threading.Event()
+
+    async def ends_before_it_looks_again() -> None:
+        monkeypatch.setattr("imagegen.images.threads.MAX_QUEUED_S", 600.0)
+        call = asyncio.create_task(threads.run(hang.wait, 60))
+        await asyncio.sleep(0)
+        call.cancel()
+
+    async def runs_another() -> str:
+        monkeypatch.undo()
+        return await asyncio.wait_for(threads.run(name_of_thread), 20)
+
+    asyncio.run(ends_before_it_looks_again())
+    assert asyncio.run(runs_another()) == "shared-extra"
+    hang.set()
