@@ -138,22 +138,22 @@ class QueueInstance:
 
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
     """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: its unique name."""
-    keys, feed, ttl_s = Keys(config.prefix), Feed(), config.result_ttl_s
-    instance = consumer_name(instance, config.lease_s)
+    keys, feed, ttl_s, lease_s = Keys(config.prefix), Feed(), config.result_ttl_s, config.lease_s
+    instance = consumer_name(instance, lease_s)
     context = _context(connection, keys, config)
     task_cache = TaskCache(clock=connection.clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
     verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
-    notifier, lease_s = Notifier(connection, keys, instance), config.lease_s
+    notifier = Notifier(connection, keys, instance)
     leases = Leases(connection, verbs, dispatcher, notifier, lease_s)
     takeover = Takeover(connection, verbs, leases, notifier, lease_s)
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s)
-    idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys, notifier.may_live)
+    listing = TaskList(connection, keys, notifier.may_live)
     mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s)
-    client_queue = ClientQueue(verbs, mover, outbox, idempotency, listing, families=families)
+    client_queue = ClientQueue(verbs, mover, outbox, IdempotencyKeys(connection, keys), listing, families=families)
     parts = QueueInstance(
         connection=connection,
         keys=keys,

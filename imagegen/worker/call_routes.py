@@ -34,6 +34,11 @@ REFUSED_POLLS = 3
 """Useless polls in sequence after which a job is polled with the other keys of its channel too. That costs nothing: a
 key of another account does not find it."""
 
+_COLLECTED_BY_OTHERS = (
+    "; the other keys of the channel collect it if they belong to the same account, else its images are lost"
+)
+_IMAGES_LOST = ", so its images can't be fetched; keep a key in the file until its jobs have ended"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
@@ -191,7 +196,7 @@ class Routes:
         matching = (route for route in self.all if (route.channel.name, route.account) == (channel, account))
         route = next(matching, None) or (self._substitute(channel) if self._shares_jobs(channel) else None)
         if route is None:
-            self._report_missing(channel, account)
+            self._report(channel, account, _IMAGES_LOST)
         return route
 
     def lists_jobs(self, channel: str) -> bool:
@@ -216,9 +221,9 @@ class Routes:
             return self._with_others(route) if handle.failed_polls.useless >= REFUSED_POLLS else route
         if substitute := self._substitute(handle.channel):
             if not self._shares_jobs(handle.channel):
-                self._report_replaced(handle.channel, handle.account)
+                self._report(handle.channel, handle.account, _COLLECTED_BY_OTHERS)
             return substitute
-        self._report_missing(handle.channel or handle.provider, handle.account)
+        self._report(handle.channel or handle.provider, handle.account, _IMAGES_LOST)
         raise forgotten_job()
 
     def _with_others(self, route: Route) -> Route:
@@ -236,26 +241,15 @@ class Routes:
         routes = self._by_channel.get(channel, ())
         return bool(routes) and KINDS[routes[0].channel.provider].shares_jobs
 
-    def _report_replaced(self, channel: str, account: str) -> None:
-        """Warn once of a key in place of which others poll."""
-        if account not in self._reported:
-            self._reported.add(account)
-            logger.warning(
-                "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}); the "
-                "other keys of the channel collect it if they belong to the same account, else its images are lost",
-                channel,
-                account[:8],
-            )
-
-    def _report_missing(self, channel: str, account: str) -> None:
+    def _report(self, channel: str, account: str, consequence: str) -> None:
         """Warn once of a key that left the file while it had calls or jobs."""
         if account not in self._reported:
             self._reported.add(account)
             logger.warning(
-                "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}), so "
-                "its images can't be fetched; keep a key in the file until its jobs have ended",
+                "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}){}",
                 channel,
                 account[:8],
+                consequence,
             )
 
     @property
