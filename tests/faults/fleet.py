@@ -22,6 +22,11 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0
+KILL_TIMEOUT_S = 60.0
+KILL_SEED = int(os.environ.get("KILL_SEED", "20261123"))
+KILL_STEPS = ("start.before", "start.after", "finish.before", "finish.after")
+"""Steps at which `tests.faults.instance` can kill itself."""
+
 DEAD_PRIMARY = ("127.0.0.1", "1")
 """A replica of this address keeps its data and receives nothing."""
 
@@ -37,11 +42,14 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], within_s: float) 
 class ServiceProcess:
     """One instance of the service on its own port; it can be killed, frozen and started again.
 
-    log: where its output goes, appended over all its lives.
+    Args:
+        log: where its output goes, appended over all its lives.
+        kill_file: where `kill_at` names a step; None for an instance without such steps.
     """
 
     settings: Mapping[str, str]
     log: Path
+    kill_file: Path | None = None
     port: int = field(default_factory=free_port)
     process: ForkedProcess | None = None
 
@@ -51,10 +59,12 @@ class ServiceProcess:
 
     async def start(self, http: aiohttp.ClientSession) -> None:
         """Start the process and wait until it is ready."""
-        environ = {**os.environ, **self.settings, "PORT": str(self.port)}
+        environ, program = {**os.environ, **self.settings, "PORT": str(self.port)}, [str(ROOT / "run.py")]
+        if self.kill_file is not None:
+            environ["KILL_FILE"], program = str(self.kill_file), ["-m", "tests.faults.instance"]
         with self.log.open("ab") as log:
             self.process = await asyncio.to_thread(
-                ForkedProcess, [str(ROOT / "run.py")], cwd=self.log.parent, env=environ, stdout=log, stderr=log
+                ForkedProcess, program, cwd=self.log.parent, env=environ, stdout=log, stderr=log
             )
         await wait_until(lambda: self.is_ready(http), START_TIMEOUT_S)
 
@@ -73,6 +83,14 @@ class ServiceProcess:
         assert self.process is not None
         self.process.kill()
         await asyncio.to_thread(self.process.wait)
+
+    async def kill_at(self, step: str) -> None:
+        """Wait until the process has killed itself at its next `step`, one of `KILL_STEPS`."""
+        assert self.process is not None
+        assert self.kill_file is not None
+        self.kill_file.write_text(step)
+        async with asyncio.timeout(KILL_TIMEOUT_S):
+            await asyncio.to_thread(self.process.wait)
 
     @property
     def resident_mib(self) -> int:

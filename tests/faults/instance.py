@@ -2,7 +2,7 @@
 
 `SURE_DEAD_S`: seconds until what a dead instance has ended is counted.
 
-Steps: `start.before`, `start.after`, `finish.before`. The package has no code for this.
+Steps: those of `fleet.KILL_STEPS`. The package has no code for this.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from imagegen.accounts import ledger_recovery
 from imagegen.process import main
 from imagegen.queue.worker_queue import WorkerQueue
 
-WISH = Path(os.environ["KILL_FILE"])
+KILL_FILE = Path(os.environ["KILL_FILE"])
 
 ledger_recovery.SURE_DEAD_S = float(os.environ.get("SURE_DEAD_S", ledger_recovery.SURE_DEAD_S))
 
 
 def reached(step: str) -> None:
-    if WISH.exists() and WISH.read_text() == step:
-        WISH.unlink()
+    if KILL_FILE.exists() and KILL_FILE.read_text() == step:
+        KILL_FILE.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
 
 

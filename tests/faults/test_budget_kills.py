@@ -17,7 +17,7 @@ from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.cost import MICRO_USD, day_of
 from tests.emulator_fixtures import EmulatorProcess
-from tests.faults.killed_service import SEED, Service
+from tests.faults.fleet import KILL_SEED, ServiceProcess
 
 IMAGE_MICRO_USD = 708
 """Of FLUX.1-schnell at 512 x 512."""
@@ -31,7 +31,7 @@ class Clients:
     """Clients that submit to a live instance, and repeat what was not answered."""
 
     http: aiohttp.ClientSession
-    services: list[Service]
+    services: list[ServiceProcess]
     accepted: dict[str, str] = field(default_factory=dict)
     refused: int = 0
 
@@ -45,7 +45,7 @@ class Clients:
 
         await asyncio.gather(*(submit_next() for _ in range(CLIENTS)))
 
-    async def _answered(self, prompt: str, service: Service) -> bool:
+    async def _answered(self, prompt: str, service: ServiceProcess) -> bool:
         try:
             async with self.http.post(f"{service.url}/api/images/generate", json={"prompt": prompt}) as response:
                 if response.status == 402:
@@ -75,7 +75,7 @@ async def used_micro_usd(redis: EmbeddedRedis, prefix: str) -> int:
 
 
 async def kill_while_submitting(submits: int, images: int, kills: int, folder: Path) -> None:
-    redis, chance = EmbeddedRedis(folder / "redis"), random.Random(SEED)
+    redis, chance = EmbeddedRedis(folder / "redis"), random.Random(KILL_SEED)
     await redis.start()
     environ = {
         "REDIS_URL": redis.url,
@@ -94,14 +94,14 @@ async def kill_while_submitting(submits: int, images: int, kills: int, folder: P
     try:
         with EmulatorProcess("--delay", str(CALL_S), "--image", "none") as emulator:
             environ["TOGETHER_API_URL"] = emulator.url
-            services = [Service(environ, folder / f"wish{number}") for number in range(2)]
+            services = [ServiceProcess(environ, folder / f"service{number}.log") for number in range(2)]
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
                 await asyncio.gather(*(service.start(http) for service in services))
                 clients = Clients(http, services)
                 submitting = asyncio.create_task(clients.submit_all(submits))
                 for number in range(kills):
                     await asyncio.sleep(chance.uniform(0.1, 0.6))
-                    await services[number % 2].die("in flight")
+                    await services[number % 2].kill()
                     await services[number % 2].start(http)
                 async with asyncio.timeout(300):
                     await submitting

@@ -16,7 +16,7 @@ import pytest
 
 from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.emulator_fixtures import EmulatorProcess
-from tests.faults.killed_service import SEED, STEPS, Service
+from tests.faults.fleet import KILL_SEED, KILL_STEPS, ServiceProcess
 from tests.faults.money import check_money
 from tests.support import ADMIN_TOKEN
 
@@ -30,7 +30,7 @@ class Client:
     """Client that submits tasks to a live instance and records the accepted ones."""
 
     http: aiohttp.ClientSession
-    services: list[Service]
+    services: list[ServiceProcess]
     accepted: dict[str, str] = field(default_factory=dict)
     number: int = 0
 
@@ -44,14 +44,14 @@ class Client:
             await asyncio.sleep(CALL_S / SLOTS / 2)
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        async with self.http.get(f"{self.services[0].url}/api/images/{task_id}") as answer:
-            return dict(await answer.json())
+        async with self.http.get(f"{self.services[0].url}/api/images/{task_id}") as response:
+            return dict(await response.json())
 
-    async def _accepted(self, service: Service, prompt: str) -> bool:
+    async def _accepted(self, service: ServiceProcess, prompt: str) -> bool:
         try:
-            async with self.http.post(f"{service.url}/api/images/generate", json={"prompt": prompt}) as answer:
-                if answer.status in (200, 202):
-                    self.accepted[(await answer.json())["taskId"]] = prompt
+            async with self.http.post(f"{service.url}/api/images/generate", json={"prompt": prompt}) as response:
+                if response.status in (200, 202):
+                    self.accepted[(await response.json())["taskId"]] = prompt
                     return True
         except (aiohttp.ClientError, TimeoutError):
             pass
@@ -76,7 +76,7 @@ async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path, instances: in
         "BUDGET_DAILY_USD": "1000",
         "SURE_DEAD_S": "0.3",
     }
-    services = [Service(environ, folder / f"wish{i}") for i in range(instances)]
+    services = [ServiceProcess(environ, folder / f"service{i}.log", folder / f"kill{i}") for i in range(instances)]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
         await asyncio.gather(*(service.start(http) for service in services))
         yield Client(http, services)
@@ -85,15 +85,15 @@ async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path, instances: in
 
 async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[Counter[str], int]:
     """Kill one instance after the other; return the kills at each step and the tasks in flight."""
-    chance, counts, in_flight = random.Random(SEED), Counter[str](), 0
-    plan = [step for step in STEPS for _ in range(max(kills // 10, 1))]
+    chance, counts, in_flight = random.Random(KILL_SEED), Counter[str](), 0
+    plan = [step for step in KILL_STEPS for _ in range(max(kills // 10, 1))]
     plan += ["in flight"] * (kills - len(plan))
     chance.shuffle(plan)
     for number, step in enumerate(plan):
         victim = client.services[number % 2]
         while step == "in flight" and (await asyncio.to_thread(emulator.ledger))["in_flight"] < SLOTS:
             await asyncio.sleep(0.01)
-        await victim.die(step)
+        await (victim.kill() if step == "in flight" else victim.kill_at(step))
         counts[step] += 1
         in_flight += SLOTS
         await victim.start(client.http)
@@ -129,7 +129,7 @@ async def loop_of(kills: int, folder: Path) -> None:
                 submitting = asyncio.create_task(client.submit_forever())
                 counts, in_flight = await kill(client, kills, emulator)
                 submitting.cancel()
-                print(f"seed {SEED}: {dict(counts)}")
+                print(f"seed {KILL_SEED}: {dict(counts)}")
                 await check(client, emulator, in_flight)
             async with fleet(redis, emulator.url, folder, instances=1) as client:
                 url = client.services[0].url
