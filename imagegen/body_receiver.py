@@ -1,4 +1,4 @@
-"""Bodies of responses as far as they come: in pieces, or the rest of a large one straight into its place in memory.
+"""Reading of response bodies: in pieces, or the rest of a large one straight into its place in memory.
 
 aiohttp reads 256 KiB at most at once, and copies each byte twice. An image of 2.1 MB, of which a link comes, takes 12
 fewer system calls and 1 ms less this way. aiohttp's own classes are used as in `imagegen.providers.post`.
@@ -29,7 +29,7 @@ _TLS_RECORD_BYTES = 32 * 1024
 async def next_piece(content: aiohttp.StreamReader) -> bytes:
     """Return the next bytes of a body as they come, none at its end.
 
-    Raises: aiohttp.ClientError, OSError if the body has ended too early, after all that came before.
+    Raises aiohttp.ClientError, OSError if the body has ended too early, but returns first the bytes that came before.
     """
     if (error := content.exception()) is None:
         return await content.readany()
@@ -182,9 +182,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
                 self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _watch(self) -> None:
-        """Let fewer bytes wake the loop if these do not come for a while; fail if nothing comes for too long.
+        """Wake the loop for fewer bytes if none came for a while; then fail if none comes for too long.
 
-        Not before: this process may have stood still, and the system have bytes that were too few to wake the loop.
+        It does not fail earlier: after a pause of this process, the system may hold bytes that were too few to wake it.
         """
         idle_s, stall_s = self._loop.time() - self._moved_at_s, self._stall_s
         if stall_s is not None and idle_s >= stall_s and self._most_wake_bytes == 1:

@@ -1,4 +1,4 @@
-"""Channels of the settings, and what is built from them: providers, prices, model tables, routes, permits."""
+"""Channels of the settings, and the parts built from them: providers, prices, model tables, routes, permits."""
 
 from __future__ import annotations
 

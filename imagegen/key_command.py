@@ -61,7 +61,7 @@ def _print_made(key: ApiKey, secret: str) -> int:
     note(f"The secret of {key.name}; it is shown this once:")
     try:
         print_line(secret)
-    except OSError as error:  # the key is in Redis, and nobody has its secret
+    except OSError as error:  # the key is in Redis, but its secret was not shown
         lost = f"stdout can't be written ({error.strerror}), so the secret is lost"
         return fail(f"{lost}: print another by `imagegen keys rotate {key.name} --grace 0`", FAILED)
     return 0

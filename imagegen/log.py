@@ -17,7 +17,7 @@ import orjson
 from loguru import logger
 
 from imagegen.formats import rfc3339
-from imagegen.log_stream import PatientStream, patient
+from imagegen.log_stream import NonBlockingStream, non_blocking
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -40,7 +40,7 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
     if stream is None:  # a process can be started without a standard error
         _lines = None
     else:
-        _lines = _Lines(patient(stream, _log_dropped), render, access_line)
+        _lines = _Lines(non_blocking(stream, _log_dropped), render, access_line)
         logger.add(_lines.write, level=number, format=_no_text, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[InterceptHandler()], level=number, force=True)
 
@@ -102,7 +102,7 @@ class _Lines:
     """The stream of all lines, in order. The access lines of one turn of the event loop are written together."""
 
     def __init__(
-        self, stream: TextIO | PatientStream, render: Callable[[Record], str], access_line: Callable[..., str]
+        self, stream: TextIO | NonBlockingStream, render: Callable[[Record], str], access_line: Callable[..., str]
     ) -> None:
         self._stream = stream
         self._render = render
@@ -134,7 +134,7 @@ class _Lines:
 
     def finish(self, within_s: float) -> None:
         self.flush()
-        if isinstance(self._stream, PatientStream):
+        if isinstance(self._stream, NonBlockingStream):
             self._stream.finish(within_s)
 
     def _flush(self) -> None:
@@ -155,16 +155,16 @@ _lines: _Lines | None = None
 
 
 def finish(within_s: float) -> None:
-    """Write what waits for a slow reader, and how many lines were dropped, at the end of the process."""
+    """Write the lines that wait for a slow reader, and how many were dropped, at the end of the process."""
     if _lines is not None:
         _lines.finish(within_s)
 
 
 def _log_dropped(count: int) -> None:
-    logger.warning("{} lines of the log were dropped, since its reader stood still", count)
+    logger.warning("{} lines of the log were dropped, since nothing read them", count)
 
 
-def _detach_broken_pipe(stream: TextIO | PatientStream) -> None:
+def _detach_broken_pipe(stream: TextIO | NonBlockingStream) -> None:
     """Point the stream at /dev/null: the rest of its buffer would change the exit code.
 
     https://docs.python.org/3/library/signal.html#note-on-sigpipe

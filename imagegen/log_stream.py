@@ -1,7 +1,6 @@
-"""Stream of the log that waits for no reader: what a full pipe, a stopped terminal or a full socket does not take is
-written later.
+"""Non-blocking stream of the log: lines that a full pipe, terminal or socket does not take are written later.
 
-A process that waits for the reader of its log, such as a log driver or a terminal after Ctrl-S, serves nobody and
+A process that blocks on the reader of its log, such as a log driver or a terminal after Ctrl-S, serves no client and
 renews no lease. Regular files are written at once.
 """
 
@@ -18,7 +17,7 @@ from contextlib import suppress
 from typing import TextIO
 
 MAX_WAITING_BYTES = 1024**2
-"""Lines beyond that are dropped while the reader stands still."""
+"""Size of the buffer. Further lines are dropped while nothing is read."""
 
 WRITE_BYTES = 4096
 """A pipe that is ready takes this much at once on Linux: https://man7.org/linux/man-pages/man7/pipe.7.html"""
@@ -26,7 +25,7 @@ WRITE_BYTES = 4096
 RETRY_S = 0.1
 
 
-class PatientStream:
+class NonBlockingStream:
     """Text stream on a descriptor that may be full. Methods may be called in any thread.
 
     on_dropped: called with the number of lines that were dropped, once all others are written.
@@ -116,12 +115,12 @@ def _without_blocking(number: int) -> int:
         return number
 
 
-def patient(stream: TextIO, on_dropped: Callable[[int], object]) -> TextIO | PatientStream:
-    """Return a stream that waits for no reader; the same one if it has none, or can't be full."""
+def non_blocking(stream: TextIO, on_dropped: Callable[[int], object]) -> TextIO | NonBlockingStream:
+    """Return a stream that never blocks: the same one for a regular file, or without a descriptor."""
     try:
         number = stream.fileno()
         mode = os.fstat(number).st_mode
     except (OSError, ValueError):
         return stream
     has_reader = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(number)
-    return PatientStream(stream, on_dropped) if has_reader and hasattr(select, "poll") else stream
+    return NonBlockingStream(stream, on_dropped) if has_reader and hasattr(select, "poll") else stream

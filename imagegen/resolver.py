@@ -81,12 +81,12 @@ class SystemResolver:
 
 
 class FallbackExecutor(ThreadPoolExecutor):
-    """Pool of threads whose caller does the work itself if the system does not even have one thread for it."""
+    """Pool of threads that runs a call in the calling thread if the system has no thread left for the pool."""
 
     _has_thread = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Return the future of a call, which is done if the pool has no thread and none could be started."""
+        """Return the future of a call; the call is already done if the pool has no thread and none could be started."""
         future: Future[Any] = Future()
         calls = [(future, partial(fn, *args, **kwargs))]  # emptied by the call: the pool keeps what it can't start
 
@@ -107,7 +107,7 @@ class FallbackExecutor(ThreadPoolExecutor):
 
 
 def _run(future: Future[Any], call: Callable[[], Any]) -> None:
-    """Run a call and pass its end to its future, unless that is cancelled."""
+    """Run a call and set its result or error on its future, unless that is cancelled."""
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -130,7 +130,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         self.set_default_executor(self._executor)
 
     async def shutdown_default_executor(self, *args: Any) -> None:
-        """Wait for the calls of the pool; not if that needs a thread which the system does not have."""
+        """Wait for the calls of the pool. If that needs a thread and the system has none, do not wait."""
         try:
             await super().shutdown_default_executor(*args)
         except RuntimeError:
@@ -214,7 +214,7 @@ class Resolver(AbstractResolver):
 
 
 def _state_of(path: Path) -> _FileState | None:
-    """Return what changes if a file is written or replaced; None if there is none. A stat takes some microseconds."""
+    """Return a value that changes if a file is written or replaced; None without a file. It takes some microseconds."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except OSError:

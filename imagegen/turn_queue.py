@@ -1,4 +1,4 @@
-"""Queue of those who go on after something that all of them waited for: some in each turn of the event loop."""
+"""Queue of waiters that one event wakes: only some of them resume in each turn of the event loop."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol, TypeVar
 Result = TypeVar("Result")
 
 PER_TURN = 32
-"""What goes on in one turn of the event loop.
+"""Cost that one turn of the event loop takes at most.
 
-Each costs about 0.1 ms, most of it a write to a socket, so that thousands who wait for the same do not stop the others:
-between two turns the event loop reads from all connections.
+One costs about 0.1 ms, most of it a write to a socket. Thousands of clients that wait for the same event do not delay
+the others: between two turns the event loop reads from all connections.
 """
 
 
 class Waiter(Protocol):
-    """One who waits. cost: how much goes on with it."""
+    """Waiter. cost: of its part, against `PER_TURN`."""
 
     @property
     def cost(self) -> int: ...
 
-    def go_on(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 class TurnQueue:
@@ -32,7 +32,7 @@ class TurnQueue:
         self._due: deque[Waiter] = deque()
 
     def add(self, waiter: Waiter) -> None:
-        """Let a waiter go on in its turn, in the next turn of the event loop at the earliest."""
+        """Resume a waiter in its turn, in the next turn of the event loop at the earliest."""
         if not self._due:
             asyncio.get_running_loop().call_soon(self._take_turn)
         self._due.append(waiter)
@@ -43,15 +43,15 @@ class TurnQueue:
             await asyncio.wait([shared])
             turn = _Turn()
             self.add(turn)
-            await turn.come
+            await turn.has_come
         return shared.result()
 
     def _take_turn(self) -> None:
-        """Let the first waiters go on, and the next ones in the next turn of the event loop."""
-        due, room = self._due, PER_TURN
-        while due and room > 0:
-            room -= due[0].cost
-            due.popleft().go_on()
+        """Resume the first waiters, and schedule the next ones in the next turn of the event loop."""
+        due, left = self._due, PER_TURN
+        while due and left > 0:
+            left -= due[0].cost
+            due.popleft().resume()
         if due:
             asyncio.get_running_loop().call_soon(self._take_turn)
 
@@ -60,8 +60,8 @@ class _Turn:
     cost = 1
 
     def __init__(self) -> None:
-        self.come = asyncio.get_running_loop().create_future()
+        self.has_come = asyncio.get_running_loop().create_future()
 
-    def go_on(self) -> None:
-        if not self.come.done():
-            self.come.set_result(None)
+    def resume(self) -> None:
+        if not self.has_come.done():
+            self.has_come.set_result(None)

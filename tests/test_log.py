@@ -264,7 +264,7 @@ def unread(request: pytest.FixtureRequest) -> Iterator[Unread]:
     unread.stream.close()
 
 
-async def test_a_reader_that_stands_still_stops_nobody_and_gets_the_lines_in_order_later(
+async def test_a_log_that_is_not_read_blocks_no_one_and_its_lines_come_in_order_later(
     configure: Configure, unread: Unread
 ) -> None:
     configure()
@@ -275,13 +275,13 @@ async def test_a_reader_that_stands_still_stops_nobody_and_gets_the_lines_in_ord
     if writer.is_alive():
         await asyncio.to_thread(unread.read_until, " 2999 ")  # frees the thread
         pytest.fail("the log waited for its reader")
-    reading = asyncio.create_task(asyncio.to_thread(unread.read_until, "stood still"))
+    reading = asyncio.create_task(asyncio.to_thread(unread.read_until, "nothing read"))
     logger.info("last")  # is short enough for the rest of the space
     *lines, last, dropped = (await asyncio.wait_for(reading, 20)).splitlines()
     assert last.endswith(" last")
     numbers = [int(line.split()[2]) for line in lines]
     assert numbers == list(range(len(numbers)))
-    assert dropped.endswith(f"{3000 - len(numbers)} lines of the log were dropped, since its reader stood still")
+    assert dropped.endswith(f"{3000 - len(numbers)} lines of the log were dropped, since nothing read them")
 
 
 def test_the_last_lines_and_the_count_of_dropped_ones_wait_for_a_slow_reader(

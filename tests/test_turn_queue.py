@@ -1,4 +1,4 @@
-"""Tests of the queue of those who go on after something that all of them waited for."""
+"""Tests of the queue of waiters that one event wakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def fails() -> int:
 
 
 async def test_a_shared_result_goes_to_few_in_one_turn_and_in_the_order_of_arrival() -> None:
-    queue, end, went_on = TurnQueue(), asyncio.Event(), list[int]()
+    queue, end, resumed = TurnQueue(), asyncio.Event(), list[int]()
 
     async def work() -> str:
         await end.wait()
@@ -29,17 +29,17 @@ async def test_a_shared_result_goes_to_few_in_one_turn_and_in_the_order_of_arriv
 
     async def wait(number: int) -> str:
         result = await queue.result_of(shared)
-        went_on.append(number)
+        resumed.append(number)
         return result
 
     shared = asyncio.create_task(work())
     waiting = asyncio.gather(*(wait(number) for number in range(WAITERS)))
     await asyncio.sleep(0)
-    turns = Turns(lambda: len(went_on))
+    turns = Turns(lambda: len(resumed))
     end.set()
     assert await waiting == ["result"] * WAITERS
     assert turns.most() <= PER_TURN
-    assert went_on == list(range(WAITERS))
+    assert resumed == list(range(WAITERS))
 
 
 async def test_one_who_leaves_takes_nothing_from_the_others() -> None:

@@ -31,7 +31,7 @@ MAX_MODELS = 300
 OTHER_MODELS = "other"
 
 MAX_ROWS = 1_000
-"""Rows of a day in one report, which is written by one script: so many take Redis 10 to 20 ms."""
+"""Most rows of a day in one report. One script writes a report; this number of rows takes Redis 10 to 20 ms."""
 
 
 class Ledger:
@@ -125,7 +125,7 @@ class Ledger:
 
     async def _write_day(self, number: int, day: int, usage: Usage) -> None:
         try:
-            async with self._writing:  # what is read of a day meanwhile has either all of the report or nothing
+            async with self._writing:  # `read` sees the whole report or nothing of it
                 before = await self._store.add(day, self._marks.writer, usage[day], below=number, mark=number)
         except RedisError as error:
             self.lost += 1
@@ -139,7 +139,7 @@ class Ledger:
     async def read(self, days: Iterable[int]) -> AsyncIterator[tuple[int, Rows]]:
         """Yield the rows of days in parts, with what this instance has not written yet. Raises QueueUnavailable.
 
-        A part is one day's; the same row may be in several parts, and counts as their sum.
+        Each part is of one day. If a row is in several parts, its value is their sum.
         """
         for day in days:
             async with self._writing:

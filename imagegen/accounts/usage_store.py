@@ -22,7 +22,7 @@ _MARK = "@"
 
 
 PAGE_ROWS = 1_000
-"""About the rows that one command reads: Redis takes 2 ms for them, and their decoding 4 ms."""
+"""Approximate number of rows that one command reads: they take Redis 2 ms, and the event loop 4 ms to decode."""
 
 
 class DayReport(NamedTuple):
@@ -58,7 +58,7 @@ class UsageStore:
         return before
 
     async def read(self, day: int) -> AsyncIterator[DayReport]:
-        """Yield the report of a day in parts, each of which costs a command and has rows and marks of its own."""
+        """Yield the report of a day in parts, each with some of its rows and marks; each costs a command."""
         cursor, known = 0, set[bytes]()
         while True:
             async with self._connection.deadline():

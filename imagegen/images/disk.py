@@ -315,7 +315,7 @@ class DiskStore:
             files.flush(self._root)
 
     def _remove_superfluous(self, expired: dict[str, IndexEntry], over_cap: list[str]) -> None:
-        """Remove files, but no expired one that was written again, or extended by another process, meanwhile."""
+        """Remove files. Keep expired ones that were written again, or that another process has extended, meanwhile."""
         if expired:
             self._expiry.refresh()
         files.remove([*(name for name, entry in expired.items() if not self._extended(name, entry)), *over_cap])

@@ -1,4 +1,4 @@
-"""Store beside those in which an earlier `IMAGE_STORE` saved images: these stay readable until they expire."""
+"""Current image store together with former ones, which an earlier `IMAGE_STORE` filled, until their images expire."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from imagegen.tasks.image import StoredImage
 
 
 class StoreWithFormer:
-    """Store that saves in `store`, and also finds what is in the former ones, by `StoredImage.store_id`.
+    """Store that saves into the current store, and reads from it and the former ones, by `StoredImage.store_id`.
 
     others_live: returns whether another instance may have an image of a folder that is not here.
     others_differ: returns whether an instance with another `IMAGE_STORE` may have one of a store that instances share.
-    Whoever made the former stores starts and closes them.
+    The caller starts and closes the former stores.
     """
 
     def __init__(
@@ -31,9 +31,6 @@ class StoreWithFormer:
         self._formers = tuple(formers)
         self._others_live = others_live
         self._others_differ = others_differ
-        self.save = store.save
-        self.start = store.start
-        self.close = store.close
 
     @property
     def store_id(self) -> str:
@@ -47,8 +44,20 @@ class StoreWithFormer:
     def spool_folder(self) -> Path | None:
         return self._store.spool_folder
 
+    async def start(self) -> None:
+        """Start the current store."""
+        await self._store.start()
+
+    async def close(self) -> None:
+        """Close the current store."""
+        await self._store.close()
+
+    async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
+        """Save an image into the current store. Raises StoreUnavailable."""
+        await self._store.save(task_id, index, image, expires_at_s)
+
     def open(self, task_id: str, image: StoredImage) -> Coroutine[Any, Any, OpenedImage | None]:
-        """Open an image where it is."""
+        """Open an image in the store that has it."""
         return self._store.open(task_id, image) if self._is_ours(image) else self._open_former(task_id, image)
 
     def contains(self, task_id: str, image: StoredImage) -> Coroutine[Any, Any, bool]:
@@ -69,7 +78,7 @@ class StoreWithFormer:
         return True
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
-        """Save an image again in the store of now, for another task; it is read only if that store does not have it."""
+        """Save an image again in the current store under another task. It is read only if that store lacks it."""
         places = self._places(image)
         if self._store in places and await self._store.reuse(source_id, image, task_id, index, expires_at_s):
             return True
@@ -88,14 +97,14 @@ class StoreWithFormer:
         return True
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Set when images expire, where they are."""
+        """Set when images expire, in the stores that have them."""
         for store in (self._store, *self._formers):
             here = [image for image in images if store in self._places(image)]
             if here:
                 await store.extend_expiry(task_id, here, expires_at_s)
 
     def _is_ours(self, image: StoredImage) -> bool:
-        """Return whether only the store of now can have an image."""
+        """Return whether no store but the current one can have an image."""
         if not image.sha256:
             return True
         if image.store_id != self._store.store_id:

@@ -17,8 +17,8 @@ SUBMITTING_S = 60.0
 """How long an upload counts as needed after its last use in a submit: its entry may not be written yet."""
 
 FOUND_S = 10.0
-"""How long an upload counts as needed after a task was found that needs it: else each image that is saved into a full
-store would read all unfinished tasks again."""
+"""How long an upload counts as needed after a task was found that needs it. Without this, each image that is saved into
+a full store would read all unfinished tasks again."""
 
 SHA256_CHARS = 64
 """Task ids are shorter."""

@@ -1,8 +1,8 @@
 """HTTP client of a provider: JSON or a form out, a bounded response in, and every loss as one `UpstreamError`.
 
 The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and an
-`UpstreamConnector` whose paid one has a short `keepalive_timeout`: when an upstream closes an idle connection while it
-is used again, the request counts as sent.
+`UpstreamConnector`, with a short `keepalive_timeout` for paid calls: a request on an idle connection that the upstream
+closes at that moment counts as sent.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class JobApiProvider(ABC):
     async def cancel(self, handle: JobHandle) -> bool | None:
         """Request the end of a job. Return whether the provider confirmed it, None if that is uncertain.
 
-        A request is repeated once if its connection is lost, which may be a kept one that the provider has closed.
+        A request is repeated once if its connection is lost: the provider may have closed a kept one at that moment.
         """
         request = self.cancel_request(handle) if handle.provider == self.name else None
         url = self.own_address(request[1]) if request else None

@@ -210,7 +210,7 @@ class _Sending:
         return response
 
     async def whole_part(self) -> RawResponse | None:
-        """Return the response if all that matters of it came before it broke off. Raises UpstreamError."""
+        """Return a response that broke off if its body is complete in content; None otherwise. Raises UpstreamError."""
         if self._response is None:
             return None
         message, body = self._response

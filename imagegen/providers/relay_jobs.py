@@ -65,7 +65,7 @@ _OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_aut
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 
 _ACCEPTED = 202
-"""A job may be known by its address alone then: https://www.rfc-editor.org/rfc/rfc9110.html#name-202-accepted"""
+"""The response may have only the address of the job: https://www.rfc-editor.org/rfc/rfc9110.html#name-202-accepted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def _job_id(fields: dict[str, object], job: dict[str, object], status: int) -> s
 
 
 def _last_segment(address: str) -> str:
-    """Return the id of a job of which only the address is known; empty if it has none to use."""
+    """Return the last segment of a job's address as its id; empty if that is no id."""
     try:
         name = URL(address).name
     except ValueError:

@@ -83,7 +83,7 @@ class ResponseBody:
         return plain
 
     async def whole_part(self) -> bytes | bytearray | None:
-        """Return what came of a body that broke off, if that is all that matters of it; None otherwise.
+        """Return the bytes of a body that broke off if they are complete in content; None otherwise.
 
         Hosts declare wrong lengths and end connections too early, and an error's status is its meaning.
         """
@@ -246,9 +246,9 @@ def _free(body: LargeBody) -> None:
 async def read_body(
     status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, ends_at: float | None
 ) -> bytes | bytearray:
-    """Return the body of a response, see ResponseBody; what came of it until `ends_at` if that is all that matters.
+    """Return the body of a response (see `ResponseBody`), also one that broke off and is complete in content.
 
-    ends_at: time of the event loop. Raises as `ResponseBody.read`; TimeoutError.
+    ends_at: time limit, by the clock of the event loop. Raises as `ResponseBody.read`; TimeoutError.
     """
     body, plain = ResponseBody(status, headers, content), None
     try:

@@ -78,8 +78,10 @@ _LEASE_IN_NAME = re.compile(r"-([0-9]{1,9}(?:\.[0-9]{1,3})?)s\Z")
 
 
 def consumer_name(instance: str, lease_s: float) -> str:
-    """Return the name of an instance's consumer. It ends in the lease, since instances may have different ones while a
-    deploy changes `LEASE_SECONDS`."""
+    """Return the name of an instance's consumer.
+
+    It ends in the lease: instances may have different ones while a deploy changes `LEASE_SECONDS`.
+    """
     return f"{instance}-{round(lease_s, 3):.10g}s"
 
 

@@ -45,8 +45,8 @@ async def check_server(connection: Connection, prefix: str) -> None:
     if message := _refusal(connection, prefix, refused):
         raise SettingsError(message)
     replies = [ResponseError(text) for _, text in refused]
-    if passing := next(filter(unavailable, replies), None):
-        connection.health.failed(passing)
+    if temporary := next(filter(unavailable, replies), None):
+        connection.health.failed(temporary)
     _warn_of_eviction(connection)
 
 

@@ -1,4 +1,4 @@
-"""Feed of the changes of tasks to the clients that wait here, each of which goes on in its turn."""
+"""Feed of the changes of tasks to the clients that wait here; each client resumes in its turn."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Subscription:
 
     @property
     def cost(self) -> int:
-        """Return how many tasks the client is sent when it goes on."""
+        """Number of tasks that the client is sent when it resumes."""
         return len(self._news) or len(self.ids)
 
     def wake(self) -> None:
         """End the current wait without a change, when it is this client's turn."""
         self._feed.wake_in_turn(self)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """End the current wait, since it is this client's turn."""
         self.is_due = False
         self._changed.set()
@@ -88,7 +88,7 @@ class Feed:
         return Subscription(self, ids)
 
     def await_end(self, task_id: str) -> Subscription:
-        """Return a subscription to a task whose waits end with the task."""
+        """Return a subscription to a task; its waits end when the task ends."""
         return Subscription(self, [task_id], awaits_end=True)
 
     def wake_all(self) -> None:
@@ -103,7 +103,7 @@ class Feed:
             waiter.notify(task)
 
     def wake_in_turn(self, waiter: Subscription) -> None:
-        """Let a client go on in its turn, behind those that are due already."""
+        """Resume a client in its turn, after those that are due already."""
         if not waiter.is_due:
             waiter.is_due = True
             self._turns.add(waiter)

@@ -33,8 +33,8 @@ PUBLISHED_S = 0.25
 """Seconds after which peers have received a message, or it is lost."""
 
 COUNT_PAUSE, MAX_COUNT_PAUSE_S = 10.0, 30.0
-"""A count of the stream is followed by a pause of this many times its length, so that Redis has time for the rest. A
-slow Redis makes it no longer than `MAX_COUNT_PAUSE_S`."""
+"""A pause follows each count of the stream: this many times as long as the count, so that Redis has time for the rest,
+but at most `MAX_COUNT_PAUSE_S`."""
 
 READ_AGAIN_S = 1.0
 """Shortest time between two reads of which tasks of a client have ended elsewhere."""
@@ -212,7 +212,7 @@ class LineMover:
             else:
                 self._doubted.add(client)
         if self._doubted and now >= self._count_after:
-            checked, self._doubted = self._doubted, set()  # one that stops meanwhile is checked once more
+            checked, self._doubted = self._doubted, set()  # a line that stops meanwhile is checked once more
             try:
                 await self._move_stopped(sorted(checked))
             except BaseException:

@@ -107,7 +107,7 @@ class ClaimingPause:
             self._needed.set()
 
     async def _read(self) -> None:
-        """Read the state, and write it back if Redis has lost it: the one known before the read, not one set since."""
+        """Read the state. If Redis has lost it, write back the one from before the read, not one set since."""
         known = self.state
         state = _decode(await self._stored())
         if state.version < known.version:

@@ -136,7 +136,7 @@ class Takeover:
                     await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
                 )
         except BaseException:
-            for claim in taken:  # no loop will run them; the next look finds them again
+            for claim in taken:  # no loop will run them; the next check finds them again
                 self._dispatcher.forget(claim)
             raise
         return taken
@@ -313,8 +313,8 @@ class Takeover:
     async def _forget_taken(self) -> None:
         """Forget expired claims that another instance has taken meanwhile.
 
-        Redis refuses to move one that was renewed within the lease of its former owner. That is no sign of life of a
-        new owner with a longer lease, which renews less often. Where all have one lease this costs nothing.
+        Redis does not move a claim that was renewed within the lease of its former owner. A new owner with a longer
+        lease renews less often, so its claim would be taken. If all leases are equal, this costs no command.
         """
         consumers = {self._dispatcher.instance, *self._notifier.peers, *self._owners.values()}
         if len(set(map(self._lease_of, consumers))) == 1 and not self._notifier.silent:
@@ -380,7 +380,7 @@ class Takeover:
             self._dispatcher.put(claim)
 
     def on_peer_busy(self, message: Message) -> None:
-        """Check a lease of the peer from now; a check that is due earlier stays, and one more follows."""
+        """Schedule a check after one lease of the peer. An earlier check stays, and another one follows it."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._lease_of(str(message["from"]))
         self._peer_until = max(self._peer_until, until)

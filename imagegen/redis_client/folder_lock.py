@@ -1,4 +1,4 @@
-"""Lock of the data folder of an embedded Redis: whoever holds it, or a child that inherits it, runs the server."""
+"""Lock of the data folder of an embedded Redis. Its holder, or a child that inherits it, runs the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_FOLDER_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOP
 def try_lock(folder: Path) -> FolderLock | None:
     """Return the lock; None if another process, or a server that outlives it, holds it. Raises OSError.
 
-    The folder is locked too: the file may be deleted by somebody who takes it for a stale one.
+    The folder is locked too: a user may delete the file as a stale one.
     """
     with ExitStack() as stack:
         file = _open(_file_of(folder), os.O_RDWR | os.O_CREAT, stack)

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import hiredis
-from redis.asyncio.connection import DefaultParser
-from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from imagegen.redis_client.redis_errors import parse_error
 from imagegen.redis_client.redis_health import Health
 from imagegen.redis_client.topology import Address, Servers
 
@@ -330,7 +330,7 @@ class ReplyProtocol(asyncio.Protocol):
     """
 
     def __init__(self, on_reply: Callable[[Any], None], on_loss: Callable[[Exception], None]) -> None:
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)
+        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=parse_error)
         self._on_reply = on_reply
         self._on_loss = on_loss
         self._ended = False
@@ -365,14 +365,6 @@ def take_over(connection: Any, protocol: ReplyProtocol) -> asyncio.Transport:
         transport.abort()
         asyncio.get_running_loop().call_soon(protocol.end, RedisConnectionError("Connection closed by server"))
     return transport
-
-
-def _error(text: str) -> Exception:
-    """Return redis-py's exception; a redirect that it can't read is no reason to lose the connection."""
-    try:
-        return cast(Exception, DefaultParser.parse_error(text))  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError):
-        return ResponseError(text)
 
 
 class Batcher(Generic[Item, Reply]):

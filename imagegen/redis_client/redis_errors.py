@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from typing import cast
 
+from redis.asyncio.connection import DefaultParser
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -37,6 +39,7 @@ __all__ = [
     "ReadOnlyError",
     "RedisError",
     "ResponseError",
+    "parse_error",
     "remedy",
     "shown",
     "unavailable",
@@ -83,6 +86,14 @@ _REMEDIES_BY_TEXT = (
 
 class ScanRefused(Exception):
     """The user in REDIS_URL may not SCAN. Only searches through all tasks need that right, so it is no outage."""
+
+
+def parse_error(text: str) -> Exception:
+    """Return redis-py's exception for an error reply. A redirect that redis-py can't parse is a ResponseError."""
+    try:
+        return cast(Exception, DefaultParser.parse_error(text))  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError):
+        return ResponseError(text)
 
 
 def unavailable(error: BaseException) -> bool:

@@ -47,7 +47,7 @@ from imagegen.worker.saving import (
     received_again,
 )
 
-MAX_BARREN_CALLS = 2
+MAX_CALLS_WITHOUT_IMAGE = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
 
 
@@ -151,7 +151,7 @@ class Attempt:
         except AttemptEnded as ended:
             return ended.outcome
         except Stopping:
-            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._places.paid_in_vain)
+            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._places.paid_without_result)
             return pause if self._waiting.begun else NotStarted()
         except UpstreamResting as resting:
             return self._judge(resting.error, upstream_dead=True)
@@ -213,7 +213,7 @@ class Attempt:
                 return
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
-                self._places.answered_in_vain(share.indexes, again=again or error.lasting)
+                self._places.got_no_image(share.indexes, again=again or error.lasting)
             elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
@@ -229,12 +229,12 @@ class Attempt:
         per_call = self._runner.routes.most_images(self._form.model, pixels)
         per_call = self._runner.counts.most(self._form.model, per_call)
         last: UpstreamError | None = self._places.fault
-        barren = 0
+        calls = 0
         if not self._claim.checkpoint.missing_requested:
             for share in plan_calls(n, self._places.requested, per_call, seed):
                 last = await self._make_call(share) or last
-                barren += 1
-                if not self._claim.checkpoint.has_new_images and barren >= MAX_BARREN_CALLS:
+                calls += 1
+                if not self._claim.checkpoint.has_new_images and calls >= MAX_CALLS_WITHOUT_IMAGE:
                     if last and last.lasting:
                         raise last
                     break
@@ -267,7 +267,7 @@ class Attempt:
         try:
             reply = await self._call(share)
         except UpstreamError as error:
-            self._places.answered_in_vain(share.indexes, again=again or error.lasting)
+            self._places.got_no_image(share.indexes, again=again or error.lasting)
             return error
         await self._received(self._form.as_sent(share), reply, again=again)
         return self._places.fault
@@ -390,7 +390,7 @@ class Attempt:
             return await self._inputs.open(self._runner.routes.edits(self._form.model))
         except (QueueUnavailable, StoreUnavailable) as error:
             # an attempt that has not begun is not counted yet
-            counts = self._places.paid_in_vain or not self._waiting.begun
+            counts = self._places.paid_without_result or not self._waiting.begun
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
             raise AttemptEnded(pause) from error
         except UpstreamError as error:
@@ -436,4 +436,6 @@ class Attempt:
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        return self._judging.outcome(error, upstream_dead=upstream_dead, paid_in_vain=self._places.paid_in_vain)
+        return self._judging.outcome(
+            error, upstream_dead=upstream_dead, paid_without_result=self._places.paid_without_result
+        )

@@ -14,15 +14,15 @@ from imagegen.worker.saving import ReceivedImage
 class ImagePlaces:
     """Places 0 to n - 1 of one attempt. An image that is missing is requested once more, and never again.
 
-    The checkpoint of the claim has what the next attempt needs: the places that are short of an image for the first
-    time, and those that are given up.
+    The checkpoint of the claim holds for the next attempt which places lack an image for the first time (`short`), and
+    which are given up.
 
     Args:
         claim: of the task.
         count: n of the request.
 
     Attributes:
-        paid_in_vain: whether a response of this attempt had fewer images than requested.
+        paid_without_result: whether a response of this attempt had fewer images than requested.
         fault: of an image of the last response; None if each could be used.
     """
 
@@ -32,7 +32,7 @@ class ImagePlaces:
         self._unusable: set[int] = set()
         self._wasted = set(claim.checkpoint.short)
         self._again = False
-        self.paid_in_vain = False
+        self.paid_without_result = False
         self.fault: ImageRejected | None = None
 
     @property
@@ -47,7 +47,7 @@ class ImagePlaces:
 
     @property
     def requested(self) -> set[int]:
-        """Places that were in a response, with an image or without."""
+        """Places that a response was about, with an image or without."""
         checkpoint = self._claim.checkpoint
         return self.filled.union(checkpoint.short, checkpoint.given_up)
 
@@ -57,7 +57,7 @@ class ImagePlaces:
         checkpoint = self._claim.checkpoint
         settled = self.filled.union(checkpoint.given_up)
         if checkpoint.has_new_images and not checkpoint.missing_requested:
-            settled -= self._unusable  # others could be used, so the cause need not repeat
+            settled -= self._unusable  # other images are usable, so the fault may not repeat
         return settled
 
     def count_repeat(self, places: Collection[int]) -> None:
@@ -66,9 +66,9 @@ class ImagePlaces:
             checkpoint = self._claim.checkpoint
             self._claim.checkpoint = replace(checkpoint, repeated=checkpoint.repeated + 1)
 
-    def answered_in_vain(self, places: Collection[int], *, again: bool) -> None:
+    def got_no_image(self, places: Collection[int], *, again: bool) -> None:
         """Record a response without any usable image, which may be paid for."""
-        self.paid_in_vain = True
+        self.paid_without_result = True
         self._wasted.update(places)
         self._left_out(places, again=again)
 
@@ -101,7 +101,7 @@ class ImagePlaces:
             self._left_out([image.index], again=self._again)
 
     def link_died(self, places: Iterable[int]) -> None:
-        """Give up images whose links died, and whose provider job has no fresh ones: another call would pay again."""
+        """Give up images with dead links and no fresh ones from their provider job: another call would pay again."""
         if lost := set(places).difference(self.filled):
             self.fault = ImageRejected("The image's link died, and the provider's job has no fresh one", lasting=True)
             self.give_up(lost)
@@ -109,7 +109,7 @@ class ImagePlaces:
     def saved(self, places: Collection[int]) -> None:
         """Record that all usable images of a response are saved. places: of its call."""
         if self.missing and not self.filled.issuperset(places):
-            self.paid_in_vain = True
+            self.paid_without_result = True
 
     def _left_out(self, places: Collection[int], *, again: bool) -> None:
         if again:

@@ -30,10 +30,12 @@ class Judge:
     clock: Callable[[], float]
     lists_jobs: Callable[[str], bool] = lambda _channel: False
 
-    def outcome(self, error: UpstreamError, *, upstream_dead: bool = False, paid_in_vain: bool) -> Retry | Failed:
+    def outcome(
+        self, error: UpstreamError, *, upstream_dead: bool = False, paid_without_result: bool
+    ) -> Retry | Failed:
         """Return the outcome that follows from an error; a lost response is counted.
 
-        paid_in_vain: whether a response of this attempt had fewer images than requested.
+        paid_without_result: whether a response of this attempt had fewer images than requested.
         """
         claim = self.claim
         if error.ambiguous:
@@ -44,7 +46,7 @@ class Judge:
             ambiguous=claim.checkpoint.ambiguous_calls,
             left_s=self.rules.deadline(claim.task) - self.clock(),
             circuit_open=upstream_dead,
-            paid_without_result=paid_in_vain,
+            paid_without_result=paid_without_result,
         )
         outcome = self.rules.policy.decide(error, context, random.random)
         checkpoint = claim.checkpoint

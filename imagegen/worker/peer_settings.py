@@ -13,13 +13,13 @@ from loguru import logger
 from imagegen.queue.notifier import Message, Notifier
 
 LASTING_S = 300.0
-"""How long instances may differ before the log has it: a deploy that changes a setting is over by then."""
+"""How long instances may differ before a warning: a deploy that changes a setting is over by then."""
 
 ANSWERED_S = 30.0
-"""A peer that lives answers a greeting within this time; one that was killed does not, and does not differ."""
+"""A living peer answers a greeting within this time. A peer that was killed does not, and does not count."""
 
 DIGEST_CHARS = 4
-"""Of a value in a greeting: enough to see a difference, too few to confirm a guess at a secret."""
+"""Length of a value's digest in a greeting: enough to show a difference, too short to confirm a guess at a secret."""
 
 MAX_NAMES = 100
 
@@ -28,7 +28,7 @@ class PeerSettings:
     """Check that other instances have the values of this one, with one warning for each setting that differs.
 
     Args:
-        values: returns the values of this instance, by the name of the setting. A value None is not compared.
+        values: returns the values of this instance, by the name of the setting. None is not compared.
         notifier: has the last greeting of each peer.
     """
 

@@ -19,10 +19,10 @@ from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, MAX_MODELS, NO_MOD
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
 
-LACKED_S = 180.0
+NO_MODEL_S = 180.0
 """How long a channel that does not have a model gets no call for it while another channel may have it.
 
-One that made an image of the model within this time has it: its answer is about one request, such as an edit.
+A channel that made an image of the model within this time has it: the refusal is about one request, such as an edit.
 """
 
 
@@ -47,24 +47,24 @@ class Lane:
         self._lacked_until: dict[str, float] = {}
         self._made_until: dict[str, float] = {}
 
-    def made(self, model: str, now: float) -> None:
+    def record_made(self, model: str, now: float) -> None:
         """Record that the provider made an image of a model."""
         if len(self._made_until) >= MAX_MODELS:
             self._made_until.clear()
-        self._made_until[model] = now + LACKED_S
+        self._made_until[model] = now + NO_MODEL_S
 
-    def has(self, model: str, now: float) -> bool:
-        """Return whether the provider made an image of a model, or was not without it, in the last minutes."""
+    def may_have(self, model: str, now: float) -> bool:
+        """Return whether the provider made an image of a model in the last minutes, or did not refuse it."""
         return self._made_until.get(model, now) > now or not self.lacks(model, now)
 
-    def lack(self, model: str, now: float) -> None:
+    def record_refused_model(self, model: str, now: float) -> None:
         """Record that the provider does not have a model."""
         if len(self._lacked_until) >= MAX_MODELS:
             self._lacked_until.clear()
-        self._lacked_until[model] = now + LACKED_S
+        self._lacked_until[model] = now + NO_MODEL_S
 
     def lacks(self, model: str, now: float) -> bool:
-        """Return whether the provider was without a model some minutes ago."""
+        """Return whether the provider refused a model in the last minutes, since it does not have it."""
         return self._lacked_until.get(model, now) > now
 
     def usable(self, choice: Choice) -> Iterator[tuple[Route, KeyHealth]]:
@@ -192,7 +192,7 @@ class Router(PermitLine):
         call = self._running[permit]
         call.key.accepted(permit.model, call.probes)
         call.lane.pacing.record_success(permit, UpstreamLimits())
-        call.lane.made(permit.model, self.clock())
+        call.lane.record_made(permit.model, self.clock())
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             call.key.pause(self.clock(), limits.reset_s, call.probes)
 
@@ -210,7 +210,7 @@ class Router(PermitLine):
             if error.status is not None:
                 key.accepted(permit.model, call.probes)
             if error.code == NO_MODEL:
-                call.lane.lack(permit.model, now)
+                call.lane.record_refused_model(permit.model, now)
             pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:
@@ -231,23 +231,23 @@ class Router(PermitLine):
 
     def has_other(self, model: str, choice: Choice) -> bool:
         now = self.clock()
-        lanes = self._having(model, choice)
+        lanes = self._with_model(model, choice)
         is_open = bool(lanes) and self.opens_at(model, now, choice) <= now
         return is_open or any(not lane.rests(model, now, choice) for lane in lanes)
 
     def recovers(self, model: str, choice: Choice) -> bool:
-        return not all(lane.is_out(model, choice) for lane in self._having(model, choice))
+        return not all(lane.is_out(model, choice) for lane in self._with_model(model, choice))
 
     def _lanes(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call, those of the highest priority first.
 
-        Those that lack the model get calls only if all do: one that was without it may have it now.
+        Channels that lack the model get calls only if all lack it: they may have it by now.
         """
         usable, now = self._usable(model, choice), self.clock()
-        return [lane for lane in usable if lane.has(model, now)] or usable
+        return [lane for lane in usable if lane.may_have(model, now)] or usable
 
-    def _having(self, model: str, choice: Choice) -> list[Lane]:
-        """Return the channels for a call that did not answer to any of the last minutes that they lack the model."""
+    def _with_model(self, model: str, choice: Choice) -> list[Lane]:
+        """Return the channels for a call that have not refused the model in the last minutes."""
         now = self.clock()
         return [lane for lane in self._usable(model, choice) if not lane.lacks(model, now)]
 

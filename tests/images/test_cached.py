@@ -125,7 +125,7 @@ async def test_an_image_survives_an_empty_disk_and_is_fetched_once(
     assert port.gets == 1
 
 
-async def test_clients_that_wait_for_one_fetch_go_on_in_turn(
+async def test_clients_that_wait_for_one_fetch_resume_in_turn(
     store: CachedStore, port: RemoteStore, make_image: MakeImage
 ) -> None:
     image, opened = make_image(), list[bytes | None]()

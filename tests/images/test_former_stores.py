@@ -49,7 +49,7 @@ async def saved(store: ImageStore, image: VerifiedImage, index: int = 0) -> Stor
 
 
 @pytest.mark.parametrize("new", ["disk", "redis"])
-async def test_images_that_another_store_saved_are_found_beside_those_of_the_store_of_now(
+async def test_images_that_another_store_saved_are_found_next_to_those_of_the_current_store(
     new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
 ) -> None:
     async with changed(new, tmp_path, redis_url, prefix) as (store, former):
@@ -75,7 +75,7 @@ async def test_the_images_of_a_former_store_keep_their_end(
 
 
 @pytest.mark.parametrize("new", ["disk", "redis"])
-async def test_an_image_of_a_former_store_is_reused_in_the_store_of_now(
+async def test_an_image_of_a_former_store_is_reused_in_the_current_store(
     new: str, tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage
 ) -> None:
     async with changed(new, tmp_path, redis_url, prefix) as (store, former):
@@ -117,7 +117,7 @@ async def test_the_images_of_a_former_folder_are_found_on_a_disk_that_is_full_fr
         assert await store.reuse(TASK, record, OTHER, 0, time.time() + LATER_S)
 
 
-async def test_what_the_store_of_now_has_is_found_by_one_command_and_reused_without_being_read(
+async def test_what_the_current_store_has_is_found_by_one_command_and_reused_without_being_read(
     tmp_path: Path, redis_url: str, prefix: str, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection, cache = Connection(redis_url), DiskStore(tmp_path / "cache", 1 << 30)

@@ -241,7 +241,7 @@ async def test_thumbnails_are_made_while_redis_is_away(on_disk: Instance, monkey
     assert on_disk.made == 1
 
 
-async def test_clients_that_wait_for_one_thumbnail_go_on_in_turn(on_disk: Instance) -> None:
+async def test_clients_that_wait_for_one_thumbnail_resume_in_turn(on_disk: Instance) -> None:
     image, opened = await save(on_disk, picture()), list[object]()
 
     async def open_one() -> None:

@@ -83,7 +83,7 @@ async def test_clients_of_many_changed_tasks_take_more_of_a_turn() -> None:
     assert await most_in_one_turn(subscriptions, publish) <= PER_TURN / len(tasks)
 
 
-async def test_a_wait_for_the_end_goes_on_at_the_end_alone() -> None:
+async def test_a_wait_for_the_end_of_a_task_ends_with_it_alone() -> None:
     feed, task, woken = Feed(), pending(), 0
     with feed.await_end(task.id) as subscription:
         feed.publish(sent(task))

@@ -17,7 +17,7 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
-from imagegen.worker.router import LACKED_S, Router
+from imagegen.worker.router import NO_MODEL_S, Router
 from tests.support import Clock
 from tests.worker.conftest import UNPRICED, metered, no_model
 
@@ -219,7 +219,7 @@ def test_a_channel_without_a_model_gets_its_calls_again_after_some_minutes_or_if
     assert ends(made, taken(made), no_model()) == "first-a"
     assert [ends(made, taken(made)) for _ in range(3)] == ["second-b"] * 3
     assert ends(made, taken(made, "other")) == "first-a"
-    clock.now += LACKED_S
+    clock.now += NO_MODEL_S
     assert ends(made, taken(made), no_model()) == "first-a"
     assert ends(made, taken(made), no_model()) == "second-b"
     assert ends(made, taken(made)) == "first-a"
@@ -238,7 +238,7 @@ def test_a_channel_that_just_made_an_image_of_a_model_keeps_its_calls_though_it_
     assert made.has_other("m", tried)
     assert ends(made, taken(made, choice=tried), no_model()) == "second-b"
     assert not made.recovers("m", Choice(channels=frozenset({"second"}))), "the task ends, both were asked"
-    clock.now += LACKED_S - 1
+    clock.now += NO_MODEL_S - 1
     assert ends(made, taken(made), no_model()) == "first-a"
     clock.now += 1
     assert ends(made, taken(made)) == "second-b"

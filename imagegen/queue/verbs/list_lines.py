@@ -1,4 +1,4 @@
-"""Verb `list_lines`: what waits in lines."""
+"""Verb `list_lines`: the lengths and the first tasks of lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LISTED = 1_000
 """Tasks of a line that are listed, so that positions are exact."""
 
 MAX_READ_BYTES = 2**18
-"""After which a script call lists no further line: so much of short elements, about 600, takes Redis 10 to 20 ms."""
+"""Bytes after which a script call lists no further line: about 600 short elements, which take Redis 10 to 20 ms."""
 
 
 class ListedLine(Struct, frozen=True, gc=False):

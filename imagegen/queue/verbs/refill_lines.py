@@ -1,4 +1,4 @@
-"""Verb `refill_lines`: lines that have stopped are moved on."""
+"""Verb `refill_lines`: tasks of lines that do not move any more enter the stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoppedLine(NamedTuple):
 
 
 async def refill_lines(context: VerbContext, lines: Sequence[StoppedLine]) -> list[MovedTasks]:
-    """Move the missing tasks of lines into the stream. Return what was moved of each."""
+    """Move the missing tasks of lines into the stream. Return the moved tasks of each line."""
     keys = [context.keys.stream, context.keys.lines, *(context.keys.line(line.client) for line in lines)]
     args = [value for line in lines for value in line]
     commands, rows = await context.run(_SCRIPT, keys, [context.record_ttl_ms, *args])

@@ -158,7 +158,7 @@ class TaskEventStream:
         return all(task.state.is_final for task in self._last_sent.values())
 
     async def _add_changes(self, response: EventStream, task: Task) -> None:
-        """Add what changed since the last event to what is to be sent; send it if that is much.
+        """Add the events of a change to the unsent ones; send them if they are large.
 
         The id is what the client has after this event. An image's id is the sequence before, since the rest of its
         change follows.

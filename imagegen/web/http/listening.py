@@ -17,7 +17,7 @@ from imagegen.web.http.responses import SECURITY_HEADERS, fresh_request_id
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 16
-"""Each leads to a request that takes up to 0.5 ms, mostly in the same turns of the event loop as the others."""
+"""Connections that are accepted in one turn of the event loop: each leads to a request that takes up to 0.5 ms."""
 
 FULL_RETRY_S = 5
 PAUSE_S = 0.25
@@ -204,9 +204,10 @@ class _Acceptor:
 
 
 class _SilentConnection:
-    """Accepted socket until its first byte or its end, when the HTTP server gets it.
+    """Accepted socket that has sent nothing yet. The HTTP server gets it with its first byte, or its end.
 
-    There, it takes three times the CPU and ten times the memory, which matters in a flood of clients that send nothing.
+    A connection of the HTTP server takes three times the CPU and ten times the memory. That matters in a flood of
+    clients that send nothing.
     """
 
     idle = True

@@ -29,7 +29,7 @@ _HEAD_PIECE = MAX_HEAD_BYTES + 1
 """Bytes given to the parser before it shows whether a head ends in them."""
 
 HALF_CLOSED_S = 1.0
-"""How long a client that has ended its side waits for its response: it may as well have left."""
+"""How long the response to a client that has closed its side is awaited: the client may have left instead."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
@@ -203,7 +203,8 @@ class _Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, for the response to a request that has come whole.
 
-        It closes at once where it matters to a repeat of the call whether its client has left: in `/v1` and `/mcp`.
+        In `/v1` and `/mcp` it closes: there the service must notice that a client has left, so that its repeat of the
+        call is not paid again.
         """
         super().eof_received()
         if self.idle or self.receiving or not self._answers_half_closed:
@@ -274,7 +275,7 @@ class _Connection(web.RequestHandler):
 
 
 def _is_repeatable(message: RawRequestMessage) -> bool:
-    """Return whether a repeat of a request is paid once in any case, also if its client left before."""
+    """Return whether a repeat of a request is never paid again, also if its client was not noticed to have left."""
     return message.method in _SAFE_METHODS or message.path.startswith("/api/")
 
 
