@@ -17,6 +17,7 @@ from imagegen.providers.chat_images import ChatImagesProvider, is_chat_address
 from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.gemini import create_gemini, shapes_of
+from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelTable, Pricing
 from imagegen.providers.model_table import load_table
@@ -33,13 +34,13 @@ from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.router import Router
 
-_JOB_APIS: Mapping[str, Callable[..., Provider]] = {
+_JOB_APIS: Mapping[str, type[JobApiProvider]] = {
     "fal": FalProvider,
     "replicate": ReplicateProvider,
     "bfl": BflProvider,
     "dashscope": DashScopeProvider,
 }
-"""Providers that answer a call with a job; each takes `api_key`, `base_url`, `timeout_s` and `channel`."""
+"""Providers that answer a call with a job."""
 
 
 def channels_of(settings: Settings) -> Channels:

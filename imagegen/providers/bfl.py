@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import time
 
-import aiohttp
-from yarl import URL
-
 from imagegen.providers.bfl_requests import edits_of, fields_of, model_path, sent_request, warnings_of
 from imagegen.providers.bfl_responses import parse_acceptance, parse_job
 from imagegen.providers.http_client import Account
@@ -28,22 +25,14 @@ class BflProvider(JobApiProvider):
     """
 
     name = "bfl"
+    version_path = "/v1"
     domains = ("bfl.ai",)
     key_check = "credits"  # https://docs.bfl.ai/api-reference/utility/get-the-users-credits
     max_images_per_call = 1
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        api_key: str,
-        timeout_s: float,
-        base_url: str,
-        channel: str = "",
-    ) -> None:
-        base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
-        account = Account(secret=api_key, headers=(("x-key", api_key),))
-        super().__init__(session, base, account, timeout_s, channel=channel)
+    @staticmethod
+    def account_of(api_key: str) -> Account:
+        return Account(secret=api_key, headers=(("x-key", api_key),))
 
     def edits(self, model: str) -> Edits | None:
         return edits_of(model)

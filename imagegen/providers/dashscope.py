@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import quote
 
-import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
@@ -66,21 +65,14 @@ class DashScopeProvider(JobApiProvider):
     """
 
     name = "dashscope"
+    version_path = "/api/v1"
     domains = ()  # responses name no addresses
     key_check = "tasks/00000000-0000-0000-0000-000000000000"  # the state of an unknown job
     max_images_per_call = 4
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        api_key: str,
-        timeout_s: float,
-        base_url: str,
-        channel: str = "",
-    ) -> None:
-        base = URL(base_url.strip().rstrip("/").removesuffix("/api/v1") + "/api/v1").with_user(None)
-        super().__init__(session, base, Account(f"Bearer {api_key}", api_key), timeout_s, channel=channel)
+    @staticmethod
+    def account_of(api_key: str) -> Account:
+        return Account(f"Bearer {api_key}", api_key)
 
     def edits(self, model: str) -> Edits | None:
         return edits_of(model)

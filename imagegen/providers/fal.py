@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import time
 
-import aiohttp
 from msgspec.structs import replace
-from yarl import URL
 
 from imagegen.providers.fal_requests import (
     edits_of,
@@ -41,17 +39,9 @@ class FalProvider(JobApiProvider):
     key_check = "fal-ai/flux/requests/00000000-0000-0000-0000-000000000000/status"  # the state of an unknown job
     max_images_per_call = 4
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        api_key: str,
-        timeout_s: float,
-        base_url: str,
-        channel: str = "",
-    ) -> None:
-        base = URL(base_url.strip().rstrip("/")).with_user(None)
-        super().__init__(session, base, Account(f"Key {api_key}", api_key), timeout_s, channel=channel)
+    @staticmethod
+    def account_of(api_key: str) -> Account:
+        return Account(f"Key {api_key}", api_key)
 
     def edits(self, model: str) -> Edits | None:
         return edits_of(model)

@@ -90,14 +90,18 @@ class JobApiProvider(ABC):
 
     name: ClassVar[str]
     domains: ClassVar[tuple[str, ...]]
+    version_path: ClassVar[str] = ""
+    """End of the base URL, which the setting may leave out, such as `/v1`."""
     key_check: ClassVar[str | None] = None
     """Path below the base that only an accepted key may GET, and that costs nothing; None without one."""
     max_images_per_call: int
     images_inline = False
 
     def __init__(
-        self, session: aiohttp.ClientSession, base: URL, account: Account, timeout_s: float, *, channel: str = ""
+        self, session: aiohttp.ClientSession, *, api_key: str, timeout_s: float, base_url: str, channel: str = ""
     ) -> None:
+        address = base_url.strip().rstrip("/").removesuffix(self.version_path) + self.version_path
+        base, account = URL(address).with_user(None), self.account_of(api_key)
         self._base = base
         self._client = ProviderClient(session, base, "", timeout_s, account)
         self._secret = account.secret
@@ -109,6 +113,11 @@ class JobApiProvider(ABC):
         self.kept_ids: deque[str] = deque(maxlen=MAX_KEPT_IDS)
         self.own_hosts = self._client.own_hosts
         self.base_url: URL | None = self._client.base_url
+
+    @staticmethod
+    @abstractmethod
+    def account_of(api_key: str) -> Account:
+        """Return the credentials and headers of a key."""
 
     @abstractmethod
     def edits(self, model: str) -> Edits | None:

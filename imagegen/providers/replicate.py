@@ -11,10 +11,8 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import aiohttp
 import orjson
 from msgspec import Struct
-from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.formats import parse_http_date
@@ -69,21 +67,14 @@ class ReplicateProvider(JobApiProvider):
     """
 
     name = "replicate"
+    version_path = "/v1"
     domains = ("api.replicate.com",)
     key_check = "account"  # https://replicate.com/docs/reference/http#account.get
     max_images_per_call = 4
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        api_key: str,
-        timeout_s: float,
-        base_url: str,
-        channel: str = "",
-    ) -> None:
-        base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
-        super().__init__(session, base, Account(f"Bearer {api_key}", api_key), timeout_s, channel=channel)
+    @staticmethod
+    def account_of(api_key: str) -> Account:
+        return Account(f"Bearer {api_key}", api_key)
 
     def edits(self, model: str) -> Edits | None:
         return edits_of(model)

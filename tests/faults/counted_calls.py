@@ -13,7 +13,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from tests.conftest import Instance
-from tests.support import submission
+from tests.support import eventually, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -78,6 +78,17 @@ async def is_final(instance: Instance, task_id: str) -> bool:
 
 async def all_final(instances: Iterable[Instance], ids: Iterable[str]) -> bool:
     return all([await is_final(instance, task_id) for instance in instances for task_id in ids])
+
+
+async def check_paid_once(calls: Calls, instances: Sequence[Instance], ids: Sequence[str]) -> None:
+    """Check in Redis, not in memory, that each task is completed, was paid once and left nothing in the queue."""
+    for instance in instances:
+        for task_id in ids:
+            instance.task_cache.forget(task_id)
+    await eventually(lambda: all_final(instances, ids), within_s=30)
+    assert calls.broken_off == []
+    assert [task_id for task_id in ids if calls.paid[task_id] != 1] == []
+    await eventually(lambda: at_rest(instances[0]))
 
 
 async def at_rest(instance: Instance) -> bool:

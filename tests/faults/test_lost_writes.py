@@ -18,7 +18,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from tests.conftest import MakeInstance
-from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, is_final, submit_all
+from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, check_paid_once, is_final, submit_all
 from tests.support import counts, eventually, submission
 
 LOSSES = {
@@ -71,13 +71,7 @@ async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
     calls.go_on.set()
     everything = [*finished, *running, *waiting]
     await eventually(lambda: all_ended(calls, everything), within_s=20)
-    for instance in instances:
-        for task_id in everything:
-            instance.task_cache.forget(task_id)
-    await eventually(lambda: all_final(instances, everything), within_s=30)
-    assert calls.broken_off == []
-    assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
-    await eventually(lambda: at_rest(instances[0]))
+    await check_paid_once(calls, instances, everything)
 
 
 async def test_a_restored_claim_is_taken_over_when_its_owner_dies(

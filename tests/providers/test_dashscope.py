@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
 
-import aiohttp
 import pytest
 
 from imagegen.emulator.dashscope import DashScopeEmulator
 from imagegen.errors import UpstreamError
 from imagegen.providers import job_polling
 from imagegen.providers.dashscope import DashScopeProvider
-from tests.emulated_jobs import Recorder, emulated, quick_polls
+from tests.emulated_jobs import Recorder, quick_polls
 from tests.providers.conftest import MakeCall, details_of
-from tests.providers.dashscope_calls import MESSAGE, OLD, SYNC, prompted
+from tests.providers.dashscope_calls import (
+    MESSAGE,
+    OLD,
+    SYNC,
+    MakeProvider,
+    emulated_dashscope,
+    prompted,
+    provider_maker,
+)
 
-MakeProvider = Callable[..., DashScopeProvider]
 quick = pytest.fixture(quick_polls)
-
-
-@pytest.fixture
-async def upstream(quick: None) -> AsyncIterator[DashScopeEmulator]:
-    async with emulated(DashScopeEmulator, job_s=0.05, price_usd=0.03) as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def make_provider(session: aiohttp.ClientSession, upstream: DashScopeEmulator) -> MakeProvider:
-    return lambda key="sk-a-key": DashScopeProvider(session, api_key=key, timeout_s=30, base_url=upstream.url)
+upstream = pytest.fixture(emulated_dashscope)
+make_provider = pytest.fixture(provider_maker)
 
 
 @pytest.mark.parametrize("model", [OLD, MESSAGE])

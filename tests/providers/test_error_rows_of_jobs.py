@@ -36,7 +36,7 @@ _quick = pytest.fixture(quick_polls_of_rows, autouse=True)
 
 def creating(kind: type[JobApiProvider], session: ClientSession) -> Callable[[str], Any]:
     """Return a function that makes a provider for an address."""
-    return lambda url: kind(session, api_key="the-secret-key", base_url=url, timeout_s=30)  # type: ignore[call-arg]
+    return lambda url: kind(session, api_key="the-secret-key", base_url=url, timeout_s=30)
 
 
 # --- fal ---

@@ -46,9 +46,13 @@ class Service(JobApiProvider):
         *states: JobState | UpstreamError,
         base: str = str(BASE),
     ) -> None:
-        super().__init__(session, URL(base), Account("Key k", "k"), 30)
+        super().__init__(session, api_key="k", timeout_s=30, base_url=base)
         self._accepted = accepted
         self.states = list(states)
+
+    @staticmethod
+    def account_of(api_key: str) -> Account:
+        return Account(f"Key {api_key}", api_key)
 
     def edits(self, model: str) -> Edits | None:
         return None

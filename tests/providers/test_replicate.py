@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import aiohttp
 import pytest
@@ -15,24 +15,14 @@ from imagegen.errors import UpstreamError
 from imagegen.providers import job_polling
 from imagegen.providers.replicate import ReplicateProvider
 from imagegen.tasks.provider_job import JobHandle
-from tests.emulated_jobs import Recorder, begun_only, emulated, failed, quick_polls, replied
+from tests.emulated_jobs import Recorder, begun_only, failed, quick_polls, replied
 from tests.providers.conftest import MakeCall, RawServer, ReadRequest
+from tests.providers.replicate_calls import LINK, MODEL, emulated_replicate, replicate_provider
 from tests.support import LoopTime
 
 quick = pytest.fixture(quick_polls)
-MODEL = "black-forest-labs/flux-schnell"
-LINK = "https://a.example/1.png"
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[ReplicateEmulator]:
-    async with emulated(ReplicateEmulator, job_s=0.05) as service:
-        yield service
-
-
-@pytest.fixture
-def replicate(session: aiohttp.ClientSession, service: ReplicateEmulator) -> ReplicateProvider:
-    return ReplicateProvider(session, api_key="r8_secret", base_url=service.url, timeout_s=30, channel="main")
+service = pytest.fixture(emulated_replicate)
+replicate = pytest.fixture(replicate_provider)
 
 
 async def test_a_job_is_submitted_polled_and_collected(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
-import aiohttp
 import pytest
 
 from imagegen.emulator.replicate import PAGE, ReplicateEmulator
@@ -14,24 +13,14 @@ from imagegen.providers import replicate as replicate_module
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.protocol import Call, InputImage
 from imagegen.providers.replicate import ReplicateProvider
-from tests.emulated_jobs import Recorder, begun_only, emulated, failed, made, quick_polls, replied
+from tests.emulated_jobs import Recorder, begun_only, failed, made, quick_polls, replied
 from tests.providers.conftest import MakeCall
+from tests.providers.replicate_calls import LINK, MODEL, emulated_replicate, replicate_provider
 
 quick = pytest.fixture(quick_polls)
-MODEL = "black-forest-labs/flux-schnell"
 HASH = "a1" * 32
-LINK = "https://a.example/1.png"
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[ReplicateEmulator]:
-    async with emulated(ReplicateEmulator, job_s=0.05) as service:
-        yield service
-
-
-@pytest.fixture
-def replicate(session: aiohttp.ClientSession, service: ReplicateEmulator) -> ReplicateProvider:
-    return ReplicateProvider(session, api_key="r8_secret", base_url=service.url, timeout_s=30, channel="main")
+service = pytest.fixture(emulated_replicate)
+replicate = pytest.fixture(replicate_provider)
 
 
 LOST = "a cat {{fault:job answer=lost times=1}}"
