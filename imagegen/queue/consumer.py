@@ -54,6 +54,7 @@ class StreamConsumer:
             self._interruption = asyncio.create_task(self._connection.blocking_reads.close(), name="interrupt-read")
 
     async def read_forever(self) -> None:
+        """Read as many entries as slots are free, and pass their claims to the dispatcher."""
         if not await self._connection.retry_until_available(self._verbs.create_group):
             await self._connection.retry_until_available(self._client_queue.refresh_positions)
         while True:

@@ -60,28 +60,28 @@ class ClaimDispatcher:
     async def claim(self) -> Claim | None:
         """Wait for a task to run and a free slot. Return None after `quiet`."""
         while not self._quiet:
-            taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(taker)
+            waiter: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             self._dispatch()
             self.demand.set()
-            taken = await taker
-            if taken is None or not taken.lost:
-                return taken
-            self.drop(taken)
+            claim = await waiter
+            if claim is None or not claim.lost:
+                return claim
+            self.drop(claim)
         return None
 
     def quiet(self) -> None:
         """Dispatch no more claims; entries that are read from now on wait to be released."""
         self._quiet = True
         while self._waiters:
-            taker = self._waiters.popleft()
-            if not taker.done():
-                taker.set_result(None)
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
     @property
     def free_slots(self) -> int:
         """Slots that a loop waits to fill, none while claiming is paused."""
-        return 0 if self.paused else min(self._slots_left, sum(not taker.done() for taker in self._waiters))
+        return 0 if self.paused else min(self._slots_left, sum(not waiter.done() for waiter in self._waiters))
 
     @property
     def takes_claims(self) -> bool:
@@ -119,12 +119,12 @@ class ClaimDispatcher:
 
     def _dispatch(self) -> None:
         while self._waiters and self._slots_left > 0 and (claim := self._next_claim()):
-            taker = self._waiters.popleft()
-            if not taker.done():
+            waiter = self._waiters.popleft()
+            if not waiter.done():
                 self._ready.remove(claim)
                 claim.occupies_slot = True
                 self._slots_left -= 1
-                taker.set_result(claim)
+                waiter.set_result(claim)
 
     def _next_claim(self) -> Claim | None:
         """Return the first claim that may go to a loop now."""
@@ -138,7 +138,7 @@ class ClaimDispatcher:
         for entry_id, fields in entries:
             self.delivered = max(self.delivered, entry_order(entry_id))
             try:
-                task = self._submitted_here(entry_id, fields)
+                task = self._task_of(entry_id, fields)
                 claim = Claim(entry_id, task, self._first_checkpoint(task), confirmed_at=now)
             except NewerRecord:
                 self.skipped_entry_ids.add(entry_id)
@@ -154,8 +154,8 @@ class ClaimDispatcher:
             self.non_empty.set()
         return claims, unreadable
 
-    def ended(self, task: Task) -> Task | None:
-        """Return the result of a task that has an entry although this instance knows its end."""
+    def result_of(self, task: Task) -> Task | None:
+        """Return the result of a task that still has an entry although it has ended, None without one."""
         result = self.task_cache.finished(task.id)
         return result if result is not None and result.epoch == task.epoch else None
 
@@ -171,7 +171,7 @@ class ClaimDispatcher:
         claim = self.claimed.get(peek_task_id(fields)) if self.restoring else None
         return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.epoch).encode()
 
-    def _submitted_here(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
+    def _task_of(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
         """Return the task of an entry, from the cache if it was submitted here.
 
         Raises NewerRecord or UnreadableRecord.
@@ -182,6 +182,7 @@ class ClaimDispatcher:
         return decode_entry(fields, entry_id)
 
     def forget(self, claim: Claim) -> None:
+        """Free the slot of a claim, and stop renewing its lease."""
         self.leave_slot(claim)
         self.held.pop(claim.entry_id, None)
         self.estimates.ended(claim.task, None)

@@ -48,7 +48,7 @@ class Leases:
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
-        if ended := {claim: result for claim in claims if (result := self.dispatcher.ended(claim.task))}:
+        if ended := {claim: result for claim in claims if (result := self.dispatcher.result_of(claim.task))}:
             claims = [claim for claim in claims if claim not in ended]
             await self._end_again(ended)
         for entry_id, error in unreadable:

@@ -44,7 +44,7 @@ class InputImages:
     task_life_s: float
     clock: Callable[[], float]
 
-    async def settle(
+    async def store_images(
         self,
         request: GenerationRequest,
         fields: Mapping[str, Any],
@@ -70,45 +70,45 @@ class InputImages:
         if not request.image_sources:
             _check_places(fields, request, body)
             return request
-        settling = _Settling(self.uploads, body, spell, scope)
+        resolver = _SourceResolver(self.uploads, body, spell, scope)
         try:
-            settled = await settling.resolve(request)
-            _check_places(fields, settled, body)
-            missing = await settling.missing(settled)
+            resolved = await resolver.resolve(request)
+            _check_places(fields, resolved, body)
+            missing = await resolver.missing(resolved)
             if missing is not None:
-                if is_known is not None and await is_known(settled):
-                    return settled
+                if is_known is not None and await is_known(resolved):
+                    return resolved
                 raise upload_not_found(spell(missing))
-            for image in settling.images.values():
+            for image in resolver.images.values():
                 await self.uploads.store(image, scope)
-            await self._keep(settled)
-            return settled
+            await self._keep(resolved)
+            return resolved
         finally:
-            for image in settling.own:
+            for image in resolver.own:
                 self.uploads.discard(image)
 
     async def identify(
         self, request: GenerationRequest, body: ReceivedBody, *, scope: str | None = None
     ) -> GenerationRequest:
-        """Return the request as `settle` does, but store and keep nothing.
+        """Return the request as `store_images` does, but store and keep nothing.
 
         Raises UploadNotFound, UnsupportedImage, ImageTooLarge, BodyTooLarge, StoreUnavailable, QueueUnavailable.
         """
         if not request.image_sources:
             return request
-        settling = _Settling(self.uploads, body, api_name, scope)
+        resolver = _SourceResolver(self.uploads, body, api_name, scope)
         try:
-            settled = await settling.resolve(request)
-            missing = await settling.missing(settled)
+            resolved = await resolver.resolve(request)
+            missing = await resolver.missing(resolved)
             if missing is not None:
                 raise upload_not_found(api_name(missing))
-            return settled
+            return resolved
         finally:
-            for image in settling.own:
+            for image in resolver.own:
                 self.uploads.discard(image)
 
     async def keep_again(self, request_json: bytes) -> None:
-        """Keep the uploads of a stored request, for a retry. Raises UploadNotFound, and as `settle`."""
+        """Keep the uploads of a stored request, for a retry. Raises UploadNotFound, and as `store_images`."""
         try:
             request = GenerationRequest.from_json(request_json)
         except ValueError:  # of another version; the attempt fails if it can't run
@@ -124,8 +124,11 @@ class InputImages:
 
 
 @dataclass(slots=True)
-class _Settling:
-    """One request on its way. images: to store, by upload id; own: those of them that only this request has."""
+class _SourceResolver:
+    """Replacement of the image sources of one request by uploads.
+
+    images: to store, by upload id; own: those of them that only this request has.
+    """
 
     uploads: Uploads
     body: ReceivedBody
@@ -204,12 +207,12 @@ async def _base64_of(uri: str) -> AsyncIterator[bytes]:
         yield uri[at : at + _PIECE_CHARS].encode()
 
 
-def _check_places(fields: Mapping[str, Any], settled: GenerationRequest, body: ReceivedBody) -> None:
+def _check_places(fields: Mapping[str, Any], resolved: GenerationRequest, body: ReceivedBody) -> None:
     """Raise InvalidRequest for an image in a field that takes none."""
     if not body.images and not body.refusals:
         return
     sent = orjson.dumps(fields)
     for place in (*body.images, *body.refusals):
-        if sent.count(place.encode()) > settled.image_sources.count(place):
+        if sent.count(place.encode()) > resolved.image_sources.count(place):
             rule = "an image may only be in imageUrl, referenceImages and mask"
             raise InvalidRequest(details=[FieldError("body", rule)])

@@ -186,8 +186,8 @@ async def submit_parsed(
     """Submit parsed fields of a body, once only if the client gave a key."""
     parsed = parse_fields(services, fields, options)
     await spend_units(options.request, parsed.request.units)
-    settled = await _settle_images(services, parsed.request, fields, body, options)
-    submission = replace(parsed, request=settled).submission(services.identity, options)
+    resolved = await _store_images(services, parsed.request, fields, body, options)
+    submission = replace(parsed, request=resolved).submission(services.identity, options)
     if options.keeps_failures and (failed := await _final_answer(services, submission)) is not None:
         return SubmitResult(failed, CacheResult.HIT)
     if options.key is None:
@@ -212,22 +212,22 @@ async def spend_units(request: web.Request, units: int) -> None:
         await limits.spend_units(request, units)
 
 
-async def _settle_images(
+async def _store_images(
     services: Services,
     request: GenerationRequest,
     fields: Mapping[str, Any],
     body: ReceivedBody,
     options: SubmitOptions,
 ) -> GenerationRequest:
-    """Return a request with uploads in place of its `data:` URIs, kept for its task. See `InputImages.settle`."""
+    """Return a request with uploads in place of its `data:` URIs, kept for its task. See `InputImages.store_images`."""
 
-    async def is_known(settled: GenerationRequest) -> bool:
+    async def is_known(resolved: GenerationRequest) -> bool:
         """Return whether the task of this request exists, and neither failed nor was cancelled."""
-        task = await services.queue.get(services.identity.submission(settled, options.scope).task_id)
+        task = await services.queue.get(services.identity.submission(resolved, options.scope).task_id)
         return task is not None and task.state not in (State.FAILED, State.CANCELLED)
 
     uploads_of = client_of(options.request).scope
-    return await services.inputs.settle(request, fields, body, scope=uploads_of, is_known=is_known)
+    return await services.inputs.store_images(request, fields, body, scope=uploads_of, is_known=is_known)
 
 
 async def submit(services: Services, submission: Submission, *, fresh: bool = False) -> SubmitResult:
@@ -237,28 +237,30 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     Raises also MaxCostExceeded, and PriceUnknown.
     """
     refuse_while_draining(services)
-    submitted, tries = await _submit_once(services, submission, fresh=fresh), 1
+    submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), 1
     while submitted.cached is CacheResult.COALESCED and not submitted.task.state.is_final:
         has_webhook = bool(submission.webhooks)
         joined = await services.queue.join(submitted.task, submission.submitter, has_webhook=has_webhook)
         if joined or tries == MAX_TRIES:
             break
-        submitted, tries = await _submit_once(services, submission, fresh=fresh), tries + 1
+        submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), tries + 1
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
     services.ledger.on_submitted(submission, submitted)
     return submitted
 
 
-async def _submit_once(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+async def _submit_within_limit(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+    """Submit, unless the calls may cost more than the client's limit and a task without further cost serves it."""
     if submission.max_micro_usd is not None and submission.may_cost_too_much:
         free = await find_free_task(services, submission, fresh=fresh)
         if free is not None:
             return free
-    return await _submit_paid(services, submission, fresh=fresh)
+    return await _submit_or_replace(services, submission, fresh=fresh)
 
 
-async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+async def _submit_or_replace(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+    """Submit; replace a finished task if one of its images is gone, or if it is too old for `fresh`."""
     began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
     submitted = await _resubmit_refresh(services, submission, reuse) or await services.queue.submit(submission, reuse)

@@ -100,6 +100,7 @@ class Pool:
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
     async def _report(self, claim: Claim, outcome: Outcome) -> None:
+        """Turn the outcome of an attempt into exactly one verb of the queue."""
         try:
             now, ttl_s = self._clock(), self._result_ttl_s
             task = replace(

@@ -62,7 +62,8 @@ async def read_request(
 ) -> OpenAIRequest:
     """Parse a client's fields, count their units, and put uploads in place of the images in them.
 
-    spell: returns the client's name of a field. Raises InvalidRequest under these names, and as `InputImages.settle`.
+    spell: returns the client's name of a field. Raises InvalidRequest under these names, and as
+    `InputImages.store_images`.
     """
     services, scope = request.app[SERVICES], client_of(request).scope
     identity = services.identity
@@ -72,8 +73,8 @@ async def read_request(
         details = [FieldError(spell(detail.field), detail.message) for detail in error.details]
         raise InvalidRequest(details=details) from error
     await spend_units(request, parsed.request.units)
-    settled = await services.inputs.settle(parsed.request, fields, body, scope=scope, spell=spell)
-    return parsed if settled is parsed.request else replace(parsed, request=settled)
+    resolved = await services.inputs.store_images(parsed.request, fields, body, scope=scope, spell=spell)
+    return parsed if resolved is parsed.request else replace(parsed, request=resolved)
 
 
 async def respond(
