@@ -235,7 +235,7 @@ class GenerateRun:
         return fields
 
     async def _follow(self, receipt: SubmitReceipt) -> ImageTask:
-        """Show the progress and save each image as soon as it is there; return the finished task."""
+        """Show the progress and save each image once it exists; return the finished task."""
         task: ImageTask | None = None
         try:
             async for event in self._client.events(receipt.task_id):

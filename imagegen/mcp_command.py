@@ -188,7 +188,7 @@ async def _open_stdin() -> Callable[[], Awaitable[bytes]]:
 
 
 def _write(line: bytes) -> None:
-    """Write a message. Where the client is gone, calls that run are finished all the same, for its repeats."""
+    """Write a message. If the client is gone, running calls still finish: a repeat finds their tasks."""
     try:
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()

@@ -32,7 +32,7 @@ cache_library_paths()
 shorten_bundle()
 
 Servers.deadline_s = 20.0
-"""The tests of this process and their Redis may both stand still for some seconds on a busy machine."""
+"""On a busy machine, the tests of this process and their Redis may both pause for some seconds."""
 
 _numbers = itertools.count()
 

@@ -170,7 +170,7 @@ def wait_for_one_day(within_s: float) -> None:
 
 
 class Stopwatch:
-    """Time in seconds, without that in which the machine let this process stand still; an async context manager.
+    """Time in seconds without the pauses that the machine made in this process; an async context manager.
 
     A step of the event loop that computes counts, by its CPU time.
     """

@@ -22,7 +22,7 @@ def compute(for_s: float) -> None:
         pass
 
 
-async def test_time_in_which_the_process_stands_still_does_not_count() -> None:
+async def test_time_in_which_the_process_is_paused_does_not_count() -> None:
     async with Stopwatch() as watch:
         await eventually(lambda: watch.elapsed_s > 0.1)
         before_s = watch.elapsed_s

@@ -48,7 +48,7 @@ class BlobStore(Protocol):
         ...
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
-        """Copy the bytes within the store, for another task; return False if they are gone."""
+        """Copy the bytes within the store for another task. Return False if they are gone."""
         ...
 
     def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:

@@ -142,7 +142,7 @@ def read_mark(path: Path) -> str:
         if broken is None:
             part.write_text(secrets.token_hex(8), encoding="ascii")
             _rename_new(part, path)
-        else:  # all that find the same file give it the same id, and no copy of it has that id
+        else:  # all users of the same file give it the same id, and no copy of it gets that id
             part.write_text(hashlib.sha256(broken).hexdigest()[:16], encoding="ascii")
             part.replace(path)
     return ""

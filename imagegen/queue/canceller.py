@@ -42,7 +42,7 @@ class TaskCanceller:
     Attributes:
         cancel_upstream: requests the end of a provider job; returns True if the provider confirmed it.
         on_left: called with each task that was cancelled here, as soon as that is stored.
-        on_ended: called with it once its cost is known.
+        on_ended: called with such a task once its cost is final.
         on_taken_back: called with a task, if another instance may have counted its cost, and the amount.
     """
 

@@ -1,4 +1,4 @@
-"""Claims that another instance has: their work ends, and a paid call that the other one can't know of is recorded.
+"""Claims that another instance has: their work ends, and a paid call that the other one lacks is recorded.
 
 Mostly the other instance has read this one's checkpoint, and counted the call. It could not where Redis lost the
 checkpoint, as when instances follow a failover at different times: each then uses another server for a while.

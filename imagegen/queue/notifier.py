@@ -61,7 +61,7 @@ class Notifier:
         handlers: called by the kind of a message.
         silent: whether Redis refuses the channel; then peers are unknown, and instances poll.
         subscribed: whether there is a subscription.
-        is_informed: whether this instance receives what is published now.
+        is_informed: whether this instance receives messages that are published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
         greeting: returns the content of greetings about this instance.
@@ -115,7 +115,7 @@ class Notifier:
         return not self._knows_peers or instance == self.instance or instance in self.peers
 
     async def get_to_know(self, instance: str) -> None:
-        """Wait until it is known whether an instance is a peer, at most `GREETING_S`."""
+        """Wait until this instance has learned whether another one is a peer, at most `GREETING_S`."""
         if instance == self.instance or instance in self.peers or self._knows_peers or self.silent:
             return
         with suppress(TimeoutError):

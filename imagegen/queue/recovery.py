@@ -38,7 +38,7 @@ SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 PEERS_LATER_S = 5.0
 
 SAME_LOSS_S = 0.5
-"""Instances notice a loss within this time of each other; what is noticed later may be another one."""
+"""Instances notice the same loss within this time of each other; a later notice may be about another loss."""
 
 RECENT_S = 600.0
 """Results of this age are always checked; older ones while some of the newer ones were missing."""

@@ -26,7 +26,7 @@ class ServerInfo:
         run_id: new at each start of a server process.
         replication_ids: of the data set; the second one is that of the master before a promotion.
         offset: bytes of the replication stream so far; it never falls while the data set is the same.
-        version: of Redis, which other programs report as the one that they equal.
+        version: of Redis; other programs report the version that they are compatible with.
         program: name and own version, such as `valkey 9.1.2`.
         shard: ids of the cluster nodes that have had our keys, by failovers among them; INFO does not have them.
     """

@@ -135,7 +135,7 @@ async def test_a_host_that_stalls_within_a_body_is_left() -> None:
         await eventually(lambda: host.closed)
 
 
-@pytest.mark.parametrize("passed_s", [1.0, 60.0], ids=["slow", "this process stood still"])
+@pytest.mark.parametrize("passed_s", [1.0, 60.0], ids=["slow", "this process was paused"])
 async def test_bytes_that_do_not_wake_the_loop_are_noticed_before_their_host_counts_as_stalled(passed_s: float) -> None:
     noticed = asyncio.Event()
 

@@ -32,7 +32,7 @@ BASE = URL("https://queue.jobs.example/v1")
 IMAGES = tuple(ImageLink(f"https://a.example/{number}") for number in range(3))
 
 
-class Service(JobApiProvider):
+class ScriptedProvider(JobApiProvider):
     """A provider with scripted states. accepted: what a submit returns."""
 
     name = "service"
@@ -120,13 +120,13 @@ def test_an_emulator_on_loopback_may_name_no_other_host(address: str, followed: 
 
 async def test_addresses_on_other_hosts_are_not_kept_in_the_handle(session: aiohttp.ClientSession) -> None:
     evil = "https://evil.example/7"
-    handle = Service(session, AcceptedCall("7")).handle_of(AcceptedCall("7", evil, evil, evil, 9.0), 1.0)
+    handle = ScriptedProvider(session, AcceptedCall("7")).handle_of(AcceptedCall("7", evil, evil, evil, 9.0), 1.0)
     assert (handle.poll_url, handle.result_url, handle.cancel_url) == ("", "", "")
     assert (handle.accepted_at, handle.expires_at, len(handle.account)) == (1.0, 9.0, 16)
 
 
 async def test_a_stored_address_on_another_host_is_not_requested(session: aiohttp.ClientSession) -> None:
-    service = Service(session, AcceptedCall("7"))
+    service = ScriptedProvider(session, AcceptedCall("7"))
     assert await service.get("https://evil.example/7") is None
 
 
@@ -149,7 +149,7 @@ class Client:
 async def test_a_redirect_is_followed_once_within_the_domains(
     session: aiohttp.ClientSession, target: str, requests: int
 ) -> None:
-    service, first = Service(session, AcceptedCall("7")), "https://queue.jobs.example/v1/7"
+    service, first = ScriptedProvider(session, AcceptedCall("7")), "https://queue.jobs.example/v1/7"
     moved, done = RawResponse(307, {"Location": target}, b""), RawResponse(200, {}, b"{}")
     client = Client({first: moved, "https://eu.jobs.example/8": done, "https://queue.jobs.example/v1/8": done})
     service._client = client  # type: ignore[assignment]  # it has the method that is used
@@ -169,7 +169,7 @@ async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(
 ) -> None:
     done = JobState("done", reply=Reply(IMAGES))
     accepted = AcceptedCall("7", cost_micro_usd=40_000)
-    service = Service(session, accepted, JobState("running", progress=0.5), done, done, base=submit_url)
+    service = ScriptedProvider(session, accepted, JobState("running", progress=0.5), done, done, base=submit_url)
     observer = Recorder()
     reply = await service.generate(make_call(count=2, n=2), observer)
     assert (reply.images, reply.warnings, observer.parts) == (IMAGES[:2], ("a warning",), [0.5])
@@ -184,9 +184,9 @@ async def test_a_job_that_is_found_has_the_warnings_of_its_call(
     async def search(*_: object) -> JobHandle:
         return JobHandle("service", "7")
 
-    monkeypatch.setattr(Service, "search", search)
+    monkeypatch.setattr(ScriptedProvider, "search", search)
     done = JobState("done", reply=Reply(IMAGES, warnings=("1 of 3 failed",)))
-    service = Service(session, AcceptedCall("7"), done)
+    service = ScriptedProvider(session, AcceptedCall("7"), done)
     handle = await service.find(make_call(), 1.0)
     assert handle is not None
     assert (await service.resume(handle, Recorder())).warnings == ("a warning", "1 of 3 failed")
@@ -201,9 +201,9 @@ async def test_a_job_is_searched_for_if_the_response_to_its_call_can_not_be_read
     def unreadable(*_: object) -> AcceptedCall:
         raise UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
 
-    monkeypatch.setattr(Service, "search", search)
-    monkeypatch.setattr(Service, "read_acceptance", unreadable)
-    service = Service(session, AcceptedCall("8"), JobState("done", reply=Reply(IMAGES)), base=submit_url)
+    monkeypatch.setattr(ScriptedProvider, "search", search)
+    monkeypatch.setattr(ScriptedProvider, "read_acceptance", unreadable)
+    service = ScriptedProvider(session, AcceptedCall("8"), JobState("done", reply=Reply(IMAGES)), base=submit_url)
     observer = Recorder()
     reply = await service.generate(make_call(count=3, n=3), observer)
     assert (reply.images, [handle.id for handle in observer.handles]) == (IMAGES, ["7"])
@@ -213,7 +213,7 @@ async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(
     quick: None, session: aiohttp.ClientSession
 ) -> None:
     reply = Reply(IMAGES, details=ReplyDetails(cost_micro_usd=1))
-    service = Service(session, AcceptedCall("7"), JobState("done", reply=reply))
+    service = ScriptedProvider(session, AcceptedCall("7"), JobState("done", reply=reply))
     handle = JobHandle("service", "7", cost_micro_usd=2)
     assert details_of(await service.resume(handle, Recorder())).cost_micro_usd == 1
 
@@ -227,7 +227,9 @@ async def test_a_job_that_the_acceptance_shows_ended_is_not_polled(
     state: JobState | None,
     polls: int,
 ) -> None:
-    service = Service(session, AcceptedCall("7", state=state), JobState("done", reply=Reply(IMAGES)), base=submit_url)
+    service = ScriptedProvider(
+        session, AcceptedCall("7", state=state), JobState("done", reply=Reply(IMAGES)), base=submit_url
+    )
     observer = Recorder()
     await service.generate(make_call(), observer)
     assert (1 - len(service.states), len(observer.handles)) == (polls, 1)
@@ -239,12 +241,14 @@ async def test_a_failed_acceptance_has_a_handle_first(
     failed = JobState("failed", error=UpstreamError("content_policy", "no"))
     observer = Recorder()
     with pytest.raises(UpstreamError, match="no"):
-        await Service(session, AcceptedCall("7", state=failed), base=submit_url).generate(make_call(), observer)
+        await ScriptedProvider(session, AcceptedCall("7", state=failed), base=submit_url).generate(
+            make_call(), observer
+        )
     assert len(observer.handles) == 1
 
 
 async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(session: aiohttp.ClientSession) -> None:
-    service, handle = Service(session, AcceptedCall("7")), JobHandle("fal", "7", cancel_url=str(BASE))
+    service, handle = ScriptedProvider(session, AcceptedCall("7")), JobHandle("fal", "7", cancel_url=str(BASE))
     with pytest.raises(UpstreamError, match="does not find the job"):
         await service.resume(handle, Recorder())
     assert await service.cancel(handle) is None
@@ -255,7 +259,7 @@ PAGE = UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
 
 
 async def test_polls_that_fail_are_reported_until_one_does_not(quick: None, session: aiohttp.ClientSession) -> None:
-    service = Service(session, AcceptedCall("7"), BUSY, PAGE, PAGE, BUSY, JobState("running"), PAGE)
+    service = ScriptedProvider(session, AcceptedCall("7"), BUSY, PAGE, PAGE, BUSY, JobState("running"), PAGE)
     service.states.append(JobState("done", reply=Reply(IMAGES)))
     observer = Recorder()
     await service.resume(JobHandle("service", "7"), observer)
@@ -272,7 +276,7 @@ async def test_a_job_is_given_up_after_some_polls_that_no_repeat_changes(
     quick: None, session: aiohttp.ClientSession, code: str
 ) -> None:
     fault = UpstreamError(code, "no", status=400)
-    service = Service(session, AcceptedCall("7"), *[fault] * (job_polling.MIN_USELESS + 1))
+    service = ScriptedProvider(session, AcceptedCall("7"), *[fault] * (job_polling.MIN_USELESS + 1))
     with pytest.raises(UpstreamError) as caught:
         await service.resume(JobHandle("service", "7"), Recorder())
     assert (caught.value.ambiguous, caught.value.retryable, len(service.states)) == (True, False, 1)
@@ -284,7 +288,7 @@ async def test_a_job_is_given_up_only_some_minutes_after_the_first_useless_poll(
 ) -> None:
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
     done = JobState("done", reply=Reply(IMAGES))
-    service = Service(session, AcceptedCall("7"), *[PAGE] * (job_polling.MIN_USELESS * 3), done)
+    service = ScriptedProvider(session, AcceptedCall("7"), *[PAGE] * (job_polling.MIN_USELESS * 3), done)
     reply = await service.resume(JobHandle("service", "7"), Recorder())
     assert reply.images == IMAGES
 
@@ -301,7 +305,7 @@ async def test_another_process_goes_on_with_the_polls_of_the_one_before(
     monkeypatch.setattr(job_polling, "MIN_USELESS_S", 600.0)
     began = time.time() - 60 * minutes
     handle = JobHandle("service", "7", failed_polls=FailedPolls(count, began, count, began))
-    service = Service(session, AcceptedCall("7"), PAGE, JobState("done", reply=Reply(IMAGES)))
+    service = ScriptedProvider(session, AcceptedCall("7"), PAGE, JobState("done", reply=Reply(IMAGES)))
     if is_given_up:
         with pytest.raises(UpstreamError, match="can't be read"):
             await service.resume(handle, Recorder())
@@ -318,7 +322,7 @@ async def test_a_cancellation_is_confirmed_refused_or_open(
     session: aiohttp.ClientSession, status: int, confirmed: bool | None
 ) -> None:
     answer = RawResponse(status, {}, b"")
-    assert Service(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
+    assert ScriptedProvider(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
 
 
 @over_rows("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7.5, None, True])
@@ -367,7 +371,7 @@ async def test_a_cancellation_on_a_connection_that_the_provider_has_closed_is_re
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         writer.close()
 
-    class Cancelling(Service):
+    class Cancelling(ScriptedProvider):
         def cancel_request(self, handle: JobHandle) -> tuple[str, str]:
             return "POST", handle.cancel_url
 

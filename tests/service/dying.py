@@ -49,7 +49,7 @@ def on_sent(sent: Any) -> Any:
 
 def on_record_job(record_job: Any) -> Any:
     async def watched(self: WorkerQueue, *args: Any) -> Any:
-        if reached("accepted", "sent"):  # the timer of a process that stood still may be late
+        if reached("accepted", "sent"):  # after a pause of the process its timer may be late
             kill()
         return await record_job(self, *args)
 

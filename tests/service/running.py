@@ -193,7 +193,7 @@ class Service:
     def check_outages(self) -> None:
         """Check that Redis was away, and that the log has one line at the beginning and at most one at the end of each.
 
-        A machine that lets Redis stand still for seconds adds an outage.
+        A machine that pauses Redis for seconds adds an outage.
         """
         lines = re.findall(r"Redis (can't be used|is back)", self.log)
         assert lines == (["can't be used", "is back"] * len(lines))[: len(lines)]

@@ -34,7 +34,7 @@ LISTING = ("replicate", "dashscope")
 MOMENTS = ("sent", "accepted", "polled 1", "polled 2")
 QUICK = 3
 LEASE_S = 4.0
-"""A live instance that stands still for as long as two thirds of it keeps its claims."""
+"""A live instance keeps its claims through a pause of up to two thirds of it."""
 
 _starting = threading.Lock()
 

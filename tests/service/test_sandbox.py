@@ -32,7 +32,7 @@ def drawn(service: Service, **fields: object) -> Image.Image:
 
 def test_an_image_of_the_requested_size_takes_under_three_seconds(service: Service) -> None:
     times_s: list[float] = []
-    while len(times_s) < 5 and min(times_s, default=3.0) >= 3.0:  # the shortest counts: the machine may stand still
+    while len(times_s) < 5 and min(times_s, default=3.0) >= 3.0:  # the shortest counts: the machine may pause
         began = time.monotonic()
         prompt = f"a lighthouse {len(times_s)}"
         (entry,) = service.made(prompt=prompt, width=640, height=384, outputFormat="webp")["data"]

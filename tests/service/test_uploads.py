@@ -110,7 +110,7 @@ def test_six_large_bodies_at_once_stall_no_other_client(start_service: StartServ
     figures = f"{max(waits_s) * 1e3:.0f} ms, {max(blocked_s) * 1e3:.0f} ms of them the loop's"
     print(f"{grown / MIB:.1f} MiB, longest wait of another client {figures}")
     assert grown < 64 * MIB
-    assert max(blocked_s) < max(STALL_S, 20 * median(blocked_s))  # the machine may let any process stand still
+    assert max(blocked_s) < max(STALL_S, 20 * median(blocked_s))  # the machine may pause any process
     assert median(waits_s) < STALL_S
     assert not spooled(service)
 

@@ -41,7 +41,7 @@ from imagegen.worker.unserved import OtherInstances
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 from tests.conftest import Instance, MakeInstance
 from tests.support import LoopTime
-from tests.worker.webhook_service import SECRET, Receiver, Service, StartService, body_of, receiving
+from tests.worker.webhook_service import SECRET, Receiver, StartWebhookInstance, WebhookInstance, body_of, receiving
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
@@ -333,7 +333,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def start(make_instance: MakeInstance) -> AsyncIterator[StartService]:
+async def start(make_instance: MakeInstance) -> AsyncIterator[StartWebhookInstance]:
     """`await start(secret=…, delays_s=…, delivers=…)`: an instance that delivers webhooks."""
     async with AsyncExitStack() as stack:
 
@@ -344,12 +344,12 @@ async def start(make_instance: MakeInstance) -> AsyncIterator[StartService]:
             timeout_s: float = 20.0,
             delivers: bool = True,
             **rules: Any,
-        ) -> Service:
+        ) -> WebhookInstance:
             session = await stack.enter_async_context(webhook_session(private=True))
             instance = make_instance(**rules)
             sender = WebhookSender(session, body_of, OperatorSecret(secret), allow_private=True, timeout_s=timeout_s)
             deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s)
-            service = Service(instance, deliveries, delivers=delivers)
+            service = WebhookInstance(instance, deliveries, delivers=delivers)
             stack.push_async_callback(service.crash)
             return service
 

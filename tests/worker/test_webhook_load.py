@@ -13,12 +13,12 @@ from imagegen.queue import outbox as outbox_module
 from imagegen.tasks.webhook import Webhook
 from imagegen.worker.destinations import MAX_HEALTHY, MAX_SLOW_EACH, MAX_UNPROVEN
 from tests.support import eventually
-from tests.worker.webhook_service import Receiver, StartService, receiving
+from tests.worker.webhook_service import Receiver, StartWebhookInstance, receiving
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
 
-async def test_a_receiver_is_never_called_by_many_at_once(start: StartService, receiver: Receiver) -> None:
+async def test_a_receiver_is_never_called_by_many_at_once(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     receiver.hold_s = 0.02
     for n in range(20):
@@ -27,7 +27,7 @@ async def test_a_receiver_is_never_called_by_many_at_once(start: StartService, r
     assert MAX_UNPROVEN <= receiver.most <= MAX_HEALTHY
 
 
-async def test_slow_receivers_delay_no_other_host_or_path(start: StartService, receiver: Receiver) -> None:
+async def test_slow_receivers_delay_no_other_host_or_path(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start(timeout_s=60)
     async with AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(receiving(Receiver(hold_s=90))) for _ in range(12)]
@@ -50,7 +50,7 @@ async def test_slow_receivers_delay_no_other_host_or_path(start: StartService, r
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["as they come", "after a restart"])
 async def test_a_slow_receiver_delays_no_other_and_loses_no_webhook(
-    start: StartService, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, restarts: bool
+    start: StartWebhookInstance, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, restarts: bool
 ) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 4)
     monkeypatch.setattr(outbox_module, "MAX_HELD", 12)

@@ -15,7 +15,7 @@ from aiohttp import web
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
 from tests.support import eventually
-from tests.worker.webhook_service import Receiver, StartService, body_of
+from tests.worker.webhook_service import Receiver, StartWebhookInstance, body_of
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
@@ -30,7 +30,7 @@ async def not_written(_task: Task, _delivery: Delivery) -> None:
 
 @pytest.mark.parametrize("record", [never_written, not_written])
 async def test_a_crash_after_the_response_repeats_the_delivery_id(
-    start: StartService,
+    start: StartWebhookInstance,
     receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
     record: Callable[[Task, Delivery], Awaitable[None]],
@@ -48,7 +48,9 @@ async def test_a_crash_after_the_response_repeats_the_delivery_id(
     assert len({got.body for got in receiver.got}) == 1
 
 
-async def test_a_delivery_is_retried_until_the_receiver_accepts_it(start: StartService, receiver: Receiver) -> None:
+async def test_a_delivery_is_retried_until_the_receiver_accepts_it(
+    start: StartWebhookInstance, receiver: Receiver
+) -> None:
     service = await start()
     receiver.script = [500, 404, web.Response(status=302, headers={"Location": "/elsewhere"})]
     await service.submit("a", Webhook(receiver.url, ""))
@@ -58,7 +60,7 @@ async def test_a_delivery_is_retried_until_the_receiver_accepts_it(start: StartS
     assert len({got.headers["webhook-id"] for got in receiver.got}) == 1
 
 
-async def test_a_receiver_that_always_fails_is_given_up(start: StartService, receiver: Receiver) -> None:
+async def test_a_receiver_that_always_fails_is_given_up(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start(delays_s=(0.01, 0.01))
     receiver.script = [500] * 9
     await service.submit("a", Webhook(receiver.url, ""))
@@ -67,7 +69,7 @@ async def test_a_receiver_that_always_fails_is_given_up(start: StartService, rec
     await eventually(service.outbox_is_empty)
 
 
-async def test_410_ends_the_delivery_at_once(start: StartService, receiver: Receiver) -> None:
+async def test_410_ends_the_delivery_at_once(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     receiver.script = [410]
     await service.submit("a", Webhook(receiver.url, ""))
@@ -75,7 +77,9 @@ async def test_410_ends_the_delivery_at_once(start: StartService, receiver: Rece
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-async def test_a_busy_receiver_gets_its_requested_delay(start: StartService, receiver: Receiver, as_date: bool) -> None:
+async def test_a_busy_receiver_gets_its_requested_delay(
+    start: StartWebhookInstance, receiver: Receiver, as_date: bool
+) -> None:
     service, began = await start(), time.time()
     value = formatdate(began + 120, usegmt=True) if as_date else "120"
     receiver.script = [web.Response(status=503, headers={"Retry-After": value})]
@@ -87,7 +91,9 @@ async def test_a_busy_receiver_gets_its_requested_delay(start: StartService, rec
     assert began - 3 < due_at - 120 < time.time() + 3
 
 
-async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(start: StartService, receiver: Receiver) -> None:
+async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(
+    start: StartWebhookInstance, receiver: Receiver
+) -> None:
     service = await start()
     faults = iter([ZeroDivisionError()])
 

@@ -21,7 +21,7 @@ from imagegen.worker.webhooks import ReceiverResponse, WebhookDispatcher, Webhoo
 from tests.conftest import MakeInstance
 from tests.ports import free_port
 from tests.support import eventually
-from tests.worker.webhook_service import IMAGE, SECRET, Receiver, Service, body_of, receiving
+from tests.worker.webhook_service import IMAGE, SECRET, Receiver, WebhookInstance, body_of, receiving
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
@@ -150,7 +150,7 @@ async def test_hostile_addresses_are_never_connected(make_instance: MakeInstance
         _, probe = await asyncio.open_connection("127.0.0.1", port)
         probe.close()
         await eventually(lambda: len(accepted) == 1)
-        service = Service(
+        service = WebhookInstance(
             instance, WebhookDispatcher(instance.parts.outbox, WebhookSender(session, body_of), delays_s=(0.01,))
         )
         urls = [f"https://{host}:{port}/hook" for host in HOSTILE_HOSTS]

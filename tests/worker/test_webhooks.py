@@ -14,14 +14,14 @@ from imagegen.tasks.task import State
 from imagegen.tasks.webhook import DeliveryStatus, Webhook
 from tests.ports import free_port
 from tests.support import eventually, submission
-from tests.worker.webhook_service import SECRET, Receiver, StartService, receiving
+from tests.worker.webhook_service import SECRET, Receiver, StartWebhookInstance, receiving
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
 OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
 
 
-async def test_a_signed_webhook_follows_the_readable_result(start: StartService, receiver: Receiver) -> None:
+async def test_a_signed_webhook_follows_the_readable_result(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     readable: list[bool] = []
 
@@ -44,7 +44,9 @@ async def test_a_signed_webhook_follows_the_readable_result(start: StartService,
     assert (delivery.attempts, delivery.last_status) == (1, 200)
 
 
-async def test_the_secret_of_a_webhook_overrides_that_of_the_service(start: StartService, receiver: Receiver) -> None:
+async def test_the_secret_of_a_webhook_overrides_that_of_the_service(
+    start: StartWebhookInstance, receiver: Receiver
+) -> None:
     service = await start()
     await service.submit("a", Webhook(receiver.url, "", secret=OWN_SECRET))
     await service.wait_delivered((await service.end()).id)
@@ -54,7 +56,7 @@ async def test_the_secret_of_a_webhook_overrides_that_of_the_service(start: Star
         Verifier(SECRET).verify(got.body, got.headers)
 
 
-async def test_without_any_secret_nothing_is_signed(start: StartService, receiver: Receiver) -> None:
+async def test_without_any_secret_nothing_is_signed(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start(secret=None)
     await service.submit("a", Webhook(receiver.url, ""))
     await service.wait_delivered((await service.end()).id)
@@ -63,7 +65,9 @@ async def test_without_any_secret_nothing_is_signed(start: StartService, receive
 
 
 @pytest.mark.parametrize("outcome", [State.FAILED, State.CANCELLED])
-async def test_other_outcomes_are_delivered_too(start: StartService, receiver: Receiver, outcome: State) -> None:
+async def test_other_outcomes_are_delivered_too(
+    start: StartWebhookInstance, receiver: Receiver, outcome: State
+) -> None:
     service = await start()
     await service.submit("a", Webhook(receiver.url, ""))
     if outcome is State.CANCELLED:
@@ -74,7 +78,7 @@ async def test_other_outcomes_are_delivered_too(start: StartService, receiver: R
     assert receiver.got[0].event["type"] == f"image.{outcome}"
 
 
-async def test_each_joined_webhook_is_called_with_its_own_id(start: StartService, receiver: Receiver) -> None:
+async def test_each_joined_webhook_is_called_with_its_own_id(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     kinds = [await service.submit("a", Webhook(receiver.url + str(n), f"http://{n}")) for n in range(5)]
     assert kinds == [CacheResult.MISS] + [CacheResult.COALESCED] * 4
@@ -83,7 +87,7 @@ async def test_each_joined_webhook_is_called_with_its_own_id(start: StartService
     assert {got.event["data"]["data"][0]["url"] for got in receiver.got} == {f"http://{n}/0" for n in range(5)}
 
 
-async def test_a_cache_hit_is_delivered_at_once(start: StartService, receiver: Receiver) -> None:
+async def test_a_cache_hit_is_delivered_at_once(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     await service.submit("a")
     final = await service.end()
@@ -92,7 +96,7 @@ async def test_a_cache_hit_is_delivered_at_once(start: StartService, receiver: R
     assert len(receiver.got) == 1
 
 
-async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start: StartService) -> None:
+async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start: StartWebhookInstance) -> None:
     port = free_port()
     one = await start(delays_s=(0.3,) * 5)
     await one.submit("a", Webhook(f"http://127.0.0.1:{port}/hook", ""))
@@ -110,7 +114,7 @@ async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start: St
         await eventually(two.outbox_is_empty)
 
 
-async def test_a_stop_waits_for_the_running_delivery(start: StartService, receiver: Receiver) -> None:
+async def test_a_stop_waits_for_the_running_delivery(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     receiver.hold_s = 0.2
     await service.submit("a", Webhook(receiver.url, ""))

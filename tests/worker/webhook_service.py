@@ -89,7 +89,7 @@ def body_of(task: Task, webhook: Webhook) -> dict[str, Any]:
     }
 
 
-class Service:
+class WebhookInstance:
     """Instance that delivers webhooks; a test ends its tasks."""
 
     def __init__(self, instance: Instance, deliveries: WebhookDispatcher, *, delivers: bool = True) -> None:
@@ -139,4 +139,4 @@ class Service:
         await self.instance.crash()
 
 
-StartService = Callable[..., Awaitable[Service]]
+StartWebhookInstance = Callable[..., Awaitable[WebhookInstance]]

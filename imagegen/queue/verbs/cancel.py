@@ -48,7 +48,7 @@ class CancelledTask(Struct, frozen=True, gc=False):
 
 
 class CancelBy(Struct, frozen=True, gc=False):
-    """The client that cancels, empty for all of them; the first clients of the task; what is published if it leaves.
+    """The client that cancels, empty for all of them; the first clients of the task; the message if it leaves.
 
     channel: empty if no other instance is there.
     """

@@ -214,7 +214,7 @@ class Submit:
         return replies
 
     def _record_lines(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:
-        """Record what was added to lines, and return how many commands that were beyond one for each task."""
+        """Record the tasks that were added to lines. Return the number of commands beyond one for each task."""
         commands = 0
         for client, length in zip(clients_with_lines([item.line for item in items]), lengths, strict=True):
             added = [
