@@ -192,6 +192,47 @@ CONTENT = Meaning(
 """The prompt or the image was refused for what it shows."""
 
 
+_LIMIT_STATUSES = frozenset({400, 403, 420})
+"""Statuses but 429 with which some services refuse by a rate limit: AWS and relays with 400, Google with 403."""
+
+_LIMIT_CODES = frozenset(
+    {
+        "429",  # relays
+        "rate_limit_exceeded",  # OpenAI
+        "rate_limit_error",
+        "rate_limited",
+        "model_rate_limit",  # Together
+        "ratelimitexceeded",  # Google, 403
+        "userratelimitexceeded",  # Google, 403: https://developers.google.com/workspace/drive/api/guides/handle-errors
+        "too_many_requests",
+        "toomanyrequests",
+        "throttling",  # DashScope
+        "throttlingexception",  # AWS, 400: https://docs.aws.amazon.com/general/latest/gr/api-retries.html
+        "requestlimitexceeded",
+        "minimax:1002",  # 200: https://platform.minimax.io/docs/api-reference/errorcode
+        "minimax:1039",
+    }
+)
+_LIMIT_WORDING = re.compile(
+    r"(?:error: ?)?(?:(?:\w+ ){0,3}rate[ -]?limit (?:is |was )?(?:exceeded|reached|hit)|rate[ -]?limited"
+    r"|too many (?:concurrent )?requests|请求过于频繁)",
+    re.IGNORECASE,
+)
+"""Begin of a message. Later in it the words may be the client's own, which a refusal quotes."""
+
+
+def names_rate_limit(status: int, codes: Collection[str], message: str) -> bool:
+    """Return whether a refusal with another status than 429 means a rate limit, which passes.
+
+    codes: lower case.
+    """
+    if status not in _LIMIT_STATUSES and not 200 <= status < 300:
+        return False
+    if any(code.split(".")[0] in _LIMIT_CODES for code in codes):
+        return True
+    return status == 420 or _LIMIT_WORDING.match(message.lstrip()) is not None
+
+
 def lasting(status: int, codes: Collection[str], message: str) -> str | None:
     """Return the task error code of a refusal that no repeat fixes, by its codes and wording; None otherwise.
 

@@ -23,7 +23,7 @@ from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, p
 from imagegen.providers.odd_replies import find_images
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
-from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
+from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run, names_rate_limit
 from imagegen.providers.refused_fields import refused_fields
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
@@ -52,10 +52,7 @@ _CODE_OF_STATUS = {
     529: "upstream_overloaded",
 }
 _RETRYABLE = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
-_STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "server_error": 500}
-_RATE_LIMITED = frozenset({"minimax:1002", "minimax:1039"})
-"""MiniMax refuses under a 200: https://platform.minimax.io/docs/api-reference/errorcode"""
-
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "server_error": 500}
 _MESSAGE_NAMES = ("msg", "error_msg", "errmsg", "error_message", "errorMessage")
 """Of relays, besides the usual ones."""
 
@@ -317,8 +314,9 @@ def _sentence(value: object) -> str:
 
 
 def _effective_status(status: int, fields: dict[str, object], info: _ErrorInfo) -> int:
-    """Return the status; for an error object under a 2xx the status that it names or that its type means."""
-    if 200 <= status < 300 and _RATE_LIMITED & set(info.codes):
+    """Return the status, 429 for a rate limit under another one; for an error object under a 2xx the status that it
+    names or that its type means."""
+    if names_rate_limit(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
         return 429
     if not 200 <= status < 300 or not _names_error(fields):
         return status

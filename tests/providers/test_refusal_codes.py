@@ -167,6 +167,50 @@ def test_transient_and_request_errors_are_not_misclassified(status: int, body: o
     assert read(status, body).code == code
 
 
+GOOGLE_LIMIT = {
+    "error": {"code": 403, "message": "User Rate Limit Exceeded", "errors": [{"reason": "userRateLimitExceeded"}]}
+}
+
+
+@over_rows(
+    ("status", "body"),
+    [
+        (403, openai("Rate limit exceeded, try again in 3s", "rate_limit_exceeded")),
+        (403, GOOGLE_LIMIT),
+        (403, openai("Rate limit exceeded, try again in 3s")),
+        (400, openai("Too many requests. Please slow down", "429")),
+        (400, {"code": "Throttling.RateQuota", "message": "Requests rate limit exceeded"}),
+        (400, {"message": "Too many requests, please wait before trying again."}),
+        (420, b"Enhance your calm"),
+        (200, openai("Slow down", "rate_limit_exceeded", "rate_limit_error")),
+        (200, {"success": False, "message": "Too many requests"}),
+    ],
+)  # fmt: skip
+def test_a_rate_limit_under_another_status_is_waited_out_and_costs_nothing(status: int, body: object) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        parse_reply(status, {"retry-after": "3"}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    error = caught.value
+    assert (error.code, error.retryable, error.ambiguous, error.retry_after_s) == (
+        "upstream_rate_limited",
+        True,
+        False,
+        3.0,
+    )
+
+
+@over_rows(
+    ("status", "body", "code"),
+    [
+        (403, openai("You exceeded the rate limit of your plan", "insufficient_user_quota"), "upstream_billing"),
+        (403, openai("This key has no access to rate limit exceeded routes"), "upstream_auth"),
+        (400, openai("The prompt 'too many requests' is too short"), "upstream_invalid_request"),
+        (400, openai("Too many images requested: at most 2"), "upstream_invalid_request"),
+    ],
+)
+def test_a_refusal_that_only_mentions_a_rate_limit_is_not_waited_out(status: int, body: object, code: str) -> None:
+    assert read(status, body).code == code
+
+
 @over_rows("status", sorted(GAVE_UP_WAITING))
 @over_rows("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
 def test_a_gateway_timeout_is_ambiguous(status: int, body: object) -> None:
