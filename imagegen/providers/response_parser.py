@@ -52,7 +52,23 @@ _CODE_OF_STATUS = {
     529: "upstream_overloaded",
 }
 _RETRYABLE = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
-_STATUS_OF_TYPE = {"invalid_request_error": 400, "server_error": 500}
+_STATUS_OF_CODE = {
+    "invalid_request_error": 400,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "server_error": 500,
+    "api_error": 500,
+    "internal_error": 500,
+    "internal_server_error": 500,
+    "service_unavailable": 503,
+    "service_unavailable_error": 503,
+    "server_overloaded": 503,
+    "engine_overloaded_error": 503,
+    "overloaded_error": 529,
+}
+"""Status that an error under a 200 means, by its type or code. Relays send those of OpenAI and Anthropic so:
+https://docs.claude.com/en/api/errors"""
+
 _MESSAGE_NAMES = ("msg", "error_msg", "errmsg", "error_message", "errorMessage")
 """Of relays, besides the usual ones."""
 
@@ -315,14 +331,16 @@ def _sentence(value: object) -> str:
 
 def _effective_status(status: int, fields: dict[str, object], info: _ErrorInfo) -> int:
     """Return the status, 429 for a rate limit under another one; for an error object under a 2xx the status that it
-    names or that its type means."""
+    names or that its type or code means."""
     if names_rate_limit(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
         return 429
     if not 200 <= status < 300 or not _names_error(fields):
         return status
     if _ERROR_STATUS.fullmatch(info.code):
         return int(info.code)
-    return _STATUS_OF_TYPE.get(info.kind, status)
+    if _is_about_model(info) or lasting(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
+        return status
+    return next((_STATUS_OF_CODE[code] for code in info.codes if code in _STATUS_OF_CODE), status)
 
 
 def _names_error(fields: Mapping[str, object]) -> bool:

@@ -161,10 +161,30 @@ def test_a_policy_refusal_is_recognized_for_every_service(case: str) -> None:
         (400, openai("moderation must be one of auto, low", "invalid_value", param="moderation"), "upstream_invalid_request"),
         (400, openai("Unknown parameter: 'moderation'."), "upstream_invalid_request"),
         (412, b"{}", "upstream_invalid_request"),
+        (200, openai("Your request was rejected by our safety system", kind="api_error"), "content_policy"),
+        (200, openai("No such model", "model_not_found", "api_error"), "model_not_available"),
     ],
 )  # fmt: skip
 def test_transient_and_request_errors_are_not_misclassified(status: int, body: object, code: str) -> None:
     assert read(status, body).code == code
+
+
+@over_rows(
+    ("kind", "code"),
+    [
+        ("overloaded_error", "upstream_overloaded"),
+        ("engine_overloaded_error", "upstream_overloaded"),
+        ("service_unavailable", "upstream_overloaded"),
+        ("api_error", "upstream_error"),
+        ("internal_server_error", "upstream_error"),
+        ("permission_error", "upstream_auth"),
+    ],
+)
+def test_an_error_under_a_200_counts_as_under_its_own_status_and_costs_nothing(kind: str, code: str) -> None:
+    for body in (openai("not now", kind=kind), openai("not now", kind), {"error": kind, "message": "not now"}):
+        with pytest.raises(UpstreamError) as caught:
+            parse_reply(200, {}, json.dumps(body).encode())
+        assert (caught.value.code, caught.value.ambiguous) == (code, False)
 
 
 GOOGLE_LIMIT = {
