@@ -1,7 +1,8 @@
-"""Ends of claims, as a worker that made images or failed."""
+"""Starts and ends of claims, as by a worker that makes images or fails."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from imagegen.queue.claim import Claim, StartResult
@@ -9,8 +10,18 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, TaskError
 from tests.conftest import Instance
+from tests.support import submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+
+
+async def start_submitted(instance: Instance) -> Claim:
+    """Submit a task to an instance that waits for one, and start its claim there, not at a peer."""
+    claiming = asyncio.create_task(instance.claim())
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(claiming, 20)
+    await instance.worker_queue.start(claim)
+    return claim
 
 
 async def run_one(instance: Instance, outcome: str = "completed") -> Task:

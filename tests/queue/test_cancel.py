@@ -7,7 +7,7 @@ import asyncio
 from imagegen.queue.claim import StartResult
 from imagegen.tasks.task import State
 from tests.conftest import MakeInstance
-from tests.queue.finishing import at_rest, end, run_one
+from tests.queue.finishing import at_rest, end, run_one, start_submitted
 from tests.support import eventually, submission
 
 
@@ -36,10 +36,7 @@ async def test_a_late_result_never_revives_a_cancelled_task(make_instance: MakeI
 async def test_a_cancel_on_another_instance_stops_the_attempt(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
-    runs = asyncio.create_task(one.claim())
-    await one.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(runs, 20)
-    await one.worker_queue.start(claim)
+    claim = await start_submitted(one)
     stopped = asyncio.Event()
     claim.on_lost = stopped.set
     await two.client_queue.cancel(claim.task.id)

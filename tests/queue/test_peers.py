@@ -22,7 +22,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason
 from tests.conftest import Instance, MakeInstance
-from tests.queue.finishing import end, run_one
+from tests.queue.finishing import end, run_one, start_submitted
 from tests.support import Turns, eventually, submission
 
 
@@ -96,10 +96,7 @@ async def test_a_change_wakes_waiters_on_another_instance(make_instance: MakeIns
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     with two.feed.subscribe([submission("a").task_id]) as waiting:
-        runs = asyncio.create_task(one.claim())
-        await one.client_queue.submit(submission("a"))
-        claim = await asyncio.wait_for(runs, 20)
-        await one.worker_queue.start(claim)
+        claim = await start_submitted(one)
         await end(one, claim)
         states = []
         async with asyncio.timeout(20):
@@ -111,10 +108,7 @@ async def test_a_change_wakes_waiters_on_another_instance(make_instance: MakeIns
 async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
-    runs = asyncio.create_task(one.claim())
-    await one.client_queue.submit(submission("a"))
-    claim = await asyncio.wait_for(runs, 20)
-    await one.worker_queue.start(claim)
+    claim = await start_submitted(one)
     await end(one, claim, "failed")
     assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.MISS
 
