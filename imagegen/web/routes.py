@@ -37,7 +37,7 @@ ROUTES = (
 _PATH_PARAMETERS = {
     "{taskId}": "{task_id:(?!generate$|batch$)[^/]+}",
     "{index}": "{index:[0-9]+}",
-    "{modelId}": "{model_id:.+}",
+    "{modelId}": r"{model_id:[\s\S]+}",
 }
 """Patterns of the parameters of a path; any other parameter is one segment."""
 

@@ -46,6 +46,8 @@ MONTH_PLAN = 500_000
 
 USAGE_MAX_AGE_S = 60.0
 
+MAX_SINCE_S = 10**12 - 1
+
 _UNIX_S = re.compile(r"0|[1-9][0-9]{0,11}")
 _LOOP = "loop"
 
@@ -108,7 +110,9 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     """Return the minutes since a time. Raises InvalidRequest, QueueUnavailable."""
     since = request.query.get("since", "0")
     if not _UNIX_S.fullmatch(since):
-        raise InvalidRequest(details=[FieldError("since", "must be a Unix time in whole seconds")])
+        raise InvalidRequest(
+            details=[FieldError("since", "must be a Unix time in whole seconds, of at most 12 digits")]
+        )
     board = request.app[BOARD]
     minutes = with_unwritten(await board.history.read(), board.recorder.unwritten)
     views = [_minute(minute) for minute in minutes if minute.at >= int(since)]

@@ -14,7 +14,7 @@ _SINCE = Parameter(
     "since",
     "query",
     "Unix time in seconds: minutes from then on; all 24 hours if absent.",
-    {"type": "integer", "minimum": 0},
+    {"type": "integer", "minimum": 0, "maximum": board.MAX_SINCE_S},
     example=0,
 )
 

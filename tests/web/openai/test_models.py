@@ -66,8 +66,9 @@ async def test_the_upstreams_models_are_listed(service: Service) -> None:
 async def test_one_model_is_found_by_its_id(service: Service) -> None:
     for path in (f"/v1/models/{DEFAULT}", f"/v1/models/{DEFAULT.replace('/', '%2F')}"):
         assert (await (await service.request("GET", path)).json())["id"] == DEFAULT
-    missing = await service.request("GET", "/v1/models/no/such")
-    assert (missing.status, (await missing.json())["error"]["code"]) == (404, "model_not_found")
+    for unknown in ("no/such", "two%0Alines", "%0A"):
+        missing = await service.request("GET", f"/v1/models/{unknown}")
+        assert (missing.status, (await missing.json())["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_the_list_does_not_fail_with_the_upstream(serve: Serve, upstream: EmulatedUpstream) -> None:
