@@ -134,15 +134,6 @@ class Notifier:
             self._met_all.set()
             self._was_greeted = True
 
-    @property
-    def has_met_all(self) -> bool:
-        """Whether each other subscriber of the channel has sent something since the last greeting, or is gone.
-
-        A killed instance is none any more; one that stands still is. A cluster does not count its subscribers.
-        """
-        clustered = self._connection.servers.clustered
-        return self._met_all.is_set() or (clustered and time.monotonic() >= self._subscribed_at + SILENT_S)
-
     def no_peers_since(self, unix_s: float) -> bool:
         """Return whether there was no peer at any time since then."""
         return unix_s >= self.alone_since

@@ -62,10 +62,7 @@ READ_AT_ONCE = 50
 CHECK_INTERVAL_S = 600.0
 RENEW_S = 20.0
 PEER_REPLY_S = 1.0
-"""Peers answer a hello within this time."""
-
-GREETINGS = 6
-"""Hellos to a subscriber that answers none. After them its names stay until they fall due: it may stand still."""
+"""Peers answer a hello within this time; without an answer no other instance owns names in the outbox."""
 
 _PAGE_SIZE = 20
 PAGE = 1_000
@@ -222,7 +219,8 @@ class Outbox:
     async def take_over_forever(self) -> None:
         """Take over names without an owner: at the start, when they fall due, after a takeover, now and then."""
         await self._joined.wait()
-        take = self._take_all if await self._is_alone() else self._take
+        await asyncio.sleep(PEER_REPLY_S)
+        take = self._take_all if self.notifier.alone else self._take
         while True:
             wait_s = await self._usable(take) or CHECK_INTERVAL_S
             take = self._take
@@ -232,15 +230,6 @@ class Outbox:
             except TimeoutError:
                 pass
             self._check.clear()
-
-    async def _is_alone(self) -> bool:
-        """Return whether there is certainly no other instance: a peer may have deliveries under way and stand still."""
-        for _ in range(GREETINGS):
-            await asyncio.sleep(PEER_REPLY_S)
-            if not self.notifier.alone or self.notifier.has_met_all:
-                break
-            self.notifier.publish("hello")
-        return self.notifier.alone and self.notifier.has_met_all
 
     async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply | None:
         """Repeat a call until Redis is available; return None if a foreign value has the outbox's key."""

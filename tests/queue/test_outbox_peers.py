@@ -121,17 +121,3 @@ async def test_a_new_instance_reads_the_webhooks_of_a_dead_one_in_small_batches(
     for _ in range(10):
         await deliver(two)
     assert most == 4
-
-
-async def test_a_new_instance_leaves_the_webhooks_of_a_peer_that_stands_still(make_instance: MakeInstance) -> None:
-    one = make_instance()
-    await submit_hooks(one, "a", hook())
-    await finish(one)
-    await eventually(lambda: one.notifier.subscribed)
-    one.notifier._on_message = lambda data: None  # type: ignore[method-assign]
-    two = make_instance()
-    assert await nothing_comes(two, 10 * outbox_module.PEER_REPLY_S)
-    await one.crash()
-    three = make_instance()
-    await two.crash()
-    await deliver(three)
