@@ -138,19 +138,18 @@ class QueueInstance:
 
 def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
     """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: its unique name."""
-    keys, feed, ttl_s, lease_s = Keys(config.prefix), Feed(), config.result_ttl_s, config.lease_s
-    instance = consumer_name(instance, lease_s)
+    keys, feed, instance = Keys(config.prefix), Feed(), consumer_name(instance, config.lease_s)
     context = _context(connection, keys, config)
     task_cache = TaskCache(clock=connection.clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
     verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
-    leases = Leases(connection, verbs, dispatcher, notifier, lease_s)
-    takeover = Takeover(connection, verbs, leases, notifier, lease_s)
+    leases = Leases(connection, verbs, dispatcher, notifier, config.lease_s)
+    takeover = Takeover(connection, verbs, leases, notifier, config.lease_s)
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
-    families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s)
+    families = CompletedFamilies(connection, keys, notifier, ttl_s=config.result_ttl_s)
     listing = TaskList(connection, keys, notifier.may_live)
     mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s)
     client_queue = ClientQueue(verbs, mover, outbox, IdempotencyKeys(connection, keys), listing, families=families)
@@ -161,7 +160,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         task_cache=task_cache,
         task_lookup=lookup,
         dispatcher=dispatcher,
-        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=lease_s),
+        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=config.lease_s),
         client_queue=client_queue,
         consumer=StreamConsumer(connection, verbs, leases, client_queue, alone=lambda: notifier.alone),
         leases=leases,
@@ -171,7 +170,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
         monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, verbs=verbs),
         outbox=outbox,
-        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s),
+        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=config.result_ttl_s),
         lost_calls=LostCalls(connection, keys),
         families=families,
         lines=lines,

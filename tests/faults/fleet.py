@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from imagegen.redis_client.server_binary import find_binary
 from tests.faults.proxy import FaultProxy
 from tests.forked import ForkedProcess
 from tests.ports import free_port
+from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0
@@ -29,13 +30,6 @@ KILL_STEPS = ("start.before", "start.after", "finish.before", "finish.after")
 
 DEAD_PRIMARY = ("127.0.0.1", "1")
 """A replica of this address keeps its data and receives nothing."""
-
-
-async def wait_until(condition: Callable[[], Awaitable[bool]], within_s: float) -> None:
-    """Poll `condition` until it is true. Raises TimeoutError."""
-    async with asyncio.timeout(within_s):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 @dataclass
@@ -66,7 +60,7 @@ class ServiceProcess:
             self.process = await asyncio.to_thread(
                 ForkedProcess, program, cwd=self.log.parent, env=environ, stdout=log, stderr=log
             )
-        await wait_until(lambda: self.is_ready(http), START_TIMEOUT_S)
+        await eventually(lambda: self.is_ready(http), START_TIMEOUT_S)
 
     async def is_ready(self, http: aiohttp.ClientSession) -> bool:
         with suppress(aiohttp.ClientError, TimeoutError):
@@ -130,7 +124,7 @@ class RedisServer:
             *("--save", "", "--appendonly", "no", "--dir", str(self._folder), "--repl-diskless-sync-delay", "0"),
             stdout=asyncio.subprocess.DEVNULL,
         )
-        await wait_until(self._answers, START_TIMEOUT_S)
+        await eventually(self._answers, START_TIMEOUT_S)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -195,4 +189,4 @@ class RedisPair:
         async def is_linked() -> bool:
             return (await replica.client.info("replication")).get("master_link_status") == "up"
 
-        await wait_until(is_linked, START_TIMEOUT_S)
+        await eventually(is_linked, START_TIMEOUT_S)

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from imagegen.redis_client.embedded import EmbeddedRedis
-from tests.faults.fleet import wait_until
 from tests.ports import free_port
+from tests.support import eventually
 
 SERVER = shutil.which("redis-server")
 
@@ -43,7 +43,7 @@ class RedisServer:
         self._process = await asyncio.create_subprocess_exec(
             SERVER, *args, *self._args, stdout=asyncio.subprocess.DEVNULL
         )
-        await wait_until(self.answers, within_s=30)
+        await eventually(self.answers, within_s=30)
 
     async def is_linked(self) -> bool:
         """Return whether it receives the writes of its primary."""
@@ -73,7 +73,7 @@ async def primary_and_replica(folder: Path) -> AsyncIterator[tuple[RedisServer, 
     replica = RedisServer(folder / "replica", "--replicaof", "127.0.0.1", str(primary.port))
     try:
         await replica.start()
-        await wait_until(replica.is_linked, within_s=20)
+        await eventually(replica.is_linked, within_s=20)
         yield primary, replica
     finally:
         await replica.close()

@@ -58,11 +58,10 @@ class Clients:
 
     async def ended(self, task_id: str) -> dict[str, Any]:
         while True:
-            async with self.http.get(f"{self.services[0].url}/api/images/{task_id}") as response:
+            async with self.http.get(f"{self.services[0].url}/api/images/{task_id}?wait=10") as response:
                 task = dict(await response.json())
             if task["status"] not in ("pending", "processing"):
                 return task
-            await asyncio.sleep(0.05)
 
 
 async def used_micro_usd(redis: EmbeddedRedis, prefix: str) -> int:

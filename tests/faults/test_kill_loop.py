@@ -44,7 +44,7 @@ class Client:
             await asyncio.sleep(CALL_S / SLOTS / 2)
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        async with self.http.get(f"{self.services[0].url}/api/images/{task_id}") as response:
+        async with self.http.get(f"{self.services[0].url}/api/images/{task_id}?wait=10") as response:
             return dict(await response.json())
 
     async def _accepted(self, service: ServiceProcess, prompt: str) -> bool:
@@ -107,7 +107,7 @@ async def check(client: Client, emulator: EmulatorProcess, in_flight: int) -> No
     async with asyncio.timeout(90):
         for task_id in client.accepted:
             while (task := await client.task(task_id)).get("status") in ("pending", "processing"):
-                await asyncio.sleep(0.05)
+                pass
             tasks[task_id] = task
     lost = [task_id for task_id, task in tasks.items() if task["status"] not in ("completed", "failed")]
     assert lost == []
