@@ -347,6 +347,7 @@ class UpstreamError(ImagegenError):
     status: the upstream's HTTP status, None if there was no response.
     lasting: another call would most likely return the same useless response, as opposed to damage on the way.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
+    of_channel: the address that was called, or a gateway before it, refused, whatever the request.
     """
 
     def __init__(
@@ -366,6 +367,7 @@ class UpstreamError(ImagegenError):
         status: int | None = None,
         lasting: bool = False,
         upstream_detail: str | None = None,
+        of_channel: bool = False,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
@@ -382,6 +384,7 @@ class UpstreamError(ImagegenError):
         self.status = status
         self.lasting = lasting
         self.upstream_detail = detail if upstream_detail is None else upstream_detail
+        self.of_channel = of_channel
 
 
 class ImageRejected(UpstreamError):

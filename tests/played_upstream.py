@@ -161,7 +161,8 @@ def paid(error: UpstreamError) -> str:
 
 def elsewhere(error: UpstreamError, *, has_job: bool) -> bool:
     """Return whether another channel or key makes the call at once."""
-    turn: Any = SimpleNamespace(route=SimpleNamespace(account="key", channel=SimpleNamespace(name="channel")))
+    channel = SimpleNamespace(name="channel")
+    turn: Any = SimpleNamespace(route=SimpleNamespace(account="key", place="channel/key", channel=channel))
     return without_tried(ANY, turn, error, has_job=has_job) is not None
 
 
@@ -184,13 +185,15 @@ def odd_answers(*, job: bool) -> list[Row]:
             (307, "", {"Location": FOREIGN}),
             {"code": "upstream_bad_response", "elsewhere": True},
         ),
-        ("method", (405, {"detail": "Method Not Allowed"}), {"code": "upstream_invalid_request"}),
+        ("method", (405, {"detail": "Method Not Allowed"}), {"code": "upstream_invalid_request", "elsewhere": True}),
         ("conflict", (409, {"detail": "Conflict"}), {"code": "upstream_error", "retry": True, "elsewhere": True}),
         ("model gone", (410, {"detail": "This model is gone"}), {"code": "model_not_available", "elsewhere": True}),
-        ("too large", (413, GATEWAY_PAGE), {"code": "upstream_invalid_request"}),
+        ("too large", (413, {"detail": "Too large"}), {"code": "upstream_invalid_request"}),
+        ("too large for a gateway", (413, GATEWAY_PAGE), {"code": "upstream_invalid_request", "elsewhere": True}),
+        ("page of a gateway", (400, GATEWAY_PAGE), {"code": "upstream_invalid_request", "elsewhere": True}),
         ("unknown 4xx", (418, {"detail": "teapot"}), {"code": "upstream_invalid_request"}),
         ("too early", (425, ""), {"code": "upstream_error", "retry": True}),
-        ("for legal reasons", (451, GATEWAY_PAGE), {"code": "content_policy"}),
+        ("for legal reasons", (451, GATEWAY_PAGE), {"code": "upstream_invalid_request", "elsewhere": True}),
         ("no body", (500, ""), {"code": "upstream_error", "retry": True, "elsewhere": True}),
         ("unknown 5xx", (507, ""), {"code": "upstream_error", "retry": True, "elsewhere": True}),
         ("gateway", (502, GATEWAY_PAGE), {"code": "upstream_error", "retry": True, "paid": "unsure"}),

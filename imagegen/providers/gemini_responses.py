@@ -37,7 +37,6 @@ https://ai.google.dev/api/generate-content#FinishReason"""
 _NO_FREE_TIER = re.compile(r"\blimit: 0\b")
 """The project may not use the model before it has billing; the time to retry that comes with it does not help."""
 
-_REGION = re.compile(r"user location is not supported", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,12})?)s")
 _MAX_PARTS = 256
 _MAX_TEXT_CHARS = 4_000
@@ -86,8 +85,6 @@ def error_of(
         return UpstreamError("upstream_billing", detail, status=status, upstream_detail=upstream_detail)
     if error.code == "upstream_rate_limited" and error.retry_after_s is None:
         error.retry_after_s = _retry_delay_s(inner.get("details"))
-    if error.code == "upstream_invalid_request" and _REGION.search(text):
-        error.code = "upstream_auth"
     return error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain
 
 NEVER_REACHED = frozenset({521, 523, 525, 526, 530})
 """Cloudflare found no origin: connection refused, no route, TLS handshake, certificate, no DNS record or tunnel. The
@@ -93,6 +94,7 @@ BILLING = Meaning(
         r"credit (?:limit exceeded|balance is too low)",  # Together
         r"used all (?:of )?(?:your |its )?(?:available |included )?credits",  # xAI
         r"(?:monthly|daily) spend(?:ing)? (?:limit|cap)",  # xAI, Replicate
+        r"account is not active\b",  # OpenAI
         r"exceeded your monthly included credits",  # Hugging Face
         r"prepayment credits are depleted",  # Google
         r"requires billing to be enabled",  # Google
@@ -123,6 +125,7 @@ AUTH = Meaning(
             "authentication_error",
             "unauthenticated",  # Google
             "permission_denied",  # Google
+            "unauthorized",  # Stability
             "minimax:1004",
             "minimax:2049",
         }
@@ -133,6 +136,8 @@ AUTH = Meaning(
         r"resource has been temporarily blocked",  # Azure
         r"account (?:has been |is )?(?:deactivated|suspended|disabled)",
         r"无效的令牌",  # one-api
+        r"令牌.{0,6}(?:已过期|状态不可用|已禁用)",  # one-api
+        r"IP ?(?:不在|is not (?:in|on) ).{0,16}(?:允许|白名单|allow|white)",  # new-api
     ),
 )
 """The key, or the account behind it, is not accepted."""
@@ -160,6 +165,8 @@ CONTENT = Meaning(
             "prohibited_content",
             "request moderated",  # BFL
             "content moderated",
+            "prompt_blocked",  # new-api
+            "sensitive_words_detected",  # new-api
             "1301",  # Zhipu
             "minimax:1026",
             "minimax:1027",
@@ -191,6 +198,107 @@ CONTENT = Meaning(
 )
 """The prompt or the image was refused for what it shows."""
 
+_NOT = r"(?:(?:does|do|is|are|was|were|has|have|can|could)(?:n['’]t|not| not| no longer)|not|no longer)"
+_MODEL_WORDS = (
+    r"(?:[a-z]{0,20}error: ?)?(?:(?:the|this|your|requested|specified|provided|selected|publisher|image) )*models?"
+    r"(?: (?:id|name|version|identifier|or endpoint))?(?: ?[:=]?[ ]?(?:[\w./:@-]{2,120}|…))?"
+)
+_ACCOUNT_WORDS = (
+    r"(?:\w+ )?(?:plan|subscription|tier|account|organi[sz]ation|project|workspace|team|group|(?:api )?key)"
+)
+_NOT_ONLY_WITH = r"(?! (?:with|when|if|together|in combination|for (?!your|image|this (?:account|api|endpoint|key))))"
+"""After these words a refusal is about a field of the request."""
+
+NO_MODEL = Meaning(
+    "model_not_available",
+    frozenset(
+        {
+            "model_not_available",  # Together
+            "model_not_found",  # OpenAI, relays
+            "modelnotfound",  # DashScope
+            "modelnotsupported",
+            "model_not_supported",
+            "unsupported_model",
+            "unknown_model",  # Azure
+            "invalid_model",
+            "model_deprecated",
+            "deploymentnotfound",  # Azure
+            "operationnotsupported",  # Azure
+            "invalidendpointormodel",  # Volcengine Ark
+            "model_price_error",  # new-api: the relay's operator has set no price
+        }
+    ),
+    _words(
+        rf"^{_MODEL_WORDS} {_NOT} (?:\w+ )?(?:exist|found|supported|available|enabled|activated|deployed|allowed"
+        rf"|accessible|configured|permitted|served|valid)\b{_NOT_ONLY_WITH}",
+        rf"^{_MODEL_WORDS} (?:(?:is|are|was|has|have|been|currently|now) )*(?:deprecated|retired|removed|disabled"
+        r"|decommissioned|discontinued|unavailable|offline|invalid)\b",
+        r"^(?:\w{0,20}error: ?)?(?:unknown|unsupported|unrecognized|invalid|no such) model(?: id| name| identifier)?"
+        r"(?:$|[ :.=] ?[^ ]*$)",
+        r"^invocation of model",  # Bedrock
+        r"^no (?:available |allowed )?(?:channels?|providers?|endpoints?|deployments?)\b",  # relays, OpenRouter
+        r"does not work with the specified model",  # Azure
+        r"model is not supported for image generation",
+        r"unable to access (?:non-serverless )?model",  # Together
+        r"not found for api version",  # Google
+        r"not a valid model id",  # OpenRouter
+        r"^model: (?:input should be|unexpected value|value is not a valid)",  # FastAPI
+        r"ratio or price not set",  # new-api
+        r"倍率或价格未配置",
+        r"(?:无|没有)可用的?(?:渠道|通道)",  # one-api
+        r"模型.{0,40}(?:不存在|未找到|已下线|已停用|已弃用|不可用|未启用)",
+        r"不支持的?模型",
+    ),
+)
+"""The service has no such model, or not any more. The words begin a message: later they may be about a field."""
+
+ACCOUNT = Meaning(
+    "upstream_auth",
+    frozenset(
+        {
+            "modelnotopen",  # Volcengine Ark
+            "model.accessdenied",  # DashScope
+            "accessdenied.unpurchased",  # DashScope
+            "unsupported_country_region_territory",  # OpenAI
+            "service_disabled",  # Google's reason
+            "30011",  # SiliconFlow: only with a verified name
+        }
+    ),
+    _words(
+        r"organi[sz]ation must be verified",  # OpenAI
+        r"must (?:be verified|verify your)\b",
+        r"real-name (?:authentication|verification)",  # SiliconFlow
+        r"(?:country|region|territory|location) (?:is )?not (?:supported|available|allowed)",  # OpenAI, Google
+        r"not (?:supported|available|allowed|offered) in (?:your|this) (?:country|region|location|territory)",
+        rf"\byour {_ACCOUNT_WORDS} {_NOT} (?:\w+ ){{0,3}}"
+        r"(?:support|include|allow|activate|enable|access|permit|permission|cover|entitle|eligible)",
+        r"upgrade your (?:plan|account|subscription|tier)",
+        rf"not (?:enabled|available|activated|included) (?:for|on|in|under|with) (?:your|this) {_ACCOUNT_WORDS}",
+        r"^project is not allowed to use",  # Google
+        r"accept the (?:terms|licen[cs]e|agreement)",
+        r"don['’]t have access to the model",  # Bedrock
+        r"^(?:model )?access (?:to (?:the )?model )?(?:is )?denied",  # DashScope
+        r"实名",
+        r"无权(?:访问|使用)",  # one-api
+        r"没有权限",
+        r"未开通",
+        r"地区.{0,6}(?:不支持|限制)",
+    ),
+)
+"""The account may not use the model: its plan, its region or a missing verification; another account may."""
+
+QUOTA = Meaning(
+    "upstream_billing",
+    frozenset(),
+    _words(r"quota (?:has been |is |was )?(?:exceeded|exhausted|used up)"),
+    unless=BILLING.unless,
+)
+"""Relays' wording for an account without credit. Under a status that passes, such as 429, it is a rate limit's."""
+
+_MOST_READ_CHARS = 1_000
+_UNKNOWN_FIELD = re.compile(r"(?:unknown|unrecognized|unexpected|extra|unsupported|missing) |required", re.IGNORECASE)
+_QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|[“「][^”」]*[”」]")
+
 
 _LIMIT_STATUSES = frozenset({400, 403, 420})
 """Statuses but 429 with which some services refuse by a rate limit: AWS and relays with 400, Google with 403."""
@@ -215,7 +323,7 @@ _LIMIT_CODES = frozenset(
 )
 _LIMIT_WORDING = re.compile(
     r"(?:error: ?)?(?:(?:\w+ ){0,3}rate[ -]?limit (?:is |was )?(?:exceeded|reached|hit)|rate[ -]?limited"
-    r"|too many (?:concurrent )?requests|请求过于频繁)",
+    r"|too many (?:concurrent )?requests|请求过于频繁|quota exceeded.{0,200}\bper (?:second|minute|hour))",
     re.IGNORECASE,
 )
 """Begin of a message. Later in it the words may be the client's own, which a refusal quotes."""
@@ -233,20 +341,39 @@ def names_rate_limit(status: int, codes: Collection[str], message: str) -> bool:
     return status == 420 or _LIMIT_WORDING.match(message.lstrip()) is not None
 
 
-def lasting(status: int, codes: Collection[str], message: str) -> str | None:
+def lasting(status: int, codes: Collection[str], message: str, param: str = "") -> str | None:
     """Return the task error code of a refusal that no repeat fixes, by its codes and wording; None otherwise.
 
-    codes: lower case. A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
+    codes: lower case. param: the field that the refusal names; it is about that field then, not about the account.
+    A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
     """
     passing = status in (408, 425, 429) or status >= 500
     for meaning in (BILLING, AUTH, CONTENT):
-        if any(code.split(".")[0] in meaning.codes or code in meaning.codes for code in codes):
+        if _names(meaning, codes):
             return meaning.code
         if (meaning is CONTENT and passing) or not meaning.wording.search(message):
             continue
-        if meaning.unless is None or not passing or not meaning.unless.search(message):
+        if meaning.unless is None or not (passing or status in _LIMIT_STATUSES) or not meaning.unless.search(message):
             return meaning.code
-    return None
+    return None if passing else _of_account(codes, message, param)
+
+
+def _of_account(codes: Collection[str], message: str, param: str) -> str | None:
+    """Return the code of a refusal of the model, or of its use by the account, and not of the request; None otherwise.
+
+    What the message quotes may be the client's own words.
+    """
+    text = _QUOTED.sub("…", message[:_MOST_READ_CHARS]).lstrip()
+    is_about_model = param.lower() == "model"
+    for meaning in (NO_MODEL, ACCOUNT, QUOTA):
+        is_meant = (not param or is_about_model) and meaning.wording.search(text)
+        if _names(meaning, codes) or (is_meant and not (meaning.unless and meaning.unless.search(text))):
+            return meaning.code
+    return NO_MODEL.code if is_about_model and not _UNKNOWN_FIELD.search(text) else None
+
+
+def _names(meaning: Meaning, codes: Collection[str]) -> bool:
+    return any(code in meaning.codes for code in chain(codes, (code.split(".")[0] for code in codes)))
 
 
 _REFUSAL_TEXT = _words(

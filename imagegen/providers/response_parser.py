@@ -37,6 +37,12 @@ _REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
 """Statuses of refusals that may name a field or a count."""
 
 _GONE = frozenset({404, 410})
+_OF_CHANNEL = frozenset({404, 405, 407, 410, 421, 423, 426, 451})
+"""Statuses that say nothing about the request: the address, a proxy before it, or the law of its country refuses."""
+
+_GATEWAY_PAGES = range(400, 500)
+_FOR_LEGAL_REASONS = 451
+_ABOUT_CONTENT = re.compile(r"prompt|content|image|text|input|内容|提示", re.IGNORECASE)
 _CODE_OF_STATUS = {
     401: "upstream_auth",
     402: "upstream_billing",
@@ -45,7 +51,6 @@ _CODE_OF_STATUS = {
     409: "upstream_error",
     425: "upstream_error",
     429: "upstream_rate_limited",
-    451: "content_policy",
     460: "upstream_error",
     499: "upstream_error",
     503: "upstream_overloaded",
@@ -72,13 +77,6 @@ https://docs.claude.com/en/api/errors"""
 _MESSAGE_NAMES = ("msg", "error_msg", "errmsg", "error_message", "errorMessage")
 """Of relays, besides the usual ones."""
 
-_MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
-
-_MODEL = re.compile(
-    r"model is not supported for image generation|unable to access (?:non-serverless )?model"
-    r"|model (?:does not exist|(?:is )?disabled)|not found for api version|not a valid model id",
-    re.IGNORECASE,
-)
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
@@ -168,7 +166,14 @@ def error_from_response(
         max_count=max_count,
         status=status,
         upstream_detail=text,
+        of_channel=code == "upstream_invalid_request" and not is_about_fields and _is_of_channel(status, body, fields),
     )
+
+
+def _is_of_channel(status: int, body: bytes | bytearray, fields: dict[str, object] | None) -> bool:
+    """Return whether a refusal is about the address that was called, or is a page of a gateway, and of no request."""
+    is_page = fields is None and status in _GATEWAY_PAGES and _HTML.search(body[:2_000].decode(errors="replace"))
+    return status in _OF_CHANNEL or bool(is_page)
 
 
 def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
@@ -338,7 +343,7 @@ def _effective_status(status: int, fields: dict[str, object], info: _ErrorInfo) 
         return status
     if _ERROR_STATUS.fullmatch(info.code):
         return int(info.code)
-    if _is_about_model(info) or lasting(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
+    if _lasting(status, info):
         return status
     return next((_STATUS_OF_CODE[code] for code in info.codes if code in _STATUS_OF_CODE), status)
 
@@ -349,11 +354,10 @@ def _names_error(fields: Mapping[str, object]) -> bool:
 
 
 def _code(status: int, info: _ErrorInfo, *, is_json: bool) -> str:
-    message = info.message[:_LONGEST_READ_CHARS]
-    if code := lasting(status, info.codes, message):
+    if code := _lasting(status, info):
         return code
-    if status == 403 and _MODEL.search(message):
-        return "model_not_available"
+    if status == _FOR_LEGAL_REASONS and is_json and _ABOUT_CONTENT.search(info.message[:_LONGEST_READ_CHARS]):
+        return "content_policy"
     if status in _CODE_OF_STATUS:
         return _CODE_OF_STATUS[status]
     if 500 <= status < 600:
@@ -363,21 +367,18 @@ def _code(status: int, info: _ErrorInfo, *, is_json: bool) -> str:
     return "upstream_bad_response"
 
 
-def _is_about_model(info: _ErrorInfo) -> bool:
-    return info.code in _MODEL_CODES or _MODEL.search(info.message[:_LONGEST_READ_CHARS]) is not None
+def _lasting(status: int, info: _ErrorInfo) -> str | None:
+    return lasting(status, info.codes, info.message[:_LONGEST_READ_CHARS], info.param)
 
 
 def _code_of_text(status: int, info: _ErrorInfo, *, is_json: bool) -> str:
-    if _is_about_model(info):
-        return "model_not_available"
-    message = info.message[:_LONGEST_READ_CHARS]
-    if status in _GONE and is_json and not _ROUTE.match(message):
+    if status in _GONE and is_json and not _ROUTE.match(info.message[:_LONGEST_READ_CHARS]):
         return "model_not_available"
     return "upstream_bad_response" if status < 400 else "upstream_invalid_request"
 
 
 def _max_count(status: int, info: _ErrorInfo) -> int | None:
-    if status not in _REFUSED or lasting(status, info.codes, info.message[:_LONGEST_READ_CHARS]):
+    if status not in _REFUSED or _lasting(status, info):
         return None
     return highest_count(info.param, info.message[:_LONGEST_READ_CHARS])
 
@@ -391,12 +392,11 @@ def _client_detail(code: str, text: str) -> str:
 
 def _refused_fields(status: int, fields: dict[str, object], info: _ErrorInfo) -> tuple[str, ...]:
     """Return the fields that a refusal names, none if it is about another thing: no repeat without them would help."""
-    message = info.message[:_LONGEST_READ_CHARS]
-    if status not in _REFUSED or _is_about_model(info) or lasting(status, info.codes, message):
+    if status not in _REFUSED or _lasting(status, info):
         return ()
     error = fields.get("error")
     inner = error if isinstance(error, dict) else fields
-    return refused_fields(inner, message, info.code, info.param)
+    return refused_fields(inner, info.message[:_LONGEST_READ_CHARS], info.code, info.param)
 
 
 def _detail(

@@ -28,7 +28,7 @@ from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
-from imagegen.worker.failover import without_tried
+from imagegen.worker.failover import without_refusing, without_tried
 from imagegen.worker.image_places import ImagePlaces
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
@@ -214,7 +214,7 @@ class Attempt:
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
                 self._places.got_no_image(share.indexes, again=again or error.lasting)
-            elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error)):
+            elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error, error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
         else:
@@ -354,7 +354,7 @@ class Attempt:
             try:
                 return await self._waiting.permit(self._form.model, self._payments.affordable(self._form.model, choice))
             except UpstreamError as error:
-                if not self._form.change(error):
+                if not self._form.change(error, error):
                     outcome = self._judge(error)
                     kept = replace(outcome, keeps_images=True) if isinstance(outcome, Failed) else outcome
                     raise AttemptEnded(kept) from error
@@ -410,18 +410,19 @@ class Attempt:
         others = self._payments.affordable(self._form.model, rest) if rest else None
         if rest and others and self._runner.permits.has_other(self._form.model, others):
             self._runner.permits.failed(permit, error, unfinished=self._claim.task.id)
+            self._judging.refusals.append(error)
             return rest
         if self._form.lower_count(error, count):
             self._runner.permits.failed(permit, error, unfinished=None)
             raise _FewerImages
         is_useless = is_useless_response(error)
-        elsewhere = replace(choice, channels=frozenset({permit.route.channel.name}), keys=frozenset())
-        elsewhere = self._payments.affordable(self._form.model, elsewhere)
+        elsewhere = self._payments.affordable(self._form.model, without_refusing(choice, permit, error))
         cause = self._judging.cause(permit, error, elsewhere if rest else None)
-        is_changed = self._form.change(error)
+        is_changed = self._form.change(error, error if cause.retryable else cause)
+        if is_changed:
+            self._judging.refusals.clear()
         excused = self._judging.excuses(permit, error)
-        if cause is error:
-            cause = self._form.first_refusal or error
+        cause = cause if cause.retryable else self._form.first_refusal or cause
         outcome = None if is_useless or is_changed else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.permits.failed(permit, error, unfinished=unfinished)

@@ -97,10 +97,10 @@ class CallForm:
         self._counts.refused(self.model, count, error.max_count)
         return True
 
-    def change(self, error: UpstreamError) -> bool:
-        """Return whether the call is to be repeated in another form."""
+    def change(self, error: UpstreamError, cause: UpstreamError) -> bool:
+        """Return whether the call is to be repeated in another form. cause: why no channel serves the present one."""
         withheld = self._withhold_seed(error)
-        return self._drop_fields(error) or withheld or self._change_model(error)
+        return self._drop_fields(error) or withheld or self._change_model(error, cause)
 
     def _withhold_seed(self, error: UpstreamError) -> bool:
         """Return whether the model refuses the seed of a variant, which is no parameter of the client."""
@@ -123,12 +123,12 @@ class CallForm:
         add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in client_fields))
         return True
 
-    def _change_model(self, error: UpstreamError) -> bool:
+    def _change_model(self, error: UpstreamError, cause: UpstreamError) -> bool:
         """Return whether there is another model to try; if not, the refusal of the first one counts."""
         if error.code != "model_not_available":
             self.first_refusal = None
             return False
-        self.first_refusal = self.first_refusal or error
+        self.first_refusal = self.first_refusal or cause
         if not self._untried:
             return False
         self.model = self._untried.pop(0)

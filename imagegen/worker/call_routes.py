@@ -60,6 +60,11 @@ class Route:
     counts: CallCounts = field(default_factory=CallCounts)
     others: tuple[Route, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Return the name of this key in this channel; another channel may have it too, with other names of models."""
+        return f"{self.channel.name}/{self.account}"
+
     def sent_name(self, model: str) -> str:
         """Return the provider's name of a model."""
         return self.channel.sent_name(model) or model

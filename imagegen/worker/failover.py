@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -9,7 +11,8 @@ from imagegen.tasks.retry import was_never_sent
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL
 from imagegen.worker.permits import Choice, Permit
 
-_CHANNEL_CODES = ("upstream_overloaded", NO_MODEL)
+_ACCOUNT_CODES = (LIMITED, *KEY_REFUSALS)
+_TELLING = ("upstream_billing", "upstream_auth", NO_MODEL)
 _CONFLICT = 409
 
 
@@ -20,11 +23,46 @@ def without_tried(choice: Choice, permit: Permit, error: UpstreamError, *, has_j
     """
     if has_job or error.ambiguous or error.charged:
         return None
-    if error.code == LIMITED or error.code in KEY_REFUSALS:
-        return replace(choice, keys=choice.keys | {permit.route.account})
+    if key := _refused_key(permit, error):
+        return replace(choice, keys=choice.keys | {key})
     status = error.status or 0
     failed = error.code == "upstream_error" and (status >= 500 or 200 <= status < 300)  # a 200 may hold an error object
     is_fault = failed or status == _CONFLICT or 300 <= status < 400
-    if was_never_sent(error) or error.partly_sent or is_fault or error.code in _CHANNEL_CODES:
+    is_refusal = error.of_channel or error.code == "upstream_overloaded"
+    if was_never_sent(error) or error.partly_sent or is_fault or is_refusal:
         return replace(choice, channels=choice.channels | {permit.route.channel.name})
     return None
+
+
+def _refused_key(permit: Permit, error: UpstreamError) -> str | None:
+    """Return the key that refused the call, None if its channel did.
+
+    A model is missing at a key in one channel alone: another channel may have the same key, and the model by another
+    name.
+    """
+    if error.code == NO_MODEL:
+        return permit.route.place
+    return permit.route.account if error.code in _ACCOUNT_CODES else None
+
+
+def without_refusing(choice: Choice, permit: Permit, error: UpstreamError) -> Choice:
+    """Return the choice of all but the key or the channel that refused, also of those that this call has tried."""
+    if key := _refused_key(permit, error):
+        return replace(choice, channels=frozenset(), keys=frozenset({key}))
+    return replace(choice, channels=frozenset({permit.route.channel.name}), keys=frozenset())
+
+
+def is_refusal_of_channel(error: UpstreamError) -> bool:
+    """Return whether a key or a channel refuses such calls, whatever the prompt, until somebody acts."""
+    return error.of_channel or error.code in _TELLING
+
+
+def most_telling(refusals: Sequence[UpstreamError], last: UpstreamError) -> UpstreamError:
+    """Return the error that the client reads when the last channel fails too, after the refusals of others.
+
+    What the operator can mend comes first, then the first refusal. An error about the request itself, or one that may
+    pass, is always the last.
+    """
+    if last.retryable or not is_refusal_of_channel(last):
+        return last
+    return min((*refusals, last), key=lambda error: _TELLING.index(error.code) if error.code in _TELLING else 9)

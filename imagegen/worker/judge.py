@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loguru import logger
 from msgspec.structs import replace
@@ -15,20 +15,25 @@ from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_search import SEARCH_RETRY_S
-from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL
+from imagegen.worker.failover import is_refusal_of_channel, most_telling
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
 from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Judge of one claim. clock: Unix time. lists_jobs: returns whether jobs of a channel's lost calls can be found."""
+    """Judge of one claim. clock: Unix time. lists_jobs: returns whether jobs of a channel's lost calls can be found.
+
+    refusals: of keys and channels of the present model, after which another one was called.
+    """
 
     claim: Claim
     rules: AttemptLimits
     permits: PermitLine
     clock: Callable[[], float]
     lists_jobs: Callable[[str], bool] = lambda _channel: False
+    refusals: list[UpstreamError] = field(default_factory=list)
 
     def outcome(
         self, error: UpstreamError, *, upstream_dead: bool = False, paid_without_result: bool
@@ -61,17 +66,17 @@ class Judge:
     def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None = None) -> UpstreamError:
         """Return why the task has no image: while another key, or channel of the model, only rests, that it rests.
 
-        A call that may have been paid is itself the cause, so that it is counted. rest: the other channels that are not
-        too dear, also those that this call has tried.
+        A call that may have been paid is itself the cause, so that it is counted. rest: the other keys and channels
+        that are not too dear, also those that this call has tried; None if the call must not go to them.
         """
         if error.ambiguous:
             self.allow_other_key(permit.route.channel.name, permit.route.account, permit.model, error)
             return error
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
-        others = Choice(keys=frozenset({permit.route.account})) if is_of_key else rest
-        is_elsewhere = is_of_key or error.code == NO_MODEL
+        others = rest or (Choice(keys=frozenset({permit.route.account})) if is_of_key else None)
+        is_elsewhere = is_of_key or is_refusal_of_channel(error)
         if not is_elsewhere or others is None or not self.permits.recovers(permit.model, others):
-            return error
+            return most_telling(self.refusals, error)
         blocked = self.permits.blocked(permit.model, others)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)

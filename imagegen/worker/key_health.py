@@ -20,14 +20,21 @@ OUT_S, MAX_OUT_S = 300.0, 3600.0
 """Until the first probe of a key that is out while others work, and the longest time between two of them."""
 
 REFUSED_MODELS = 2
-"""Models with a 403, and no answered call between, after which the key itself is refused, not its use of one model."""
+"""Models with such a refusal as a 403, and no answered call between, after which the key itself is refused, not its use
+of one model. A 401 is about the key at once."""
+
+NO_MODEL_S = 180.0
+"""How long a key with which a model was not available gets no call for it while another one may have it.
+
+A key that made an image of the model within this time has it: the refusal is about one request, such as an edit.
+"""
 
 MAX_MODELS = 200
 LIMITED = "upstream_rate_limited"
 NO_MODEL = "model_not_available"
 KEY_REFUSALS = ("upstream_auth", "upstream_billing")
 
-_FORBIDDEN = 403
+_UNAUTHORIZED = 401
 
 
 @dataclass(eq=False, slots=True)
@@ -69,6 +76,24 @@ class KeyHealth:
         self._models: dict[str, Trouble] = {}
         self._forbidden = 0
         self._warned_at = -math.inf
+        self._lacked_until: dict[str, float] = {}
+        self._made_until: dict[str, float] = {}
+
+    def record_made(self, model: str, now: float) -> None:
+        """Record that the provider made an image of a model."""
+        _put(self._made_until, model, now + NO_MODEL_S)
+
+    def may_have(self, model: str, now: float) -> bool:
+        """Return whether the provider made an image of a model in the last minutes, or did not refuse it."""
+        return self._made_until.get(model, now) > now or not self.lacks(model, now)
+
+    def record_refused_model(self, model: str, now: float) -> None:
+        """Record that the provider does not have a model."""
+        _put(self._lacked_until, model, now + NO_MODEL_S)
+
+    def lacks(self, model: str, now: float) -> bool:
+        """Return whether the provider refused a model in the last minutes, since it does not have it."""
+        return self._lacked_until.get(model, now) > now
 
     def trouble(self, model: str | None = None) -> Trouble | None:
         """Return what keeps calls for a model, or for any if None, from this key."""
@@ -151,7 +176,7 @@ class KeyHealth:
         trouble = Trouble(
             "out", error, now, now + doubled(OUT_S, failures, MAX_OUT_S), now + PROBE_S, failures=failures
         )
-        if error.status == _FORBIDDEN and error.code == "upstream_auth":
+        if error.status != _UNAUTHORIZED and error.code == "upstream_auth":
             self._forbidden += model not in self._models
             if self._forbidden < REFUSED_MODELS and self._trouble is None:
                 if len(self._models) >= MAX_MODELS:
@@ -160,3 +185,9 @@ class KeyHealth:
                 return
         self._models.clear()
         self._trouble = trouble
+
+
+def _put(times: dict[str, float], model: str, until: float) -> None:
+    if len(times) >= MAX_MODELS:
+        times.clear()
+    times[model] = until

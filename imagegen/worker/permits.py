@@ -30,7 +30,8 @@ class Blocked(NamedTuple):
 class Choice(Struct, frozen=True):
     """Channels and keys that a call may use. only: name of the only channel, empty for all.
 
-    channels, keys: names of channels and accounts of keys that this call has tried already.
+    channels, keys: names of channels, and accounts of keys or their places in a channel, that this call has tried
+    already.
     """
 
     only: str = ""

@@ -15,15 +15,9 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_routes import Route, Routes
-from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, MAX_MODELS, NO_MODEL, PROBE_S, KeyHealth, Probes
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL, PROBE_S, KeyHealth, Probes
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
-
-NO_MODEL_S = 180.0
-"""How long a channel that does not have a model gets no call for it while another channel may have it.
-
-A channel that made an image of the model within this time has it: the refusal is about one request, such as an edit.
-"""
 
 
 @dataclass(eq=False, slots=True)
@@ -44,37 +38,35 @@ class Lane:
         self.pacing = pacing
         self.in_flight = 0
         self.credit = 0
-        self._lacked_until: dict[str, float] = {}
-        self._made_until: dict[str, float] = {}
 
-    def record_made(self, model: str, now: float) -> None:
-        """Record that the provider made an image of a model."""
-        if len(self._made_until) >= MAX_MODELS:
-            self._made_until.clear()
-        self._made_until[model] = now + NO_MODEL_S
+    def may_have(self, model: str, now: float, choice: Choice) -> bool:
+        """Return whether the provider may have a model, by a key that this call has not tried yet."""
+        return any(key.may_have(model, now) for _, key in self.usable(choice))
 
-    def may_have(self, model: str, now: float) -> bool:
-        """Return whether the provider made an image of a model in the last minutes, or did not refuse it."""
-        return self._made_until.get(model, now) > now or not self.lacks(model, now)
+    def lacks(self, model: str, now: float, choice: Choice) -> bool:
+        """Return whether the provider refused a model in the last minutes, whichever key of the call it was."""
+        return all(key.lacks(model, now) for _, key in self.usable(choice))
 
-    def record_refused_model(self, model: str, now: float) -> None:
-        """Record that the provider does not have a model."""
-        if len(self._lacked_until) >= MAX_MODELS:
-            self._lacked_until.clear()
-        self._lacked_until[model] = now + NO_MODEL_S
-
-    def lacks(self, model: str, now: float) -> bool:
-        """Return whether the provider refused a model in the last minutes, since it does not have it."""
-        return self._lacked_until.get(model, now) > now
+    def record_refused_model(self, permit: Permit, now: float, *, of_channel: bool) -> None:
+        """Record that the provider does not have a model. of_channel: no other key of the channel would have it."""
+        for route, key in self.keys.items():
+            if of_channel or route is permit.route:
+                key.record_refused_model(permit.model, now)
 
     def usable(self, choice: Choice) -> Iterator[tuple[Route, KeyHealth]]:
         """Yield the keys that this call has not tried yet."""
         if self.channel.name not in choice.channels:
-            yield from ((route, key) for route, key in self.keys.items() if route.account not in choice.keys)
+            tried = choice.keys
+            yield from (each for each in self.keys.items() if tried.isdisjoint((each[0].account, each[0].place)))
+
+    def fit(self, model: str, now: float, choice: Choice) -> list[tuple[Route, KeyHealth]]:
+        """Return the keys for a call: those of the usable ones that may have the model, else all."""
+        usable = list(self.usable(choice))
+        return [entry for entry in usable if entry[1].may_have(model, now)] or usable
 
     def opens_at(self, model: str, now: float, choice: Choice, *, alone: bool) -> float:
         """Return when a call may begin: `now` or later; infinite while a running call decides that."""
-        keys = [key.next_at(model, now, alone=alone) for _, key in self.usable(choice)]
+        keys = [key.next_at(model, now, alone=alone) for _, key in self.fit(model, now, choice)]
         if not keys or self._is_full:
             return math.inf
         return max(min(keys), self.pacing.opens_at(model, now))
@@ -83,18 +75,18 @@ class Lane:
         """Return whether its breaker or all its keys take no calls, as opposed to a channel that is only full."""
         if self.pacing.rests_until(model, now) > now:
             return True
-        return all(key.trouble(model) is not None for _, key in self.usable(choice))
+        return all(key.trouble(model) is not None for _, key in self.fit(model, now, choice))
 
-    def is_out(self, model: str, choice: Choice) -> bool:
+    def is_out(self, model: str, now: float, choice: Choice) -> bool:
         """Return whether all its keys are refused, or tried by this call."""
-        troubles = (key.trouble(model) for _, key in self.usable(choice))
+        troubles = (key.trouble(model) for _, key in self.fit(model, now, choice))
         return all(trouble is not None and trouble.state == "out" for trouble in troubles)
 
     def pick(self, model: str, now: float, choice: Choice, *, alone: bool) -> Route:
         """Return the key for a call that may begin now: a key that is due for a probe, else the least busy one."""
         ready = [
             (key.trouble(model) is None, key.in_flight, key.used_at, number, route)
-            for number, (route, key) in enumerate(self.usable(choice))
+            for number, (route, key) in enumerate(self.fit(model, now, choice))
             if key.next_at(model, now, alone=alone) <= now
         ]
         return min(ready)[-1]
@@ -159,7 +151,7 @@ class Router(PermitLine):
     def capacity(self, model: str) -> float:
         now, allowed = self.clock(), 0.0
         lanes = self._lanes(model, ANY)
-        if not lanes or all(lane.is_out(model, ANY) for lane in lanes):
+        if not lanes or all(lane.is_out(model, now, ANY) for lane in lanes):
             return math.inf  # such tasks fail at once, or probe
         alone = not any(key.trouble(model) is None for lane in lanes for key in lane.keys.values())
         for lane in lanes:
@@ -192,7 +184,7 @@ class Router(PermitLine):
         call = self._running[permit]
         call.key.accepted(permit.model, call.probes)
         call.lane.pacing.record_success(permit, UpstreamLimits())
-        call.lane.record_made(permit.model, self.clock())
+        call.key.record_made(permit.model, self.clock())
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             call.key.pause(self.clock(), limits.reset_s, call.probes)
 
@@ -209,8 +201,8 @@ class Router(PermitLine):
         else:
             if error.status is not None:
                 key.accepted(permit.model, call.probes)
-            if error.code == NO_MODEL:
-                call.lane.record_refused_model(permit.model, now)
+            if error.code == NO_MODEL or error.of_channel:
+                call.lane.record_refused_model(permit, now, of_channel=error.of_channel)
             pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:
@@ -221,12 +213,12 @@ class Router(PermitLine):
         lanes = self._lanes(model, choice)
         if not lanes:
             return UpstreamError("model_not_available", f"no channel serves the model {model[:200]}")
-        if not all(lane.is_out(model, choice) for lane in lanes):
-            return None
         now = self.clock()
+        if not all(lane.is_out(model, now, choice) for lane in lanes):
+            return None
         if self.opens_at(model, now, choice) <= now:
             return None
-        troubles = [key.trouble(model) for lane in lanes for _, key in lane.usable(choice)]
+        troubles = [key.trouble(model) for lane in lanes for _, key in lane.fit(model, now, choice)]
         return next((trouble.error for trouble in troubles if trouble is not None), None)
 
     def has_other(self, model: str, choice: Choice) -> bool:
@@ -236,7 +228,8 @@ class Router(PermitLine):
         return is_open or any(not lane.rests(model, now, choice) for lane in lanes)
 
     def recovers(self, model: str, choice: Choice) -> bool:
-        return not all(lane.is_out(model, choice) for lane in self._with_model(model, choice))
+        now = self.clock()
+        return not all(lane.is_out(model, now, choice) for lane in self._with_model(model, choice))
 
     def _lanes(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call, those of the highest priority first.
@@ -244,12 +237,12 @@ class Router(PermitLine):
         Channels that lack the model get calls only if all lack it: they may have it by now.
         """
         usable, now = self._usable(model, choice), self.clock()
-        return [lane for lane in usable if lane.may_have(model, now)] or usable
+        return [lane for lane in usable if lane.may_have(model, now, choice)] or usable
 
     def _with_model(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call that have not refused the model in the last minutes."""
         now = self.clock()
-        return [lane for lane in self._usable(model, choice) if not lane.lacks(model, now)]
+        return [lane for lane in self._usable(model, choice) if not lane.lacks(model, now, choice)]
 
     def _usable(self, model: str, choice: Choice) -> list[Lane]:
         lanes = [self.lanes[channel.name] for channel in self.routes.channels.serving(model)]
@@ -262,7 +255,7 @@ class Router(PermitLine):
         A channel of a lower priority takes calls only while all higher ones rest: a full channel keeps its calls.
         """
         lanes, earliest = self._lanes(model, choice), math.inf
-        alone = not any(key.trouble(model) is None for lane in lanes for _, key in lane.usable(choice))
+        alone = not any(key.trouble(model) is None for lane in lanes for _, key in lane.fit(model, now, choice))
         for _, group in groupby(lanes, key=lambda lane: lane.channel.priority):
             same = list(group)
             times = [lane.opens_at(model, now, choice, alone=alone) for lane in same]

@@ -177,7 +177,7 @@ SILICONFLOW = with_odd_answers(
     row_of("403 without balance", 403, silicon(30001, "Sorry, your account balance is insufficient"), "upstream_billing", **OUT),
     row_of("403 without a real name", 403, silicon(30011, "The model requires real-name authentication. Please complete it first."), "upstream_auth", **OUT),
     row_of("403 of a model", 403, silicon(30003, "Model disabled."), "model_not_available", **NO_MODEL),
-    row_of("404", 404, "404 page not found", "upstream_invalid_request"),
+    row_of("404", 404, "404 page not found", "upstream_invalid_request", elsewhere=True),
     row_of("429 of a minute", 429, silicon(50603, "Request was rejected due to rate limiting. Details: IPM limit reached."), "upstream_rate_limited", **COOLS),
     row_of("429 of a day", 429, silicon(50604, "Request was rejected due to rate limiting. Details: IPD limit reached."), "upstream_rate_limited", **COOLS),
     row_of("451", 451, silicon(60300, "The prompt contains sensitive content."), "content_policy"),

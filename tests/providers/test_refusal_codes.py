@@ -12,6 +12,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.refusal_codes import GAVE_UP_WAITING, NEVER_REACHED, highest_count
 from imagegen.providers.response_parser import error_from_response, parse_reply
 from imagegen.tasks.retry import was_never_sent
+from tests.played_upstream import elsewhere, paid
 from tests.support import over_rows
 
 GATEWAY_PAGE = b"<html><head><title>Bad gateway</title></head></html>"
@@ -96,7 +97,7 @@ AUTH = {
     "any 403": (403, b"error code: 1010"),
 }  # fmt: skip
 
-CONTENT = {
+CONTENT: dict[str, tuple[int, object]] = {
     "Azure": (
         400,
         openai("The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please modify your prompt and retry.", "content_filter", param="prompt"),
@@ -126,7 +127,7 @@ CONTENT = {
     "Stability": (403, {"id": "x", "name": "content_moderation", "errors": ["Your request was flagged"]}),
     "Google": (400, {"error": {"code": 400, "message": "Image generation failed: the prompt violates Google's Responsible AI practices"}}),
     "ModelScope": (400, {"errors": {"message": "prompt contains prohibited content", "code": "x"}}),
-    "451": (451, b""),
+    "451": (451, {"code": 60300, "message": "The prompt is not allowed."}),
 }  # fmt: skip
 
 
@@ -330,3 +331,111 @@ def test_missing_credit_is_explained_to_the_client_without_advice() -> None:
 def test_a_rate_limit_under_a_200_is_waited_out() -> None:
     error = read(200, {"id": "x", "base_resp": {"status_code": 1002, "status_msg": "rate limit"}})
     assert (error.code, error.retryable, error.ambiguous) == ("upstream_rate_limited", True, False)
+
+
+VERIFIED = (
+    "Your organization must be verified to use the model `gpt-image-2`. Please go to: https://platform.openai.com/x"
+)
+REGION = "User location is not supported for the API use. (request id: 2026)"
+NGINX = b"<html>\n<head><title>404 Not Found</title></head><body>nginx</body></html>"
+
+OF_THE_ACCOUNT = {
+    "OpenAI, not verified": (403, openai(VERIFIED, kind="invalid_request_error")),
+    "a relay, not verified": (400, openai(VERIFIED, kind="upstream_error")),
+    "OpenAI, country": (403, openai("Country, region, or territory not supported", "unsupported_country_region_territory")),
+    "a relay, country": (451, openai("This service is not available in your country.")),
+    "a relay, Google's region": (400, openai(REGION, kind="upstream_error")),
+    "plan": (400, openai("Your current plan does not support image generation. Please upgrade your plan.")),
+    "terms": (400, openai("You must accept the terms of this model first")),
+    "Volcengine Ark": (404, openai("Your account 21 has not activated the model doubao-seedream-4-0.", "ModelNotOpen")),
+    "DashScope": (400, {"code": "Model.AccessDenied", "message": "Model access denied."}),
+    "Google Vertex": (400, {"error": {"code": 400, "message": "Project is not allowed to use Publisher Model imagen-4"}}),
+    "Bedrock": (400, {"message": "You don't have access to the model with the specified model ID."}),
+    "SiliconFlow": (400, {"code": 30011, "message": "The model requires real-name authentication."}),
+    "one-api, group": (400, openai("无权访问 vip 分组", kind="new_api_error")),
+    "one-api, expired key": (400, openai("该令牌已过期", kind="new_api_error")),
+    "new-api, address": (400, openai("您的IP不在令牌允许访问的列表中", kind="new_api_error")),
+    "Stability": (400, {"id": "x", "name": "unauthorized", "errors": ["missing authorization header"]}),
+}  # fmt: skip
+
+OF_THE_MODEL = {
+    "deprecated": (400, openai("The model 'black-forest-labs/FLUX.1-pro' has been deprecated and is no longer available")),
+    "OpenAI's code": (400, openai("The model `dall-e-3` has been deprecated, learn more here: https://x", "model_not_found")),
+    "OpenAI's field": (400, openai("Invalid value: 'gpt-image-9'. Supported values are: 'gpt-image-2'.", "invalid_value", param="model")),
+    "not enabled": (400, openai("The model is not enabled for your account")),
+    "not supported": (400, openai("Model gpt-image-2 is not supported")),
+    "unsupported": (400, openai("unsupported model: flux")),
+    "not found": (400, openai("Model not found")),
+    "quoted": (400, openai("Model 'flux-1.1-pro' not found", kind="invalid_request_error")),
+    "invalid": (400, openai("invalid model ID", kind="invalid_request_error")),
+    "Azure": (400, openai("Unknown model: gpt-image-9", "unknown_model")),
+    "Azure, a model of texts": (400, openai("The imageGenerations operation does not work with the specified model, gpt-5.", "OperationNotSupported")),
+    "DashScope": (400, {"code": "InvalidParameter", "message": "Model not exist."}),
+    "Bedrock": (400, {"message": "The provided model identifier is invalid."}),
+    "Google Vertex": (404, {"error": {"code": 404, "message": "Publisher Model `x` was not found or your project does not have access to it."}}),
+    "one-api, no channel": (400, openai("当前分组 default 下对于模型 gpt-image-2 无可用渠道 (request id: 2026)", kind="new_api_error")),
+    "new-api, no channel": (400, openai("No available channel for model gpt-image-2 under group default (distributor)")),
+    "new-api, no price": (400, openai("模型 gpt-image-2 倍率或价格未配置，请联系管理员设置", kind="new_api_error")),
+    "an error under a 200": (200, {"error": {"message": "model not found"}}),
+    "FastAPI": (422, {"detail": [{"loc": ["body", "model"], "msg": "Input should be 'a' or 'b'", "type": "enum"}]}),
+}  # fmt: skip
+
+OF_THE_ADDRESS: dict[str, tuple[int, object]] = {
+    "page": (404, NGINX),
+    "text": (404, b"404 page not found"),
+    "nothing": (404, b""),
+    "FastAPI's route": (404, {"detail": "Not Found"}),
+    "OpenAI's route": (404, openai("Invalid URL (POST /v1/images/generations)", kind="invalid_request_error")),
+    "gone": (410, NGINX),
+    "method": (405, {"detail": "Method Not Allowed"}),
+    "proxy": (407, b"Proxy Authentication Required"),
+    "other host": (421, NGINX),
+    "locked": (423, openai("Locked")),
+    "upgrade": (426, b"Upgrade Required"),
+    "law": (451, b""),
+    "law, page": (451, NGINX),
+    "law, text": (451, openai("Unavailable For Legal Reasons")),
+    "plain HTTP": (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"),
+    "body over a gateway's limit": (413, NGINX),
+}
+
+OF_THE_REQUEST = {
+    "size": (400, openai("Invalid value: '1x1'.", "invalid_value", param="size")),
+    "length": (400, openai("The prompt is too long")),
+    "body": (413, openai("The image is too large")),
+    "the client's own words": (400, openai("Invalid prompt: 'the model does not exist in the picture'")),
+    "quoted words of an account": (400, openai('The text "your plan does not support this" is too short')),
+    "size of a model": (400, openai("The size 64x64 for model gpt-image-2 is not supported")),
+    "a field of a model": (400, openai("The model gpt-image-2 does not support a transparent background")),
+    "values together": (400, openai("The model gpt-image-2 is not supported with such a size")),
+    "a field that is not known": (400, openai("Unknown parameter: 'model'.", "unknown_parameter", param="model")),
+}  # fmt: skip
+
+
+@over_rows(
+    ("case", "code"),
+    [
+        *((case, "upstream_auth") for case in OF_THE_ACCOUNT.items()),
+        *((case, "model_not_available") for case in OF_THE_MODEL.items()),
+        *((case, "upstream_invalid_request") for case in OF_THE_ADDRESS.items()),
+        (("quota", (400, openai("Quota exceeded for this account"))), "upstream_billing"),
+        (("not active", (400, openai("Your account is not active, please check your billing details."))), "upstream_billing"),
+    ],
+)  # fmt: skip
+def test_a_refusal_of_an_account_or_an_address_is_free_and_goes_to_the_next_channel(case: Any, code: str) -> None:
+    found = read(*case[1])
+    assert (found.code, found.retryable, paid(found)) == (code, False, "no")
+    assert elsewhere(found, has_job=False)
+
+
+@over_rows("case", OF_THE_REQUEST)
+def test_a_refusal_of_the_request_itself_goes_to_no_other_channel(case: str) -> None:
+    found = read(*OF_THE_REQUEST[case])
+    assert (found.code, found.retryable) == ("upstream_invalid_request", False)
+    assert not elsewhere(found, has_job=False)
+
+
+def test_a_quota_of_a_minute_under_another_status_is_waited_out() -> None:
+    for status in (400, 403):
+        found = read(status, openai("Quota exceeded for quota metric 'requests' and limit 'requests per minute'"))
+        assert (found.code, found.retryable) == ("upstream_rate_limited", True)

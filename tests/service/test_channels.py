@@ -25,6 +25,7 @@ from tests.service.scripted_channels import (
 )
 
 NO_MODEL = error(404, "Unable to access model X.")
+PAGE_404: Reply = (404, {"Content-Type": "text/html"}, b"<html><head><title>404 Not Found</title></head></html>")
 
 
 def all_done(service: Service, count: int, **fields: object) -> list[dict[str, Any]]:
@@ -102,11 +103,14 @@ def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: 
         (error(402, "insufficient credits"), True),
         (error(403, "Invalid API key"), True),
         (error(404, "Unable to access model"), True),
+        (PAGE_404, True),
+        (error(451, "not available in your country"), True),
+        (error(400, "Your organization must be verified to use the model"), True),
         (error(504), False),
         (error(400, "prompt is wrong"), False),
         (error(400, "blocked by our content filter"), False),
     ],
-    ids=["500", "503", "429", "402", "403", "404", "504", "400", "policy"],
+    ids=["500", "503", "429", "402", "403", "404", "no route", "451", "verified", "504", "400", "policy"],
 )
 def test_only_a_call_that_was_certainly_not_paid_goes_to_another_channel(
     reply: Reply, passes_on: bool, start_service: Start, tmp_path: Path
@@ -120,6 +124,31 @@ def test_only_a_call_that_was_certainly_not_paid_goes_to_another_channel(
         task = service.finished(service.accepted(prompt="one"))
         assert (task["status"] == "completed", task["channel"]) == (passes_on, "second" if passes_on else "first")
         assert len(second.calls) == passes_on
+
+
+def test_a_call_passes_all_accounts_and_addresses_that_refuse_it_and_is_paid_once(
+    start_service: Start, tmp_path: Path
+) -> None:
+    """If the last one refuses it too, the task fails with what the operator can mend."""
+    unverified = error(403, "Your organization must be verified to use the model")
+    pool, relay, last = Upstream({REVOKED: unverified, LIMITED: NO_MODEL}), Upstream({GOOD: PAGE_404}), Upstream()
+    file = write(
+        tmp_path / "c.toml",
+        channel("pool", pool.url, REVOKED, LIMITED, priority=9),
+        channel("relay", relay.url, GOOD, priority=5),
+        channel("last", last.url, GOOD),
+    )
+    with serving(pool, relay, last):
+        service = start_service(CHANNELS_FILE=file)
+        tasks = [service.made(prompt=f"image {number}") for number in range(3)]
+        assert {(task["channel"], task["attempts"]) for task in tasks} == {("last", 1)}
+        assert (len(pool.calls), len(relay.calls), len(last.calls)) == (2, 1, 3)
+        assert [task.get("possiblyBilledTwice") for task in tasks] == [None] * 3
+        last.replies[GOOD] = error(404, "Unable to access model X.")
+        other = {"model": "black-forest-labs/FLUX.1-dev"}
+        failed = service.finished(service.accepted(prompt="none serves it", **other))
+        assert (failed["status"], failed["error"]["code"]) == ("failed", "upstream_auth")
+        assert (len(pool.calls), len(relay.calls), len(last.calls)) == (4, 2, 4)
 
 
 def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_service: Start, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
 from imagegen.worker.channel_report import ChannelReport
+from imagegen.worker.failover import most_telling, without_tried
 from imagegen.worker.judge import Judge
-from imagegen.worker.key_health import OUT_S, PROBE_S
+from imagegen.worker.key_health import NO_MODEL_S, OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
-from imagegen.worker.router import NO_MODEL_S, Router
+from imagegen.worker.router import Router
 from tests.support import Clock
 from tests.worker.conftest import UNPRICED, metered, no_model
 
@@ -256,3 +257,63 @@ def test_a_task_waits_for_a_limited_channel_if_the_one_tried_after_it_lacks_the_
     assert ends(made, permit, no_model()) == "lacking-b"
     assert not made.has_other("m", rest)
     assert not made.recovers("m", rest)
+
+
+def test_another_key_of_a_channel_gets_the_calls_of_a_model_that_one_account_lacks(clock: Clock) -> None:
+    first = Channel("first", "together", (ChannelKey("a", "file"), ChannelKey("b", "file")), priority=5)
+    second = Channel("second", "together", (ChannelKey("c", "file"),))
+    made = router(clock, first, second)
+    permit = taken(made)
+    rest = without_tried(Choice(), permit, no_model(), has_job=False)
+    assert rest is not None
+    assert made.has_other("m", rest)
+    assert ends(made, permit, no_model()) == "first-a"
+    assert ends(made, taken(made, choice=rest)) == "first-b"
+    assert [ends(made, taken(made)) for _ in range(3)] == ["first-b"] * 3
+    assert ends(made, taken(made, "other")) == "first-a"
+    assert ends(made, taken(made), NO_KEY) == "first-b"
+    assert ends(made, taken(made)) == "second-c", "a key that lacks the model is no substitute"
+
+
+def test_another_channel_with_the_same_key_gets_a_call_of_a_model_by_its_other_name(clock: Clock) -> None:
+    old = Channel("old", "together", (ChannelKey("a", "file"),), priority=5)
+    new = Channel("new", "together", (ChannelKey("a", "file"),))
+    routes = [Route(channel, "same", metered(), UNPRICED, channel.keys[0]) for channel in (old, new)]
+    made = Router(Routes(Channels((old, new)), routes, from_file=True), clock=clock, wall=lambda: clock.now)
+    permit = taken(made)
+    rest = without_tried(Choice(), permit, no_model(), has_job=False)
+    assert rest is not None
+    assert made.has_other("m", rest)
+    assert taken(made, choice=rest).route.channel is new
+    refused = without_tried(Choice(), permit, NO_KEY, has_job=False)
+    assert refused is not None
+    assert not made.has_other("m", refused), "its account is refused at each channel"
+
+
+@pytest.mark.parametrize("status", [400, 403, 451])
+def test_a_refusal_that_is_no_401_keeps_a_key_from_one_model_first(clock: Clock, status: int) -> None:
+    made = router(clock, Channel("only", "together", (ChannelKey("a", "file"),)))
+    refusal = UpstreamError("upstream_auth", "must be verified", status=status)
+    ends(made, taken(made, "gated"), refusal)
+    assert made.refusal("gated") is refusal
+    assert ends(made, taken(made)) == "only-a"
+
+
+def test_a_client_reads_what_the_operator_can_mend_and_else_the_first_refusal() -> None:
+    def error(code: str, name: str, **fields: Any) -> UpstreamError:
+        return UpstreamError(code, name, status=400, **fields)
+
+    credit, key = error("upstream_billing", "credit"), error("upstream_auth", "key")
+    missing, gone = error("model_not_available", "missing"), error("model_not_available", "gone")
+    page = error("upstream_invalid_request", "page", of_channel=True)
+    prompt, overload = error("upstream_invalid_request", "prompt"), error("upstream_overloaded", "", retryable=True)
+    for refusals, last, telling in (
+        ([missing, page], gone, missing),
+        ([page], missing, missing),
+        ([key, missing], page, key),
+        ([missing, key], credit, credit),
+        ([credit], prompt, prompt),
+        ([credit], overload, overload),
+        ([overload], key, key),
+    ):
+        assert most_telling(refusals, last) is telling
