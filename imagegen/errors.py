@@ -408,3 +408,14 @@ class DownloadFailed(ImagegenError):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+
+def forget_frames(error: BaseException) -> None:
+    """Forget the frames of an error that is kept, and those of its causes.
+
+    They hold what came of an image, and form a cycle with the frame that keeps the error.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__

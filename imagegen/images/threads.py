@@ -201,11 +201,16 @@ class _Call:
             self._ended.release()
 
     def settle(self) -> None:
-        """Set the result of the future, in the loop."""
+        """Set the result of the future, in the loop.
+
+        A future keeps its error, of which a frame of `run` keeps this call: with the future in it, they would be a
+        cycle, and the bytes of an image that was refused would stay until a garbage collection.
+        """
+        future, self.future = self.future, None
         error, self._error = self._error, None
-        if self.future is None or self.future.done():
+        if future is None or future.done():
             return
         if error is None:
-            self.future.set_result(self._result)
+            future.set_result(self._result)
         else:
-            self.future.set_exception(error)
+            future.set_exception(error)

@@ -14,7 +14,7 @@ from loguru import logger
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
+from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable, forget_frames
 from imagegen.images.image_links import expires_at
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.queue.claim import Claim
@@ -169,8 +169,10 @@ class ClaimImageSaver:
             try:
                 self._add(received, await self._into_store(received))
             except ImageRejected as error:
+                forget_frames(error)
                 self._give_up(received, error, died)
             except DownloadFailed as error:
+                forget_frames(error)
                 if self.clock() < self._link_end(received):
                     failures.append((received, error))
                 else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -37,6 +39,26 @@ async def test_quick_calls_run_in_one_thread_and_return_their_results(no_call_is
 async def test_an_error_is_raised_in_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         await WorkThreads(1, "failing").run(divmod, 1, 0)
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+async def test_what_a_failed_call_held_is_freed_without_a_garbage_collection(patience_s: float) -> None:
+    threads, held = WorkThreads(1, "failing", patience_s=patience_s), []
+
+    def fails(pieces: set[bytes]) -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            pieces = {b"of a large image"}
+            held.append(weakref.ref(pieces))
+            with suppress(ValueError):
+                await threads.run(fails, pieces)
+            del pieces
+        await eventually(lambda: not any(reference() for reference in held[:-1]))
+    finally:
+        gc.enable()
 
 
 async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> None:

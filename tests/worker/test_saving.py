@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -298,3 +300,28 @@ def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> Non
     assert 15.0 <= delay_s(300.0) <= 25.0
     assert delay_s(0.0, asked_s=9.0) == 9.0
     assert delay_s(595.0) <= 4.0
+
+
+@pytest.mark.parametrize("error", [DownloadFailed("damaged"), ImageRejected("damaged", lasting=True)])
+async def test_the_bytes_of_images_that_can_not_be_used_are_freed_without_a_garbage_collection(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, error: DownloadFailed | ImageRejected
+) -> None:
+    held = []
+
+    async def fetch_damaged(image: GivenImage, *, age_s: float) -> VerifiedImage:
+        received = {b"the bytes that came of it"}
+        held.append(weakref.ref(received))
+        try:
+            raise ValueError
+        except ValueError as cause:
+            raise error from cause
+
+    harness = make_harness(links(2), pool=False)
+    monkeypatch.setattr(harness.image_saver, "fetch", fetch_damaged)
+    claim = await harness.claim(n=2)
+    gc.disable()
+    try:
+        await harness.attempts.run(claim)
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
