@@ -52,7 +52,7 @@ class UsageStore:
         for name, counts in rows.items():
             args += (name.encode(), counts.encode())
         async with self._connection.deadline():
-            before = cast(int, await self._connection.commands.run_script(_SCRIPT, [self._keys.usage(day)], args))
+            before = int(await self._connection.commands.run_script(_SCRIPT, [self._keys.usage(day)], args))
         added = before < below
         self._connection.meter.redis_commands_sent("usage", 2 + added + (before == 0))
         return before

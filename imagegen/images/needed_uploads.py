@@ -87,9 +87,9 @@ class NeededUploads:
                 reply = await self._connection.commands.run_script(
                     self._find_in_line, [self._keys.line(client)], [passed, PAGE_ENTRIES, *uploads]
                 )
+                is_more, names = reply
+                needed |= {name.decode() for name in names}
             self._connection.meter.redis_commands_sent("pictures", 2)
-            is_more, names = cast(tuple[int, list[bytes]], reply)
-            needed |= {name.decode() for name in names}
             passed += PAGE_ENTRIES
         return needed
 
@@ -101,12 +101,11 @@ class NeededUploads:
                 reply = await self._connection.commands.run_script(
                     self._find, [self._keys.stream], [last, PAGE_ENTRIES, *uploads]
                 )
+                next_id, hashes = reply
+                last, names = next_id.decode(), {sha256.decode() for sha256 in hashes}
             self._connection.meter.redis_commands_sent("pictures", 2)
-            next_id, hashes = cast(tuple[bytes, list[bytes]], reply)
-            names = {sha256.decode() for sha256 in hashes}
             needed |= names
             uploads = uploads - names
-            last = next_id.decode()
             if not last:
                 break
         return needed

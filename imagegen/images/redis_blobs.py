@@ -190,12 +190,11 @@ class RedisBlobStore:
         floor_bytes = self._max_bytes - self._max_bytes // EVICT_TO_FRACTION
         args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved), int(again))
         async with self._connection.deadline(), _refusal_checked():
-            taken = cast(
-                list[bytes], await self._connection.commands.run_script(self._reserve, [index, f"{index}:aside"], args)
-            )
+            reply = await self._connection.commands.run_script(self._reserve, [index, f"{index}:aside"], args)
+            taken = [oldest.decode() for oldest in reply]
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
-        return [oldest.decode() for oldest in taken]
+        return taken
 
     async def _needed(self, members: Sequence[str]) -> set[str]:
         """Return those members of the index that are uploads which unfinished tasks need."""
@@ -207,9 +206,9 @@ class RedisBlobStore:
         """Put members back into the index, as the newest; return its total bytes."""
         index, now = self._keys.image_index, self._clock()
         async with self._connection.deadline(), _refusal_checked():
-            total = await self._connection.commands.run_script(self._put_back, [index], [now, *members])
+            total = int(await self._connection.commands.run_script(self._put_back, [index], [now, *members]))
         self._spent(3)
-        return int(total)
+        return total
 
     async def _uncount(self, member: str, size_bytes: int) -> None:
         async with self._connection.deadline():

@@ -62,9 +62,9 @@ class UploadRecords:
             KEPT_LONGER_MS,
         )
         async with self._connection.deadline():
-            written = await self._connection.commands.run_script(self._write, [self._keys.upload(sha256)], args)
+            written = _parse(await self._connection.commands.run_script(self._write, [self._keys.upload(sha256)], args))
         self._count(WRITE_COMMANDS)
-        return self._remember(sha256, _parse(cast(bytes, written)) or record)
+        return self._remember(sha256, written or record)
 
     async def read(self, sha256: str) -> UploadRecord | None:
         """Return a record; None if there is none."""

@@ -41,7 +41,7 @@ class UploadRights:
             return True
         until_ms = cast(bytes | None, await self._connection.multiplexer.execute("GET", name))
         self._connection.meter.redis_commands_sent("pictures", 1)
-        until = int(until_ms or 0) / 1000
+        until = int(until_ms) / 1000 if until_ms and until_ms.isdigit() else 0.0  # else it is a foreign value
         self._remember(name, until)
         return until > self._clock()
 

@@ -33,7 +33,8 @@ class DeliveryStore:
             existing = await self._context.multiplexer.execute("SET", key, log, "NX", "GET", "PX", ttl_ms)
             self._context.count("hooks", 1)
         else:
-            existing = (await self._context.run(SCRIPT, [key], [ttl_ms, expected, log]))[0] or None
+            with self._context.connection.readable():
+                existing = (await self._context.run(SCRIPT, [key], [ttl_ms, expected, log]))[0] or None
             self._context.count("hooks", 1 + compare_and_set_cost(existing or b""))
         return None if existing == log else cast(bytes | None, existing)
 
@@ -42,10 +43,12 @@ class DeliveryStore:
         rows = await self._context.multiplexer.execute("ZRANGE", self._outbox, start, start + count - 1, "WITHSCORES")
         self._context.count("hooks", 1)
         names = await self._readable(rows[::2])
-        return [(name, float(due_ms) / 1000) for name, due_ms in zip(names, rows[1::2], strict=True)]
+        with self._context.connection.readable():
+            return [(name, float(due_ms) / 1000) for name, due_ms in zip(names, rows[1::2], strict=True)]
 
     async def claim_due(self, until: float, limit: int) -> list[str]:
-        return await self._readable(await claim_due(self._context, until, limit))
+        with self._context.connection.readable():
+            return await self._readable(await claim_due(self._context, until, limit))
 
     async def _readable(self, names: Sequence[bytes]) -> list[str]:
         """Return the names as text. Names that are no text come from another program and are removed."""

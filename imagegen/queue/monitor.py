@@ -154,8 +154,8 @@ class QueueMonitor:
             length = await commands.xlen(self._keys.stream)
             claimed, last = await self._claimed()
             first: Any = await commands.xrange(self._keys.stream, f"({last}" if last else "-", "+", count=1)
+            age_s = _age_s(int(first[0][0].partition(b"-")[0]) / 1000, self._connection.clock()) if first else 0.0
         self._connection.meter.redis_commands_sent("stats", 3)
-        age_s = _age_s(int(first[0][0].partition(b"-")[0]) / 1000, self._connection.clock()) if first else 0.0
         return BacklogSize(max(length - claimed, 0), age_s)
 
     async def _claimed(self) -> tuple[int, str]:

@@ -113,11 +113,10 @@ class OpenTasks:
         args: list[Arg] = [task_id, limit, int(self._clock() * 1000), self._life_ms, MAX_CHECKED, *ended]
         async with self._connection.deadline():
             reply = await self._connection.commands.run_script(_SCRIPT, [self._keys.open_tasks(client)], args)
+            pairs = iter([] if isinstance(reply, int) else reply)
+            oldest = {task.decode(): float(time) / 1000 for task, time in zip(pairs, pairs, strict=True)}
         self._connection.meter.redis_commands_sent("submit", 5)
-        if isinstance(reply, int):
-            return reply == 1, {}
-        pairs = iter(reply)
-        return False, {task.decode(): float(time) / 1000 for task, time in zip(pairs, pairs, strict=True)}
+        return reply == 1, oldest
 
     async def _find_ended(self, times: dict[str, float]) -> list[str]:
         """Return those of the tasks that have ended or never began."""

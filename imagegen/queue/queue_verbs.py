@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.lines import ClientLines
@@ -40,6 +42,9 @@ from imagegen.queue.verbs.take_back import take_back
 from imagegen.queue.verbs.take_found_job import TakeFoundJob
 from imagegen.queue.verbs.take_given import take_given
 
+_Params = ParamSpec("_Params")
+_Reply = TypeVar("_Reply")
+
 
 class QueueVerbs:
     """The verbs of one instance. Those of classes are batched: one script for the calls of a loop turn.
@@ -70,50 +75,63 @@ class QueueVerbs:
         self._bind_recovery(context)
 
     def _bind_clients(self, context: VerbContext) -> None:
-        self.complete = partial(complete, context)
-        self.read_budgets = partial(read.read_budgets, context)
-        self.read_entry = partial(read.read_entry, context)
-        self.read_in_line = partial(read.read_in_line, context)
-        self.cancel = partial(cancel, context, self.lines)
-        self.join = partial(join, context)
-        self.take_back = partial(take_back, context)
-        self.list_waiting = partial(list_waiting, context)
-        self.list_lines = partial(list_lines, context)
-        self.count_entries = partial(count_entries, context)
-        self.refill_lines = partial(refill_lines, context)
-        self.read_line_index = partial(read_line_index, context)
+        self.complete = _bound(complete, context)
+        self.read_budgets = _bound(read.read_budgets, context)
+        self.read_entry = _bound(read.read_entry, context)
+        self.read_in_line = _bound(read.read_in_line, context)
+        self.cancel = partial(_bound(cancel, context), self.lines)
+        self.join = _bound(join, context)
+        self.take_back = _bound(take_back, context)
+        self.list_waiting = _bound(list_waiting, context)
+        self.list_lines = _bound(list_lines, context)
+        self.count_entries = _bound(count_entries, context)
+        self.refill_lines = _bound(refill_lines, context)
+        self.read_line_index = _bound(read_line_index, context)
 
     def _bind_claims(self, context: VerbContext) -> None:
-        self.create_group = partial(group.create_group, context)
-        self.read_waiting = partial(consume.read_waiting, context)
-        self.read_entries = partial(consume.read_entries, context)
-        self.delete_entries = partial(consume.delete_entries, context)
-        self.last_delivered = partial(group.last_delivered, context)
-        self.dead_letter = partial(dead_letter, context)
+        self.create_group = _bound(group.create_group, context)
+        self.read_waiting = _bound(consume.read_waiting, context)
+        self.read_entries = _bound(consume.read_entries, context)
+        self.delete_entries = _bound(consume.delete_entries, context)
+        self.last_delivered = _bound(group.last_delivered, context)
+        self.dead_letter = _bound(dead_letter, context)
         self.with_key_repair = partial(retry_after_move, context)
-        self.reserve_more = partial(reserve_more, context)
-        self.start_fenced = partial(start_fenced, context)
-        self.renew = partial(renew, context)
-        self.release = partial(release, context)
-        self.transfer_entry = partial(group.transfer_entry, context)
+        self.reserve_more = _bound(reserve_more, context)
+        self.start_fenced = _bound(start_fenced, context)
+        self.renew = _bound(renew, context)
+        self.release = _bound(release, context)
+        self.transfer_entry = _bound(group.transfer_entry, context)
 
     def _bind_takeover(self, context: VerbContext) -> None:
-        self.pending_entries = partial(group.pending_entries, context)
-        self.consumers = partial(group.consumers, context)
-        self.retire = partial(retire, context)
-        self.probe_claim = partial(group.probe_claim, context)
-        self.mark_begun = partial(group.mark_begun, context)
-        self.claim_expired = partial(consume.claim_expired, context)
-        self.find_skipped = partial(find_skipped, context)
-        self.length = partial(group.length, context)
-        self.take_given = partial(take_given, context)
-        self.read_checkpoints = partial(read.read_checkpoints, context)
+        self.pending_entries = _bound(group.pending_entries, context)
+        self.consumers = _bound(group.consumers, context)
+        self.retire = _bound(retire, context)
+        self.probe_claim = _bound(group.probe_claim, context)
+        self.mark_begun = _bound(group.mark_begun, context)
+        self.claim_expired = _bound(consume.claim_expired, context)
+        self.find_skipped = _bound(find_skipped, context)
+        self.length = _bound(group.length, context)
+        self.take_given = _bound(take_given, context)
+        self.read_checkpoints = _bound(read.read_checkpoints, context)
 
     def _bind_recovery(self, context: VerbContext) -> None:
-        self.restore_budgets = partial(restore_budgets, context)
-        self.restore_claims = partial(restore_claims, context)
-        self.restore_results = partial(restore_results, context)
-        self.requeue = partial(requeue, context)
-        self.check_requeue = partial(check_requeue, context)
-        self.raise_billed = partial(raise_billed, context)
-        self.restore_outbox = partial(restore_outbox, context)
+        self.restore_budgets = _bound(restore_budgets, context)
+        self.restore_claims = _bound(restore_claims, context)
+        self.restore_results = _bound(restore_results, context)
+        self.requeue = _bound(requeue, context)
+        self.check_requeue = _bound(check_requeue, context)
+        self.raise_billed = _bound(raise_billed, context)
+        self.restore_outbox = _bound(restore_outbox, context)
+
+
+def _bound(
+    verb: Callable[Concatenate[VerbContext, _Params], Awaitable[_Reply]], context: VerbContext
+) -> Callable[_Params, Coroutine[Any, Any, _Reply]]:
+    """Return a verb of the instance; it raises QueueUnavailable for a reply that it can't take apart."""
+
+    @wraps(verb)
+    async def call(*args: _Params.args, **kwargs: _Params.kwargs) -> _Reply:
+        with context.connection.readable():
+            return await verb(context, *args, **kwargs)
+
+    return call

@@ -11,6 +11,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.redis_client.multiplexer import Arg, Command, CommandBatch, Multiplexer, Script
+from imagegen.redis_client.replies import readable
 from imagegen.redis_client.topology import DRIVER
 
 
@@ -55,7 +56,8 @@ class Commands(Redis):
         parser_options = {
             key: value for key, value in options.items() if key not in {"keys", EMPTY_RESPONSE, NEVER_DECODE}
         }
-        return callback(reply, **parser_options)
+        with readable():
+            return callback(reply, **parser_options)
 
 
 class CommandPipeline(Pipeline):

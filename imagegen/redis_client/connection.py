@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, cast
@@ -20,8 +21,9 @@ from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import MultiplexerEvents, Script
-from imagegen.redis_client.redis_errors import ScanRefused, remedy, unavailable
+from imagegen.redis_client.redis_errors import ScanRefused, UnreadableReply, remedy, unavailable
 from imagegen.redis_client.redis_health import Health
+from imagegen.redis_client.replies import MISSHAPEN, misread, readable
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import Servers
@@ -123,8 +125,20 @@ class Connection:
             return False
         return not self.health.refused
 
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Raise QueueUnavailable if a reply can't be taken apart."""
+        try:
+            with readable():
+                yield
+        except UnreadableReply as error:
+            raise self._to_client_error(error) from error
+
     def deadline(self) -> _Deadline:
-        """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
+        """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable.
+
+        A reply that is taken apart in it, and can't be read, is the same.
+        """
         return _Deadline(self.servers.deadline_s, self._to_client_error, self.health.succeeded)
 
     async def learn_time(self) -> None:
@@ -188,6 +202,8 @@ class Connection:
         if not unavailable(error):
             return error
         self.health.failed(error)
+        if isinstance(error, UnreadableReply) and self._may_reconnect():  # later replies may be those of others too
+            asyncio.get_running_loop().call_soon(self._reconnect)
         refusal = QueueUnavailable(headers={"Retry-After": "2"})
         refusal.__cause__ = error
         return refusal
@@ -220,6 +236,8 @@ class _Deadline:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as late:
             error = late
+        if isinstance(error, MISSHAPEN):
+            error = misread(error)
         if error is None:
             self._succeeded()
         elif isinstance(error, RedisError | OSError | TimeoutError):

@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.redis_errors import parse_error
 from imagegen.redis_client.redis_health import Health
+from imagegen.redis_client.replies import MISSHAPEN, misread, readable, unreadable_reply
 from imagegen.redis_client.topology import Address, Servers
 
 Item = TypeVar("Item")
@@ -117,6 +118,7 @@ class Multiplexer:
         self._servers, self.deadline_s = servers, servers.deadline_s
         self._address = address
         self._sends, self._events = sends, events or MultiplexerEvents()
+        self.to_client_error = self._events.on_failure
         self._flushes: list[Callable[[], None]] = []
         self._scheduled = False
         self._unsent: deque[InFlight] = deque()
@@ -242,7 +244,7 @@ class Multiplexer:
                     await self._events.greet(connection)
         except Exception as error:  # noqa: BLE001 - every error goes to the callers
             waiting, self._unsent = self._unsent, deque()
-            self._fail(waiting, error)
+            self._fail(waiting, misread(error) if isinstance(error, MISSHAPEN) else error)
         else:
             self._protocol = ReplyProtocol(self._on_reply, self._on_loss)
             self._transport = take_over(connection, self._protocol)
@@ -257,6 +259,8 @@ class Multiplexer:
         exchange = self._sent[0]
         exchange.replies.append(reply)
         if len(exchange.replies) == len(exchange.batch.commands):
+            if fault := unreadable_reply(exchange.batch.commands, exchange.replies):
+                raise fault  # ends the connection, and the batch is sent again
             self._sent.popleft()
             self._answered(exchange)
         if self._leaving and not self._sent:
@@ -283,8 +287,9 @@ class Multiplexer:
             self.leave()
 
     def _on_loss(self, error: Exception) -> None:
-        self._protocol = self._transport = None
-        self._leaving = False
+        transport, self._protocol, self._transport, self._leaving = self._transport, None, None, False
+        if transport is not None:
+            transport.abort()
         cut, self._sent = self._sent, deque()
         for exchange in cut:
             exchange.replies.clear()
@@ -432,11 +437,13 @@ class Batcher(Generic[Item, Reply]):
         try:
             if isinstance(replies, Exception):
                 raise replies
-            for future, result in zip(futures, self._decode(items, replies), strict=True):
+            with readable():
+                results = list(zip(futures, self._decode(items, replies), strict=True))
+            for future, result in results:
                 if not future.done():
                     future.set_result(result)
         except Exception as error:  # noqa: BLE001
             for future in futures:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(self._multiplexer.to_client_error(error))
                     future.exception()

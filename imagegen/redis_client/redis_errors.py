@@ -39,6 +39,7 @@ __all__ = [
     "ReadOnlyError",
     "RedisError",
     "ResponseError",
+    "UnreadableReply",
     "parse_error",
     "remedy",
     "shown",
@@ -61,13 +62,17 @@ _UNAVAILABLE = (
 _UNAVAILABLE_WORDS = ("MISCONF", "BUSY", "NOREPLICAS", "OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
 """First words that redis-py keeps, or that the error of a script contains."""
 
-_UPSTASH_LIMITS = (
-    "capacity quota exceeded",
-    "requests limit exceeded",
-    "request limit exceeded",
-    "max concurrent connections",
+_FAULTS_OF_COMMANDS = (
+    *("WRONGTYPE", "NOGROUP", "BUSYGROUP", "UNBLOCKED", "NOSCRIPT", "BUSYKEY", "Protocol error", "syntax error"),
+    *("no such key", "requires the key to exist", "wrong number of arguments", "equal or smaller", "last possible ID"),
+    *("not an integer", "not a valid", "out of range", "would overflow", "would produce", "invalid", "Invalid"),
+    *("maximum allowed size", "must be", "script", "Lua ", "Write commands are not allowed"),
 )
-"""https://upstash.com/docs/redis/troubleshooting: plain ERR replies that mean the plan's end."""
+"""Parts of replies that blame a command, its arguments, or the value of its key.
+
+Redis, Valkey and Upstash use them. Any other error without a class comes from a proxy or a service in front of them
+("upstream failure", "no available node", a plan's end), and passes.
+"""
 
 LOGIN_REMEDY = "set the right user and password in REDIS_URL or REDIS_TOKEN"
 RIGHTS_REMEDY = "give the user in REDIS_URL the rights to all keys, channels and commands that the queue needs"
@@ -82,6 +87,10 @@ _REMEDIES_BY_TEXT = (
     (("syntax error",), OLD_REMEDY),
     (("DB index is out of range", "invalid DB index", "SELECT is not allowed in cluster mode"), DATABASE_REMEDY),
 )
+
+
+class UnreadableReply(InvalidResponse):
+    """A reply that its command can't have, such as that of another command: its connection can't be used any more."""
 
 
 class ScanRefused(Exception):
@@ -105,11 +114,11 @@ def unavailable(error: BaseException) -> bool:
     if remedy(error) is not None:
         return True
     text = str(error)
-    return (
-        text.startswith(_UNAVAILABLE_WORDS)
-        or any(f"{word} " in text[:120] for word in _UNAVAILABLE_WORDS if word != "BUSY")
-        or any(words in text for words in _UPSTASH_LIMITS)
-    )
+    if text.startswith(_UNAVAILABLE_WORDS) or "killed by user" in text:
+        return True
+    if any(f"{word} " in text[:120] for word in _UNAVAILABLE_WORDS if word != "BUSY"):
+        return True
+    return type(error) is ResponseError and not any(words in text for words in _FAULTS_OF_COMMANDS)
 
 
 def wrong_type(error: BaseException) -> bool:

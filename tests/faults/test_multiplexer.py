@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from imagegen.errors import QueueUnavailable
 from imagegen.redis_client.cluster_multiplexer import ClusterMultiplexer
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
@@ -280,8 +281,10 @@ async def test_a_batch_is_limited_in_bytes(connection: Connection) -> None:
     assert taken == [sizes[:1], sizes[1:3], sizes[3:]]
 
 
-@pytest.mark.parametrize("side", ["asked", "answers"])
-async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection, side: str) -> None:
+@pytest.mark.parametrize(("side", "fault"), [("asked", ValueError), ("answers", QueueUnavailable)])
+async def test_a_broken_batch_fails_only_its_own_waiters(
+    connection: Connection, side: str, fault: type[Exception]
+) -> None:
     def asked(items: list[str]) -> CommandBatch:
         if "bad" in items and side == "asked":
             raise ValueError("bad")
@@ -294,7 +297,7 @@ async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection,
 
     batcher = Batcher(connection.multiplexer, asked, answers)
     both = await asyncio.gather(batcher("good"), batcher("bad"), return_exceptions=True)
-    assert [type(error) for error in both] == [ValueError, ValueError]
+    assert [type(error) for error in both] == [fault, fault]
     assert await batcher("good") == b"good"
 
 

@@ -228,7 +228,7 @@ def _as_api_error(request: web.Request, error: Exception, path: str) -> ApiError
         return from_http_exception(error)
     if isinstance(error, RedisError):
         _log_refused(request, error)
-        return QueueUnavailable()
+        return QueueUnavailable(headers={hdrs.RETRY_AFTER: "2"})
     _log_unforeseen(request, error)
     return InternalError()
 

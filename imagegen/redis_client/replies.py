@@ -1,0 +1,64 @@
+"""Checks of the shape of replies: a broken proxy or server may answer a command with the reply of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import NoneType
+from typing import Any
+
+from imagegen.redis_client.redis_errors import UnreadableReply, shown
+
+MISSHAPEN = (ValueError, TypeError, LookupError, AttributeError)
+"""Errors that taking a reply of another shape apart raises."""
+
+_INTEGER, _TEXT, _TEXT_OR_NONE, _LIST, _LIST_OR_NONE = (int,), (bytes,), (bytes, NoneType), (list,), (list, NoneType)
+
+_TYPES: dict[object, tuple[type, ...]] = {
+    **dict.fromkeys(("DEL", "UNLINK", "EXISTS", "EXPIRE", "PEXPIREAT", "PUBLISH", "LLEN", "XLEN"), _INTEGER),
+    **dict.fromkeys(("HSET", "HDEL", "ZADD", "ZREM", "XACK", "XDEL"), _INTEGER),
+    **dict.fromkeys(("PING", "INFO", "RENAME", "XADD", "ZINCRBY"), _TEXT),
+    **dict.fromkeys(("GET", "HGET", "SET"), _TEXT_OR_NONE),
+    **dict.fromkeys(("MGET", "HGETALL", "HSCAN", "SCAN", "SMEMBERS", "ZRANGE"), _LIST),
+    **dict.fromkeys(("XRANGE", "XPENDING", "XCLAIM"), _LIST),
+    "XREADGROUP": _LIST_OR_NONE,
+}
+"""Types of the replies of commands; of scripts and of commands that are not here all are possible."""
+
+
+def unreadable_reply(commands: Sequence[Sequence[object]], replies: Sequence[Any]) -> UnreadableReply | None:
+    """Return an error for the first reply that its command can't have; None if there is none."""
+    for command, reply in zip(commands, replies, strict=True):
+        types = _TYPES.get(command[0])
+        if types is None or isinstance(reply, Exception):
+            continue
+        if not isinstance(reply, types) or (isinstance(reply, list) and not _has_right_items(command, reply)):
+            return UnreadableReply(f"{command[0]} got a reply of type {type(reply).__name__}")
+    return None
+
+
+def _has_right_items(command: Sequence[object], reply: list[Any]) -> bool:
+    match command[0]:
+        case "MGET":
+            return len(reply) == len(command) - 1 and all(item is None or type(item) is bytes for item in reply)
+        case "HGETALL" | "SMEMBERS" | "ZRANGE":
+            return all(type(item) is bytes for item in reply)
+        case "SCAN" | "HSCAN":
+            cursor, items = reply if len(reply) == 2 else (None, None)
+            return type(cursor) is bytes and type(items) is list and all(type(item) is bytes for item in items)
+        case _:
+            return True
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise UnreadableReply for an error of taking a reply apart."""
+    try:
+        yield
+    except MISSHAPEN as error:
+        raise misread(error) from error
+
+
+def misread(error: BaseException) -> UnreadableReply:
+    """Return the error of Redis for an error of `MISSHAPEN`."""
+    return UnreadableReply(f"a reply can't be read ({shown(error)})")
