@@ -301,7 +301,8 @@ _QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|[“「][^”」]
 
 
 _LIMIT_STATUSES = frozenset({400, 403, 420})
-"""Statuses but 429 with which some services refuse by a rate limit: AWS and relays with 400, Google with 403."""
+"""Statuses but 429 with which some services refuse by a rate limit: AWS and relays with 400, Google with 403. Relays do
+so with a 5xx too."""
 
 _LIMIT_CODES = frozenset(
     {
@@ -322,7 +323,8 @@ _LIMIT_CODES = frozenset(
     }
 )
 _LIMIT_WORDING = re.compile(
-    r"(?:error: ?)?(?:(?:\w+ ){0,3}rate[ -]?limit (?:is |was )?(?:exceeded|reached|hit)|rate[ -]?limited"
+    r"(?:\w+ ){0,2}(?:error|status|http)(?: code)?[:=]? ?\(?429\b"
+    r"|(?:error: ?)?(?:(?:\w+ ){0,3}rate[ -]?limit (?:is |was )?(?:exceeded|reached|hit)|rate[ -]?limited"
     r"|too many (?:concurrent )?requests|请求过于频繁|quota exceeded.{0,200}\bper (?:second|minute|hour))",
     re.IGNORECASE,
 )
@@ -334,7 +336,7 @@ def names_rate_limit(status: int, codes: Collection[str], message: str) -> bool:
 
     codes: lower case.
     """
-    if status not in _LIMIT_STATUSES and not 200 <= status < 300:
+    if status not in _LIMIT_STATUSES and not (200 <= status < 300 or status >= 500):
         return False
     if any(code.split(".")[0] in _LIMIT_CODES for code in codes):
         return True

@@ -61,7 +61,11 @@ _NOT_FOUND = re.compile(
     r"(?:task|job|request).{0,40}(?:not[ _](?:found|exist)|does(?: not|n't) exist|expired)|任务.{0,8}不存在",
     re.IGNORECASE,
 )
-_OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth", "model_not_available"})
+_DECIDED = frozenset(
+    {"content_policy", "upstream_billing", "upstream_auth", "upstream_rate_limited", "model_not_available"}
+)
+"""Codes that a failed job's words show, whatever status the relay would give them."""
+
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 
 _ACCEPTED = 202
@@ -164,9 +168,9 @@ def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> 
     body = orjson.dumps({"error": fault})
     status = _status_of(job, fields, fault)
     if status is None:
-        error = error_from_response(422, {}, body, secret=secret)
+        error = error_from_response(400, {}, body, secret=secret)  # a rate limit may come with it too
         names_field = error.refused or error.max_count or fault.get("type") == "invalid_request_error"
-        if error.code not in _OF_THE_REQUEST and not names_field:
+        if error.code not in _DECIDED and not names_field:
             error = error_from_response(500, {}, body, secret=secret)
     else:
         error = error_from_response(status, {}, body, secret=secret)

@@ -295,6 +295,16 @@ RELAY = with_odd_answers(
     Row("job: failed for its content", polled({"code": 200, "data": {"status": "failed", "error": "content policy violation"}}), "content_policy"),
     Row("job: failed with a status", polled(SUB2API | {"status": "failed", "http_status": 400, "error": {"message": "bad prompt", "code": "invalid_request"}}), "upstream_invalid_request"),
     Row("job: failed for credit", polled({"data": {"status": "FAILURE", "fail_reason": "insufficient balance"}}), "upstream_billing", key="out"),
+    *(Row(f"job: limited by its vendor, {name}", polled({"data": {"status": "failed"} | words}), "upstream_rate_limited", retry=True, key="cooling", wait_s=wait_s)
+      for name, words, wait_s in (
+          ("403", {"http_status": 403, "error": {"message": "Rate limit exceeded, try again in 3s"}}, 3.0),
+          ("400", {"http_status": 400, "error": {"message": "Too many requests", "code": "rate_limit_exceeded"}}, None),
+          ("429", {"error": {"message": "slow down", "code": 429}}, None),
+          ("without a status", {"error": {"message": "Rate limit exceeded, try again in 3s", "code": "rate_limit_exceeded"}}, 3.0),
+          ("as a text", {"fail_reason": "upstream error: 429 Too Many Requests"}, None),
+          ("in Chinese", {"fail_reason": "请求过于频繁，请稍后再试"}, None),
+      )),
+    Row("job: a status in the words of a client", polled({"data": {"status": "failed", "http_status": 400, "error": "Invalid value 429 for seed"}}), "upstream_invalid_request"),
     Row("job: completed without an image", polled({"data": {"status": "completed", "result": {"images": []}}}), 0),
     Row("job: unknown", polled({"data": {"status": "unknown"}}), "upstream_error", **UNSURE),
     Row("job: page on each address", polled(GATEWAY_PAGE), "upstream_bad_response", paid="unsure"),

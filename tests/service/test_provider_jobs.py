@@ -74,6 +74,19 @@ def test_an_edit_is_a_job_of_the_asynchronous_route(start_service: Start, relay:
     assert (call["job"]["collected"], len(call["inputs"])) == (True, 1)
 
 
+@pytest.mark.parametrize("dialect", ["apimart", "sub2api", "newapi"])
+def test_a_job_that_failed_by_a_rate_limit_is_waited_out_and_made_again_and_only_the_image_is_charged(
+    start_service: Start, relay: EmulatorProcess, dialect: str
+) -> None:
+    service = start_service(**settings(f"{relay.url}/v1"), UNKNOWN_PRICE_USD="0.04", BUDGET_DAILY_USD="0.04")
+    failing = f"job times=4 dialect={dialect} job_s=0 end=failed error='Rate limit exceeded, try again in 0.1s'"
+    text = f"limited jobs of {dialect}"
+    task = service.completed(service.accepted(prompt=f"{text} {{{{fault:{failing}}}}}", model="m"))
+    calls = calls_about(relay, text)
+    assert (len(calls), [call["job"]["charged"] for call in calls if call["job"]]) == (5, [False] * 4)
+    assert (task["attempts"], task.get("possiblyBilledTwice"), task["cost"]["charged"]) == (1, None, 0.04)
+
+
 def test_a_job_that_is_not_found_at_first_is_not_submitted_again(service: Service, relay: EmulatorProcess) -> None:
     task = service.made(prompt="unknown at first {{fault:job unknown_s=3}}")
     assert (len(jobs_of(relay, "unknown at first")), task["attempts"]) == (1, 1)
