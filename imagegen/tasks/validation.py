@@ -35,6 +35,9 @@ MAX_PROMPT_CHARS = 32_000
 MAX_MODEL_CHARS = 200
 MAX_OPTION_CHARS = 100
 MAX_INPUT_IMAGES = 16
+MAX_ADDRESS_CHARS = 8_192
+"""Of an input image. A signed link with a session token has up to 4,000; a task keeps them all as long as it lives."""
+
 MAX_LORAS = 8
 MAX_EXTRA_BYTES = 8 * 1024
 MAX_SIDE = 8_192
@@ -85,6 +88,8 @@ def _image_source(value: str) -> str:
         raise PydanticCustomError(
             "image_source", "must be an http(s) address, a data:image/ URI, or upload: and 64 hex digits"
         )
+    if len(value) > MAX_ADDRESS_CHARS and value[:5].lower() != "data:":
+        raise PydanticCustomError("long_address", f"must be an address of at most {MAX_ADDRESS_CHARS} characters")
     return value
 
 

@@ -156,6 +156,17 @@ def test_a_fault_is_told_once_and_in_the_words_of_the_api(body: dict[str, object
     assert {fault.field: fault.message for fault in refused.value.details} == faults
 
 
+def test_the_address_of_an_input_image_has_at_most_8192_characters() -> None:
+    address, text = "https://images.example/".ljust(8_192, "a"), "must be an address of at most 8192 characters"
+    assert requested(image_url=address, mask=address).image_url == address
+    longer = address.replace("https", "HTTPS") + "a"
+    with pytest.raises(InvalidRequest) as refused:
+        requested(image_url=longer, reference_images=[address, longer], mask=longer)
+    faults = {fault.field: fault.message for fault in refused.value.details}
+    assert faults == {"imageUrl": text, "referenceImages[1]": text, "mask": text}
+    assert requested(image_url=f"data:image/png;base64,{'A' * 8_192}").image_url
+
+
 @over_rows("seed", [-1, -1.0])
 def test_a_seed_of_minus_one_is_absent(seed: float) -> None:
     assert requested(seed=seed) == requested()
