@@ -22,7 +22,7 @@ from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation
 from imagegen.web.ops import board_operations, key_operations
 from imagegen.web.ops import operations as ops
-from imagegen.web.ops.docs import DOCUMENT_BUILDER
+from imagegen.web.ops.docs import DOCUMENT_FILE, DocumentFile
 from imagegen.web.submitter import SUBMISSIONS, SubmissionCache
 
 ROUTES = (
@@ -57,7 +57,7 @@ def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
         if operation.needs == "admin":
             admin_routes.update(routes)
     app[MODEL_LIST], app[SUBMISSIONS] = ModelListCache(), SubmissionCache()
-    app[DOCUMENT_BUILDER] = build_document
+    app[DOCUMENT_FILE] = DocumentFile(build_document)
     app.on_shutdown.append(events.end_streams)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 from typing import Any
@@ -18,6 +19,7 @@ from openapi_spec_validator import validate
 from imagegen.app import create_app
 from imagegen.settings import Settings
 from imagegen.web.openai.error_responses import FAILED_STATUS
+from imagegen.web.openapi.builder import build
 from imagegen.web.routes import ROUTES, build_document
 from tests.support import ADMIN_TOKEN, AS_ADMIN, over_rows
 
@@ -356,6 +358,28 @@ async def test_the_document_is_sent_again_only_if_it_changed(service: Client) ->
     first = await service.get("/openapi.json")
     again = await service.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status, await again.read()) == (304, b"")
+
+
+async def test_the_document_is_built_once_for_all_who_request_it_at_the_same_moment(
+    start_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def count_and_build(*args: Any) -> Any:
+        built.append(args)
+        return build(*args)
+
+    monkeypatch.setattr("imagegen.web.routes.build", count_and_build)
+    service = await start_service()
+    headers = {"Accept-Encoding": "gzip"}
+    documents = await asyncio.gather(
+        *(service.get("/openapi.json", headers=headers | {"Host": f"h{number}"}) for number in range(20))
+    )
+    for number, response in enumerate(documents):
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert (await response.json())["servers"] == [{"url": f"http://h{number}"}]
+    assert len({response.headers["ETag"] for response in documents}) == 20
+    assert len(built) == 1
 
 
 async def test_the_page_loads_no_other_host_and_has_nothing_inline(service: Client) -> None:

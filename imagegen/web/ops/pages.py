@@ -6,7 +6,6 @@ pages share `base.css`, `header.js`, `ui.js`, `dialogs.js`, `strings.js`, `api.j
 
 from __future__ import annotations
 
-import asyncio
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from imagegen.web.ops.static_files import (
     HTML,
     REVALIDATED,
     STATIC,
+    MadeOnce,
     StaticFile,
     make_file,
     read_folder,
@@ -56,7 +56,7 @@ async def get_board_page(request: web.Request) -> web.Response:
 
 async def send_page(request: web.Request, name: str) -> web.Response:
     """Return the response with a page by its file name."""
-    return send_file(request, (await asyncio.to_thread(_pages))[name], headers=_PAGE_CSP)
+    return send_file(request, (await _pages.get())[name], headers=_PAGE_CSP)
 
 
 async def get_asset(request: web.Request) -> web.Response:
@@ -65,7 +65,7 @@ async def get_asset(request: web.Request) -> web.Response:
     The address has the version of all assets, so that a browser may keep them. The page of another version, for
     example while deploys overlap, gets these files too, but does not keep them.
     """
-    assets = await asyncio.to_thread(_assets)
+    assets = await _made_assets.get()
     asset = assets.files.get(request.match_info["file"])
     if asset is None:
         raise RouteNotFound
@@ -89,6 +89,5 @@ def _assets() -> _Assets:
     return _Assets(files, version_of(files))
 
 
-@cache
-def _pages() -> dict[str, StaticFile]:
-    return read_pages(_FOLDER)
+_made_assets = MadeOnce(_assets)
+_pages = MadeOnce(lambda: read_pages(_FOLDER))

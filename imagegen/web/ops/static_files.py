@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
-from collections.abc import Mapping
+import struct
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from aiohttp import hdrs, web
 
@@ -39,6 +42,12 @@ _MIN_SAVING = 0.9
 """A compressed body is kept if it has at most this part of the size."""
 
 
+_GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
+_LAST_BLOCK = zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()
+
+T = TypeVar("T")
+
+
 class StaticFile(NamedTuple):
     """Body of a response, with its gzip form if that is smaller."""
 
@@ -53,6 +62,48 @@ def make_file(body: bytes, content_type: str) -> StaticFile:
     compressed = gzip.compress(body, 9, mtime=0)
     is_smaller = len(compressed) <= len(body) * _MIN_SAVING
     return StaticFile(body, content_type, hashlib.sha256(body).hexdigest()[:32], compressed if is_smaller else None)
+
+
+class FileTemplate:
+    """File with a place for a text that differs by request. The rest is compressed once, which takes the most time."""
+
+    def __init__(self, body: bytes, place: bytes, content_type: str) -> None:
+        self._parts = body.split(place)
+        self._deflated = [_deflated(part) for part in self._parts]
+        self._digest = hashlib.sha256(body).digest()
+        self._content_type = content_type
+
+    def fill(self, text: bytes) -> StaticFile:
+        """Return the file with the text in its place."""
+        body = text.join(self._parts)
+        deflated = _deflated(text).join(self._deflated)
+        sums = struct.pack("<II", zlib.crc32(body), len(body))
+        etag = hashlib.sha256(self._digest + text).hexdigest()[:32]
+        return StaticFile(body, self._content_type, etag, b"".join([_GZIP_HEAD, deflated, _LAST_BLOCK, sums]))
+
+
+def _deflated(part: bytes) -> bytes:
+    """Return a part of a deflate stream that may follow any other part."""
+    compressor = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return compressor.compress(part) + compressor.flush(zlib.Z_FULL_FLUSH)
+
+
+class MadeOnce(Generic[T]):
+    """Value that takes long to make: the first request has it made in a thread, and all others wait for that."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._making: asyncio.Task[T] | None = None
+        self._values: list[T] = []
+
+    async def get(self) -> T:
+        """Return the value. Raises what the function that makes it raises; the next call makes it again."""
+        if not self._values:
+            making, loop = self._making, asyncio.get_running_loop()
+            if making is None or making.done() or making.get_loop() is not loop:
+                making = self._making = loop.create_task(asyncio.to_thread(self._make))
+            self._values = [await asyncio.shield(making)]
+        return self._values[0]
 
 
 def read_folder(folder: Path) -> dict[str, StaticFile]:
