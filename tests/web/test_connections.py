@@ -6,9 +6,12 @@ import asyncio
 import errno
 import json
 import socket
+import struct
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -345,3 +348,12 @@ def test_an_unbindable_host_is_one_fault_and_leaves_nothing_open(hosts: list[str
 
 async def test_a_registry_without_connections_has_nothing_to_close() -> None:
     assert not Connections(0).admit("127.0.0.1")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs TCP_INFO of a listening socket")
+def test_thousands_of_connections_may_wait_while_the_event_loop_is_busy() -> None:
+    (listening,) = open_sockets(["127.0.0.1"], 0)
+    with listening:
+        info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    (waiting_at_most,) = struct.unpack_from("I", info, 28)  # tcpi_sacked is the limit of a listening socket
+    assert waiting_at_most == min(4_096, int(Path("/proc/sys/net/core/somaxconn").read_text()))

@@ -15,7 +15,9 @@ from imagegen.errors import SettingsError, TooManyConnections
 from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
 from imagegen.web.http.responses import SECURITY_HEADERS, fresh_request_id
 
-BACKLOG = 1024
+BACKLOG = 4_096
+"""Connections that wait to be accepted, Linux's own limit. A client over it tries again only after a second."""
+
 ACCEPTS_PER_TURN = 16
 """Connections that are accepted in one turn of the event loop: each leads to a request that takes up to 0.5 ms."""
 
