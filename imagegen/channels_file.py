@@ -38,7 +38,8 @@ class ProviderKind(Struct, frozen=True):
     base_url: by default, empty if the channel must name one. key: whether it has one: `needed`, `optional` or `none`.
     default_model: None if it has Together's. shares_jobs: whether each key of an account reads the jobs of all its
     keys. lists_jobs: whether the job of a call with a lost response can be found. key_setting, url_setting: names of
-    the settings for PROVIDER, empty without one.
+    the settings for PROVIDER, empty without one. routes: pattern of what an address must not have behind its base,
+    which would be doubled in each call. refused_address: pattern of addresses with another API.
     """
 
     base_url: str = ""
@@ -48,6 +49,23 @@ class ProviderKind(Struct, frozen=True):
     lists_jobs: bool = False
     key_setting: str = ""
     url_setting: str = ""
+    routes: str = "/images/(generations|edits)"
+    refused_address: str | None = None
+
+    @property
+    def takes_login(self) -> bool:
+        """Whether `user:password@` may be in its address."""
+        return self.key != "needed"
+
+    def parse_address(self, text: str) -> str:
+        """Return the address of its API. Raises ValueError with the base of a whole route."""
+        url = (values.base_url_with_login if self.takes_login else values.base_url)(text)
+        path = "/" + url.partition("://")[2].partition("/")[2]
+        if match := re.search(f"(?:{self.routes})(?:[/:].*)?$", path):
+            raise ValueError(f"must be the base of the API, without {match[0].rstrip('/')[:40]} at its end")
+        if self.refused_address and re.search(self.refused_address, url):
+            raise ValueError(f"is another API of the provider; set {self.base_url}")
+        return url
 
     @property
     def needed_setting(self) -> str:
@@ -59,13 +77,20 @@ KINDS: Mapping[str, ProviderKind] = {
     "together": ProviderKind(
         "https://api.together.xyz", key_setting="TOGETHER_API_KEY", url_setting="TOGETHER_API_URL"
     ),
-    "openai": ProviderKind(key="optional", key_setting="OPENAI_API_KEY", url_setting="OPENAI_API_URL"),
-    "a1111": ProviderKind(key="none", url_setting="A1111_URL"),
+    "openai": ProviderKind(
+        key="optional",
+        key_setting="OPENAI_API_KEY",
+        url_setting="OPENAI_API_URL",
+        routes="/images/(?:edits|variations)|/responses",
+    ),
+    "a1111": ProviderKind(key="none", url_setting="A1111_URL", routes="/sdapi"),
     "fal": ProviderKind(
         "https://queue.fal.run",
         default_model="fal-ai/flux/schnell",
         key_setting="FAL_KEY",
         url_setting="FAL_API_URL",
+        routes="/fal-ai/.+",
+        refused_address="//fal[.]run(?:[:/]|$)",  # it answers at once and has no jobs
     ),
     "replicate": ProviderKind(
         "https://api.replicate.com",
@@ -73,9 +98,14 @@ KINDS: Mapping[str, ProviderKind] = {
         lists_jobs=True,
         key_setting="REPLICATE_API_TOKEN",
         url_setting="REPLICATE_API_URL",
+        routes="(?<=/v1)/(?:predictions|models|deployments)",
     ),
     "bfl": ProviderKind(
-        "https://api.bfl.ai", default_model="flux-2-klein-4b", key_setting="BFL_API_KEY", url_setting="BFL_API_URL"
+        "https://api.bfl.ai",
+        default_model="flux-2-klein-4b",
+        key_setting="BFL_API_KEY",
+        url_setting="BFL_API_URL",
+        routes="(?<=/v1)/(?:flux[^/]*|get_result)",
     ),
     "dashscope": ProviderKind(
         "https://dashscope.aliyuncs.com",
@@ -84,12 +114,14 @@ KINDS: Mapping[str, ProviderKind] = {
         lists_jobs=True,
         key_setting="DASHSCOPE_API_KEY",
         url_setting="DASHSCOPE_API_URL",
+        routes="/services/aigc|(?<=/api/v1)/tasks|/compatible-mode",
     ),
     "gemini": ProviderKind(
         "https://generativelanguage.googleapis.com",
         default_model="gemini-2.5-flash-image",
         key_setting="GEMINI_API_KEY",
         url_setting="GEMINI_API_URL",
+        routes="(?<=/v1beta)/models|/images/(?:generations|edits)",
     ),
     "siliconflow": ProviderKind(
         "https://api.siliconflow.cn",
@@ -282,7 +314,7 @@ class _Table:
             priority=self._get("priority", _whole(-1_000_000, 1_000_000), 0, required=False),
             rate_per_min=self._get("rate", _rate, None, required=False),
             concurrency=self._get("concurrency", _whole(1, 1_000), None, required=False),
-            base_url=self._get("base_url", _address(provider), kind.base_url, required=needs_address),
+            base_url=self._get("base_url", _address(kind), kind.base_url, required=needs_address),
         )
 
     def _get(self, name: str, parse: Callable[[Any], _T], default: _T, *, required: bool = True) -> _T:
@@ -373,13 +405,8 @@ def _rate(value: object) -> float:
     return values.rate_per_min(str(value) if isinstance(value, int | float) else _text(value))
 
 
-def _address(provider: str) -> Callable[[object], str]:
-    with_login = provider in ("openai", "a1111")
-
-    def parse(value: object) -> str:
-        return (values.base_url_with_login if with_login else values.base_url)(_text(value))
-
-    return parse
+def _address(kind: ProviderKind) -> Callable[[object], str]:
+    return lambda value: kind.parse_address(_text(value))
 
 
 def _models(value: object) -> tuple[ModelName, ...]:

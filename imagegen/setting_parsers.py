@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 TEN_YEARS_S = 315_360_000
 
+MAX_HOST_CHARS = 253
+"""https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4"""
+
 MIN_SECRET_CHARS = 16
 """Of a secret that this service compares or signs with, as nothing else keeps others from trying all short ones."""
 
@@ -30,17 +33,30 @@ _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 _AROUND = re.compile(rf"^[\s{_INVISIBLE}]+|[\s{_INVISIBLE}]+$")
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 
+_REFERENCE = re.compile(
+    r"(?<![A-Za-z0-9])(?:\$\{[^}]*\}|\{\{.*\}\})(?![A-Za-z0-9])|^\$[A-Z][A-Z0-9_]+(?=/|$)|^%[A-Z][A-Z0-9_]+%"
+)
+"""`${NAME}`, `${{ secrets.NAME }}`, `{{ .Values.name }}`, `$HOME/…`, `%NAME%`: what shells, compose and CI replace.
+
+Between letters and digits of a password they are none.
+"""
+
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
 
 def unwrapped(text: str) -> str:
     """Return a setting's text without spaces and invisible characters around it, nor a pair of quotes.
 
-    `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only.
+    `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only, and for
+    a reference to a variable: a key that is the text `${API_KEYS}` would be known to everybody.
     """
     text = _AROUND.sub("", text)
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
-        return _AROUND.sub("", text[1:-1])
-    if text and (text[0] in _QUOTES or text[-1] in {*_QUOTES, *_QUOTES.values()}):
+        text = _AROUND.sub("", text[1:-1])
+    elif text and (text[0] in _QUOTES or text[-1] in {*_QUOTES, *_QUOTES.values()}):
         raise ValueError("has a quote at one end only: write it without quotes, or with the same one at both ends")
+    if _REFERENCE.search(text):
+        raise ValueError("holds a reference such as ${NAME} that was not replaced here: write the value itself")
     return text
 
 
@@ -83,10 +99,10 @@ def long(parse: Callable[[str], str]) -> Callable[[str], str]:
     return parse_long
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
+def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     def parse(text: str) -> float:
         if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{0,9})?|\.[0-9]{1,9}", text) or not low <= float(text) <= high:
-            raise ValueError(f"{text[:40]!r} is not allowed; a number from {low:.10g} to {high:.10g} is")
+            raise ValueError(f"{text[:40]!r} is not allowed; a number{unit} from {low:.12g} to {high:.12g} is")
         return float(text)
 
     return parse
@@ -116,11 +132,11 @@ def host_name(text: str) -> str:
 
 
 def seconds(low: float = 0.0) -> Callable[[str], float]:
-    return number(low, TEN_YEARS_S)
+    return number(low, TEN_YEARS_S, " of seconds")
 
 
 def milliseconds(text: str) -> float:
-    return number(1, TEN_YEARS_S * 1000)(text) / 1000
+    return number(1, TEN_YEARS_S * 1000, " of milliseconds")(text) / 1000
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
@@ -199,10 +215,20 @@ def http_url(text: str, rule: str) -> SplitResult:
         port = parts.port
     except ValueError:  # its own text quotes the address, which may hold a password
         raise ValueError(rule) from None
-    good = parts.scheme in {"http", "https"} and parts.hostname and port != 0 and re.fullmatch(r"[!-~]+", text)
-    if not good or "?" in text or "#" in text:
+    good = parts.scheme in {"http", "https"} and port != 0 and re.fullmatch(r"[!-~]+", text)
+    if not good or "?" in text or "#" in text or "\\" in text or not is_host(parts.hostname or ""):
         raise ValueError(rule)
+    if parts.netloc.endswith(":"):
+        raise ValueError(f"{rule}; it ends its host with a : and names no port")
     return parts
+
+
+def is_host(host: str) -> bool:
+    """Return whether an address can name a host so: an IP address, or labels that a resolver takes."""
+    if ":" in host:
+        return is_address(host)
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= MAX_HOST_CHARS and all(map(_HOST_LABEL.fullmatch, labels))
 
 
 def base_url(text: str) -> str:
@@ -295,7 +321,7 @@ def api_keys(text: str) -> Mapping[str, str]:
             name, key = "default", name
         sha256 = _api_key_hash(name, key)
         if name in hashes or sha256 in hashes.values():
-            raise ValueError("each name and each key may be there once")
+            raise ValueError("each name and each key may be there once, and one key alone is named default")
         hashes[name] = sha256
     if not hashes:
         raise ValueError("must be name:key,… or one key")
@@ -316,8 +342,11 @@ def _api_key_hash(name: str, key: str) -> str:
 
 
 def prefix(text: str) -> str:
-    if not text.isprintable() or re.search(r"[\s{}]", text) or len(text) > 64:
-        raise ValueError("must be at most 64 characters without braces, spaces and control characters")
+    """Parse a part of the name of each key. Patterns of keys have it too, so it holds no sign of a pattern."""
+    if not text.isprintable() or re.search(r"[\s{}*?\[\]\\^]", text) or len(text) > 64:
+        raise ValueError(
+            "must be at most 64 characters without braces, brackets, * ? ^, backslashes, spaces and control characters"
+        )
     return text
 
 

@@ -19,6 +19,7 @@ from imagegen.channels_file import KINDS, SANDBOX, Channel, Channels, read_chann
 from imagegen.did_you_mean import nearest
 from imagegen.errors import SettingsError
 from imagegen.redis_client.url import redis_py_url
+from imagegen.secret_files import SUFFIX, read_secret_files
 
 _T = TypeVar("_T")
 
@@ -93,6 +94,11 @@ def _optional(name: str, parse: Callable[[str], _T], *, secret: bool = False) ->
     return made
 
 
+def _address(provider: str) -> str:
+    kind = KINDS[provider]
+    return _setting(kind.url_setting, kind.base_url, kind.parse_address)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
     """All settings, checked and resolved; its `repr` masks secrets.
@@ -106,7 +112,7 @@ class Settings:
     port: int = _setting("PORT", 3000, values.integer(0, 65535))
     public_url: str | None = _optional("PUBLIC_URL", values.public_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
-    together_api_url: str = _setting("TOGETHER_API_URL", KINDS["together"].base_url, values.base_url)
+    together_api_url: str = _address("together")
     provider: str = _setting("PROVIDER", "sandbox", values.one_of(*PROVIDERS))
     default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain_text)
     redis_url: str | None = _optional("REDIS_URL", values.plain_text, secret=True)
@@ -115,21 +121,21 @@ class Settings:
     embedded_redis: str = _setting("EMBEDDED_REDIS", "auto", values.one_of("auto", "force", "off"))
     redis_server: str | None = _optional("REDIS_SERVER", values.plain_text)
     data_dir: Path = _setting("DATA_DIR", Path(".imagegen"), values.folder)
-    openai_api_url: str | None = _optional("OPENAI_API_URL", values.base_url_with_login, secret=True)
+    openai_api_url: str | None = _optional("OPENAI_API_URL", KINDS["openai"].parse_address, secret=True)
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
-    a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
+    a1111_url: str | None = _optional("A1111_URL", KINDS["a1111"].parse_address, secret=True)
     fal_key: str | None = _optional("FAL_KEY", values.secret, secret=True)
-    fal_api_url: str = _setting("FAL_API_URL", KINDS["fal"].base_url, values.base_url)
+    fal_api_url: str = _address("fal")
     replicate_api_token: str | None = _optional("REPLICATE_API_TOKEN", values.secret, secret=True)
-    replicate_api_url: str = _setting("REPLICATE_API_URL", KINDS["replicate"].base_url, values.base_url)
+    replicate_api_url: str = _address("replicate")
     bfl_api_key: str | None = _optional("BFL_API_KEY", values.secret, secret=True)
-    bfl_api_url: str = _setting("BFL_API_URL", KINDS["bfl"].base_url, values.base_url)
+    bfl_api_url: str = _address("bfl")
     dashscope_api_key: str | None = _optional("DASHSCOPE_API_KEY", values.secret, secret=True)
-    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", KINDS["dashscope"].base_url, values.base_url)
+    dashscope_api_url: str = _address("dashscope")
     gemini_api_key: str | None = _optional("GEMINI_API_KEY", values.secret, secret=True)
-    gemini_api_url: str = _setting("GEMINI_API_URL", KINDS["gemini"].base_url, values.base_url)
+    gemini_api_url: str = _address("gemini")
     siliconflow_api_key: str | None = _optional("SILICONFLOW_API_KEY", values.secret, secret=True)
-    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", KINDS["siliconflow"].base_url, values.base_url)
+    siliconflow_api_url: str = _address("siliconflow")
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -200,6 +206,7 @@ class Settings:
         texts |= {
             name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
         }
+        texts |= read_secret_files(texts, [rule.name for rule in _rules().values() if rule.secret], faults)
         parsed = _parse(texts, faults)
         settings = cls(**parsed, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
         settings = _with_channels(settings, set(parsed), texts, faults)
@@ -303,7 +310,8 @@ def _mode_of(path: Path) -> int:
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     names = setting_names()
-    read_names = {*names, *map(str.lower, _PROXY_NAMES)}
+    files = (rule.name + SUFFIX for rule in _rules().values() if rule.secret)
+    read_names = {*names, *files, *map(str.lower, _PROXY_NAMES)}
     unknown = sorted(
         name for name, text in texts.items() if text and name not in read_names and not _is_service_link(name, text)
     )

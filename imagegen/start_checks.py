@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -94,6 +95,7 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
     if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
         yield "IMAGE_STORE_MAX_BYTES is below 10 MB, which a few images fill: each is deleted once others are saved"
+    yield from _contradictions(settings)
     if settings.redis_url is not None and (folder := _recent_embedded_data(settings)):
         yield (
             f"REDIS_URL is set, so the tasks and keys that the embedded Redis has in {folder} are not read, and their "
@@ -103,6 +105,43 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield (
             f"UPSTREAM_TIMEOUT is {settings.upstream_timeout_s:g} s, and OpenAI's images of high quality take longer: "
             "a call that it cuts off is paid for, and made once more; set 300"
+        )
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Yield a line for each setting that another one makes useless or harmful."""
+    with_redis, keys = settings.redis_url is not None, settings.api_keys
+    token_hash = sha256((settings.admin_token or "").encode()).hexdigest()
+    rules = {
+        f"S3_BUCKET has no effect with IMAGE_STORE={settings.image_store}: set IMAGE_STORE=s3": (
+            settings.s3_bucket and settings.image_store != "s3"
+        ),
+        "REDIS_SERVER has no effect while REDIS_URL is set": with_redis and settings.redis_server,
+        "EMBEDDED_REDIS=force has no effect while REDIS_URL is set": with_redis and settings.embedded_redis == "force",
+        "WEBHOOK_SIGN_HOSTS has no effect without WEBHOOK_SECRET, which signs webhooks to these hosts": (
+            settings.webhook_sign_hosts and not settings.webhook_secret
+        ),
+        "OPEN_TO_ALL has no effect while API_KEYS has keys: each client needs one of them": (
+            settings.open_to_all and keys
+        ),
+        "ADMIN_TOKEN is also a key in API_KEYS, so that client may use all admin routes: set another one": (
+            token_hash in keys.values()
+        ),
+    }
+    yield from (text for text, applies in rules.items() if applies)
+    yield from _useless_times(settings)
+
+
+def _useless_times(settings: Settings) -> Iterator[str]:
+    if settings.rate_limit_window_s < 1:
+        window = f"RATE_LIMIT_WINDOW is {settings.rate_limit_window_s * 1000:g} milliseconds"
+        yield f"{window}, so its limits hardly stop a client: a minute is 60000"
+    if settings.is_sandbox and settings.sandbox_delay_s >= settings.upstream_timeout_s:
+        yield "SANDBOX_DELAY is not below UPSTREAM_TIMEOUT, so each image of the sandbox takes too long and fails"
+    if not settings.is_sandbox and settings.task_deadline_s <= settings.upstream_timeout_s:
+        yield (
+            f"TASK_DEADLINE is {settings.task_deadline_s:g} s, and UPSTREAM_TIMEOUT {settings.upstream_timeout_s:g} s: "
+            "a call that the deadline cuts off is paid for; set a deadline of several calls"
         )
 
 

@@ -15,9 +15,20 @@ pytestmark = pytest.mark.usefixtures("no_garbage_collections")
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports only from layers below its own
-    {"backoff", "client", "did_you_mean", "errors", "formats", "log_stream", "metrics", "resolver", "standard_streams"},
-    {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "setting_parsers", "turn_queue"},
-    {"channels_file"},
+    {
+        "backoff",
+        "client",
+        "did_you_mean",
+        "errors",
+        "formats",
+        "log_stream",
+        "metrics",
+        "resolver",
+        "setting_parsers",
+        "standard_streams",
+    },
+    {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "turn_queue"},
+    {"channels_file", "secret_files"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"accounts", "history"},

@@ -160,7 +160,7 @@ def test_all_faults_are_reported_together_with_the_allowed_values() -> None:
     found = faults(PORT="http", LOG_LEVEL="loud", LEASE_SECONDS="0", PROVIDER="together")
     assert found == {
         "PORT": "'http' is not allowed; a whole number from 0 to 65535 is",
-        "LEASE_SECONDS": "'0' is not allowed; a number from 1 to 315360000 is",
+        "LEASE_SECONDS": "'0' is not allowed; a number of seconds from 1 to 315360000 is",
         "LOG_LEVEL": "'loud' is not allowed; allowed: TRACE, DEBUG, INFO, WARNING, ERROR, CRITICAL",
         "TOGETHER_API_KEY": "is not set, and PROVIDER=together needs it",
     }

@@ -64,5 +64,29 @@ def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
     assert "hunter2" not in found["REDIS_URL"]
 
 
+@over_rows(
+    "url",
+    [
+        f"redis://h/{'9' * 5000}",
+        "redis://h?db=\u0663",
+        "redis://h/3?db=4",
+        "redis://h?db=1&db=2",
+        "redis://h?socket_read_size=-1",
+        "redis://h?socket_read_size=0",
+        "redis://h?socket_keepalive=maybe",
+        "rediss://h?ssl_check_hostname=maybe",
+        "redis+sentinel://h/main/2?db=3",
+        "redis+sentinel://a..b/main",
+        f"unix:///{'a' * 107}",
+    ],
+)
+def test_an_option_that_would_be_misunderstood_is_a_fault(url: str) -> None:
+    assert list(faults(REDIS_URL=url)) == ["REDIS_URL"]
+
+
+def test_a_host_may_have_letters_that_are_not_ascii() -> None:
+    assert load(REDIS_URL="redis://b\u00fccher.example").redis_url == "redis://b\u00fccher.example"
+
+
 def test_a_token_without_an_address_is_a_fault() -> None:
     assert list(faults(REDIS_TOKEN="token")) == ["REDIS_TOKEN"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,32 @@ def test_the_sandbox_is_named_only_where_no_call_is_paid() -> None:
     for channels, is_named in (((), True), ((drawn,), True), ((drawn, paid), False)):
         lines = overview(Settings(provider="sandbox", file_channels=channels), "http://localhost:3000", 5)
         assert any(line.startswith("The sandbox draws") for line in lines) is is_named
+
+
+ADMIN = "0123456789abcdef"
+
+
+@over_rows(
+    ("settings", "name", "other"),
+    [
+        ({"s3_bucket": "b"}, "S3_BUCKET", "IMAGE_STORE=s3"),
+        ({"redis_url": "redis://h", "redis_server": "valkey-server"}, "REDIS_SERVER", "REDIS_URL"),
+        ({"redis_url": "redis://h", "embedded_redis": "force"}, "EMBEDDED_REDIS=force", "REDIS_URL"),
+        ({"webhook_sign_hosts": ("h",)}, "WEBHOOK_SIGN_HOSTS", "WEBHOOK_SECRET"),
+        ({"open_to_all": True, "api_keys": {"web": "0" * 64}}, "OPEN_TO_ALL", "API_KEYS"),
+        ({"admin_token": ADMIN, "api_keys": {"web": sha256(ADMIN.encode()).hexdigest()}}, "ADMIN_TOKEN", "API_KEYS"),
+        ({"rate_limit_window_s": 0.06}, "RATE_LIMIT_WINDOW", "60 milliseconds"),
+        ({"sandbox_delay_s": 120.0}, "SANDBOX_DELAY", "UPSTREAM_TIMEOUT"),
+        (
+            {"task_deadline_s": 60.0, "provider": "together", "together_api_key": "k"},
+            "TASK_DEADLINE",
+            "UPSTREAM_TIMEOUT",
+        ),
+    ],
+)
+def test_a_setting_that_another_one_makes_useless_is_a_warning(
+    tmp_path: Path, settings: dict[str, Any], name: str, other: str
+) -> None:
+    (line,) = warnings(Settings(**{"data_dir": tmp_path} | settings))
+    assert line.startswith(name)
+    assert other in line

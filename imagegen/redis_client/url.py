@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from imagegen.setting_parsers import is_host
 
 _FORMS = (
     "redis://…, rediss://…, unix:///…, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE, "
@@ -23,6 +26,17 @@ _TLS_OPTIONS = frozenset(
     }
 )  # fmt: skip
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+
+_VALUES = {
+    "db": (r"[0-9]{1,9}", "must be the number of a database"),
+    "socket_read_size": (r"[1-9][0-9]{0,8}", "must be a number of bytes"),
+    "socket_keepalive": (r"(?i:true|false|yes|no|1|0)", "must be true or false"),
+    "ssl_check_hostname": (r"(?i:true|false|yes|no|1|0)", "must be true or false"),
+}
+"""Options with values that redis-py misunderstands in silence otherwise, each with its pattern and its rule."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Of `sun_path` without its end: https://man7.org/linux/man-pages/man7/unix.7.html"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +69,10 @@ def sentinel_url(url: str) -> SentinelUrl | None:
             "a sentinel address ends with the name of the service: redis+sentinel://HOST:26379/SERVICE?db=0"
         )
     username, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
+    if database and "db" in options:
+        raise ValueError("it names a database twice, behind the service and as the option db")
     if database:
-        options.setdefault("db", database)
+        options["db"] = database
     tls = scheme.startswith("rediss")
     query = f"?{urlencode(options)}" if options else ""
     master_url = f"{'rediss' if tls else 'redis'}://{f'{login}@' if login else ''}localhost{query}"
@@ -66,7 +82,8 @@ def sentinel_url(url: str) -> SentinelUrl | None:
 
 def _sentinel_host(place: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", place)
-    if match is None or not 0 < int(match[3] or _SENTINEL_PORT) < 2**16:
+    is_place = match is not None and _names_host(match[1] or match[2])
+    if match is None or not is_place or not 0 < int(match[3] or _SENTINEL_PORT) < 2**16:
         raise ValueError("its sentinels must be written as HOST:PORT,HOST:PORT")
     return match[1] or match[2], int(match[3] or _SENTINEL_PORT)
 
@@ -99,7 +116,10 @@ def _check_characters(url: str) -> None:
 
 def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
     """Raise ValueError for options that redis-py would refuse or ignore only when it connects."""
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ValueError("an option in it is there twice")
     allowed = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if sentinel else set())
     for name in options:
         if name in allowed:
@@ -107,8 +127,9 @@ def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
         if name == "ssl" or name in _TLS_OPTIONS:
             raise ValueError(f"its option {name} is not for this scheme; TLS is switched on by rediss:// alone")
         raise ValueError(f"an option in it is not supported; allowed: {', '.join(sorted(allowed))}")
-    if not options.get("db", "0").isdecimal():
-        raise ValueError("its option db must be the number of a database")
+    for name, (pattern, rule) in _VALUES.items():
+        if name in options and not re.fullmatch(pattern, options[name]):
+            raise ValueError(f"its option {name} {rule}")
 
 
 def _sentinel_with_password(url: str, parsed: SentinelUrl, token: str | None) -> str:
@@ -144,10 +165,18 @@ def _check_place(parts: SplitResult) -> None:
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.netloc.rpartition("@")[2]:
             raise ValueError("a unix:// address needs the absolute path of the socket: unix:///run/redis.sock")
+        if len(os.fsencode(unquote(parts.path))) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(
+                f"the path of its socket has more than {MAX_SOCKET_PATH_BYTES} bytes, which no system takes"
+            )
     elif not parts.hostname:
         raise ValueError("it names no host; allowed: redis://HOST:6379 and the like")
-    elif not re.fullmatch(r"(/[0-9]*)?", parts.path):
+    elif not _names_host(parts.hostname):
+        raise ValueError("its host is no name and no address; allowed: redis://HOST:6379 and the like")
+    elif not re.fullmatch(r"(/[0-9]{0,9})?", parts.path):
         raise ValueError("after the host only the number of a database may follow: redis://HOST:6379/0")
+    elif parts.path.strip("/") and "db" in dict(parse_qsl(parts.query, keep_blank_values=True)):
+        raise ValueError("it names a database twice, behind the host and as the option db")
     if parts.fragment:
         raise ValueError("it holds a #; write it as %23 in a password")
 
@@ -155,7 +184,7 @@ def _check_place(parts: SplitResult) -> None:
 def _from_rest_address(parts: SplitResult, token: str | None) -> str:
     """Return the TCP URL for Upstash's REST address and token, which open the same host."""
     password = parts.password or (quote(token, safe="") if token else "")
-    if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+    if not _names_host(parts.hostname or "") or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("an https:// address must be Upstash's REST address, a host and no more")
     if not password:
         raise ValueError("an https:// address needs REDIS_TOKEN too")
@@ -172,6 +201,14 @@ def _with_password(parts: SplitResult, token: str | None) -> str:
 def _host(parts: SplitResult) -> str:
     host = parts.hostname or ""
     return f"[{host}]" if ":" in host else host
+
+
+def _names_host(host: str) -> bool:
+    """Return whether a resolver takes the name of a host, which may have letters that are not ASCII."""
+    try:
+        return is_host(host.encode("idna").decode())
+    except UnicodeError:
+        return False
 
 
 def _is_upstash(host: str) -> bool:

@@ -1,0 +1,51 @@
+"""Secrets in files, as Docker and Kubernetes mount them: the name of the setting with `_FILE` behind it names one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from imagegen import setting_parsers as values
+
+MAX_BYTES = 64 * 1024
+
+SUFFIX = "_FILE"
+
+
+def read_secret_files(texts: Mapping[str, str], names: Collection[str], faults: dict[str, str]) -> dict[str, str]:
+    """Return the values that files have, by the name of the setting.
+
+    Args:
+        texts: what is set, by name.
+        names: settings with a secret.
+        faults: filled with what is wrong, by name. No text of a file is in it.
+    """
+    contents = {}
+    for name in names:
+        try:
+            if not (path := values.unwrapped(texts.get(name + SUFFIX, ""))):
+                continue
+            if texts.get(name, "").strip():
+                raise ValueError(f"is set, and {name} too; set one of them")
+            contents[name] = _content(values.folder(path))
+        except ValueError as error:
+            faults[name + SUFFIX] = str(error)
+    return contents
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"{str(path)[:200]} can't be read: {why}; name a file that this user can read") from error
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{str(path)[:200]} is over {MAX_BYTES} bytes")
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)[:200]} is not UTF-8") from error
+    if not text:
+        raise ValueError(f"{str(path)[:200]} is empty")
+    return text

@@ -1,0 +1,61 @@
+"""Tests of secrets in files, as Docker and Kubernetes mount them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.loaded_settings import faults, load
+from tests.support import over_rows
+
+
+def test_a_secret_is_read_from_the_file_that_its_setting_names(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("\ufeff sk-123 \r\n", encoding="utf-8")
+    settings = load(TOGETHER_API_KEY_FILE=str(file))
+    assert (settings.together_api_key, settings.provider, settings.misspelled) == ("sk-123", "together", ())
+
+
+def test_keys_of_clients_and_the_address_of_redis_may_be_in_files(tmp_path: Path) -> None:
+    keys, redis = tmp_path / "keys", tmp_path / "redis"
+    keys.write_text("web:secret-of-web,shop:secret-of-shop\n")
+    redis.write_text("redis://:pw@redis:6379\n")
+    settings = load(API_KEYS_FILE=f'"{keys}"', REDIS_URL_FILE=str(redis))
+    assert (list(settings.api_keys), settings.redis_url) == (["web", "shop"], "redis://:pw@redis:6379")
+
+
+def test_a_channel_uses_a_key_that_is_in_a_file(tmp_path: Path) -> None:
+    channels, key = tmp_path / "channels.toml", tmp_path / "key"
+    channels.write_text('[[channels]]\nname = "a"\nprovider = "together"\nkeys = ["env:TOGETHER_API_KEY"]\n')
+    key.write_text("sk-123")
+    settings = load(CHANNELS_FILE=str(channels), TOGETHER_API_KEY_FILE=str(key))
+    assert settings.file_channels[0].keys[0].secret == "sk-123"
+
+
+def test_a_secret_and_its_file_together_are_a_fault(tmp_path: Path) -> None:
+    found = faults(ADMIN_TOKEN="0123456789abcdef", ADMIN_TOKEN_FILE=str(tmp_path))
+    assert found == {"ADMIN_TOKEN_FILE": "is set, and ADMIN_TOKEN too; set one of them"}
+
+
+def test_an_empty_name_of_a_file_is_not_set() -> None:
+    assert load(ADMIN_TOKEN="0123456789abcdef", ADMIN_TOKEN_FILE=" ").admin_token == "0123456789abcdef"
+
+
+@over_rows(
+    ("raw", "rule"),
+    [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is not UTF-8"), (b"a" * 70_000, "is over")],
+)
+def test_a_file_without_a_usable_secret_is_a_fault_that_names_it(tmp_path: Path, raw: bytes, rule: str) -> None:
+    (tmp_path / "key").write_bytes(raw)
+    assert rule in faults(ADMIN_TOKEN_FILE=str(tmp_path / "key"))["ADMIN_TOKEN_FILE"]
+
+
+@over_rows("path", ["absent", ".", "a" * 5000])
+def test_a_file_that_can_not_be_read_is_a_fault_that_names_it(tmp_path: Path, path: str) -> None:
+    assert "can't be read" in faults(ADMIN_TOKEN_FILE=f"{tmp_path}/{path}")["ADMIN_TOKEN_FILE"]
+
+
+def test_a_bad_secret_in_a_file_is_a_fault_that_does_not_show_it(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hunter2\nhunter2")
+    found = faults(ADMIN_TOKEN_FILE=str(tmp_path / "key"))
+    assert list(found) == ["ADMIN_TOKEN"]
+    assert "hunter2" not in str(found)
