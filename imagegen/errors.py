@@ -4,7 +4,7 @@ ImagegenError
 ├── SettingsError          a start that can't succeed: exit code 2, one message with the remedy
 ├── ApiError               an answer of the HTTP API (docs/api.md): status, code, texts, headers
 │   ├── InvalidJson, InvalidRequest, BadRequest, NotRetryable, AlreadyFinished, …
-│   └── QueueUnavailable, QueueFull, Draining
+│   └── QueueUnavailable, ListRefused, QueueFull, Draining
 ├── UpstreamError          why a call to a provider, or the download of its image, failed
 │   └── ImageRejected      a paid image that can't be used
 └── DownloadFailed         a link that may work later
@@ -306,6 +306,14 @@ class QueueUnavailable(ApiError):
 
     status, code, retryable = 503, "queue_unavailable", True
     zh, en = "队列暂时不可用，请稍后再试", "The queue is not available right now, please try again"
+
+
+class ListRefused(QueueUnavailable):
+    """The user in REDIS_URL may not SCAN, which only searches through all tasks need: it is no outage."""
+
+    retryable = False
+    zh = "REDIS_URL 中的用户无权执行 SCAN，无法列出任务"
+    en = "The user in REDIS_URL may not run SCAN, which a list of tasks needs"
 
 
 class QueueFull(ApiError):

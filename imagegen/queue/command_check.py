@@ -24,7 +24,7 @@ from imagegen.redis_client.server_info import eviction_warning
 
 KINDS = ("stream", "text", "set", "list")
 
-COMMANDS = 49
+COMMANDS = 55
 """Commands that the script runs, with its own call."""
 
 
@@ -37,6 +37,7 @@ async def check_server(connection: Connection, prefix: str) -> None:
     keys = Keys(prefix)
     try:
         failed = await connection.probe(load_script(__package__, "command_check"), [keys.probe(kind) for kind in KINDS])
+        await connection.ping()
     except (RedisError, OSError, TimeoutError) as error:
         await _judge(connection, prefix, error)
         return

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from dataclasses import dataclass
 from typing import cast
 
+from imagegen.errors import ListRefused
 from imagegen.queue.checkpoint import owner_of
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_head, decode_record
 from imagegen.queue.end_marks import writer_of
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import ScanRefused
 from imagegen.tasks.task import State, Task
 
 SCAN_COUNT = 500
@@ -71,10 +73,10 @@ class TaskList:
         cursor, begun = 0, False
         while cursor or not begun:
             begun = True
-            async with self._connection.deadline():
-                cursor, names = await self._connection.commands.scan(
-                    cursor, match=self._keys.record("*"), count=SCAN_COUNT
-                )
+            try:
+                cursor, names = await self._connection.scan(cursor, self._keys.record("*"), SCAN_COUNT)
+            except ScanRefused as error:
+                raise ListRefused from error
             self._connection.meter.redis_commands_sent("list", 1)
             if names:
                 yield [_text(name).rpartition(":")[2] for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,16 @@ from tests.service.running import Service, at_once, eventually, run_to_its_end
 from tests.service.topology import debian, packaged, port_of, server, url_of
 from tests.support import ADMIN_TOKEN, AS_ADMIN
 
+ROOT = Path(__file__).resolve().parents[2]
+
 StartService = Callable[..., Service]
 
 USERS = {
     "no-xgroup": ("~*", "&*", "+@all", "-xgroup"),
     "no-set": ("~*", "&*", "+@all", "-set"),
+    "no-rename": ("~*", "&*", "+@all", "-rename"),
+    "no-ping": ("~*", "&*", "+@all", "-ping"),
+    "no-scan": ("~*", "&*", "+@all", "-scan"),
     "no-eval": ("~*", "&*", "+@all", "-eval", "-evalsha"),
     "reader": ("~*", "&*", "+@read", "+@connection"),
     "elsewhere": ("~other:*", "&*", "+@all"),
@@ -49,11 +55,35 @@ def refused(folder: Path, url: str) -> str:
 
 
 def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: Path, redis: Redis) -> None:
-    named = {"no-xgroup": "XGROUP", "no-set": "SET", "no-eval": "evalsha", "reader": "evalsha", "elsewhere": "keys"}
+    named = {"no-xgroup": "XGROUP", "no-set": "SET", "no-rename": "RENAME", "no-ping": "ping"}
+    named |= {"no-eval": "evalsha", "reader": "evalsha", "elsewhere": "keys"}
     starts = [partial(refused, tmp_path / user, url_of(redis, f"{user}:word@")) for user in named]
     for (user, text), line in zip(named.items(), at_once(starts), strict=True):
         assert text in line
         assert f"ACL SETUSER {user} ~{{imagegen}}:* &{{imagegen}}:* +@all -@dangerous +info" in line
+
+
+def test_each_command_of_the_scripts_is_tried_at_the_start() -> None:
+    scripts = {path.name: path.read_text() for path in (ROOT / "imagegen").rglob("*.lua")}
+    tried = set(re.findall(r"try\('([A-Z]+)'", scripts.pop("command_check.lua")))
+    called = {name for text in scripts.values() for name in re.findall(r"call\('([A-Z]+)'", text)}
+    assert len(called) > 30
+    assert called - tried == {
+        "COPY",
+        "PUBLISH",
+    }  # images are made again without the one; instances poll without the other
+
+
+def test_a_user_that_may_not_scan_gets_a_list_refused_and_no_outage(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    service = start_service(upstream.url, REDIS_URL=url_of(redis, "no-scan:word@"), ADMIN_TOKEN=ADMIN_TOKEN)
+    answer = service.request("GET", "/api/images", headers=AS_ADMIN | {"Accept-Language": "en"})
+    assert answer.error == (503, "queue_unavailable")
+    assert "SCAN" in answer.body.decode()
+    assert service.request("GET", "/readyz").status == 200
+    assert service.made(prompt="without SCAN")["status"] == "completed"
+    assert "WARNING" not in service.log
 
 
 def test_an_unusable_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
