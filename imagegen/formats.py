@@ -12,6 +12,14 @@ _URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 MAX_FAULT_CHARS = 100
 """Of the reason of TLS for a refused certificate."""
 
+DATA_URI_HEAD = (
+    r"data:(?i:(?:image/[a-z0-9.+-]{1,20}|application/octet-stream)?"
+    r"(?:;\s?[a-z0-9=._-]{1,60}){0,3};\s?base64(?:;[a-z0-9=._-]{1,60}){0,3},\s?)"
+)
+"""How an image as a `data:` URI in base64 begins, maybe with parameters: https://www.rfc-editor.org/rfc/rfc2397
+
+Its scheme is in lower case, since a search that ignores case takes 0.1 s for an answer of 16 MB."""
+
 
 def rfc3339(unix_s: float) -> str:
     """Return a Unix time in UTC with milliseconds, as `2026-01-31T12:00:00.000Z`."""
@@ -65,3 +73,8 @@ def plain_base64(text: bytes) -> bytes:
     if b"%" in text:
         text = unquote_to_bytes(text)
     return b"".join(text.split()).translate(_URL_SAFE_TO_STANDARD).rstrip(b"=")
+
+
+def declares_base64(head: str) -> bool:
+    """Return whether a `data:` URI is base64 by its part before the comma, at any place among the parameters."""
+    return "base64" in [parameter.strip().lower() for parameter in head.split(";")[1:]]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
 from msgspec.structs import replace
 
+from imagegen.formats import DATA_URI_HEAD
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.gemini_responses import POLICY_ENDS, without_image
 from imagegen.providers.large_body import CutObject, base64_in_place, cut_object
@@ -26,9 +28,14 @@ _MAX_PARTS = 64
 _START_BYTES = 4_096
 _MAX_IMAGES = 16
 
-_BASE64 = rb"[A-Za-z0-9+/=_-]*(?:\\/[A-Za-z0-9+/=_-]*)*"
-_DATA_URI = re.compile(rb"data:image\\?/[A-Za-z0-9.+-]{1,20};base64," + _BASE64)
-"""Also in JSON that escapes slashes."""
+_DATA_URI_HEAD = re.compile(DATA_URI_HEAD.encode().replace(b"/", rb"\\?/"))
+_LINE = rb"[A-Za-z0-9+/=_%-]*(?:\\/[A-Za-z0-9+/=_%-]*)*"
+_BASE64 = re.compile(_LINE)
+_WRAPPED_BASE64 = re.compile(_LINE + rb"(?:(?:\r|\\r)?(?:\n|\\n)" + _LINE.replace(b"*", b"+", 1) + rb")*")
+"""Also in JSON that escapes slashes and line breaks."""
+
+_MAX_WRAPPED_CHARS = 128
+"""Base64 in lines of up to this length goes on in the next line; after a longer one comes prose."""
 
 _IMAGE_LINK = re.compile(
     r"https?://[^\s)\"'<>\]]{1,2000}\.(?:png|jpe?g|webp)(?:\?[^\s)\"'<>\]]{0,2000})?", re.IGNORECASE
@@ -146,7 +153,8 @@ def _in_text(cut: CutObject, text: str) -> Iterator[GivenImage]:
     """
     view = cut.view(text)
     data = memoryview(text.encode()) if view is None else view
-    embedded = [data[match.start() : match.end()] for match in _DATA_URI.finditer(data)]
+    heads = islice(_DATA_URI_HEAD.finditer(data), _MAX_PARTS)
+    embedded = [data[head.start() : _base64_end(data, head.end())] for head in heads]
     if embedded or view is not None:
         read = base64_in_place if view is not None else _small_image
         yield from (image for uri in embedded if (image := read(uri)) is not None)
@@ -155,6 +163,15 @@ def _in_text(cut: CutObject, text: str) -> Iterator[GivenImage]:
     if not links and (lone := _ONLY_LINK.fullmatch(text)):
         links = [lone[1]]
     yield from (ImageLink(link) for link in dict.fromkeys(links))
+
+
+def _base64_end(data: memoryview, start: int) -> int:
+    """Return where the base64 ends that begins at `start`."""
+    line, wrapped = _BASE64.match(data, start), None
+    end = line.end() if line else start
+    if end - start <= _MAX_WRAPPED_CHARS:
+        wrapped = _WRAPPED_BASE64.match(data, start)
+    return wrapped.end() if wrapped else end
 
 
 def _small_image(uri: memoryview) -> GivenImage | None:

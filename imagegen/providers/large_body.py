@@ -13,6 +13,7 @@ import orjson
 from msgspec import Raw, Struct
 
 from imagegen.byte_budget import ByteBudget
+from imagegen.formats import declares_base64
 from imagegen.tasks.image import ImageBase64
 
 LARGE_BYTES = 256 * 1024
@@ -287,7 +288,7 @@ def base64_in_place(view: memoryview) -> ImageBase64 | None:
     head = bytes(view[:_HEAD_BYTES])
     if head[:5].lower() == b"data:":
         start, comma, _ = head.partition(b",")
-        if not comma or not start.lower().endswith(b";base64"):
+        if not comma or not declares_base64(start.decode(errors="replace")):
             return None
         view = view[len(start) + 1 :]
     return ImageBase64(view)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from imagegen.formats import DATA_URI_HEAD
 from imagegen.providers.large_body import has_many_values
 from imagegen.tasks.image import ImageBytes
 
@@ -25,12 +26,10 @@ _MAX_NAME_CHARS = 200
 _START_CHARS = 64
 
 _IMAGE_START = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-_BASE64 = re.compile(
-    r"(?:data:image/[a-z+.-]{1,20};base64,|iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/=\s_-]{64}", re.IGNORECASE
-)
+_BASE64 = re.compile(rf"(?:{DATA_URI_HEAD}|iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/=\s_%-]{{64}}", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s\"'<>]{3,4000}", re.IGNORECASE)
 MARKDOWN_LINK = re.compile(
-    r"!\[[^\]\n]{0,500}\]\(\s*<?(https?://[^\s)<>]{1,4000}|data:image/[a-z+.-]{1,20};base64,[A-Za-z0-9+/=_-]+)"
+    rf"!\[[^\]\n]{{0,500}}\]\(\s*<?(https?://[^\s)<>]{{1,4000}}|{DATA_URI_HEAD}[A-Za-z0-9+/=\s_%-]+)"
 )
 _IMAGE_FILE = re.compile(r"[^?#]+\.(?:png|jpe?g|webp)(?:[?#]|$)", re.IGNORECASE)
 _LINK_NAME = re.compile(r"(?:.*_)?(?:src|data)|.*(?:urls?|uris?|links?|images?|img|outputs?|results?|files?)")

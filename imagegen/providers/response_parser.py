@@ -11,13 +11,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
-from imagegen.formats import plain_base64
+from imagegen.formats import declares_base64, plain_base64
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
 from imagegen.providers.odd_replies import find_images
@@ -258,8 +258,8 @@ def _link(text: str) -> ImageLink | ImageBytes | None:
 def _decoded(text: str) -> ImageBytes | None:
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
-        if not head.lower().endswith(";base64"):
-            return None
+        if not declares_base64(head):
+            return ImageBytes(unquote_to_bytes(text)) if text and head[:11].lower() == "data:image/" else None
     data = _decoded_base64(text.encode(errors="replace"))
     return ImageBytes(data) if data else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+import textwrap
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import UpstreamError
+from imagegen.formats import plain_base64
 from imagegen.providers.chat_images import ChatImagesProvider, fields_of, is_chat_address
 from imagegen.providers.chat_responses import parse_chat
 from imagegen.providers.gemini import shapes_of
@@ -150,6 +152,42 @@ def test_a_large_image_stays_in_the_body(message: dict[str, Any], slash: str) ->
     (image,) = parse_chat(RawResponse(200, {}, LargeBody(body))).images
     assert isinstance(image, ImageBase64)
     assert base64.b64decode(json.loads(f'"{bytes(image.text).decode()}"')) == LARGE
+
+
+def wrapped(uri: str, line_break: str) -> str:
+    head, _, text = uri.partition(",")
+    return f"{head},{line_break.join(textwrap.wrap(text, 76))}"
+
+
+@over_rows(
+    "form",
+    [
+        lambda uri: uri.replace(";", ";charset=utf-8;"),
+        lambda uri: uri.replace(";", "; name=a.png; "),
+        lambda uri: uri.replace(";base64", ";base64;charset=utf-8"),
+        lambda uri: uri.replace("image/png", "IMAGE/PNG").replace("base64", "BASE64"),
+        lambda uri: uri.replace("image/png", "application/octet-stream"),
+        lambda uri: uri.replace("image/png", ""),
+        lambda uri: uri.replace(",", ", "),
+        lambda uri: uri.replace("+", "%2B").replace("=", "%3D"),
+        lambda uri: wrapped(uri, "\n"),
+        lambda uri: wrapped(uri, "\r\n"),
+    ],
+)
+@over_rows("uri", [URI, LARGE_URI])
+@over_rows("text", ["Here:\n![image]({})\n\nEnjoy it.", "{}\n\nHere it is.", '<img src="{}">', "{}"])
+def test_a_data_uri_in_the_text_is_read_in_each_of_its_forms(form: Callable[[str], str], uri: str, text: str) -> None:
+    (image,) = parse_chat(response({"content": text.format(form(uri))})).images
+    if isinstance(image, ImageBase64):
+        assert base64.b64decode(plain_base64(json.loads(f'"{bytes(image.text).decode()}"').encode()) + b"==") == LARGE
+    else:
+        assert image == ImageBytes(DATA)
+
+
+def test_the_text_in_the_line_after_a_data_uri_is_no_part_of_it() -> None:
+    text = base64.b64encode(bytes(300)).decode()
+    (image,) = parse_chat(response({"content": f"data:image/png;base64,{text}\nHere it is"})).images
+    assert image == ImageBytes(bytes(300))
 
 
 def error_of(answer: RawResponse) -> UpstreamError:

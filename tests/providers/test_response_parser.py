@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -324,7 +325,11 @@ def test_the_documented_base64_response_contains_its_bytes() -> None:
         ("/relative.png", None),
         ({"url": "https://"}, ImageLink("https://")),
         ({"url": "http://[::1"}, ImageLink("http://[::1")),
-        ({"url": "data:image/svg+xml,<svg/>"}, None),
+        ({"url": "data:image/svg+xml,<svg/>"}, ImageBytes(b"<svg/>")),
+        ({"url": f"data:image/png,{quote(PIXELS)}"}, ImageBytes(PIXELS)),
+        ({"url": f"data:image/png;base64;charset=utf-8,{B64}"}, ImageBytes(PIXELS)),
+        ({"b64_json": f"data:image/png; base64,{B64}"}, ImageBytes(PIXELS)),
+        ({"url": "data:text/plain,hello"}, None),
         ({"b64_json": "%%% not base64 %%%"}, None),
         ({"b64_json": "漢字"}, None),
         ({"b64_json": ""}, None),
