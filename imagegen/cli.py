@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -47,9 +49,16 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve() -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):  # the kernel ignores them in a container's first process otherwise
+        signal.signal(number, _exit_before_start)
     from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
+
+
+def _exit_before_start(_number: int, _frame: object) -> NoReturn:
+    """End the process while it has nothing to release; an exception could be caught by what is being imported."""
+    os._exit(0)
 
 
 def _generate(chosen: argparse.Namespace) -> int:

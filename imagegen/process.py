@@ -75,6 +75,7 @@ async def serve(settings: Settings) -> int:
         await runner.cleanup()
         for listening in sockets:
             listening.close()
+        _ignore_signals()
 
 
 async def _set_up(runner: ImagegenRunner, stop: asyncio.Event, responses: AbstractAsyncContextManager[None]) -> bool:
@@ -135,6 +136,12 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         loop.add_signal_handler(number, logger.info, "{} has no meaning for imagegen", number.name)
     return stop
+
+
+def _ignore_signals() -> None:
+    """Let further signals not end the process before its last lines are logged; the loop ends before them."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _ignore_hang_ups() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -128,6 +129,10 @@ class EventLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._executor = FallbackExecutor(thread_name_prefix="asyncio")
         self.set_default_executor(self._executor)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Remove a handler, as the end of the loop does with all; a signal that is ignored stays so."""
+        return signal.getsignal(sig) is not signal.SIG_IGN and super().remove_signal_handler(sig)
 
     async def shutdown_default_executor(self, *args: Any) -> None:
         """Wait for the calls of the pool. If that needs a thread and the system has none, do not wait."""

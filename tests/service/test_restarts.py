@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,20 @@ from tests.service.running import (
     in_flight,
     listens,
 )
+
+SIGNALLED_AT_ITS_IMPORT = """
+import importlib.abc, os, sys
+from imagegen.cli import main
+
+class Signals(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "imagegen.process":
+            os.kill(os.getpid(), number)
+
+number = int(sys.argv.pop())
+sys.meta_path.insert(0, Signals())
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +142,28 @@ def test_an_unfinished_task_is_released_and_completes_after_a_restart(
     task = service.completed(task_id, within_s=20)
     assert task["possiblyBilledTwice"] == 1
     assert len(calls_about(upstream, prompt)) == 2
+
+
+def test_repeated_signals_do_not_change_the_exit_code(tmp_path: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(RUN)], cwd=tmp_path, env=environment(tmp_path, {"PORT": str(port)}))
+    try:
+        eventually(lambda: listens(port), START_S)
+        while process.poll() is None:
+            process.terminate()
+            time.sleep(0.001)  # so that the process gets on
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_begin_of_the_start_ends_it_without_a_word(tmp_path: Path, number: signal.Signals) -> None:
+    begin = [sys.executable, "-c", SIGNALLED_AT_ITS_IMPORT, str(int(number))]
+    environ = environment(tmp_path, {}) | {"PYTHONPATH": str(RUN.parent)}
+    ended = subprocess.run(begin, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def test_a_signal_without_a_meaning_changes_nothing(service: Service) -> None:
