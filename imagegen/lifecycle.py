@@ -9,6 +9,7 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.instance import QueueInstance
+from imagegen.redis_client.redis_errors import RedisError
 from imagegen.supervisor import Supervisor
 from imagegen.worker.pool import Pool
 
@@ -54,5 +55,5 @@ class Lifecycle:
         try:
             async with asyncio.timeout(SHUTDOWN_COMMAND_TIMEOUT_S):
                 await command
-        except (QueueUnavailable, TimeoutError):
+        except (QueueUnavailable, RedisError, TimeoutError):
             logger.warning("Redis did not answer while stopping; {} is taken over when its lease ends", description)

@@ -28,14 +28,14 @@ from imagegen.queue.codec import (
     with_delivery_log,
 )
 from imagegen.queue.delivery_lines import DeliveryLines
-from imagegen.queue.delivery_store import DeliveryStore
+from imagegen.queue.delivery_store import RESCHEDULE_BATCH, DeliveryStore
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.context import batched
 from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
 from imagegen.redis_client.connection import Connection
-from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 from imagegen.tasks.task import Task, pending_deliveries
 from imagegen.tasks.webhook import Delivery, Webhook, destination_of, merge_deliveries, with_added_webhooks
 
@@ -145,11 +145,11 @@ class Outbox:
             del owned.open[delivery.number]
             self._free([delivery])
         if not owned.open:
-            await self._connection.retry_until_available(self._store.remove, name)
+            await self._connection.retry_until_available(self._repaired, self._store.remove, name)
             self._held.pop(name, None)
         else:
             owned.until = min(delivery.due_at or self._clock() for delivery in owned.open.values()) + OUTBOX_GRACE_S
-            await self._connection.retry_until_available(self._store.reschedule, {name: owned.until})
+            await self._connection.retry_until_available(self._repaired, self._store.reschedule, {name: owned.until})
             if delivery.pending and not self._unload(name, owned, delivery):
                 self._ready.put_nowait((owned.task, delivery))
         self._capacity_freed.set()
@@ -167,7 +167,8 @@ class Outbox:
         task = replace(task, deliveries=deliveries)
         added = deliveries[-len(subscribed) :]
         names = [_name(task, delivery) for delivery in added] if late else []
-        if not await self._store.add_webhooks(task, log or b"", encode_delivery_log(task.epoch, deliveries), names):
+        delivery_log = encode_delivery_log(task.epoch, deliveries)
+        if not await self._repaired(self._store.add_webhooks, task, log or b"", delivery_log, names):
             return None
         self.task_cache.merge_webhooks(task)
         if late:
@@ -177,11 +178,12 @@ class Outbox:
 
     async def release(self) -> None:
         """Leave all names to other instances, at the end. Raises QueueUnavailable."""
-        names = [*self._held, *self._lines.until]
-        self._held.clear()
-        self._held_by_destination.clear()
-        self._lines.clear()
-        await self._store.reschedule(dict.fromkeys(names, self._clock()))
+        try:
+            await self._repaired(self._store.reschedule, dict.fromkeys(self._owned_names, self._clock()))
+        finally:
+            self._held.clear()
+            self._held_by_destination.clear()
+            self._lines.clear()
 
     async def renew_forever(self) -> None:
         """Reschedule names that wait for long; costs nothing without any."""
@@ -234,12 +236,24 @@ class Outbox:
     async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply | None:
         """Repeat a call until Redis is available; return None if a foreign value has the outbox's key."""
         try:
-            return await self._connection.retry_until_available(call, *args)
+            return await self._connection.retry_until_available(self._repaired, call, *args)
         except ResponseError as error:
             if not self._reported:
                 logger.error("The outbox can't be used, webhooks are delivered from memory alone: {}", error)
             self._reported = True
             return None
+
+    async def _repaired(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply:
+        """Make a call; if the outbox is of another type, put our names into a new one, and make it once more."""
+        try:
+            return await call(*args)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+        await self._verbs.move_aside()
+        for names in batched(self._owned_names, RESCHEDULE_BATCH):
+            await self._verbs.restore_outbox(names)
+        return await call(*args)
 
     async def _take_all(self) -> float:
         """Take over everything, since no other instance is there. Return the seconds until the next check."""
@@ -302,6 +316,10 @@ class Outbox:
         """Hold the deliveries of a task that this instance finished; Redis has its name in the outbox."""
         if waiting := pending_deliveries(task):
             self._hold(outbox_name(task.id, task.epoch), task, waiting)
+
+    @property
+    def _owned_names(self) -> list[str]:
+        return [*self._held, *self._lines.until]
 
     def _owns(self, name: str) -> bool:
         return name in self._held or name in self._lines

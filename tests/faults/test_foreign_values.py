@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
@@ -14,6 +15,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from tests.conftest import Instance, MakeInstance
+from tests.queue.webhook_tasks import deliver, finish, hook, submit_hooks, waiting
 from tests.support import eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -110,6 +112,27 @@ async def test_a_running_instance_continues_despite_any_bytes(make_instance: Mak
             continue  # of a newer version, or of another request: both are left alone
         await put(instance, keys_of(instance, name)[which], "string", garbage)
         await runs_tasks(instance, name)
+
+
+async def test_webhooks_are_delivered_and_kept_despite_an_outbox_of_another_type(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    outbox = instance.keys.outbox
+    await submit_hooks(instance, "waits", hook("waits"))
+    await finish(instance)
+    (waiting_name,) = await waiting(instance)
+    await asyncio.wait_for(instance.parts.outbox.next(), 20)
+    for number, kind in enumerate([kind for kind in KINDS if kind != "zset"]):
+        await submit_hooks(instance, f"task {number}", hook())
+        await put(instance, outbox, kind, b"junk")
+        await finish(instance)
+        await deliver(instance)
+        assert list(await waiting(instance)) == [waiting_name]
+    await put(instance, outbox, "string", b"junk")
+    await instance.parts.outbox.release()
+    await instance.crash()
+    other = make_instance()
+    task, _ = await deliver(other)
+    assert task.id == submission("waits").task_id
 
 
 async def test_foreign_entries_and_names_are_skipped(make_instance: MakeInstance) -> None:
