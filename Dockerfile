@@ -23,5 +23,5 @@ USER imagegen
 VOLUME ["/data"]
 EXPOSE 3000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; h = os.environ.get('HOST', '').split(',')[0].strip(' []'); h = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(h, h); c = http.client.HTTPConnection(h, int(os.environ.get('PORT', '3000')), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-m", "imagegen.health_check"]
 CMD ["imagegen"]

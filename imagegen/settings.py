@@ -245,6 +245,17 @@ class Settings:
         return f"Settings({', '.join(texts)})"
 
 
+def read_listening(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> tuple[str, int]:
+    """Return the first HOST and the PORT, whatever the other settings are. Raises SettingsError."""
+    faults: dict[str, str] = {}
+    texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
+    parsed = _parse({name: texts.get(name, "") for name in ("HOST", "PORT")}, faults)
+    if faults:
+        raise SettingsError("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
+    settings = Settings(**parsed)
+    return settings.hosts[0], settings.port
+
+
 def setting_names() -> tuple[str, ...]:
     """Return the names of all settings, as in the environment."""
     return tuple(rule.name for rule in _rules().values())

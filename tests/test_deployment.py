@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestServer
 from packaging.requirements import Requirement
 
 from imagegen import __version__
-from imagegen.settings import Settings, setting_names
+from imagegen.settings import Settings, read_listening, setting_names
 from imagegen.start_checks import check_exposure
 from tests.support import over_rows
 
@@ -187,7 +187,16 @@ def test_the_image_is_built_from_named_files_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "status", "code"), [("0.0.0.0", 200, 0), ("0.0.0.0", 503, 1), ("::", 200, 0), ("[::1],127.0.0.1", 200, 0)]
+    ("host", "status", "code"),
+    [
+        ("0.0.0.0", 200, 0),
+        ("0.0.0.0", 503, 1),
+        ("::", 200, 0),
+        ("[::1],127.0.0.1", 200, 0),
+        ('"0.0.0.0"', 200, 0),
+        (" 0:0:0:0:0:0:0:0 ", 200, 0),
+        ("0", 200, 0),
+    ],
 )
 async def test_the_health_check_of_the_image_follows_healthz(
     dockerfile: list[str], aiohttp_server: Callable[..., Awaitable[TestServer]], host: str, status: int, code: int
@@ -197,13 +206,20 @@ async def test_the_health_check_of_the_image_follows_healthz(
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
-    server = await aiohttp_server(app, host="127.0.0.1" if host == "0.0.0.0" else "::1")
+    server = await aiohttp_server(app, host="::1" if ":" in host else "127.0.0.1")
     program, *arguments = yaml.safe_load(instruction(dockerfile, "HEALTHCHECK").split(" CMD ")[1])
     assert program == "python"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, env={"HOST": host, "PORT": str(server.port)}
+        sys.executable, *arguments, env={"HOST": host, "PORT": f'"{server.port}"', "MODELS_FILE": "absent"}
     )
     assert await asyncio.wait_for(process.wait(), 20) == code
+
+
+def test_the_health_check_of_the_image_uses_the_default_for_an_empty_port_and_reads_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert read_listening({"HOST": "", "PORT": ""}, file) == ("127.0.0.1", 3000)
+    file.write_text("PORT=4000\nTOGETHER_API_KEY=not a key\n")
+    assert read_listening({"HOST": "0.0.0.0"}, file) == ("0.0.0.0", 4000)
 
 
 # Set-up

@@ -30,7 +30,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "turn_queue"},
     {"channels_file", "secret_files"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
-    {"providers", "images", "queue", "ratelimit", "own_addresses"},
+    {"health_check", "providers", "images", "queue", "ratelimit", "own_addresses"},
     {"accounts", "history"},
     {"web", "worker"},
     {"account_parts", "board_parts", "channel_parts", "chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
