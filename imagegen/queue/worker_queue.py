@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_readable_checkpoint, is_released, shown_images
 from imagegen.queue.claim import Claim, StartResult, count_begun_calls, resume_from_existing, take_over_state
-from imagegen.queue.codec import decode_record
+from imagegen.queue.codec import decode_record, with_delivery_log
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
@@ -281,12 +281,14 @@ class WorkerQueue:
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
         reply = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
+        is_ours = not reply.existing
         if reply.existing:
             mark = final.counted_in
             _, final = decode_record(reply.existing)
-            if final.counted_in == mark:
+            if is_ours := final.counted_in == mark:
                 self._count_end(claim, final)
-                self._verbs.end_marks.on_ended(final)
+                _, _, log = await self._connection.retry_until_available(self._verbs.read, final.id)
+                final = with_delivery_log(final, log)
             elif item.final.state is State.COMPLETED:
                 count = await self._connection.retry_until_available(self.on_refused, claim)
                 final = replace(final, possibly_billed_twice=max(final.possibly_billed_twice, count))
@@ -298,7 +300,7 @@ class WorkerQueue:
             self._task_cache.put(final)
         else:  # a new epoch; its record has no request, so a cached state is no worse
             self._dispatcher.drop(claim)
-        if not reply.existing:
+        if is_ours:
             self._task_cache.on_finished_here(final)
         return final
 

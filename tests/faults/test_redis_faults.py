@@ -18,6 +18,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
+from tests.queue.webhook_tasks import check_outbox, deliver, finish_and_settle, hook, submit_hooks
 from tests.support import Stopwatch, eventually, logged, submission
 
 pytestmark = pytest.mark.usefixtures("service_deadline")
@@ -96,6 +97,26 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(
         return await redis.xlen(instance.keys.stream) == 0 and pending["pending"] == 0
 
     await eventually(at_rest)
+
+
+async def test_the_webhook_of_a_result_with_a_lost_reply_is_delivered_at_once(
+    make_instance: MakeInstance, proxy: FaultProxy
+) -> None:
+    instance = make_instance(url=proxy.url)
+    await finish_and_settle(instance, "before", hook())  # so that Redis knows the script
+    await check_outbox(instance)
+    task = await submit_hooks(instance, "a", hook())
+    claim = await instance.claim()
+    while await instance.worker_queue.start(claim) is StartResult.INHERITED:
+        pass
+    await submit_hooks(instance, "a", hook("of a later client"))
+    is_finish = (b"EVALSHA", instance.keys.outbox.encode(), claim.entry_id.encode())
+    proxy.drop_reply = lambda chunk: all(part in chunk for part in is_finish) and proxy.dropped == 0
+    await finish(instance, claim)
+    assert proxy.dropped == 1
+    delivered = [await deliver(instance), await deliver(instance)]
+    assert [ended.id for ended, _ in delivered] == [task.id] * 2
+    assert {delivery.webhook for _, delivery in delivered} == {hook(), hook("of a later client")}
 
 
 @pytest.mark.parametrize("fault", ["black_hole", "refuse"])
