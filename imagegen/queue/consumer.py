@@ -44,14 +44,14 @@ class StreamConsumer:
         self._alone = alone
         self._blocked_reads = 0
         self._blocked = False
-        self._interruption: asyncio.Task[None] | None = None
-        self._replaced = False
+        self._interrupted = self._replaced = False
         self.on_loss: Callable[[], None] = lambda: None
 
     def interrupt(self) -> None:
         """End the blocked read, so that entries stay in the stream while claiming is paused."""
-        if self._blocked and self._interruption is None:
-            self._interruption = asyncio.create_task(self._connection.blocking_reads.close(), name="interrupt-read")
+        if self._blocked:
+            self._interrupted = True
+            self._connection.blocking_reads.drop()
 
     async def read_forever(self) -> None:
         """Read as many entries as slots are free, and pass their claims to the dispatcher."""
@@ -64,13 +64,13 @@ class StreamConsumer:
             try:
                 entries = await self._read(free)
             except (RedisError, OSError, TimeoutError, QueueUnavailable) as error:
-                if self._interruption is not None or self._replaced:
+                if self._interrupted or self._replaced:
                     self._leases.check_now()  # an entry may have been on its way
                 else:
                     await self._recover(error)
                 continue
             finally:
-                self._interruption, self._replaced = None, False
+                self._interrupted = self._replaced = False
             self._connection.health.succeeded()
             await self._deliver(entries, free)
 

@@ -34,6 +34,12 @@ class ClusterMultiplexer(Multiplexer):
         for node in nodes.values():
             await node.close()
 
+    def drop(self) -> None:
+        """Fail unanswered commands, and end the connections. A later command opens others."""
+        super().drop()
+        for node in self._nodes.values():
+            node.drop()
+
     def _refused(self, exchange: InFlight, error: Exception) -> None:
         if any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):
             self._redirect(exchange, error)

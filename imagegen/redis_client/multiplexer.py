@@ -120,14 +120,13 @@ class Multiplexer:
         self._sends, self._events = sends, events or MultiplexerEvents()
         self.to_client_error = self._events.on_failure
         self._flushes: list[Callable[[], None]] = []
-        self._scheduled = False
         self._unsent: deque[InFlight] = deque()
         self._sent: deque[InFlight] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._protocol: ReplyProtocol | None = None
-        self._leaving = self._closed = False
+        self._scheduled = self._leaving = self._closed = False
         if address is None:
             servers.on_change.append(self.leave)
 
@@ -197,8 +196,10 @@ class Multiplexer:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
+        self.drop()
+
+    def drop(self) -> None:
+        """Fail unanswered commands, and end the connection. A later command opens another one."""
         unanswered, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
         self.abort()
         for exchange in unanswered:

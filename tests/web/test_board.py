@@ -73,6 +73,23 @@ async def test_a_pause_holds_for_all_instances_until_one_resumes(start_two: Star
     assert await get(one, "/readyz") == {"status": "ready"}
 
 
+async def test_after_a_pause_an_instance_reads_the_stream_as_before_and_logs_no_outage(
+    start_service: StartService,
+) -> None:
+    client = await start_service()
+    reads = client.app[QUEUE].connection.blocking_reads
+    with logged("WARNING", "{message}") as lines:
+        for prompt in ("a", "b"):
+            await eventually(lambda: reads.under_way)
+            await post(client, "/api/admin/pause")
+            await eventually(lambda: not reads.under_way)
+            await post(client, "/api/admin/resume")
+            task_id = await submit(client, prompt)
+            assert (await get(client, f"/api/images/{task_id}?wait=10"))["status"] == "completed"
+        await eventually(lambda: reads.under_way)
+    assert [line for line in lines if not line.startswith("Claiming is paused")] == []
+
+
 async def test_a_repeated_pause_reaches_the_instances_that_missed_the_first(start_two: StartTwo) -> None:
     one, two = await start_two()
     connection, keys = one.app[QUEUE].connection, one.app[QUEUE].keys
