@@ -96,7 +96,7 @@ class DiskStore:
         self._index = DiskIndex(max_bytes)
         self._expiry = ExpiryIndex(folder.with_name(f"{folder.name}.expiry"))
         self._checked = CheckedFiles()
-        self._watch = DiskWatch(folder, self.health, clock)
+        self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -138,6 +138,7 @@ class DiskStore:
         name = self._name(task_id, index, image.sha256, image.content_type)
         with self._index.writing(name, image.size_bytes, expires_at_s):
             try:
+                self._require_volume()
                 await self._evict_and_write(name, task_id, image, expires_at_s)
             except StoreUnavailable as error:
                 self._forget([name])
@@ -197,6 +198,7 @@ class DiskStore:
             self.health.log_failed_read(error.__cause__ or error)
             raise
         if read is None:
+            self._require_volume()
             self._forget([name])
             self._check_elsewhere(image)
             return None
@@ -243,6 +245,7 @@ class DiskStore:
     async def sweep_once(self) -> None:
         """Remove expired images, add those that other processes saved, and hold the folder under the cap."""
         now = self._clock()
+        self._require_volume()
         swept = await _in_thread(
             sweep_folder, self._folder, self._index.snapshot(), self._expiry, now=now, life_s=self._life_s
         )
@@ -356,7 +359,17 @@ class DiskStore:
     def _has_file(self, name: str, image: StoredImage) -> bool:
         """Stat in the loop's own thread: some microseconds, where another thread would cost a hundred."""
         try:
-            return files.stat_file(self._root, name) == image.size_bytes
+            size_bytes = files.stat_file(self._root, name)
+        except OSError as error:
+            raise StoreUnavailable from error
+        if size_bytes is None:
+            self._require_volume()
+        return size_bytes == image.size_bytes
+
+    def _require_volume(self) -> None:
+        """Raise StoreUnavailable if another file system may be in the place of the folder: no image is gone then."""
+        try:
+            self._watch.require_volume()
         except OSError as error:
             raise StoreUnavailable from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 
 from msgspec import Struct
 
@@ -84,6 +85,10 @@ class DiskIndex:
             yield
         finally:
             self._writing.discard(name)
+
+    def newest(self, count: int) -> list[str]:
+        """Return up to `count` files that were written last."""
+        return [name for name in islice(reversed(self._entries), count) if name not in self._writing]
 
     @property
     def is_over_cap(self) -> bool:

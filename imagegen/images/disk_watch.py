@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -23,6 +24,9 @@ _MARK_TRIES = 5
 _MAX_MARK_BYTES = 1_024
 
 CHECK_INTERVAL_S = 1.0
+KNOWN_IMAGES = 20
+"""Images of which one is enough to recognise the folder."""
+
 SLOW_CHECK_S = 10.0
 """A check of the disk that takes longer is a failure of the disk."""
 
@@ -31,9 +35,12 @@ class DiskWatch:
     """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
     folder_id: the id of the folder, empty until it could be written if it has no mark.
+    newest: returns paths of the images that were saved last, up to a number.
     """
 
-    def __init__(self, folder: Path, health: StoreHealth, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: Path, health: StoreHealth, clock: Callable[[], float], newest: Callable[[int], list[str]]
+    ) -> None:
         self.folder_id = ""
         self.spool = SpoolFolder(folder.with_name("spool"))
         self._folder = folder
@@ -41,7 +48,9 @@ class DiskWatch:
         self._largest_bytes = 0
         self._needed = NeededSpace(clock)
         self._mark = mark_of(folder)
+        self._newest = newest
         self._device: int | None = None
+        self._images_device: int | None = None
 
     async def start(self) -> None:
         """Make the folder and probe it."""
@@ -76,7 +85,8 @@ class DiskWatch:
     async def check(self) -> bool:
         """Check the free space, and after a failure everything else; return whether images can be saved."""
         may_end_failure = not self._health.writable
-        call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed.size_bytes))
+        newest = self._newest(KNOWN_IMAGES)
+        call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed.size_bytes, newest))
         _, late = await asyncio.wait({call}, timeout=SLOW_CHECK_S)
         if late:
             self._health.mark_failed(f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s")
@@ -92,9 +102,19 @@ class DiskWatch:
                 self._health.mark_ok()
         return self._health.writable
 
-    def _inspect(self, needed_bytes: int) -> None:
+    def require_volume(self) -> None:
+        """Raise OSError if the folder is on another file system than at the last check; one call of the system."""
+        try:
+            device = os.stat(self._folder).st_dev  # noqa: PTH116 - a Path costs more than the call
+        except OSError:
+            return  # its use reports that
+        if self._images_device not in (None, device):
+            raise OSError(errno.ENOENT, "its volume is gone")
+
+    def _inspect(self, needed_bytes: int, newest: list[str]) -> None:
         self._check_volume()
         self._folder.mkdir(exist_ok=True)
+        self._check_images(newest)
         check_space(self._folder, self._largest_bytes, needed_bytes)
         if self._health.writable and self.folder_id:
             return
@@ -111,6 +131,16 @@ class DiskWatch:
         if self._device not in (None, device) and not self._mark.exists():
             raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its mark")
         self._device = device
+
+    def _check_images(self, newest: list[str]) -> None:
+        """Raise ProbeFailed if another file system is in the place of the folder, without the newest images.
+
+        They are there after the volume was mounted again, or if the images were moved.
+        """
+        device = self._folder.stat().st_dev
+        if self._images_device not in (None, device) and newest and not any(map(os.path.exists, newest)):
+            raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its images")
+        self._images_device = device
 
 
 def mark_of(folder: Path) -> Path:

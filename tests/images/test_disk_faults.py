@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from tests.images.conftest import MakeImage, OpenDisk
 from tests.support import Clock, eventually, logged
 
 TASK = "0123456789abcdef0123456789abcdef"
+OTHER_TASK = "1123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def mounted(volume: Path, folder: Path) -> Iterator[None]:
+    """Mount a volume over a folder."""
+    subprocess.run(["mount", "--bind", str(volume), str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(path: Path) -> None:
@@ -260,6 +271,45 @@ async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
     monkeypatch.undo()
     await store.check()
     assert is_writable(store)
+
+
+async def test_a_volume_that_is_unmounted_from_the_images_alone_loses_none_of_them(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, small_disk: Path
+) -> None:
+    store, image, folder = await open_disk(), make_image(), tmp_path / "data" / "images"
+    stored = image.stored_at(0)
+    await store.save(TASK, 0, image, clock.now + 600)
+    with mounted(small_disk, folder):
+        with pytest.raises(StoreUnavailable):
+            await store.open(TASK, stored)
+        with pytest.raises(StoreUnavailable):
+            await store.contains_all(TASK, [stored])
+        with pytest.raises(StoreUnavailable):
+            await store.reuse(TASK, stored, OTHER_TASK, 0, clock.now + 600)
+        with pytest.raises(StoreUnavailable):
+            await store.sweep_once()
+        with pytest.raises(StoreUnavailable):
+            await store.save(TASK, 1, make_image("red"), clock.now + 600)
+        await store.check()
+        assert (store.health.writable, "its volume is gone" in store.health.cause) == (False, True)
+        assert list(folder.iterdir()) == []
+    await store.check()
+    assert is_writable(store)
+    assert await load(store, TASK, stored) == image.data
+
+
+async def test_images_that_are_moved_to_another_file_system_are_found(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, small_disk: Path
+) -> None:
+    store, image, folder = await open_disk(), make_image(), tmp_path / "data" / "images"
+    await store.save(TASK, 0, image, clock.now + 600)
+    shutil.copytree(folder, small_disk, dirs_exist_ok=True)
+    shutil.rmtree(folder)
+    folder.symlink_to(small_disk)
+    await store.check()
+    assert is_writable(store)
+    assert await load(store, TASK, image.stored_at(0)) == image.data
+    await store.save(TASK, 1, make_image("red"), clock.now + 600)
 
 
 async def test_a_running_save_does_not_recreate_a_deleted_data_folder(
