@@ -18,7 +18,7 @@ from tests.support import eventually, submission
 
 @pytest.mark.parametrize(
     "json",
-    ["junk", '{"id":"x","digest":"d","model":"m","created":1,"request":' + "[" * 2_000 + "]" * 2_000 + "}"],
+    ["junk", '{"id":"x","digest":"d","model":"m","created":1,"request":' + "[" * 100_000 + "]" * 100_000 + "}"],
     ids=["junk", "nested too deep"],
 )
 async def test_an_unreadable_entry_goes_to_the_dead_letter_list(make_instance: MakeInstance, json: str) -> None:
