@@ -76,6 +76,16 @@ def test_the_arguments_of_tools_are_the_fields_of_the_api() -> None:
                 assert all(fields[name][key] == value for key, value in schema.items() if key != "items")
 
 
+@pytest.mark.parametrize("path", ["/mcp/", "/mcp//"])
+async def test_a_slash_more_is_the_same_route(service: Client, path: str) -> None:
+    sent = modern("tools/list")
+    answer = await service.post(path, json=sent, headers=headers_of(sent))
+    assert answer.status == 200
+    assert len((await answer.json())["result"]["tools"]) == 6
+    refused = await service.post(path, json={})
+    assert (await refused.json())["jsonrpc"] == "2.0"
+
+
 async def test_the_older_wire_begins_with_initialize_and_keeps_no_session(service: Client) -> None:
     for wanted, agreed in ((LEGACY, LEGACY), ("2024-11-05", "2024-11-05"), ("1999-01-01", LEGACY), (7, LEGACY)):
         response = await service.post("/mcp", json=message("initialize", protocolVersion=wanted, capabilities={}))

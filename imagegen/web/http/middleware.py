@@ -104,13 +104,13 @@ class RequestPipeline:
     origins: CrossOriginPolicy = field(default_factory=CrossOriginPolicy)
 
     def tidy_path(self, raw_path: str) -> str:
-        """Return the path that is routed: without the prefix, and on `/v1` without empty segments."""
+        """Return the path that is routed: without the prefix, and on `/v1` and `/mcp` without empty segments."""
         prefix = self.prefix
         if prefix and raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in ("", "/"):
             raw_path = raw_path[len(prefix) :] or "/"
         if "//" in raw_path or (raw_path.endswith("/") and raw_path != "/"):
             path = _SLASHES.sub("/", raw_path).rstrip("/")
-            if openai_errors.is_openai_path(path):
+            if openai_errors.is_openai_path(path) or path == mcp_errors.PATH:
                 return path
         return raw_path
 
