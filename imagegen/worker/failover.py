@@ -19,9 +19,10 @@ _CONFLICT = 409
 def without_tried(choice: Choice, permit: Permit, error: UpstreamError, *, has_job: bool) -> Choice | None:
     """Return the choice that is left after a failed call; None if the call must not go to another channel or key.
 
-    A lost response, an accepted job and a refusal of the request itself are never taken elsewhere.
+    A lost response, an accepted job and a refusal of the request itself are never taken elsewhere, but for a job that
+    ended because the account or the channel was refused, such as by the vendor behind a relay.
     """
-    if has_job or error.ambiguous or error.charged:
+    if error.ambiguous or error.charged or (has_job and not is_refusal_of_channel(error)):
         return None
     if key := _refused_key(permit, error):
         return replace(choice, keys=choice.keys | {key})

@@ -82,10 +82,19 @@ class Judge:
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
 
     def allow_other_key(self, channel: str, account: str, model: str, error: UpstreamError) -> None:
-        """Let another key of the channel make a job again that its own key is refused for; it counts as lost."""
-        other_keys = Choice(channel, keys=frozenset({account}))
-        if error.code in KEY_REFUSALS and self.permits.recovers(model, other_keys):
-            error.retryable = True
+        """Let another key make a job again that its own key, or its channel, is refused for.
+
+        A key of another channel may do so only if the job has ended. A job that may still run counts as lost.
+        """
+        keys = frozenset({account})
+        if error.ambiguous:
+            is_allowed = error.code in KEY_REFUSALS and self.permits.recovers(model, Choice(channel, keys=keys))
+        elif error.code in KEY_REFUSALS:
+            is_allowed = self.permits.recovers(model, Choice(keys=keys))
+        else:
+            elsewhere = Choice(channels=frozenset({channel}))
+            is_allowed = is_refusal_of_channel(error) and self.permits.recovers(model, elsewhere)
+        error.retryable = error.retryable or is_allowed
 
     def excuses(self, permit: Permit, error: UpstreamError) -> bool:
         """Return whether a failure of an upstream that is taken for dead is no attempt of this task.

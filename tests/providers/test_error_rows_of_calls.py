@@ -294,7 +294,10 @@ RELAY = with_odd_answers(
     Row("job: failed", polled({"code": 200, "data": {"status": "failed", "error": {"code": 500, "message": "It failed", "type": "server_error"}}}), "upstream_error", retry=True),
     Row("job: failed for its content", polled({"code": 200, "data": {"status": "failed", "error": "content policy violation"}}), "content_policy"),
     Row("job: failed with a status", polled(SUB2API | {"status": "failed", "http_status": 400, "error": {"message": "bad prompt", "code": "invalid_request"}}), "upstream_invalid_request"),
-    Row("job: failed for credit", polled({"data": {"status": "FAILURE", "fail_reason": "insufficient balance"}}), "upstream_billing", key="out"),
+    Row("job: failed for credit", polled({"data": {"status": "FAILURE", "fail_reason": "insufficient balance"}}), "upstream_billing", **OUT),
+    Row("job: failed for its model", polled({"data": {"status": "failed", "http_status": 404, "error": {"message": "The model does not exist", "code": "model_not_found"}}}), "model_not_available", **NO_MODEL),
+    Row("job: failed for its account", polled({"data": {"status": "failed", "error": "Your organization must be verified to use the model"}}), "upstream_auth", **OUT),
+    Row("job: failed, vendor's 500", polled({"data": {"status": "failed", "http_status": 500, "error": {"message": "It failed"}}}), "upstream_error", retry=True),
     *(Row(f"job: limited by its vendor, {name}", polled({"data": {"status": "failed"} | words}), "upstream_rate_limited", retry=True, key="cooling", wait_s=wait_s)
       for name, words, wait_s in (
           ("403", {"http_status": 403, "error": {"message": "Rate limit exceeded, try again in 3s"}}, 3.0),

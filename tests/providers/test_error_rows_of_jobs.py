@@ -328,7 +328,7 @@ DASHSCOPE = with_odd_answers(
     *(Row(f"{status} {code}: {message}", refused(status, code, message), meant, **follows) for status, code, message, meant, follows in REFUSALS),
     *(Row(f"200 {code}: {message}", refused(200, code, message), meant, **follows) for _, code, message, meant, follows in REFUSALS),
     *(Row(f"at once, 200 {code}: {message}", refused(200, code, message), meant, **follows, model=SYNC) for _, code, message, meant, follows in REFUSALS),
-    *(Row(f"job: {code}: {message}", {"poll": output(task_status="FAILED", code=code, message=message)}, meant, bool(follows.get("retry")), key=str(follows.get("key", "healthy"))) for _, code, message, meant, follows in REFUSALS),
+    *(Row(f"job: {code}: {message}", {"poll": output(task_status="FAILED", code=code, message=message)}, meant, bool(follows.get("retry")), elsewhere=follows in (OUT, NO_MODEL), key=str(follows.get("key", "healthy"))) for _, code, message, meant, follows in REFUSALS),
     Row("200 with an unknown code", refused(200, "SomethingNew"), "upstream_error", **AGAIN),
     Row("time-out of the service", refused(500, "RequestTimeOut"), "upstream_error", retry=True, paid="unsure"),
     Row("job: partial", {"poll": output({"image_count": 1}, task_status="SUCCEEDED", results=[{"url": IMAGE}, MODERATED], task_metrics={"TOTAL": 2, "SUCCEEDED": 1, "FAILED": 1})}, 1, detail="1 of 2 images failed", count=2),

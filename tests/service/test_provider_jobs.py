@@ -19,6 +19,7 @@ from redis import Redis
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.running import KEY, Service, calls_about, eventually, redis_server
+from tests.service.scripted_channels import write
 from tests.service.topology import url_of
 
 Start = Callable[..., Service]
@@ -85,6 +86,28 @@ def test_a_job_that_failed_by_a_rate_limit_is_waited_out_and_made_again_and_only
     calls = calls_about(relay, text)
     assert (len(calls), [call["job"]["charged"] for call in calls if call["job"]]) == (5, [False] * 4)
     assert (task["attempts"], task.get("possiblyBilledTwice"), task["cost"]["charged"]) == (1, None, 0.04)
+
+
+@pytest.mark.parametrize(
+    "error", ["Your organization must be verified to use the model", "The model does not exist", "insufficient balance"]
+)
+def test_a_job_that_failed_since_a_relay_has_no_right_to_the_model_is_made_by_the_next_channel(
+    start_service: Start, relay: EmulatorProcess, tmp_path: Path, error: str
+) -> None:
+    with EmulatorProcess() as second:
+        fields = {"provider": "openai", "keys": [KEY], "models": ["drawn"]}
+        channels = (
+            {"name": "relay", "base_url": relay.url, "priority": 5, **fields},
+            {"name": "second", "base_url": second.url, **fields},
+        )
+        file = write(tmp_path / "c.toml", *channels)
+        service = start_service(CHANNELS_FILE=file, UNKNOWN_PRICE_USD="0.04", BUDGET_DAILY_USD="0.04")
+        text = f"refused: {error}"
+        relay.script({"fault": "job", "job_s": 0, "end": "failed", "error": error, "match": text})
+        task = service.made(prompt=text, model="drawn")
+        assert (len(jobs_of(relay, text)), len(calls_about(second, text))) == (1, 1)
+        assert (task["channel"], task["attempts"], task.get("possiblyBilledTwice")) == ("second", 1, None)
+        assert task["cost"]["charged"] == 0.04
 
 
 def test_a_job_that_is_not_found_at_first_is_not_submitted_again(service: Service, relay: EmulatorProcess) -> None:

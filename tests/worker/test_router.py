@@ -317,3 +317,19 @@ def test_a_client_reads_what_the_operator_can_mend_and_else_the_first_refusal() 
         ([overload], key, key),
     ):
         assert most_telling(refusals, last) is telling
+
+
+@pytest.mark.parametrize("code", ["model_not_available", "upstream_auth", "upstream_billing"])
+def test_a_resumed_job_that_ended_by_a_refusal_may_be_made_by_another_channel_but_not_one_that_may_run(
+    clock: Clock, code: str
+) -> None:
+    channels = [Channel(name, "together", (ChannelKey("a", "file"),)) for name in ("first", "second")]
+    judge = judge_of(router(clock, *channels), clock)
+    for is_open in (False, True):
+        error = UpstreamError(code, "refused", status=404, ambiguous=is_open)
+        judge.allow_other_key("first", "first-a", "m", error)
+        assert error.retryable is not is_open
+    alone = judge_of(router(clock, channels[0]), clock)
+    error = UpstreamError(code, "refused", status=404)
+    alone.allow_other_key("first", "first-a", "m", error)
+    assert not error.retryable
