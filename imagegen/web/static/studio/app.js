@@ -12,6 +12,7 @@ import { MaskEditor } from "./mask.js";
 import { useEffect } from "./hooks.js";
 import { render } from "./preact.js";
 import { applySaved, sessionStore } from "./preferences.js";
+import { parseRoute } from "./route.js";
 import { Studio } from "./studio.js";
 import { Tabs } from "./tabs.js";
 import { stateName, TaskPage } from "./task.js";
@@ -48,8 +49,8 @@ function Key({ isOpened, onClose }) {
   const { studio, state } = useStudio();
   const use = async (key) => {
     await studio.useKey(key);
-    const { keyState, route } = studio.state;
-    if (!["wrong", "missing"].includes(keyState) && route.page === "key") onClose();
+    const isShown = parseRoute(location.hash).page === "key"; // the event of a new address comes after it
+    if (!["wrong", "missing"].includes(studio.state.keyState) && isShown) onClose();
   };
   const forget = state.keyState === "accepted" ? () => studio.useKey("") : undefined;
   return html`<${KeyDialog} isWrong=${state.keyState === "wrong"} onUse=${use} onForget=${forget} onClose=${() => (isOpened ? onClose() : studio.choose({ keyState: "unknown" }))} />`;
