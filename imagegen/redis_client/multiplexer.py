@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.redis_errors import parse_error
 from imagegen.redis_client.redis_health import Health
-from imagegen.redis_client.replies import MISSHAPEN, misread, readable, unreadable_reply
+from imagegen.redis_client.replies import MISSHAPEN, misread, unreadable_reply
 from imagegen.redis_client.topology import Address, Servers
 
 Item = TypeVar("Item")
@@ -260,7 +260,7 @@ class Multiplexer:
         exchange = self._sent[0]
         exchange.replies.append(reply)
         if len(exchange.replies) == len(exchange.batch.commands):
-            if fault := unreadable_reply(exchange.batch.commands, exchange.replies):
+            if exchange.batch.script is None and (fault := unreadable_reply(exchange.batch.commands, exchange.replies)):
                 raise fault  # ends the connection, and the batch is sent again
             self._sent.popleft()
             self._answered(exchange)
@@ -438,13 +438,13 @@ class Batcher(Generic[Item, Reply]):
         try:
             if isinstance(replies, Exception):
                 raise replies
-            with readable():
-                results = list(zip(futures, self._decode(items, replies), strict=True))
+            results = list(zip(futures, self._decode(items, replies), strict=True))
             for future, result in results:
                 if not future.done():
                     future.set_result(result)
         except Exception as error:  # noqa: BLE001
+            cause = misread(error) if isinstance(error, MISSHAPEN) and error is not replies else error
             for future in futures:
                 if not future.done():
-                    future.set_exception(self._multiplexer.to_client_error(error))
+                    future.set_exception(self._multiplexer.to_client_error(cause))
                     future.exception()
