@@ -44,6 +44,10 @@ class NoThumbnail(ValueError):
     """The file can't be decoded, or not within the limit of memory."""
 
 
+class NoThumbnailNow(Exception):
+    """This machine lacks memory or descriptors, or could not read the file: a later try may succeed."""
+
+
 class Thumbnail(NamedTuple):
     """A WebP file and its size in pixels."""
 
@@ -55,14 +59,16 @@ class Thumbnail(NamedTuple):
 def shrink(source: bytes | BinaryIO, size: int) -> Thumbnail:
     """Return a WebP of the first frame with at most `size` pixels on its longer side, never enlarged.
 
-    It is turned by the EXIF orientation. Blocks. Raises NoThumbnail.
+    It is turned by the EXIF orientation. Blocks. Raises NoThumbnail, NoThumbnailNow.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         image, profile = _shrunk(file, size)
         return Thumbnail(_encoded(image, profile, size), image.width, image.height)
     except Exception as error:  # a decoder may raise anything for a hostile file
-        raise NoThumbnail(str(error) or type(error).__name__) from error
+        text = str(error) or type(error).__name__
+        is_own_fault = isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) is not None
+        raise (NoThumbnailNow if is_own_fault else NoThumbnail)(text) from error
 
 
 @cache

@@ -18,7 +18,7 @@ from loguru import logger
 from msgspec import Struct
 
 from imagegen.errors import FieldError, QueueUnavailable, StoreUnavailable, UnsupportedImage
-from imagegen.images.shrink import NoThumbnail, shrink
+from imagegen.images.shrink import NoThumbnail, NoThumbnailNow, shrink
 from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage
 from imagegen.images.threads import WorkThreads
 from imagegen.redis_client.connection import Connection
@@ -197,6 +197,9 @@ class Thumbnails:
                     logger.info("No thumbnail can be made of an image: {}", error)
                     _put(self._unusable, spec.name, None)
                     raise _unusable() from error
+                except NoThumbnailNow as error:
+                    logger.warning("No thumbnail can be made now: {}", error)
+                    raise StoreUnavailable from error
         self._connection.meter.thumbnails += 1
         sha256 = hashlib.sha256(data).hexdigest()
         image = VerifiedImage("image/webp", len(data), width, height, sha256, data)

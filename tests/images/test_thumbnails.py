@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable, UnsupportedImage
+from imagegen.images import shrink as shrink_module
 from imagegen.images import thumbnails as module
 from imagegen.images.disk import DiskStore
 from imagegen.images.sniff import sniff
@@ -260,6 +262,22 @@ async def test_a_store_that_cannot_save_still_has_thumbnails(on_disk: Instance, 
     assert await on_disk.bytes_of(image) == await on_disk.bytes_of(image)
     assert on_disk.made == 2
     assert len(list((tmp_path / "images").rglob("*.*"))) == files
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("no memory"), OSError(errno.EMFILE, "Too many files")])
+async def test_a_machine_without_memory_or_descriptors_is_an_error_that_passes(
+    on_disk: Instance, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    image = await save(on_disk, picture())
+
+    def fail() -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shrink_module, "_load_pillow", fail)
+        with pytest.raises(StoreUnavailable):
+            await on_disk.bytes_of(image)
+    assert await on_disk.bytes_of(image) is not None
 
 
 async def test_a_store_that_cannot_be_read_is_an_error_and_leaves_no_claim(
