@@ -39,6 +39,7 @@ class Claim:
         stored_bytes, stored_checkpoint: the checkpoint in Redis, None before the first start.
         lost: another instance has the claim, or the task is over; `on_lost` is called then, to stop a running call.
         occupies_slot: whether a loop works on it.
+        ending: its end is being written, and may be in Redis already; the reply shows whether another one was first.
         began_at: monotonic start time of the running attempt.
         confirmed_at: monotonic time at which Redis last confirmed the claim.
         contested: a previous owner may still run the task without noticing the loss.
@@ -54,6 +55,7 @@ class Claim:
     on_lost: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     occupies_slot: bool = False
+    ending: bool = False
     began_at: float | None = None
     confirmed_at: float = -math.inf
     contested: bool = False

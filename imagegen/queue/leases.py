@@ -105,7 +105,7 @@ class Leases:
         for claim in renewed:
             if claim.entry_id not in renewal.lost:
                 claim.confirmed_at = sent_at
-        lost = [claims[entry_id] for entry_id in renewal.lost if entry_id in claims]
+        lost = [claim for claim in renewed if claim.entry_id in renewal.lost and not claim.ending]
         evicted = [claims[entry_id] for entry_id in renewal.without_checkpoint if entry_id in claims]
         if lost and self.restore is not None:
             restored, lost = await self.restore(lost)

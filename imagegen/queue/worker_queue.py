@@ -278,6 +278,7 @@ class WorkerQueue:
     async def _finish(self, claim: Claim, final: Task) -> Task:
         """Finish with a marked task. An existing record with its mark is its own: the first reply was lost."""
         item = finish_item(claim.entry_id, final, claim.cost)
+        claim.ending = True
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
         reply = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)

@@ -13,13 +13,16 @@ import pytest
 from redis.exceptions import ResponseError
 
 from imagegen.errors import QueueUnavailable
+from imagegen.queue.claim import Claim, StartResult
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import unavailable
-from tests.conftest import MakeInstance
+from imagegen.tasks.task import State
+from tests.conftest import Instance, MakeInstance
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.faults.fleet import ServiceProcess
 from tests.faults.garbling_proxy import WRONG_REPLIES, GarblingProxy
-from tests.support import ADMIN_TOKEN, AS_ADMIN, check_rows, eventually, over_rows, submission
+from tests.queue.finishing import end
+from tests.support import ADMIN_TOKEN, AS_ADMIN, check_rows, eventually, logged, over_rows, submission
 
 TASKS = 60
 FINAL = {"completed", "failed", "cancelled"}
@@ -73,6 +76,38 @@ async def test_a_submit_with_an_unreadable_reply_is_refused_and_its_repeat_joins
 
     await check_rows(enumerate(WRONG_REPLIES), check)
     assert await instance.connection.commands.xlen(instance.keys.stream) == len(WRONG_REPLIES)
+
+
+async def test_a_result_that_redis_has_stored_and_not_confirmed_is_no_call_of_another_instance(
+    make_instance: MakeInstance, garbling: GarblingProxy
+) -> None:
+    instance = make_instance(url=garbling.url, lease_s=1.0)
+    await end(instance, await started(instance, "before"))  # so that Redis knows the script
+    claim = await started(instance, "a")
+    renewals = instance.connection.meter.commands
+    before = renewals["renew"]
+    entry_id, outbox = claim.entry_id.encode(), instance.keys.outbox.encode()
+
+    def garble(words: list[bytes]) -> bytes | None:
+        is_unconfirmed = {entry_id, outbox} <= set(words) and renewals["renew"] == before
+        return b"-LOADING Redis is loading the dataset in memory\r\n" if is_unconfirmed else None
+
+    garbling.garble = garble
+    with logged("WARNING") as lines:
+        await end(instance, claim)
+    stored = await instance.read(claim.task.id)
+    assert (stored.state, stored.possibly_billed_twice) == (State.COMPLETED, 0)
+    assert instance.connection.meter.ambiguous == 0
+    assert garbling.garbled > 0
+    assert [line for line in lines if "lost" in line] == []
+
+
+async def started(instance: Instance, name: str) -> Claim:
+    await instance.client_queue.submit(submission(name))
+    claim = await instance.claim()
+    while await instance.worker_queue.start(claim) is StartResult.INHERITED:
+        pass
+    return claim
 
 
 @over_rows(
