@@ -29,8 +29,13 @@ class ByteBudget:
 
     async def take(self, size: int, within_s: float) -> None:
         """Reserve `size` bytes, in order of request; after `within_s` seconds also over the limit."""
+        if not await self.take_in_time(size, within_s):
+            self.try_take(size, force=True)
+
+    async def take_in_time(self, size: int, within_s: float) -> bool:
+        """Reserve `size` bytes, in order of request; return whether that was possible within `within_s` seconds."""
         if not self._waiters and self.try_take(size):
-            return
+            return True
         self._loop, changed = asyncio.get_running_loop(), asyncio.Event()
         self._waiters.append(changed)
         try:
@@ -39,7 +44,9 @@ class ByteBudget:
                     await changed.wait()
                     changed.clear()
         except TimeoutError:
-            self.try_take(size, force=True)
+            return False
+        else:
+            return True
         finally:
             self._waiters.remove(changed)
             self._wake()

@@ -41,10 +41,14 @@ class TurnQueue:
         """Return the result of a task that others wait for too, in this waiter's turn. Raises what the task raises."""
         if not shared.done():
             await asyncio.wait([shared])
-            turn = _Turn()
-            self.add(turn)
-            await turn.has_come
+            await self.turn()
         return shared.result()
+
+    async def turn(self, cost: int = 1) -> None:
+        """Wait for this waiter's turn. cost: of what it does then, before it waits for anything."""
+        turn = _Turn(cost)
+        self.add(turn)
+        await turn.has_come
 
     def _take_turn(self) -> None:
         """Resume the first waiters, and schedule the next ones in the next turn of the event loop."""
@@ -57,9 +61,8 @@ class TurnQueue:
 
 
 class _Turn:
-    cost = 1
-
-    def __init__(self) -> None:
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
         self.has_come = asyncio.get_running_loop().create_future()
 
     def resume(self) -> None:

@@ -12,6 +12,7 @@ from imagegen.web.api import operations as api
 from imagegen.web.api.webhook_operations import WEBHOOKS
 from imagegen.web.guard import Guard, client_of
 from imagegen.web.handler_services import SERVICES
+from imagegen.web.http.body_admission import BODY_ADMISSION, BodyAdmission
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.lookup import is_cached
 from imagegen.web.mcp import operations as mcp
@@ -57,6 +58,7 @@ def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
         if operation.needs == "admin":
             admin_routes.update(routes)
     app[MODEL_LIST], app[SUBMISSIONS] = ModelListCache(), SubmissionCache()
+    app[BODY_ADMISSION] = BodyAdmission()
     app[DOCUMENT_FILE] = DocumentFile(build_document)
     app.on_shutdown.append(events.end_streams)
 

@@ -57,7 +57,7 @@ async def cut(text: str | bytes, sizes: Any = (65_536,)) -> tuple[ReceivedBody, 
             yield raw[at : at + size]
             at, number = at + size, number + 1
 
-    body.raw = await _Cutter(chunks(), uploads, body).read()
+    body.raw = await _Cutter(chunks(), uploads, body, lambda _: None).read()
     return body, uploads.received
 
 

@@ -18,6 +18,7 @@ from imagegen.web.api.schemas import RefusedEntry
 from imagegen.web.api.tasks import build_submit_response
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
+from imagegen.web.http.body_admission import BODY_ADMISSION
 from imagegen.web.http.error_responses import error_view
 from imagegen.web.http.responses import json_response, language, request_id_of
 from imagegen.web.max_cost import MAX_COST_FIELDS
@@ -41,6 +42,7 @@ async def _submit_all(request: web.Request, body: ReceivedBody, options: SubmitO
     entries = _entries(parse_object(body.raw))
     options = msgspec.structs.replace(options, max_errors=max(_MIN_ERRORS, MAX_FIELD_ERRORS // len(entries)))
     refuse_while_draining(request.app[SERVICES])
+    await request.app[BODY_ADMISSION].turns.turn(len(entries))
     admission = await request.app[RATE_LIMITS].admit(request, len(entries))
     admitted = [
         _submit(request, index, entry, body, options) for index, entry in enumerate(entries[: admission.admitted])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -35,6 +35,7 @@ from imagegen.errors import (
 )
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import FILE_FIELD, Uploads, upload_id_of
+from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES
 from imagegen.web.http.body_stream import BodyStream
 from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
@@ -259,37 +260,62 @@ def receive_json(request: web.Request, uploads: Uploads) -> _Reception:
     """Return a context with the JSON body of up to 1 MiB besides the images in it, which are forgotten at the end.
 
     Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout, BadRequest,
-    StoreUnavailable.
+    StoreUnavailable, TooManyConnections.
     """
     return _Reception(request, uploads)
+
+
+_STREAMED_BYTES = 256 * 1024
+"""Memory that is reserved at once of a body with images, or of unknown length."""
 
 
 class _Reception:
     """A class, since a context manager made of a generator takes some microseconds more of each request."""
 
-    __slots__ = ("_body", "_request", "_uploads")
+    __slots__ = ("_admission", "_body", "_request", "_reserved", "_uploads")
 
     def __init__(self, request: web.Request, uploads: Uploads) -> None:
-        self._request = request
-        self._uploads = uploads
+        self._request, self._uploads, self._reserved = request, uploads, 0
 
     async def __aenter__(self) -> ReceivedBody:
         request, length = self._request, self._request.content_length
-        if length is not None and length <= MAX_BODY_BYTES:
+        if length is not None and length <= QUICK_BODY_BYTES:
             self._body = ReceivedBody(await read_body(request))
             return self._body
         check_type(request)
-        self._body = ReceivedBody(b"")
+        self._body, self._admission = ReceivedBody(b""), request.app[BODY_ADMISSION]
         try:
-            stream = BodyStream(request, self._uploads.max_bytes * 4 // 3 + MAX_BODY_BYTES)
-            async with aclosing(stream.chunks()) as chunks:
-                self._body.raw = await _Cutter(chunks, self._uploads, self._body).read()
+            await self._receive_large(length)
+            await self._admission.turn(len(self._body.raw))
         except BaseException:
-            self._forget_images()
+            await self.__aexit__()
             raise
         return self._body
 
+    async def _receive_large(self, length: int | None) -> None:
+        if length is not None and length <= MAX_BODY_BYTES:
+            await self._reserve(length)
+            self._body.raw = await read_body(self._request)
+            return
+        stream = BodyStream(self._request, self._uploads.max_bytes * 4 // 3 + MAX_BODY_BYTES)
+        await self._reserve(_STREAMED_BYTES)
+        async with aclosing(stream.chunks()) as chunks:
+            self._body.raw = await _Cutter(chunks, self._uploads, self._body, self._hold).read()
+
+    async def _reserve(self, size: int) -> None:
+        await self._admission.reserve(size)
+        self._reserved = size
+
+    def _hold(self, size: int) -> None:
+        """Reserve memory for so many bytes in all. Raises TooManyConnections."""
+        if size > self._reserved:
+            self._admission.reserve_more(_STREAMED_BYTES)
+            self._reserved += _STREAMED_BYTES
+
     async def __aexit__(self, *_: object) -> None:
+        if self._reserved:
+            self._admission.give(self._reserved)
+            self._reserved = 0
         if self._body.images:
             self._forget_images()
 
@@ -314,11 +340,15 @@ async def decoded(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 class _Cutter:
     """Reader of a body that cuts the images out of it.
 
-    ahead: bytes that came and are not looked at; rest: the body without the images, so far.
+    ahead: bytes that came and are not looked at; rest: the body without the images, so far. hold: is called with
+    the bytes that are in memory in all, and may refuse them.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], uploads: Uploads, body: ReceivedBody) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], uploads: Uploads, body: ReceivedBody, hold: Callable[[int], None]
+    ) -> None:
         self._chunks = chunks
+        self._hold = hold
         self._uploads = uploads
         self._body = body
         self._ahead = b""
@@ -351,6 +381,7 @@ class _Cutter:
         """Get more bytes; return whether there were any."""
         chunk = await anext(self._chunks, b"")
         self._ahead += chunk
+        self._hold(len(self._ahead) + len(self._rest))
         return bool(chunk)
 
     def _move(self, count: int) -> None:

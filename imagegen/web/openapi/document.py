@@ -21,6 +21,7 @@ from imagegen.errors import (
     InvalidRequest,
     QueueUnavailable,
     RateLimited,
+    TooManyConnections,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -34,7 +35,7 @@ EVENTS = "text/event-stream"
 ON_EVERY_ROUTE = (BadRequest, CrossSiteRefused, ExpectationFailed, HeadersTooLarge, InternalError)
 """Errors of every route."""
 
-IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType, TooManyConnections)
 """Errors of every route that reads a body."""
 
 BUDGET_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
