@@ -114,8 +114,8 @@ def unavailable(error: BaseException) -> bool:
     if remedy(error) is not None:
         return True
     text = str(error)
-    if text.startswith(_UNAVAILABLE_WORDS) or "killed by user" in text:
-        return True
+    if text.startswith(tuple(f"{word} " for word in _UNAVAILABLE_WORDS)) or "killed by user" in text:
+        return True  # but not BUSYGROUP
     if any(f"{word} " in text[:120] for word in _UNAVAILABLE_WORDS if word != "BUSY"):
         return True
     return type(error) is ResponseError and not any(words in text for words in _FAULTS_OF_COMMANDS)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from imagegen.redis_client.keys import Keys
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.running import Service, at_once, eventually, run_to_its_end
 from tests.service.topology import debian, packaged, port_of, server, url_of
@@ -84,6 +85,16 @@ def test_a_user_that_may_not_scan_gets_a_list_refused_and_no_outage(
     assert service.request("GET", "/readyz").status == 200
     assert service.made(prompt="without SCAN")["status"] == "completed"
     assert "WARNING" not in service.log
+
+
+def test_keys_that_an_earlier_check_could_not_delete_are_no_outage(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    redis.xgroup_create(Keys("imagegen").probe("stream"), "g", mkstream=True)
+    service = start_service(upstream.url, REDIS_URL=url_of(redis))
+    assert service.request("GET", "/readyz").status == 200
+    assert "WARNING" not in service.log
+    assert redis.keys("*probe*") == []
 
 
 def test_an_unusable_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
