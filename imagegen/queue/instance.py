@@ -225,6 +225,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
     parts.consumer.on_loss = recovery.on_group_lost
     leases.on_loss = recovery.on_claims_lost
+    parts.verbs.budgets.on_fewer_changes = recovery.on_fewer_changes
     leases.restore = recovery.restore_claims
     relay.on_unstarted, recovery.on_unstarted = recovery.check_waiting, takeover.suspect_skipped
     parts.client_queue.on_missing_entry = recovery.wait_restored

@@ -79,6 +79,7 @@ class Recovery:
         self._restored_at: dict[str, float] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
+        self._checking_budgets: asyncio.Task[None] | None = None
         self._leases = leases
         self.on_restored: Callable[[], None] = lambda: None
         self.on_unstarted: Callable[[], None] = lambda: None
@@ -185,8 +186,7 @@ class Recovery:
         if self._publish:
             self._publish_loss()
         await self._verbs.create_group()
-        if await self._verbs.restore_budgets():
-            logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
+        await self._restore_budgets()
         running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         await self._leases.lost_claims.abandon(lost)
         finished = await self._restore_results()
@@ -322,6 +322,24 @@ class Recovery:
         """Check the shared connection after the subscription was renewed: it may lead to another server."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._ping(), name="recovery-probe")
+
+    def on_fewer_changes(self) -> None:
+        """Check whether the budgets were lost alone, as by an eviction; then other keys may be lost too."""
+        if self._checking_budgets is None or self._checking_budgets.done():
+            self._checking_budgets = asyncio.create_task(self._check_budgets(), name="budgets-check")
+
+    async def _check_budgets(self) -> None:
+        try:
+            if await self._restore_budgets():
+                self.notice("the budgets were lost", publish=True)
+        except (RedisError, QueueUnavailable, OSError):
+            logger.debug("Redis does not answer the check of the budgets")
+
+    async def _restore_budgets(self) -> bool:
+        is_lost = await self._verbs.restore_budgets() > 0
+        if is_lost:
+            logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
+        return is_lost
 
     async def _ping(self) -> None:
         try:

@@ -23,7 +23,7 @@ from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task, TaskError
 from tests.conftest import Instance, MakeInstance
 from tests.queue_budgets import KEY, PRICE, TOTAL, cost_of, limited, priced, put, refusals, started, used
-from tests.support import eventually, family_submission, submission
+from tests.support import eventually, family_submission, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 LIMITS: Limits = ((TOTAL, 3 * PRICE),)
@@ -295,6 +295,27 @@ async def test_budgets_that_redis_has_lost_are_written_back(one: Instance) -> No
     await end(one, claim, claim.cost.unpaid(), State.FAILED)
     assert await one.verbs.restore_budgets() == 0
     assert (await used(one), await used(one, KEY)) == (PRICE, PRICE)
+
+
+async def test_a_budget_whose_key_alone_was_deleted_is_written_back_at_its_next_change(
+    make_instance: MakeInstance,
+) -> None:
+    one, two = (limited(make_instance(), (TOTAL, 4 * PRICE)) for _ in range(2))
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    for instance, name in ((one, "a"), (one, "b"), (two, "c")):
+        await put(instance, name)
+    await one.connection.commands.delete(one.keys.budgets(day_of(one.client_queue.clock())))
+    with logged("WARNING") as lines:
+        await put(one, "d")
+        await eventually(lambda: is_used(one, 3 * PRICE))
+    assert sum("lost a part of the budgets" in line for line in lines) >= 1
+    await put(two, "e")
+    assert await is_used(two, 4 * PRICE)
+    assert [type(refusal) for refusal in await refusals(two, "f")] == [BudgetExceeded]
+
+
+async def is_used(instance: Instance, amount: int) -> bool:
+    return await used(instance) == amount
 
 
 async def test_a_finish_after_a_total_loss_takes_nothing_back(one: Instance) -> None:

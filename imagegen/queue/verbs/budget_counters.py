@@ -39,12 +39,14 @@ class BudgetValues:
 
     Scripts return them at no cost. Redis counts the changes of a day, so a lower count shows that it has lost some.
     on_change: called after values were seen. on_refused: called with the client of a refused request.
+    on_fewer_changes: called after a lower count was seen, of a counter that was lost, or in an overtaken reply.
     """
 
     def __init__(self) -> None:
         self._days: dict[int, tuple[int, dict[int, int]]] = {}
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
+        self.on_fewer_changes: Callable[[], None] = lambda: None
 
     @property
     def days(self) -> tuple[int, ...]:
@@ -74,6 +76,8 @@ class BudgetValues:
             if count >= last:
                 values[slot] = value
                 self._days[day] = (count, values)
+            else:
+                self.on_fewer_changes()
         if len(self._days) > KEPT_DAYS:
             del self._days[min(self._days)]
         if len(reply) > 1:
