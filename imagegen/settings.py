@@ -266,6 +266,7 @@ def _rules() -> dict[str, _SettingRule]:
 
 
 def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
+    """Return the values of the settings file. A name alone has none, as for Docker."""
     try:
         if path is None or not (text := _text_of(path)):
             return {}
@@ -276,7 +277,8 @@ def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
 
     lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
-        if line.error:
+        is_name = line.key and (line.value is not None or line.key.isidentifier())
+        if line.error or (line.key and not is_name):
             faults[f"{path}, line {line.original.line}"] = "is not of the form NAME=value"
     return {line.key: line.value or "" for line in lines if line.key}
 

@@ -12,6 +12,7 @@ import pytest
 from imagegen import settings as module
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings, setting_names
+from tests.support import over_rows
 
 EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
 
@@ -44,6 +45,14 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
     file.write_bytes(b"PORT=\xff\n")
     with pytest.raises(SettingsError, match=r"\.env: can't be read: it is not UTF-8"):
+        Settings.load({}, dotenv=file)
+
+
+@over_rows("line", ['{"PORT":"4000"}', "[imagegen]", "{", '"PORT":', "- PORT"])
+def test_a_line_of_another_format_is_a_fault_with_its_number(tmp_path: Path, line: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"LOG_LEVEL=INFO\n{line}\n")
+    with pytest.raises(SettingsError, match=r"\.env, line 2: "):
         Settings.load({}, dotenv=file)
 
 
