@@ -418,6 +418,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
         lost_calls=app[QUEUE].lost_calls,
+        open_calls=app[QUEUE].open_calls,
         ledger=app[LEDGER],
         feed=app[QUEUE].feed,
         store=app[STORE],

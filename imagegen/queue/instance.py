@@ -26,6 +26,7 @@ from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Message, Notifier
+from imagegen.queue.open_calls import OpenCalls
 from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.pause import PAUSE_MESSAGE, ClaimingPause
@@ -91,6 +92,7 @@ class QueueInstance:
     outbox: Outbox
     recovery: Recovery
     lost_calls: LostCalls
+    open_calls: OpenCalls
     families: CompletedFamilies
     lines: ClientLines
     mover: LineMover
@@ -172,6 +174,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=config.result_ttl_s),
         lost_calls=LostCalls(connection, keys),
+        open_calls=OpenCalls(notifier),
         families=families,
         lines=lines,
         mover=mover,

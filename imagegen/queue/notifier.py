@@ -72,7 +72,7 @@ class Notifier:
         self._connection = connection
         self._channel = keys.notifications
         self.instance = instance
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[int | None]] = set()
         self.peers: dict[str, float] = {}
         self.greeting: Callable[[], Mapping[str, Any]] = dict
         self.greetings: dict[str, Message] = {}
@@ -179,6 +179,10 @@ class Notifier:
             sending = asyncio.create_task(self._publish(kind, content), name=f"publish-{kind}")
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
+
+    async def request(self, kind: str, **content: Any) -> int | None:
+        """Publish to the peers. Return how many receive it, None if Redis does not count them or can't be used."""
+        return None if self.silent or not self.subscribed else await self._publish(kind, content)
 
     def in_script(self, kind: str, **content: Any) -> tuple[str, bytes]:
         """Return channel and message for a script that publishes them; empty if certainly no peer would receive it."""
@@ -301,7 +305,8 @@ class Notifier:
     def _message(self, kind: str, content: Mapping[str, Any]) -> bytes:
         return orjson.dumps({"from": self.instance, "kind": kind, **content})
 
-    async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
+    async def _publish(self, kind: str, content: Mapping[str, Any]) -> int | None:
+        """Publish a message. Return how many others receive it, None if that is unknown."""
         try:
             receivers = await self._connection.commands.publish(self._channel, self._message(kind, content))
         except (RedisError, OSError, TimeoutError) as error:
@@ -310,7 +315,7 @@ class Notifier:
             elif unavailable(error):
                 self._connection.health.failed(error)
                 self._repeat_hello(kind)
-            return
+            return None
         self._hellos = 0
         self._connection.meter.redis_commands_sent("control", 1)
         if self.silent:
@@ -318,12 +323,13 @@ class Notifier:
             self._doubt_peers()
             logger.info("The instances can use their channel again")
         if self._connection.servers.clustered:  # then the count is that of one node
-            return
+            return None
         if kind == "hello" and self.subscribed:
             self._others = receivers - 1
             self._count_peers()
         if receivers <= 1 and kind not in _BROADCAST:
             self._forget_all()
+        return max(receivers - self.subscribed, 0)
 
 
 def ids_of(message: Message) -> list[str]:

@@ -17,6 +17,7 @@ from imagegen.providers.model_rules import ModelTable
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
+from imagegen.queue.open_calls import OpenCalls
 from imagegen.tasks.family import CountReusable, ReuseImages
 from imagegen.tasks.submission import TaskIdentity
 from imagegen.tasks.task import Task
@@ -70,6 +71,7 @@ class Services:
 
     queue: ClientQueue
     lost_calls: LostCalls
+    open_calls: OpenCalls
     ledger: Ledger
     feed: Feed
     store: ImageStore

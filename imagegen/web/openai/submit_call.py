@@ -47,6 +47,7 @@ class ClientCall:
         self._request_id = self._submission(request.variant).task_id
         self._call: TrackedCall | None = None
         self._has_task = False
+        self._held = ""
 
     async def task(self) -> Task:
         """Return the call's task: a new one, or that of an earlier call, which may have failed.
@@ -72,18 +73,25 @@ class ClientCall:
 
     async def end(self, ending: Ending) -> None:
         """Remember how the call ended; other instances learn only of lost ones. Call it once."""
-        if self._call is None:
-            return
-        self._call.end(ending)
-        variant, client = self._call.variant, self._options.client
+        try:
+            if self._call is not None:
+                self._call.end(ending)
+                await self._store_lost(self._call.variant, ending)
+        finally:
+            if self._held:
+                self._services.open_calls.end(self._held, is_answered=ending is not Ending.LOST)
+
+    async def _store_lost(self, variant: int | None, ending: Ending) -> None:
+        """Store a lost call for the other instances, and for those after this one."""
         if ending is not Ending.LOST or variant is None or not self._has_task or self._fixed is not None:
             return
         if self._services.queue.has_peers or self._services.readiness.draining:
             with suppress(QueueUnavailable):
-                await self._services.lost_calls.add(client, self._request_id, variant)
+                await self._services.lost_calls.add(self._options.client, self._request_id, variant)
 
     async def _joined_task(self, variant: int) -> Task:
         submission = self._submission(variant)
+        self._hold(submission.task_id)
         task = await self._services.queue.get(submission.task_id)
         if task is not None and task.state in (State.FAILED, State.CANCELLED) and self._is_answer(task):
             return task
@@ -105,6 +113,7 @@ class ClientCall:
         while True:
             variant = call.variant or 0
             submission = self._submission(variant)
+            self._hold(submission.task_id)
             submitted = await self._submit_new(submission)
             if submitted.cached is CacheResult.MISS:
                 self._services.ledger.on_submitted(submission, submitted)
@@ -112,10 +121,27 @@ class ClientCall:
             lost = variant if queue.was_interrupted(submitted.task) else None
             if lost is None and not looked_up:
                 looked_up, lost = True, await self._take_lost()
+            if lost is None and await self._is_abandoned(submitted.task):
+                lost = variant
             if lost is not None:
                 call.join(lost)
                 return await self._joined_task(lost)
             call.skip()
+
+    def _hold(self, task_id: str) -> None:
+        """Show the other instances that this call waits for a task, before they can see the task."""
+        calls = self._services.open_calls
+        if self._held:
+            calls.end(self._held, is_answered=False)
+        self._held = task_id
+        calls.begin(task_id)
+
+    async def _is_abandoned(self, task: Task) -> bool:
+        """Return whether the client's call for a task was lost with its instance, as by `kill -9`."""
+        is_own = task.submitter == submitter_name(self._options.client)
+        if task.state.is_final or not is_own or not self._services.queue.has_peers:
+            return False
+        return not await self._services.open_calls.may_be_elsewhere(task.id)
 
     async def _submit_new(self, submission: Submission) -> SubmitResult:
         """Submit a new image; if it may cost too much, only if its task exists, so that lost calls are found.

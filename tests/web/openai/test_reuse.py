@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from imagegen.app import METER, QUEUE
+from imagegen.queue.open_calls import QUESTION
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.tasks.request import GenerationRequest
@@ -208,6 +209,30 @@ async def test_equal_calls_to_two_instances_are_different_images(
     answers = await asyncio.gather(*(service.generate() for service in services * 2))
     assert len({await id_of(answer) for answer in answers}) == 4
     assert upstream.ledger.paid_total == 4
+
+
+async def test_an_equal_call_on_another_instance_after_a_202_is_another_image(
+    two: Callable[[], Awaitable[tuple[Service, Service]]], upstream: EmulatedUpstream
+) -> None:
+    services = await two()
+    upstream.script(HELD | {"times": 4})
+    answers = [await each.generate(path="/v1/images/generations/async") for each in services * 2]
+    assert len({(await answer.json())["id"] for answer in answers}) == 4
+
+
+async def test_an_equal_call_beside_an_instance_that_does_not_answer_is_another_image(
+    two: Callable[[], Awaitable[tuple[Service, Service]]], upstream: EmulatedUpstream
+) -> None:
+    """As those of earlier versions do not."""
+    first, second = await two()
+    del first.app[QUEUE].notifier.handlers[QUESTION]
+    upstream.script(HELD)
+    open_call = asyncio.create_task(first.generate())
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)
+    other = await id_of(await second.generate())
+    upstream.release()
+    assert await id_of(await open_call) != other
+    assert upstream.ledger.total == 2
 
 
 @pytest.mark.parametrize("headers", [{}, REPEAT])
