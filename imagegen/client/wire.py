@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,9 @@ class Wire:
         self._origin = _origin(base)
         self._general = {"User-Agent": f"imagegen-client/{__version__}"}
         self._own = {"Accept": "application/json", "Accept-Language": language}
+        api_key = (api_key or "").strip()  # a line break at its end, as of a file
+        if not re.fullmatch(r"[!-~]*", api_key):
+            raise ValueError("api_key must be visible ASCII characters without spaces")
         if api_key:
             self._own["Authorization"] = f"Bearer {api_key}"
 

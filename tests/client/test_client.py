@@ -246,6 +246,18 @@ def test_the_key_goes_to_the_service_alone() -> None:
     assert keys == [None, "Bearer secret", None, "Bearer secret"]
 
 
+@over_rows("key", ["k\u00e4se", "two words", "a\nb"])
+def test_a_key_that_no_header_can_have_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key must be visible ASCII") as refused:
+        ImageClient("http://127.0.0.1:1", api_key=key)
+    assert key not in str(refused.value)
+
+
+def test_a_line_break_behind_a_key_does_not_count() -> None:
+    with ImageClient("http://127.0.0.1:1", api_key=" ig_key\n"):
+        pass
+
+
 @over_rows("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port"])
 def test_a_wrong_base_address_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
