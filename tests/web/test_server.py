@@ -14,7 +14,7 @@ import pytest
 from aiohttp import http_parser, web, web_protocol
 
 from imagegen.metrics import Meter
-from imagegen.web.http import middleware
+from imagegen.web.http import half_closed, middleware
 from imagegen.web.http import server as http_server
 from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
@@ -395,16 +395,19 @@ async def test_idle_connections_outlive_a_proxys_two_minutes(server: Server) -> 
 
 @over_rows(
     "request_",
-    [b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /api/x HTTP/1.1\r\n"],
+    [
+        b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /api/x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /v1/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /v1/slow HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+    ],
 )
 async def test_a_client_that_closes_its_own_side_after_its_request_gets_the_response(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, request_: bytes
 ) -> None:
     monkeypatch.setattr(http_server, "HALF_CLOSED_S", 60.0)
-    server = await make_server()
-    if request_.startswith(b"POST"):
-        request_ += b"Host: a\r\nContent-Length: 2\r\n\r\n{}"
-    (answer,) = await server.send(request_, half_closes=True)
+    (answer,) = await (await make_server()).send(request_, half_closes=True)
     assert answer.status == 200
 
 
@@ -418,15 +421,29 @@ async def test_a_client_that_closes_its_own_side_within_its_request_is_left_at_o
     assert await (await make_server()).send(request_, half_closes=True) == []
 
 
-async def test_a_client_that_closes_its_own_side_counts_as_gone_where_a_repeat_could_be_paid_again(
-    make_server: MakeServer,
-) -> None:
-    request = b"POST /v1/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
-    assert await (await make_server()).send(request, half_closes=True) == []
-
-
-async def test_a_response_to_a_closed_side_is_not_waited_for_long(
+async def test_a_response_to_a_closed_side_of_http_1_0_is_not_waited_for_long(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "HALF_CLOSED_S", 0.01)
-    assert await (await make_server()).send(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n", half_closes=True) == []
+    assert await (await make_server()).send(b"GET /never HTTP/1.0\r\n\r\n", half_closes=True) == []
+
+
+async def test_a_client_that_left_is_noticed_though_it_may_have_closed_its_own_side_only(server: Server) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n")
+    await eventually(lambda: server.connections)
+    writer.close()
+    await eventually(lambda: server.connections[0].transport is None)
+
+
+async def test_a_client_with_a_closed_side_gets_informational_responses_while_it_waits(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half_closed, "PROBES_S", (0.0, 0.01))
+    server = await make_server()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n")
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.readexactly(2 * len(half_closed.PROBE)), 20) == 2 * half_closed.PROBE
+    assert not writer.is_closing()
+    writer.close()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
+
+from imagegen.web.http.half_closed import on_half_close
 
 PING_S = 15.0
 
@@ -22,6 +25,7 @@ class EventStream(EventSourceResponse):
         super().__init__(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
         self._writing = asyncio.Lock()
         self._request: web.BaseRequest | None = None
+        self._probing: asyncio.Future[None] | None = None
         self.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -34,7 +38,18 @@ class EventStream(EventSourceResponse):
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         self._request = request
-        return await super().prepare(request)
+        writer = await super().prepare(request)
+        if isinstance(request, web.Request):
+            on_half_close(request, self._probe)
+        return writer
+
+    def _probe(self) -> None:
+        """Send a comment line, which shows whether a client that has closed its own side still reads."""
+        self._probing = asyncio.ensure_future(self._write_probe())
+
+    async def _write_probe(self) -> None:
+        with suppress(ConnectionError, RuntimeError):
+            await self.write(b":\r\n\r\n")
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write one event or comment line; not within an event that is written in pieces."""

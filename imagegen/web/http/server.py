@@ -15,6 +15,7 @@ from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import is_sending, notify_disconnect
 from imagegen.web.http.error_responses import error_response
+from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
 
@@ -29,9 +30,7 @@ _HEAD_PIECE = MAX_HEAD_BYTES + 1
 """Bytes given to the parser before it shows whether a head ends in them."""
 
 HALF_CLOSED_S = 1.0
-"""How long the response to a client that has closed its side is awaited: the client may have left instead."""
-
-_SAFE_METHODS = frozenset({"GET", "HEAD"})
+"""How long the response to a client of HTTP/1.0 that has closed its side is awaited: it can't be probed."""
 
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
@@ -87,15 +86,17 @@ class _Server(web.Server):
 
 class _Connection(web.RequestHandler):
     __slots__ = (
-        "_answers_half_closed",
         "_app",
         "_body",
         "_connections",
         "_head_bytes",
         "_head_timeout_s",
         "_head_timer",
+        "_takes_probes",
         "_used",
+        "_watch",
         "address",
+        "half_closed",
     )
 
     def __init__(
@@ -115,7 +116,9 @@ class _Connection(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._answers_half_closed = False
+        self._takes_probes = False
+        self._watch: HalfClosedWatch | None = None
+        self.half_closed = False
         self._body: StreamReader = EMPTY_PAYLOAD
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -173,7 +176,7 @@ class _Connection(web.RequestHandler):
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
             self._head_bytes = 0
-            self._answers_half_closed = isinstance(message, _ErrInfo) or _is_repeatable(message)
+            self._takes_probes = not isinstance(message, _ErrInfo) and message.version >= HttpVersion11
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
         else:
@@ -201,17 +204,23 @@ class _Connection(web.RequestHandler):
             super().resume_reading(resume_parser)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open, for the response to a request that has come whole.
-
-        In `/v1` and `/mcp` it closes: there the service must notice that a client has left, so that its repeat of the
-        call is not paid again.
-        """
+        """Return whether the connection stays open, for the response to a request that has come whole."""
         super().eof_received()
-        if self.idle or self.receiving or not self._answers_half_closed:
+        if self.idle or self.receiving or self.transport is None:
             return False
+        self.half_closed = True
         self.close()  # after the response
-        asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._leave_half_closed)
+        if self._takes_probes:
+            self._watch = HalfClosedWatch(self.transport, self._can_probe)
+        else:
+            asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._leave_half_closed)
+        notify_half_close(self._current_request)
         return True
+
+    def _can_probe(self) -> bool:
+        """Return whether no response is on its way."""
+        request = self._current_request
+        return request is None or not (request.writer.output_size or is_sending(request))
 
     def _leave_half_closed(self) -> None:
         """Close the connection unless a response is on its way."""
@@ -221,6 +230,8 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        if self._watch is not None:
+            self._watch.stop()
         self._connections.discard(self)
         request = self._current_request
         super().connection_lost(exc)
@@ -272,11 +283,6 @@ class _Connection(web.RequestHandler):
         if self._connections.slow_heads.begins():
             logger.info("A request head took too long: connection closed")
         self.force_close()
-
-
-def _is_repeatable(message: RawRequestMessage) -> bool:
-    """Return whether a repeat of a request is never paid again, also if its client was not noticed to have left."""
-    return message.method in _SAFE_METHODS or message.path.startswith("/api/")
 
 
 def _head_bytes(message: RawRequestMessage) -> int:

@@ -165,12 +165,19 @@ class TrackedCall:
         variant = max(self._group.next, (self.variant or 0) + step)
         self.enter(variant if variant <= MAX_VARIANT else 0)
 
+    def suspect(self) -> None:
+        """Note that the client may have left: until this call ends, the next equal call is its repeat."""
+        if self.variant is not None and self.variant not in self._group.lost:
+            self._group.lost.append(self.variant)
+
     def end(self, ending: Ending) -> None:
         """Remember how the call ended. Only the last open call of a variant decides whether it was lost."""
         group, variant, now = self._group, self.variant, self._clock()
         if variant is None:
             return
         is_last = group.leave(variant, self._count)
+        if variant in group.lost:
+            group.lost.remove(variant)
         if ending is Ending.DELIVERED:
             group.delivered = variant, now, self._count
         elif ending is Ending.FAILED:

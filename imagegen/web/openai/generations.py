@@ -19,6 +19,7 @@ from imagegen.web.guard import client_of
 from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.half_closed import is_half_closed, on_half_close
 from imagegen.web.lookup import find_task
 from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_response
 from imagegen.web.openai.client_calls import Ending
@@ -88,6 +89,7 @@ async def respond(
     call, ending = _client_call(request, parsed), Ending.LOST
     try:
         task = await call.task()
+        on_half_close(request, call.suspect)
         spent_s = asyncio.get_running_loop().time() - started_at
         within_s = wait_limit_s(request.headers, services.openai.max_wait_s) - spent_s
         if parsed.streamed:
@@ -111,6 +113,7 @@ async def respond_async(request: web.Request, parsed: OpenAIRequest) -> web.Stre
     call, ending = _client_call(request, parsed), Ending.LOST
     try:
         task = await call.task()
+        on_half_close(request, call.suspect)
         response = await async_task_response(services, request, task, status=202)
         delivered = Ending.FAILED if task.state in (State.FAILED, State.CANCELLED) else Ending.DELIVERED
         ending = await _deliver(request, response, delivered)
@@ -188,7 +191,10 @@ def _ending(request: web.Request, task: Task) -> Ending:
 
 
 async def _deliver(request: web.Request, response: web.StreamResponse, ending: Ending) -> Ending:
-    """Send a response now, so that its loss is noticed. Return how the call ended."""
+    """Send a response now, so that its loss is noticed. Return how the call ended.
+
+    Whether a client that has closed its own side read the response is not known: its next equal call pays nothing.
+    """
     if is_disconnected(request):
         return Ending.LOST
     try:
@@ -196,7 +202,7 @@ async def _deliver(request: web.Request, response: web.StreamResponse, ending: E
         await response.write_eof()
     except ConnectionError:
         return Ending.LOST
-    return ending
+    return Ending.LOST if is_half_closed(request) else ending
 
 
 def _prefers_async(request: web.Request) -> bool:

@@ -7,6 +7,7 @@ else by the tasks that exist.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from contextlib import suppress
 
@@ -48,6 +49,7 @@ class ClientCall:
         self._call: TrackedCall | None = None
         self._has_task = False
         self._held = ""
+        self._storing: asyncio.Future[None] | None = None
 
     async def task(self) -> Task:
         """Return the call's task: a new one, or that of an earlier call, which may have failed.
@@ -71,19 +73,26 @@ class ClientCall:
         self._has_task = True
         return task
 
+    def suspect(self) -> None:
+        """Note that the client may have left, so that an equal call is its repeat, also on another instance."""
+        if self._call is not None and self._storing is None:
+            self._call.suspect()
+            self._storing = asyncio.ensure_future(self._store_lost(self._call.variant))
+
     async def end(self, ending: Ending) -> None:
         """Remember how the call ended; other instances learn only of lost ones. Call it once."""
         try:
             if self._call is not None:
                 self._call.end(ending)
-                await self._store_lost(self._call.variant, ending)
+                if ending is Ending.LOST and self._storing is None:
+                    await self._store_lost(self._call.variant)
         finally:
             if self._held:
                 self._services.open_calls.end(self._held, is_answered=ending is not Ending.LOST)
 
-    async def _store_lost(self, variant: int | None, ending: Ending) -> None:
-        """Store a lost call for the other instances, and for those after this one."""
-        if ending is not Ending.LOST or variant is None or not self._has_task or self._fixed is not None:
+    async def _store_lost(self, variant: int | None) -> None:
+        """Store a lost call for the other instances, and for those after this one, which may take it once."""
+        if variant is None or not self._has_task or self._fixed is not None:
             return
         if self._services.queue.has_peers or self._services.readiness.draining:
             with suppress(QueueUnavailable):
