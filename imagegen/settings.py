@@ -106,6 +106,7 @@ class Settings:
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
     misspelled: names that were set and are no settings, each with the probable setting.
     file_channels: those of CHANNELS_FILE; then `provider` is the one of the default model.
+    replaced: names that were set, and that CHANNELS_FILE takes the place of.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -194,6 +195,7 @@ class Settings:
     on_render: bool = False
     misspelled: tuple[tuple[str, str], ...] = ()
     file_channels: tuple[Channel, ...] = ()
+    replaced: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
@@ -375,7 +377,14 @@ def _with_channels(settings: Settings, parsed: set[str], texts: Mapping[str, str
     if (preferred := channels.preferred(default)) is None:
         faults["DEFAULT_MODEL"] = "is served by no channel of CHANNELS_FILE; set it to a model that one of them serves"
     provider = preferred.provider if preferred else SANDBOX
-    return replace(settings, file_channels=read, provider=provider)
+    return replace(settings, file_channels=read, provider=provider, replaced=_replaced(read, parsed))
+
+
+def _replaced(channels: tuple[Channel, ...], parsed: set[str]) -> tuple[str, ...]:
+    """Return the names of settings of providers that were set and that no channel uses."""
+    names = ["PROVIDER", *(name for kind in KINDS.values() for name in (kind.key_setting, kind.url_setting))]
+    used = {key.source.removeprefix("env:") for channel in channels for key in channel.keys}
+    return tuple(name for name in names if name.lower() in parsed and name not in used)
 
 
 def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Settings:

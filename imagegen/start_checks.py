@@ -95,6 +95,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
     if settings.image_store_max_bytes < MIN_STORE_BYTES and settings.image_store != "upstream":
         yield "IMAGE_STORE_MAX_BYTES is below 10 MB, which a few images fill: each is deleted once others are saved"
+    for name in settings.replaced:
+        yield f"{name} has no effect while CHANNELS_FILE is set, which names all providers and their keys"
     yield from _contradictions(settings)
     if settings.redis_url is not None and (folder := _recent_embedded_data(settings)):
         yield (

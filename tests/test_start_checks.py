@@ -124,6 +124,17 @@ def test_the_sandbox_is_named_only_where_no_call_is_paid() -> None:
         assert any(line.startswith("The sandbox draws") for line in lines) is is_named
 
 
+def test_a_setting_of_a_provider_that_the_file_of_channels_replaces_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "channels.toml"
+    file.write_text('[[channels]]\nname = "a"\nprovider = "together"\nkeys = ["env:TOGETHER_API_KEY"]\n')
+    used = {"CHANNELS_FILE": str(file), "TOGETHER_API_KEY": "k", "DATA_DIR": str(tmp_path)}
+    assert list(warnings(Settings.load(used, dotenv=None))) == []
+    lost = {"PROVIDER": "openai", "OPENAI_API_URL": "https://relay.example", "FAL_KEY": "k"}
+    lines = list(warnings(Settings.load(used | lost, dotenv=None)))
+    assert sorted(line.split()[0] for line in lines) == sorted(lost)
+    assert all("CHANNELS_FILE" in line for line in lines)
+
+
 ADMIN = "0123456789abcdef"
 
 
