@@ -203,6 +203,12 @@ class Router(PermitLine):
                 key.accepted(permit.model, call.probes)
             if error.code == NO_MODEL or error.of_channel:
                 call.lane.record_refused_model(permit, now, of_channel=error.of_channel)
+            if error.of_channel and key.warns(now):
+                logger.warning(
+                    "Channel {} answered a call with {}, as an address without this route does; check its base_url",
+                    call.lane.channel.name,
+                    error.status,
+                )
             pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:

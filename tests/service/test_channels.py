@@ -149,6 +149,7 @@ def test_a_call_passes_all_accounts_and_addresses_that_refuse_it_and_is_paid_onc
         failed = service.finished(service.accepted(prompt="none serves it", **other))
         assert (failed["status"], failed["error"]["code"]) == ("failed", "upstream_auth")
         assert (len(pool.calls), len(relay.calls), len(last.calls)) == (4, 2, 4)
+        assert service.log.count("Channel relay answered a call with 404") == 1
 
 
 def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_service: Start, tmp_path: Path) -> None:
