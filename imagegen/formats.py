@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import takewhile
 from urllib.parse import unquote_to_bytes
 
 _URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+_MASK = "[prompt]"
+_QUOTED_CHARS, _SHORTEST_QUOTED_CHARS = 20, 3
 
 MAX_FAULT_CHARS = 100
 """Of the reason of TLS for a refused certificate."""
@@ -52,6 +57,21 @@ def parse_digits(text: str) -> int | None:
 def printable(text: str, max_chars: int | None = None) -> str:
     """Return text with `?` for each unprintable character, cut at `max_chars`."""
     return "".join(char if char.isprintable() else "?" for char in text[:max_chars])
+
+
+def mask_quotes(text: str, hidden: Iterable[str | None]) -> str:
+    """Return a text with `[prompt]` for each quote of a hidden text: whole, or from its start as far as it goes.
+
+    A hidden text of one or two characters is left, since each word may have it.
+    """
+    for whole in hidden:
+        plain = " ".join((whole or "").split())
+        start, at = plain[:_QUOTED_CHARS].lower(), -1
+        while len(start) >= _SHORTEST_QUOTED_CHARS and (at := text.lower().find(start, at + 1)) >= 0:
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(text[at:].lower(), plain.lower(), strict=False))
+            text = text[:at] + _MASK + text[at + sum(1 for _ in same) :]
+            at += len(_MASK) - 1
+    return text
 
 
 def certificate_fault(error: BaseException) -> str:

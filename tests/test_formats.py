@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from imagegen.backoff import Backoff, doubled
-from imagegen.formats import parse_digits, parse_http_date, printable, rfc3339
+from imagegen.formats import mask_quotes, parse_digits, parse_http_date, printable, rfc3339
 from tests.support import over_rows
 
 
@@ -60,3 +60,24 @@ def test_waits_double_up_to_a_limit_and_start_over_after_a_reset() -> None:
 
 def test_a_wait_stays_at_its_limit_after_any_number_of_failures() -> None:
     assert doubled(0.01, 10_000, 30.0) == 30.0
+
+
+LONG = "a lighthouse at the end of the world, in fog"
+
+
+@over_rows(
+    ("text", "hidden", "masked"),
+    [
+        (f"refused: {LONG}", [LONG], "refused: [prompt]"),
+        (f"'{LONG.upper()}' and {LONG}!", [LONG], "'[prompt]' and [prompt]!"),
+        (f"refused: {LONG[:30]}…", [LONG], "refused: [prompt]…"),
+        ("a lighthouse at sea", [LONG], "a lighthouse at sea"),
+        ("no cat, no dog", ["cat", None, "dog"], "no [prompt], no [prompt]"),
+        ("一只猫不行", ["一只猫"], "[prompt]不行"),
+        ("a b c", ["a", "", None], "a b c"),
+        ("the prompt is bad", ["prompt"], "the [prompt] is bad"),
+        ("a cat in fog", ["a cat \n in  fog"], "[prompt]"),
+    ],
+)
+def test_quotes_of_a_hidden_text_are_masked_as_far_as_they_go(text: str, hidden: list[str], masked: str) -> None:
+    assert mask_quotes(text, hidden) == masked

@@ -11,6 +11,7 @@ from yarl import URL
 
 from imagegen.channels_file import credential_setting
 from imagegen.errors import UpstreamError
+from imagegen.formats import mask_quotes
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
 from imagegen.tasks.provider_job import JobHandle
@@ -95,7 +96,7 @@ class MeteredProvider:
         except UpstreamError as error:
             code, ambiguous = error.code, error.ambiguous
             if code in _REFUSALS:
-                self._warn(error)
+                self._warn(error, call)
             raise
         finally:
             self._meter.observe_provider_call(code, monotonic() - began_at, ambiguous=ambiguous)
@@ -111,14 +112,15 @@ class MeteredProvider:
     async def cancel(self, handle: JobHandle) -> bool | None:
         return await self.plain.cancel(handle)
 
-    def _warn(self, error: UpstreamError) -> None:
+    def _warn(self, error: UpstreamError, call: Call) -> None:
         """Warn the operator once until a call is accepted again, at most once a minute: one model may be refused."""
         code, now = error.code, self._clock()
         if code not in self._refusing and now - self._warned_at.get(code, -math.inf) >= WARN_AGAIN_S:
             self._refusing.add(code)
             self._warned_at[code] = now
             setting = self._key_name or credential_setting(self.name)
-            logger.warning(_REFUSALS[code], setting, error.upstream_detail)
+            detail = mask_quotes(error.upstream_detail, (call.request.prompt, call.request.negative_prompt))
+            logger.warning(_REFUSALS[code], setting, detail)
             self._on_refused(code, setting)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:

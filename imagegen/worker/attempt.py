@@ -113,7 +113,9 @@ class Attempt:
         self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
-        self._judging = Judge(claim, runner.rules, runner.permits, runner.clock, runner.routes.lists_jobs)
+        prompts = self._request.prompt, self._request.negative_prompt
+        lists_jobs = runner.routes.lists_jobs
+        self._judging = Judge(claim, runner.rules, runner.permits, runner.clock, lists_jobs, prompts=prompts)
         self._places = ImagePlaces(claim, self._request.n)
         ends_at = runner.rules.deadline(claim.task)
         self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)

@@ -10,6 +10,7 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
+from imagegen.formats import mask_quotes
 from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
@@ -25,7 +26,8 @@ from imagegen.worker.permits import Choice, Permit, PermitLine
 class Judge:
     """Judge of one claim. clock: Unix time. lists_jobs: returns whether jobs of a channel's lost calls can be found.
 
-    refusals: of keys and channels of the present model, after which another one was called.
+    refusals: of keys and channels of the present model, after which another one was called. prompts: are not logged,
+    though services quote them in their errors.
     """
 
     claim: Claim
@@ -34,6 +36,7 @@ class Judge:
     clock: Callable[[], float]
     lists_jobs: Callable[[str], bool] = lambda _channel: False
     refusals: list[UpstreamError] = field(default_factory=list)
+    prompts: tuple[str | None, ...] = ()
 
     def outcome(
         self, error: UpstreamError, *, upstream_dead: bool = False, paid_without_result: bool
@@ -60,7 +63,8 @@ class Judge:
             outcome = Retry(SEARCH_RETRY_S, WaitReason.RETRYING)  # its image may be paid for
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
-        log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)
+        detail = mask_quotes(error.upstream_detail, self.prompts)
+        log.info("The attempt failed: {} ({}); {}", error.code, detail, follows)
         return outcome
 
     def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None = None) -> UpstreamError:

@@ -90,7 +90,12 @@ async def test_other_calls_are_delegated() -> None:
 
 async def test_a_rejected_key_is_one_warning_until_a_call_succeeds() -> None:
     with logged() as lines:
-        error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
+        error = UpstreamError(
+            "upstream_auth",
+            "the operator must act",
+            status=401,
+            upstream_detail=f"Invalid API key ({CALL.request.prompt})",
+        )
         provider = FakeProvider(error)
         provider.name = "together"
         now = [0.0]
@@ -99,7 +104,7 @@ async def test_a_rejected_key_is_one_warning_until_a_call_succeeds() -> None:
             provider.error, now[0] = fault, seconds
             with suppress(UpstreamError):
                 await metered.generate(CALL, Recorder())
-    refused = "WARNING The provider refuses the key of TOGETHER_API_KEY: Invalid API key\n"
+    refused = "WARNING The provider refuses the key of TOGETHER_API_KEY: Invalid API key ([prompt])\n"
     assert lines == [refused, "INFO The provider accepts the key again\n", refused, lines[1]]
 
 

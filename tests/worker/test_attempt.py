@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.tasks.image import GivenImage, StoredImage
@@ -169,3 +170,14 @@ async def test_a_failed_attempt_is_logged_in_plain_words(make_harness: MakeHarne
     [line] = [line for line in lines if "attempt failed" in line]
     assert "upstream_error (HTTP 500); retry in" in line
     assert "Retry(" not in line
+
+
+async def test_a_prompt_that_the_upstream_quotes_is_not_logged(make_harness: MakeHarness) -> None:
+    refusal = UpstreamError(
+        "content_policy", "refused", upstream_detail='The prompt "a cat in a secret place" is unsafe'
+    )
+    harness = make_harness(refusal, pool=False)
+    with logged("DEBUG", "{message}") as lines:
+        await harness.attempts.run(await harness.claim("A cat\nin a secret place"))
+    [line] = [line for line in lines if "attempt failed" in line]
+    assert 'content_policy (The prompt "[prompt]" is unsafe)' in line
