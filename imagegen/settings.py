@@ -53,7 +53,13 @@ _OTHERS = {
     "GEMINI_BASE_URL": "GEMINI_API_URL",
     "GOOGLE_GEMINI_BASE_URL": "GEMINI_API_URL",
     "SILICONFLOW_BASE_URL": "SILICONFLOW_API_URL",
-    "REDIS_URI": "REDIS_URL",
+    **dict.fromkeys(("REDIS_URI", "REDIS_HOST", "REDISHOST", "REDIS_TLS_URL", "VALKEY_URL"), "REDIS_URL"),
+    "REDIS_PASSWORD": "REDIS_TOKEN",
+    "REDISPASSWORD": "REDIS_TOKEN",
+    "CORS_ALLOWED_ORIGINS": "CORS_ORIGINS",
+    "RATE_LIMIT": "RATE_LIMIT_MAX",
+    "TRUST_PROXY": "TRUSTED_PROXY_HOPS",
+    "TRUSTED_PROXIES": "TRUSTED_PROXY_HOPS",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
     "OPENAI_KEY": "OPENAI_API_KEY",
@@ -66,7 +72,7 @@ _OTHERS = {
     "MAX_QUEUE_SIZE": "MAX_QUEUE",
     "CONCURRENCY": "WORKER_CONCURRENCY",
 }
-"""Names that other programs use for one of these settings."""
+"""Names that other programs use for one of these settings, which may be there for them if it is set too."""
 
 _OWN_PREFIX = "IMAGEGEN_"
 """No setting has it, but many services' settings begin with their name."""
@@ -330,8 +336,11 @@ def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     unknown = sorted(
         name for name, text in texts.items() if text and name not in read_names and not _is_service_link(name, text)
     )
+    foreign = {name for name, own in _OTHERS.items() if texts.get(own)}
     guesses = (
-        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE)) for name in unknown
+        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE))
+        for name in unknown
+        if name not in foreign
     )
     return tuple((name, near) for name, near in guesses if near)
 

@@ -220,7 +220,16 @@ def test_an_unknown_home_folder_is_a_fault(monkeypatch: pytest.MonkeyPatch, home
 
 
 def test_misspelled_settings_are_detected() -> None:
-    others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME", "IMAGEGEN_KEY", "IMAGEGEN_URL")
+    others = (
+        "XDG_DATA_DIRS",
+        "HOSTNAME",
+        "LOG_FILE",
+        "REDIS_SERVICE_HOST",
+        "PATH",
+        "HOME",
+        "IMAGEGEN_KEY",
+        "IMAGEGEN_URL",
+    )
     near = {
         "TOGETHER_APIKEY": "TOGETHER_API_KEY",
         "RATE_LIMITMAX": "RATE_LIMIT_MAX",
@@ -232,9 +241,17 @@ def test_misspelled_settings_are_detected() -> None:
         "IMAGEGEN_REDIS_URL": "REDIS_URL",
         "S3_SECRET_KEY": "S3_SECRET_ACCESS_KEY",
         "MODEL": "DEFAULT_MODEL",
+        "REDIS_HOST": "REDIS_URL",
+        "CORS_ALLOWED_ORIGINS": "CORS_ORIGINS",
     }
     environ = dict.fromkeys([*others, *near], "1")
     assert dict(load(**environ).misspelled) == near
+
+
+def test_a_name_of_another_program_is_none_where_our_own_setting_is_there_too() -> None:
+    assert load(REDIS_HOST="h", REDIS_PASSWORD="p", REDIS_URL="redis://h", REDIS_TOKEN="p").misspelled == ()
+    assert dict(load(REDIS_HOST="h", REDIS_URL="").misspelled) == {"REDIS_HOST": "REDIS_URL"}
+    assert dict(load(REDIS_ULR="h", REDIS_URL="redis://h").misspelled) == {"REDIS_ULR": "REDIS_URL"}
 
 
 def test_the_addresses_of_services_that_kubernetes_names_are_no_misspelled_settings() -> None:
