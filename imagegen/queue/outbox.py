@@ -340,7 +340,8 @@ class Outbox:
         if self._owns(name):
             return True
         destinations, until = _destinations(waiting), self._clock() + OUTBOX_GRACE_S
-        due_at = min(delivery.due_at or task.finished_at or 0.0 for delivery in waiting)
+        first_at = min(task.finished_at or 0.0, self._clock())  # it may be later if the clock went back
+        due_at = min(delivery.due_at or first_at for delivery in waiting)
         self._busy.set()
         if self._waits_by_name(due_at, destinations) or not any(
             self._capacity_of(destination) > 0 for destination in destinations

@@ -170,7 +170,10 @@ class WebhookSender:
 
 
 class WebhookDispatcher:
-    """Dispatcher of deliveries until each is done. `deliver_forever` is the loop to supervise."""
+    """Dispatcher of deliveries until each is done. `deliver_forever` is the loop to supervise.
+
+    clock: in which due times of deliveries are. Once received, they wait by the event loop's clock, which never jumps.
+    """
 
     def __init__(
         self,
@@ -189,17 +192,18 @@ class WebhookDispatcher:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def deliver_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             receiving = group.create_task(self._receive(), name="webhooks-receive")
             try:
                 while True:
                     self._changed.clear()
-                    while running := self._destinations.start(self._clock()):
+                    while running := self._destinations.start(loop.time()):
                         started = group.create_task(self._run(running), name=f"webhook-{running.item[0].id}")
                         self._under_way.add(started)
                         started.add_done_callback(self._under_way.discard)
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._destinations.wait_s(self._clock())):
+                        async with asyncio.timeout(self._destinations.wait_s(loop.time())):
                             await self._changed.wait()
             finally:
                 receiving.cancel()
@@ -211,10 +215,13 @@ class WebhookDispatcher:
 
     async def _receive(self) -> None:
         """Queue what the outbox returns."""
+        loop = asyncio.get_running_loop()
         while True:
             task, delivery = await self._outbox.next()
-            due_at = delivery.due_at or task.finished_at or 0.0
-            self._destinations.add(destination_of(delivery.webhook.url), due_at, (task, delivery), self._clock())
+            now = self._clock()
+            wait_s = (delivery.due_at or min(task.finished_at or 0.0, now)) - now
+            due_at = loop.time() + wait_s
+            self._destinations.add(destination_of(delivery.webhook.url), due_at, (task, delivery), loop.time())
             self._changed.set()
 
     async def _run(self, running: Try[DueDelivery]) -> None:
@@ -233,12 +240,12 @@ class WebhookDispatcher:
         finally:
             slow.cancel()
             self._destinations.end(
-                running, self._clock(), took_s=took_s, failed=response.failed, retry_after_s=response.retry_after_s
+                running, loop.time(), took_s=took_s, failed=response.failed, retry_after_s=response.retry_after_s
             )
             self._changed.set()
 
     def _slow_down(self, running: Try[DueDelivery]) -> None:
-        self._destinations.slow_down(running, self._clock())
+        self._destinations.slow_down(running, asyncio.get_running_loop().time())
         self._changed.set()
 
     async def _record(self, task: Task, delivery: Delivery, response: ReceiverResponse) -> None:

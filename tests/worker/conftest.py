@@ -343,12 +343,13 @@ async def start(make_instance: MakeInstance) -> AsyncIterator[StartWebhookInstan
             delays_s: tuple[float, ...] = (0.05,) * 5,
             timeout_s: float = 20.0,
             delivers: bool = True,
+            clock: Callable[[], float] = time.time,
             **rules: Any,
         ) -> WebhookInstance:
             session = await stack.enter_async_context(webhook_session(private=True))
             instance = make_instance(**rules)
             sender = WebhookSender(session, body_of, OperatorSecret(secret), allow_private=True, timeout_s=timeout_s)
-            deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s)
+            deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s, clock=clock)
             service = WebhookInstance(instance, deliveries, delivers=delivers)
             stack.push_async_callback(service.crash)
             return service

@@ -69,6 +69,19 @@ async def test_a_receiver_that_always_fails_is_given_up(start: StartWebhookInsta
     await eventually(service.outbox_is_empty)
 
 
+async def test_no_try_waits_for_a_clock_that_went_back(start: StartWebhookInstance, receiver: Receiver) -> None:
+    behind_s = 3_600.0
+    service = await start(delays_s=(1.0,) * 5, clock=lambda: time.time() - behind_s)
+    receiver.script = [500]
+    await service.submit("a", Webhook(receiver.url, ""))
+    final = await service.end()
+    await eventually(lambda: service.delivery(final).attempts == 1)
+    await service.submit("b", Webhook(receiver.url, ""))
+    await service.wait_delivered((await service.end()).id)  # so that the second try of the first one waits already
+    behind_s = 7_200.0
+    assert (await service.wait_delivered(final.id)).attempts == 2
+
+
 async def test_410_ends_the_delivery_at_once(start: StartWebhookInstance, receiver: Receiver) -> None:
     service = await start()
     receiver.script = [410]
