@@ -66,7 +66,8 @@ _FAULTS_OF_COMMANDS = (
     *("WRONGTYPE", "NOGROUP", "BUSYGROUP", "UNBLOCKED", "NOSCRIPT", "BUSYKEY", "Protocol error", "syntax error"),
     *("no such key", "requires the key to exist", "wrong number of arguments", "equal or smaller", "last possible ID"),
     *("not an integer", "not a valid", "out of range", "would overflow", "would produce", "invalid", "Invalid"),
-    *("maximum allowed size", "must be", "script", "Lua ", "Write commands are not allowed"),
+    *("maximum allowed size", "request size", "record size", "key size", "too large", "too big", "must be"),
+    *("script", "Lua ", "Write commands are not allowed"),
 )
 """Parts of replies that blame a command, its arguments, or the value of its key.
 

@@ -117,6 +117,8 @@ async def started(instance: Instance, name: str) -> Claim:
         ("no upstream host", True),
         ("Connection refused", True),  # twemproxy
         ("max requests limit exceeded. Limit: 500000, Usage: 500000", True),  # Upstash
+        ("max request size exceeded. Limit: 1048576 bytes, Actual: 1064192 bytes", False),
+        ("max single record size exceeded. Limit: 104857600 bytes", False),
         ("Error running script (call to f_1): @user_script:1: Script killed by user with SCRIPT KILL", True),
         ("Error running script (call to f_1): @user_script:1: attempt to index a nil value", False),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
