@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -218,6 +218,26 @@ async def test_an_equal_call_on_another_instance_after_a_202_is_another_image(
     upstream.script(HELD | {"times": 4})
     answers = [await each.generate(path="/v1/images/generations/async") for each in services * 2]
     assert len({(await answer.json())["id"] for answer in answers}) == 4
+
+
+async def test_many_equal_calls_on_two_instances_ask_each_other_once_for_each_call(
+    two: Callable[[], Awaitable[tuple[Service, Service]]],
+    upstream: EmulatedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    services, questions = await two(), list[str]()
+    for each in services:
+        notifier = each.app[QUEUE].notifier
+
+        async def request(kind: str, _request: Any = notifier.request, **content: Any) -> int | None:
+            questions.append(kind)
+            return cast(int | None, await _request(kind, **content))
+
+        monkeypatch.setattr(notifier, "request", request)
+    upstream.script({"fault": "ok", "delay_s": 0.3, "times": 12})
+    answers = await asyncio.gather(*(each.generate() for each in services * 6))
+    assert len({await id_of(answer) for answer in answers}) == 12
+    assert 0 < len(questions) <= 12
 
 
 async def test_an_equal_call_beside_an_instance_that_does_not_answer_is_another_image(
