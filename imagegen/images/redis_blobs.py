@@ -88,7 +88,8 @@ class RedisBlobStore:
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Copy the parts under another name, then count them: two commands a part, and four.
 
-        Return False if a part is gone, or if Redis can't copy it. Raises QueueUnavailable, StoreUnavailable.
+        Where Redis may not copy, they are read and written, since the image would be paid again otherwise. Return False
+        if a part is gone. Raises QueueUnavailable, StoreUnavailable.
         """
         source, target, size_bytes = (
             _name(source_id, image),
@@ -100,9 +101,21 @@ class RedisBlobStore:
         async with self._connection.deadline():
             is_copied = await self._connection.commands.run_script(self._copy_parts, keys, [ends_at_ms])
         self._spent(1 + 2 * len(parts))
+        if is_copied < 0:
+            is_copied = await self._rewrite(parts, ends_at_ms)
         if not is_copied:
             return False
         await self._make_space(f"{target}:{size_bytes}", size_bytes, expires_at_s)
+        return True
+
+    async def _rewrite(self, parts: Sequence[tuple[str, str]], ends_at_ms: int) -> bool:
+        """Read each part and write it under another key. Return False if one is gone."""
+        for source, target in parts:
+            if (data := await self._part(source)) is None:
+                return False
+            async with self._connection.deadline(), _refusal_checked():
+                await self._connection.commands.set(target, data, pxat=ends_at_ms)
+            self._spent(1)
         return True
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:

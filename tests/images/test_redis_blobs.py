@@ -174,15 +174,17 @@ async def test_reusing_an_image_costs_two_commands_a_part_and_four(connection: C
     assert connection.meter.commands["pictures"] - before == 2 * 2 + 4
 
 
-async def test_an_image_is_not_reused_if_redis_may_not_copy(
+async def test_an_image_is_reused_although_redis_may_not_copy(
     connection: Connection, redis_url: str, prefix: str
 ) -> None:
     await connection.commands.execute_command("ACL", "SETUSER", prefix, "on", ">secret", "~*", "&*", "+@all", "-copy")
     limited = Connection(redis_url.replace("://", f"://{prefix}:secret@"))
     port = RedisBlobStore(limited, Keys(prefix), 10 * PART_BYTES)
-    image = stored_image(0, 100)
-    await port.put(TASK, image, bytes(100), later())
-    assert not await port.reuse(TASK, image, "f" * 32, 0, later())
+    image, other = stored_image(0, PART_BYTES + 1), "f" * 32
+    await port.put(TASK, image, bytes(image.size_bytes), later())
+    assert await port.reuse(TASK, image, other, 0, later())
+    assert b"".join([piece async for piece in port.get(other, image, 0, image.size_bytes)]) == bytes(image.size_bytes)
+    assert not await port.reuse("e" * 32, image, other, 0, later())  # there is none
     await limited.close()
 
 
