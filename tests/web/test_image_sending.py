@@ -18,6 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from imagegen.images.store import OpenedImage
 from imagegen.metrics import Meter
@@ -25,8 +27,9 @@ from imagegen.web.api.images import requested_range
 from imagegen.web.http import middleware
 from imagegen.web.http import server as http_server
 from imagegen.web.http.image_sending import ImageSender
+from imagegen.web.http.responses import etag_matches
 from imagegen.web.http.server import ImagegenRunner
-from tests.support import LoopTime, eventually
+from tests.support import LoopTime, eventually, over_rows
 
 LARGE = os.urandom(12_000_000)
 Serve = Callable[..., Awaitable["Served"]]
@@ -339,6 +342,7 @@ def resident_bytes() -> int:
     ("header", "part"),
     [
         ("bytes=0-9", range(10)),
+        ("Bytes=0-9", range(10)),
         ("bytes=90-", range(90, 100)),
         ("bytes=-5", range(95, 100)),
         ("bytes=5-999", range(5, 100)),
@@ -359,3 +363,23 @@ def test_a_range_of_any_length_is_parsed_as_defined(header: str, part: range | N
     found = requested_range(header, 100)
     assert (found is None) == (part is None)
     assert list(found or ()) == list(part or ())
+
+
+@over_rows(
+    ("values", "matches"),
+    [
+        (['"v1"'], True),
+        (['W/"v1"'], True),
+        (['"v0", W/"v1","v2"'], True),
+        (['"v0"', '"v1"'], True),
+        (["*"], True),
+        (['"v0", v1, "v1"'], True),
+        (['"v10"', '"v0,v1"'], False),
+        (["v1"], False),
+        ([""], False),
+        ([], False),
+    ],
+)
+def test_a_version_is_found_in_each_form_of_the_header(values: list[str], matches: bool) -> None:
+    headers = CIMultiDict([("If-None-Match", value) for value in values])
+    assert etag_matches(make_mocked_request("GET", "/", headers=headers), '"v1"') is matches

@@ -19,7 +19,7 @@ IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
 
 _INDEX = re.compile(r"0|[1-9][0-9]?")
 _OWN_QUERY = re.compile(r"v=([0-9a-f]{12})(?:&exp=[0-9]{1,12}&sig=[\w-]{22})?")
-_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)", re.IGNORECASE | re.ASCII)
 _MAX_DIGITS = 18
 _SIZES = {str(size): size for size in SIZES}
 

@@ -130,12 +130,15 @@ def json_bytes(body: bytes, *, status: int = 200, headers: Mapping[str, str] | N
     return FastJsonResponse(body, status, headers or {})
 
 
+_ETAG = re.compile(r'(?:W/)?"([!#-~]*)"')
+
+
 def etag_matches(request: web.Request, etag: str) -> bool:
     """Return whether the client has this version (RFC 9110, 13.1.2: weak comparison)."""
     if hdrs.IF_NONE_MATCH not in request.headers:
         return False
-    versions = {etag_sent.value for etag_sent in request.if_none_match or ()}
-    return bool(versions & {etag.strip('"'), "*"})
+    sent = ",".join(request.headers.getall(hdrs.IF_NONE_MATCH))
+    return sent.strip() == "*" or etag.strip('"') in _ETAG.findall(sent)
 
 
 def route_of(request: web.Request) -> web.AbstractRoute | None:
