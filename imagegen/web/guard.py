@@ -20,6 +20,7 @@ from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
 from imagegen.ratelimit.limits import OWN_LIMITS, LimitedHandler, OwnLimits
 from imagegen.tasks.clients import KEY_ID
 from imagegen.web.handler_services import SERVICES
+from imagegen.web.http.body_stream import AWAITS_CONTINUE
 from imagegen.web.http.forwarded import TrustedHops, client_address
 from imagegen.web.openapi.document import Operation
 
@@ -28,7 +29,6 @@ MAX_DROPPED_BYTES = 64 * 1024
 
 X_API_KEY = istr("X-API-Key")
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RETRY_AFTER = "2"
 
 _ADMIN_SCOPE = "(admin)"
@@ -132,7 +132,7 @@ class Guard:
         return guarded
 
     def expect(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-        """Return the answer to `Expect: 100-continue`, which a refused request does not get."""
+        """Return the check of `Expect: 100-continue`; whoever reads the body answers it."""
 
         async def answer(request: web.Request) -> web.StreamResponse | None:
             if operation.needs != "none":
@@ -141,9 +141,7 @@ class Guard:
                 self.admit(request, operation)
             if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
                 raise ExpectationFailed
-            if request.version == HttpVersion11:
-                await request.writer.write(_CONTINUE)
-                request.writer.output_size = 0  # the response has not begun
+            request[AWAITS_CONTINUE] = request.version == HttpVersion11
             return None
 
         return answer

@@ -14,7 +14,7 @@ from imagegen.app import CONNECTION, QUEUE
 from imagegen.web.openapi.document import Operation
 from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.routes import ROUTES
-from tests.support import ADMIN_TOKEN, AS_ADMIN
+from tests.support import ADMIN_TOKEN, AS_ADMIN, over_rows
 from tests.web.api_keys import KEYS, OTHER_SECRET, SECRET, bearer, make_key
 from tests.web.conftest import Client, StartService
 
@@ -170,6 +170,55 @@ async def test_a_client_that_expects_100_continue_is_refused_at_once(keyed: Clie
     writer.write(f"{head}Authorization: Bearer {SECRET}\n\n".replace("\n", "\r\n").encode())
     assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 100 Continue\r\n"
     writer.close()
+
+
+async def first_line(client: Client, head: str) -> str:
+    """Return the first line that the service sends for the head of a request."""
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(head.replace("\n", "\r\n").encode())
+    try:
+        return (await asyncio.wait_for(reader.readline(), 20)).decode()
+    finally:
+        writer.close()
+
+
+EXPECTING = "POST {} HTTP/1.1\nHost: a\nContent-Type: {}\nContent-Length: {}\nExpect: 100-continue\n{}\n"
+
+
+@over_rows(
+    ("path", "media_type", "length", "more", "status"),
+    [
+        ("/api/images/generate", "application/json", 90_000_000, "", 413),
+        ("/api/uploads", "image/png", 90_000_000, "", 413),
+        ("/api/images/batch", "text/plain", 100, "", 415),
+        ("/v1/images/generations", "application/json", 100, "Content-Encoding: gzip\n", 415),
+        ("/v1/images/edits", "multipart/form-data", 100, "", 400),
+        ("/mcp", "text/plain", 100, "", 415),
+    ],
+)
+async def test_a_body_that_its_head_rules_out_is_not_requested(
+    service: Client, path: str, media_type: str, length: int, more: str, status: int
+) -> None:
+    line = await first_line(service, EXPECTING.format(path, media_type, length, more))
+    assert line.startswith(f"HTTP/1.1 {status} ")
+
+
+@over_rows(
+    ("path", "media_type", "length"),
+    [
+        ("/api/images/generate", "application/json", 100),
+        ("/api/images/generate", "application/json", 500_000),
+        ("/api/images/generate", "application/json", 2_000_000),
+        ("/api/uploads", "image/png", 100),
+        ("/v1/images/edits", "multipart/form-data; boundary=b", 100),
+        ("/mcp", "application/json", 100),
+    ],
+)
+async def test_a_body_is_requested_from_a_client_that_waits_with_it(
+    service: Client, path: str, media_type: str, length: int
+) -> None:
+    line = await first_line(service, EXPECTING.format(path, media_type, length, ""))
+    assert line == "HTTP/1.1 100 Continue\r\n"
 
 
 async def test_another_expectation_fails_for_every_caller(keyed: Client) -> None:

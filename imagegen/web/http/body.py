@@ -36,7 +36,7 @@ from imagegen.errors import (
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import FILE_FIELD, Uploads, upload_id_of
 from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES
-from imagegen.web.http.body_stream import BodyStream
+from imagegen.web.http.body_stream import BodyStream, request_body
 from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
 
@@ -72,6 +72,7 @@ async def read_body(
     check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
+    await request_body(request)
     try:
         return await _read(request.content, max_bytes, timeout_s)
     except TimeoutError as error:

@@ -27,6 +27,10 @@ MAX_PART_HEADERS = 16
 MAX_HEADER_BYTES = 4_096
 MAX_NAME_CHARS = 60
 
+AWAITS_CONTINUE = web.RequestKey[bool]("awaits_continue")
+"""Whether the client sends the body only after a 100, which a refused request does not get."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CHUNK_BYTES = 64 * 1024
 _PLAIN = frozenset({"", "binary", "8bit", "7bit"})
 _NOT_A_FORM = FieldError("body", "is not a valid multipart form")
@@ -56,6 +60,7 @@ class BodyStream:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes. Raises BodyTooLarge, BodyTimeout, BadRequest, ConnectionResetError if the client left."""
+        await request_body(self._request)
         while chunk := await self._arrival(self._content.readany()):
             yield chunk
 
@@ -71,6 +76,7 @@ class BodyStream:
                 max_field_size=MAX_HEADER_BYTES,
                 max_headers=MAX_PART_HEADERS,
             )
+        await request_body(self._request)
         for _ in range(max_parts):
             part = await self._arrival(reader.next())
             if part is None:
@@ -93,6 +99,14 @@ class BodyStream:
         if self._content.total_bytes > self._max_bytes:
             raise BodyTooLarge(limit=self._max_bytes)
         return result
+
+
+async def request_body(request: web.Request) -> None:
+    """Let a client that waits with its body send it. Called before the first byte is read."""
+    if request.get(AWAITS_CONTINUE) and not request.content.is_eof():
+        request[AWAITS_CONTINUE] = False
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # the response has not begun
 
 
 class FormPart:
