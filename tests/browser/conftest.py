@@ -199,7 +199,7 @@ class Tabs:
         for page in context.pages:
             if page is not tab.page:
                 await page.close()
-        await tab.page.evaluate("sessionStorage.clear()")
+        await tab.page.evaluate("sessionStorage.clear(); Storage.prototype.setItem = () => {}")  # drafts are saved late
         await tab.page.goto("about:blank")
         session = await context.new_cdp_session(tab.page)
         await session.send("Storage.clearDataForOrigin", {"origin": tab.visit.base, "storageTypes": "all"})
