@@ -7,7 +7,8 @@ for i = 1, #KEYS, 2 do
   local copied = redis.pcall('COPY', KEYS[i], KEYS[i + 1], 'REPLACE')
   if type(copied) == 'table' then
     local text = copied.err or ''
-    return (text:find('NOPERM') or text:find('permission') or text:find('nknown')) and -1 or 0
+    local refused = text:find('NOPERM') or text:find('permission') or text:find('The user') or text:find('nknown')
+    return refused and -1 or 0
   end
   if copied == 0 then return 0 end
   redis.call('PEXPIREAT', KEYS[i + 1], ARGV[1])

@@ -26,6 +26,7 @@ USERS = {
     "no-rename": ("~*", "&*", "+@all", "-rename"),
     "no-ping": ("~*", "&*", "+@all", "-ping"),
     "no-scan": ("~*", "&*", "+@all", "-scan"),
+    "no-copy": ("~*", "&*", "+@all", "-copy"),
     "no-eval": ("~*", "&*", "+@all", "-eval", "-evalsha"),
     "reader": ("~*", "&*", "+@read", "+@connection"),
     "elsewhere": ("~other:*", "&*", "+@all"),
@@ -133,6 +134,16 @@ def test_few_rights_are_enough(start_service: StartService, upstream: EmulatorPr
         assert service.made(prompt=f"by {user}")["status"] == "completed"
         assert "WARNING" not in service.log
         service.end()
+
+
+def test_images_are_reused_in_a_redis_that_may_not_copy(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    service = start_service(upstream.url, REDIS_URL=url_of(redis, "no-copy:word@"), IMAGE_STORE="redis")
+    service.made(prompt="in pairs", n=2)
+    more = service.made(prompt="in pairs", n=3)
+    assert [image.get("reused") for image in more["data"]] == [True, True, None]
+    service.end()
 
 
 def test_missing_channel_rights_are_logged_and_waiters_still_wake(
