@@ -117,7 +117,7 @@ class Attempt:
         lists_jobs = runner.routes.lists_jobs
         self._judging = Judge(claim, runner.rules, runner.permits, runner.clock, lists_jobs, prompts=prompts)
         self._places = ImagePlaces(claim, self._request.n)
-        ends_at = runner.rules.deadline(claim.task)
+        ends_at = partial(runner.rules.deadline, claim.task)  # it moves with jumps of the server's clock
         self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)
         self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
         self._spent = self._spent_but_for_paid()

@@ -35,14 +35,14 @@ class JobUnfinished(AttemptEnded):
 
 @dataclass(eq=False, slots=True)
 class JobWait:
-    """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: the task's deadline,
-    Unix time. has_job: whether the last call was accepted as a job."""
+    """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: returns the
+    task's deadline, Unix time. has_job: whether the last call was accepted as a job."""
 
     claims: WorkerQueue
     claim: Claim
     total: int
     longest_s: float
-    ends_at: float
+    ends_at: Callable[[], float]
     clock: Callable[[], float]
     has_job: bool = field(default=False, init=False)
     _retry_s: float = field(default=JOB_RETRY_S, init=False)
@@ -105,10 +105,10 @@ class JobWait:
 
     def _wait_end(self) -> float:
         """Return the event-loop time until which a job is polled."""
-        return asyncio.get_running_loop().time() + min(self.longest_s, self.ends_at - self.clock())
+        return asyncio.get_running_loop().time() + min(self.longest_s, self.ends_at() - self.clock())
 
     def _unfinished(self) -> JobUnfinished | DeadlinePassed:
-        left_s = self.ends_at - self.clock()
+        left_s = self.ends_at() - self.clock()
         if left_s <= 0:
             return DeadlinePassed()
         return JobUnfinished(Retry(min(self._retry_s, left_s), WaitReason.RETRYING, counts_as_attempt=False))

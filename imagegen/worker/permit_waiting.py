@@ -30,7 +30,7 @@ class UpstreamResting(Exception):
 
 @dataclass(eq=False, slots=True)
 class PermitWaiting:
-    """Wait for a writable store and for a permit to call. ends_at: the task's deadline, Unix time.
+    """Wait for a writable store and for a permit to call. ends_at: returns the task's deadline.
 
     begun: whether the attempt is written and counted. A claim that is not begun waits as pending; a begun attempt
     ends when the circuit breaker is open.
@@ -40,7 +40,7 @@ class PermitWaiting:
     claim: Claim
     permits: PermitLine
     image_saver: ImageSaver
-    ends_at: float
+    ends_at: Callable[[], float]
     clock: Callable[[], float]
     begun: bool = field(default=False, init=False)
 
@@ -76,7 +76,7 @@ class PermitWaiting:
                 report = self.claims.stall if self.begun else self.claims.mark_waiting
                 report(self.claim, WaitReason.STORE_UNAVAILABLE, self.clock() + STORE_CHECK_S)
             waited = True
-            await self.image_saver.wait_writable(min(STORE_CHECK_S, self.ends_at - self.clock()))
+            await self.image_saver.wait_writable(min(STORE_CHECK_S, self.ends_at() - self.clock()))
         if waited and self.begun:
             self.claims.stall(self.claim, None, None)
 
@@ -90,10 +90,10 @@ class PermitWaiting:
             self.claims.mark_waiting(self.claim, *blocked)
         elif rest := self.permits.resting(model, choice):
             raise UpstreamResting(resting_error(rest.reason, rest.retry_at - self.clock()))
-        return min(blocked.retry_at, self.ends_at) - self.clock()
+        return min(blocked.retry_at, self.ends_at()) - self.clock()
 
     def _check_time(self) -> None:
-        if self.clock() >= self.ends_at:
+        if self.clock() >= self.ends_at():
             raise DeadlinePassed
         if self.permits.is_quiet:
             raise Stopping

@@ -116,7 +116,7 @@ class LinksDied(Exception):
 
 @dataclass(eq=False, slots=True)
 class ClaimImageSaver:
-    """Saver of the paid images of one claim. wanted: images of the task; ends_at: its deadline, Unix time.
+    """Saver of the paid images of one claim. wanted: images of the task; ends_at: returns its deadline.
 
     is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used; describe: returns
     the text for the metadata of an image.
@@ -126,7 +126,7 @@ class ClaimImageSaver:
     image_saver: ImageSaver
     claim: Claim
     wanted: int
-    ends_at: float
+    ends_at: Callable[[], float]
     is_quiet: Callable[[], bool]
     on_rejected: Callable[[ReceivedImage, ImageRejected], None]
     describe: Describe
@@ -266,7 +266,7 @@ class ClaimImageSaver:
     async def _stall(self, tries: int, error: StoreUnavailable) -> None:
         """Wait in the slot until the store may work again: no other claim could use the slot meanwhile."""
         claim, now = self.claim, self.clock()
-        if now >= self.ends_at:
+        if now >= self.ends_at():
             raise DeadlinePassed
         retry_at = now + MAX_STALL_S
         if not tries:
@@ -282,8 +282,8 @@ class ClaimImageSaver:
     async def _wait(self, tries: int) -> None:
         """Wait for the store, and look now and then whether the instance stops."""
         if self.image_saver.writable:  # it works for others, so the cause may be this image's own
-            await asyncio.sleep(min(0.25 * 2 ** min(tries, 10), MAX_STALL_S, max(self.ends_at - self.clock(), 0.0)))
-        until = min(self.clock() + MAX_STALL_S * 2 ** min(tries, 10), self.ends_at)
+            await asyncio.sleep(min(0.25 * 2 ** min(tries, 10), MAX_STALL_S, max(self.ends_at() - self.clock(), 0.0)))
+        until = min(self.clock() + MAX_STALL_S * 2 ** min(tries, 10), self.ends_at())
         while not self.image_saver.writable and (left_s := until - self.clock()) > 0:
             if self.claim.checkpoint.links and self.is_quiet():
                 return

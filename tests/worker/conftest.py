@@ -218,7 +218,7 @@ class WorkerHarness(Generic[AnyProvider]):
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
         self.instance, self.provider, self.image_saver = instance, provider, MemoryImageSaver()
         self.route = only_route(provider, rules.pop("pricing", UNPRICED))
-        self._ahead_s, self._loop_time = 0.0, LoopTime()
+        self._ahead_s, self._jumped_s, self._loop_time = 0.0, 0.0, LoopTime()
         self.pacing = Pacing(
             self.route,
             rate_per_min=rules.pop("rate_per_min", None),
@@ -235,6 +235,7 @@ class WorkerHarness(Generic[AnyProvider]):
                 rules.pop("deadline_s", 600.0),
                 rules.pop("fallback_models", ()),
                 rules.pop("job_wait_s", 600.0),
+                after_jumps=lambda unix_s: unix_s + self._jumped_s,
             ),
             self.pacing,
             PaymentRules(rules.pop("limits_of_slots", lambda _slots: ())),
@@ -255,6 +256,11 @@ class WorkerHarness(Generic[AnyProvider]):
     def wall(self) -> float:
         """Return the Unix time of this harness."""
         return time.time() + self._ahead_s
+
+    def jump(self, seconds: float) -> None:
+        """Let the server's clock jump ahead; all tasks were submitted before."""
+        self._ahead_s += seconds
+        self._jumped_s += seconds
 
     async def pass_time(self, seconds: float) -> None:
         """Let seconds pass at once for attempts, permits and the event loop, fewer than a call of Redis may take."""

@@ -96,6 +96,29 @@ async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(insta
     assert (len(harness.provider.calls), claim.checkpoint.attempts, claim.checkpoint.job) == (1, 1, None)
 
 
+@dataclass
+class JobOverJump(JobProvider):
+    """Provider that accepts a job after a jump of the server's clock."""
+
+    jump: Callable[[], None] = lambda: None
+
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        self.jump()
+        return await super().generate(call, watcher)
+
+    async def _end(self) -> Reply:
+        for _ in range(3):  # turns of the event loop, in which a limit that is over ends the wait
+            await asyncio.sleep(0)
+        return await super()._end()
+
+
+async def test_a_paid_job_outlives_a_jump_of_the_servers_clock_over_the_deadline(instance: Instance) -> None:
+    harness = WorkerHarness(instance, JobOverJump(max_images_per_call=1), deadline_s=3_600.0)
+    harness.provider.jump = lambda: harness.jump(3_700.0)
+    await harness.run(await harness.claim(), Succeeded)
+    assert len(harness.provider.calls) == 1
+
+
 class Unread(JobProvider):
     """Provider with a job of which all polls fail but those of the last attempt."""
 
