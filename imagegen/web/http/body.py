@@ -36,7 +36,7 @@ from imagegen.errors import (
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import FILE_FIELD, Uploads, upload_id_of
 from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES
-from imagegen.web.http.body_stream import BodyStream, request_body
+from imagegen.web.http.body_stream import AWAITS_CONTINUE, BodyStream, request_body
 from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
 
@@ -72,7 +72,8 @@ async def read_body(
     check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
-    await request_body(request)
+    if request.get(AWAITS_CONTINUE):
+        await request_body(request)
     try:
         return await _read(request.content, max_bytes, timeout_s)
     except TimeoutError as error:
@@ -86,8 +87,7 @@ async def read_body(
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parse one JSON object. Raises InvalidJson, and InvalidRequest over `MAX_VALUES`.
 
-    A flat object without fractions that has as many colons as members needs no second look: a key that came twice
-    would leave a colon over.
+    A flat object without fractions needs no second look if it has as many colons as members: no key came twice.
     """
     if len(body) > MAX_VALUES:
         _bound_values(body)
