@@ -50,6 +50,13 @@ def _has_right_items(command: Sequence[object], reply: list[Any]) -> bool:
             return True
 
 
+def items_of(reply: Any, *types: type) -> list[Any]:
+    """Return the items of a script's reply. Raises TypeError if it is no list, or if an item is of another type."""
+    if type(reply) is not list or not all(isinstance(item, types) for item in reply):
+        raise TypeError(f"not a list of {' or '.join(item.__name__ for item in types)}")
+    return reply
+
+
 @contextmanager
 def readable() -> Iterator[None]:
     """Raise UnreadableReply for an error of taking a reply apart."""

@@ -102,6 +102,22 @@ async def test_a_result_that_redis_has_stored_and_not_confirmed_is_no_call_of_an
     assert [line for line in lines if "lost" in line] == []
 
 
+async def test_a_checkpoint_with_an_unreadable_reply_is_written_again(
+    make_instance: MakeInstance, garbling: GarblingProxy
+) -> None:
+    instance = make_instance(url=garbling.url)
+    claim = await started(instance, "a")
+    key = instance.keys.checkpoint(claim.task.id).encode()
+
+    async def check(reply: bytes) -> None:
+        before = garbling.garbled
+        garble_once(garbling, reply, key)
+        assert await instance.worker_queue.start(claim) is StartResult.STARTED
+        assert garbling.garbled == before + 1
+
+    await check_rows(WRONG_REPLIES, check)
+
+
 async def started(instance: Instance, name: str) -> Claim:
     await instance.client_queue.submit(submission(name))
     claim = await instance.claim()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Batcher, CommandBatch
+from imagegen.redis_client.replies import items_of
 
 SCRIPT = load_script(__package__, "compare_and_set")
 
@@ -41,7 +42,7 @@ class CompareAndSet:
         return SCRIPT.batch([self._context.keys.checkpoint(item.task_id) for item in items], args)
 
     def _decode(self, items: list[CompareAndSetItem], results: list[Any]) -> list[bytes]:
-        existing = cast(list[bytes], results[0])
+        existing: list[bytes] = items_of(results[0], bytes)
         self._context.count(items[0].purpose, 1)
         for item, value in zip(items, existing, strict=True):
             self._context.count(item.purpose, compare_and_set_cost(value))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from types import NoneType
+from typing import Any
 
 from msgspec import Struct
 
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Batcher, CommandBatch
+from imagegen.redis_client.replies import items_of
 
 _SCRIPT = load_script(__package__, "create_checkpoint")
 
@@ -43,6 +45,6 @@ class CreateCheckpoint:
 
     def _decode(self, items: list[_NewCheckpoint], results: list[Any]) -> list[bytes | None]:
         is_script = len(items) >= MIN_SCRIPT_TASKS
-        existing = cast(list[bytes | None], results[0] if is_script else results)
+        existing: list[bytes | None] = items_of(results[0] if is_script else results, bytes, NoneType)
         self._context.count("start", len(items) + is_script)  # a SET each
         return [None if value == item.value else value for value, item in zip(existing, items, strict=True)]
