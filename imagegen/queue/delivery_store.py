@@ -33,7 +33,7 @@ class DeliveryStore:
             existing = await self._context.multiplexer.execute("SET", key, log, "NX", "GET", "PX", ttl_ms)
             self._context.count("hooks", 1)
         else:
-            with self._context.connection.readable():
+            with self._context.connection.decoding():
                 existing = (await self._context.run(SCRIPT, [key], [ttl_ms, expected, log]))[0] or None
             self._context.count("hooks", 1 + compare_and_set_cost(existing or b""))
         return None if existing == log else cast(bytes | None, existing)
@@ -43,11 +43,11 @@ class DeliveryStore:
         rows = await self._context.multiplexer.execute("ZRANGE", self._outbox, start, start + count - 1, "WITHSCORES")
         self._context.count("hooks", 1)
         names = await self._readable(rows[::2])
-        with self._context.connection.readable():
+        with self._context.connection.decoding():
             return [(name, float(due_ms) / 1000) for name, due_ms in zip(names, rows[1::2], strict=True)]
 
     async def claim_due(self, until: float, limit: int) -> list[str]:
-        with self._context.connection.readable():
+        with self._context.connection.decoding():
             return await self._readable(await claim_due(self._context, until, limit))
 
     async def _readable(self, names: Sequence[bytes]) -> list[str]:

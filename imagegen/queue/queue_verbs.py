@@ -128,11 +128,11 @@ class QueueVerbs:
 def _bound(
     verb: Callable[Concatenate[VerbContext, _Params], Awaitable[_Reply]], context: VerbContext
 ) -> Callable[_Params, Coroutine[Any, Any, _Reply]]:
-    """Return a verb of the instance; it raises QueueUnavailable for a reply that it can't take apart."""
+    """Return a verb of the instance; it raises QueueUnavailable for a reply that can't be decoded."""
 
     @wraps(verb)
     async def call(*args: _Params.args, **kwargs: _Params.kwargs) -> _Reply:
-        with context.connection.readable():
+        with context.connection.decoding():
             return await verb(context, *args, **kwargs)
 
     return call

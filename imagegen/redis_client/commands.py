@@ -11,7 +11,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.redis_client.multiplexer import Arg, Command, CommandBatch, Multiplexer, Script
-from imagegen.redis_client.replies import readable
+from imagegen.redis_client.replies import decoding
 from imagegen.redis_client.topology import DRIVER
 
 
@@ -56,7 +56,7 @@ class Commands(Redis):
         parser_options = {
             key: value for key, value in options.items() if key not in {"keys", EMPTY_RESPONSE, NEVER_DECODE}
         }
-        with readable():
+        with decoding():
             return callback(reply, **parser_options)
 
 

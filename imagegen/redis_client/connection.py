@@ -23,7 +23,7 @@ from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import MultiplexerEvents, Script
 from imagegen.redis_client.redis_errors import ScanRefused, UnreadableReply, remedy, unavailable
 from imagegen.redis_client.redis_health import Health
-from imagegen.redis_client.replies import MISSHAPEN, misread, readable
+from imagegen.redis_client.replies import DECODE_ERRORS, decoding, unreadable
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import Servers
@@ -126,10 +126,10 @@ class Connection:
         return not self.health.refused
 
     @contextmanager
-    def readable(self) -> Iterator[None]:
-        """Raise QueueUnavailable if a reply can't be taken apart."""
+    def decoding(self) -> Iterator[None]:
+        """Return a context that decodes a reply; it raises QueueUnavailable if that fails."""
         try:
-            with readable():
+            with decoding():
                 yield
         except UnreadableReply as error:
             raise self._to_client_error(error) from error
@@ -137,7 +137,7 @@ class Connection:
     def deadline(self) -> _Deadline:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable.
 
-        A reply that is taken apart in it, and can't be read, is the same.
+        It does so too for a reply that can't be decoded in it.
         """
         return _Deadline(self.servers.deadline_s, self._to_client_error, self.health.succeeded)
 
@@ -236,8 +236,8 @@ class _Deadline:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as late:
             error = late
-        if isinstance(error, MISSHAPEN):
-            error = misread(error)
+        if isinstance(error, DECODE_ERRORS):
+            error = unreadable(error)
         if error is None:
             self._succeeded()
         elif isinstance(error, RedisError | OSError | TimeoutError):

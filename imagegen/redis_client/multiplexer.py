@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.redis_errors import parse_error
 from imagegen.redis_client.redis_health import Health
-from imagegen.redis_client.replies import MISSHAPEN, misread, unreadable_reply
+from imagegen.redis_client.replies import DECODE_ERRORS, unreadable, unreadable_reply
 from imagegen.redis_client.topology import Address, Servers
 
 Item = TypeVar("Item")
@@ -245,7 +245,7 @@ class Multiplexer:
                     await self._events.greet(connection)
         except Exception as error:  # noqa: BLE001 - every error goes to the callers
             waiting, self._unsent = self._unsent, deque()
-            self._fail(waiting, misread(error) if isinstance(error, MISSHAPEN) else error)
+            self._fail(waiting, unreadable(error) if isinstance(error, DECODE_ERRORS) else error)
         else:
             self._protocol = ReplyProtocol(self._on_reply, self._on_loss)
             self._transport = take_over(connection, self._protocol)
@@ -443,7 +443,7 @@ class Batcher(Generic[Item, Reply]):
                 if not future.done():
                     future.set_result(result)
         except Exception as error:  # noqa: BLE001
-            cause = misread(error) if isinstance(error, MISSHAPEN) and error is not replies else error
+            cause = unreadable(error) if isinstance(error, DECODE_ERRORS) and error is not replies else error
             for future in futures:
                 if not future.done():
                     future.set_exception(self._multiplexer.to_client_error(cause))

@@ -91,7 +91,7 @@ _REMEDIES_BY_TEXT = (
 
 
 class UnreadableReply(InvalidResponse):
-    """A reply that its command can't have, such as that of another command: its connection can't be used any more."""
+    """An invalid reply, such as that of another command: its connection can't be used any more."""
 
 
 class ScanRefused(Exception):

@@ -9,8 +9,8 @@ from typing import Any
 
 from imagegen.redis_client.redis_errors import UnreadableReply, shown
 
-MISSHAPEN = (ValueError, TypeError, LookupError, AttributeError)
-"""Errors that taking a reply of another shape apart raises."""
+DECODE_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
+"""Errors that the decoding of an invalid reply raises."""
 
 _INTEGER, _TEXT, _TEXT_OR_NONE, _LIST, _LIST_OR_NONE = (int,), (bytes,), (bytes, NoneType), (list,), (list, NoneType)
 
@@ -27,7 +27,7 @@ _TYPES: dict[object, tuple[type, ...]] = {
 
 
 def unreadable_reply(commands: Sequence[Sequence[object]], replies: Sequence[Any]) -> UnreadableReply | None:
-    """Return an error for the first reply that its command can't have; None if there is none."""
+    """Return an error for the first reply of a wrong type; None if there is none."""
     for command, reply in zip(commands, replies, strict=True):
         types = _TYPES.get(command[0])
         if types is None or isinstance(reply, Exception):
@@ -58,14 +58,14 @@ def items_of(reply: Any, *types: type) -> list[Any]:
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Raise UnreadableReply for an error of taking a reply apart."""
+def decoding() -> Iterator[None]:
+    """Return a context that decodes a reply; it raises UnreadableReply if that fails."""
     try:
         yield
-    except MISSHAPEN as error:
-        raise misread(error) from error
+    except DECODE_ERRORS as error:
+        raise unreadable(error) from error
 
 
-def misread(error: BaseException) -> UnreadableReply:
-    """Return the error of Redis for an error of `MISSHAPEN`."""
+def unreadable(error: BaseException) -> UnreadableReply:
+    """Return the error for one of `DECODE_ERRORS`."""
     return UnreadableReply(f"a reply can't be read ({shown(error)})")

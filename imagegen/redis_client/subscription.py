@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.multiplexer import ReplyProtocol, take_over
-from imagegen.redis_client.replies import readable
+from imagegen.redis_client.replies import decoding
 from imagegen.redis_client.topology import Servers
 
 PING_S = 30.0
@@ -36,7 +36,7 @@ class ChannelSubscription:
             except RedisTimeoutError:
                 self._send("PING")
                 reply = await self._reply(self._deadline_s)
-            with readable():
+            with decoding():
                 if reply[0] == b"message":
                     return bytes(reply[2])
 
@@ -76,7 +76,7 @@ class Subscriptions:
     async def subscribed(self, channel: str) -> AsyncIterator[ChannelSubscription]:
         """Hold a subscription to the channel. Raises RedisError, OSError, TimeoutError."""
         async with asyncio.timeout(self._servers.deadline_s):
-            with readable():
+            with decoding():
                 connection = await self._servers.connect()
         self._open = subscription = ChannelSubscription(connection, self._servers.deadline_s)
         try:

@@ -1,4 +1,4 @@
-"""Replies that a command can't have: each command is sent again or refused as in an outage, and nothing is lost."""
+"""Invalid replies: each command is sent again or refused as in an outage, and nothing is lost."""
 
 from __future__ import annotations
 
