@@ -57,7 +57,7 @@ def _serve() -> int:
 
 
 def _exit_before_start(_number: int, _frame: object) -> NoReturn:
-    """End the process while it has nothing to release; an exception could be caught by what is being imported."""
+    """End the process while it has nothing to release; a module that is being imported could catch an exception."""
     os._exit(0)
 
 

@@ -355,7 +355,7 @@ class UpstreamError(ImagegenError):
     status: the upstream's HTTP status, None if there was no response.
     lasting: another call would most likely return the same useless response, as opposed to damage on the way.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
-    of_channel: the address that was called, or a gateway before it, refused, whatever the request.
+    of_channel: the address that was called, or a gateway before it, refused any request.
     """
 
     def __init__(

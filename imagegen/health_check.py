@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _reachable(host: str) -> str:
-    """Return an address of this machine for one that stands for all of its addresses."""
+    """Return loopback for an address that means all addresses of this machine."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         if address.is_unspecified:

@@ -16,9 +16,9 @@ def read_secret_files(texts: Mapping[str, str], names: Collection[str], faults: 
     """Return the values that files have, by the name of the setting.
 
     Args:
-        texts: what is set, by name.
+        texts: texts of the settings, by name.
         names: settings with a secret.
-        faults: filled with what is wrong, by name. No text of a file is in it.
+        faults: receives the faults, by name. They contain no text of a file.
     """
     contents = {}
     for name in names:

@@ -48,7 +48,7 @@ def unwrapped(text: str) -> str:
     """Return a setting's text without spaces and invisible characters around it, nor a pair of quotes.
 
     `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only, and for
-    a reference to a variable: a key that is the text `${API_KEYS}` would be known to everybody.
+    a reference to a variable: with the text `${API_KEYS}` as a key, the service would be open to all.
     """
     text = _AROUND.sub("", text)
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:

@@ -254,7 +254,7 @@ class Settings:
 
 
 def read_listening(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> tuple[str, int]:
-    """Return the first HOST and the PORT, whatever the other settings are. Raises SettingsError."""
+    """Return the first HOST and the PORT; faults of other settings do not matter. Raises SettingsError."""
     faults: dict[str, str] = {}
     texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
     parsed = _parse({name: texts.get(name, "") for name in ("HOST", "PORT")}, faults)

@@ -64,7 +64,7 @@ _NOT_FOUND = re.compile(
 _DECIDED = frozenset(
     {"content_policy", "upstream_billing", "upstream_auth", "upstream_rate_limited", "model_not_available"}
 )
-"""Codes that a failed job's words show, whatever status the relay would give them."""
+"""Codes that the words of a failed job show, under any status of the relay."""
 
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 

@@ -38,7 +38,7 @@ _REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
 
 _GONE = frozenset({404, 410})
 _OF_CHANNEL = frozenset({404, 405, 407, 410, 421, 423, 426, 451})
-"""Statuses that say nothing about the request: the address, a proxy before it, or the law of its country refuses."""
+"""Statuses of refusals by the address, by a proxy before it, or by the law of its country, not of the request."""
 
 _GATEWAY_PAGES = range(400, 500)
 _FOR_LEGAL_REASONS = 451

@@ -1,7 +1,7 @@
-"""Calls of `/v1` clients that wait for a task here or were answered here, as other instances ask for them.
+"""Calls of `/v1` clients that wait for a task here, or were answered here. Other instances query them.
 
-An unfinished task whose submitter waits nowhere, and was answered nowhere, is that of a call which was lost with its
-instance: the client's next equal call is a repeat of it.
+If no instance has a call for an unfinished task, the call was lost with its instance: the client's next equal call
+repeats it.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from dataclasses import dataclass, field
 
 from imagegen.queue.notifier import Message, Notifier
 
-QUESTION, ANSWER = "call?", "call"
+QUERY, REPLY = "call_query", "call_reply"
 
 MAX_ANSWERED = 10_000
 
-ANSWERS_S = 1.0
-"""Longest wait for the answers of all instances. One of an earlier version does not answer."""
+REPLIES_S = 1.0
+"""Longest wait for the replies of all instances. Instances of an earlier version do not reply."""
 
 
 @dataclass(slots=True)
-class _Question:
-    """A question to the peers. denials: how many do not know the call. missing: answers in all, None if unknown."""
+class _Query:
+    """Query of the peers. absent: number of those without the call. peers: how many receive it, None if unknown."""
 
-    denials: int = 0
-    missing: int | None = None
-    known: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    absent: int = 0
+    peers: int | None = None
+    is_found: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def settle(self) -> None:
-        """End the wait once each peer has answered with a no."""
-        if self.missing is not None and self.denials >= self.missing and not self.known.done():
-            self.known.set_result(False)
+        """End the wait once no peer has the call."""
+        if self.peers is not None and self.absent >= self.peers and not self.is_found.done():
+            self.is_found.set_result(False)
 
 
 class OpenCalls:
-    """Ids of tasks that calls wait for here, and of those that were the answer to a call."""
+    """Tasks that calls wait for here, and tasks that calls were answered with, by id."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._open: Counter[str] = Counter()
         self._answered: OrderedDict[str, None] = OrderedDict()
-        self._questions: dict[str, _Question] = {}
-        notifier.handlers[QUESTION] = self._on_question
-        notifier.handlers[ANSWER] = self._on_answer
+        self._queries: dict[str, _Query] = {}
+        notifier.handlers[QUERY] = self._on_query
+        notifier.handlers[REPLY] = self._on_reply
 
     def begin(self, task_id: str) -> None:
         """Record a call that waits for a task."""
         self._open[task_id] += 1
 
     def end(self, task_id: str, *, is_answered: bool) -> None:
-        """Record the end of a call. is_answered: the client has its answer, which may be that the task runs."""
+        """Record the end of a call. is_answered: the client has a response, which may show that the task runs."""
         self._open[task_id] -= 1
         if self._open[task_id] <= 0:
             del self._open[task_id]
@@ -62,35 +62,35 @@ class OpenCalls:
                 self._answered.popitem(last=False)
 
     async def may_be_elsewhere(self, task_id: str) -> bool:
-        """Return whether another instance knows a call for a task, or has not denied that in time.
+        """Return whether another instance has a call for a task, or did not reply in time.
 
-        An instance that was killed receives nothing, so that it is not waited for.
+        A killed instance receives no query, so its reply is not awaited.
         """
-        token, question = secrets.token_hex(8), _Question()
-        self._questions[token] = question
+        token, query = secrets.token_hex(8), _Query()
+        self._queries[token] = query
         try:
-            async with asyncio.timeout(ANSWERS_S):
-                question.missing = await self._notifier.request(QUESTION, id=task_id, token=token)
-                if question.missing is None:
+            async with asyncio.timeout(REPLIES_S):
+                query.peers = await self._notifier.request(QUERY, id=task_id, token=token)
+                if query.peers is None:
                     return True
-                question.settle()
-                return await question.known
+                query.settle()
+                return await query.is_found
         except TimeoutError:
             return True
         finally:
-            del self._questions[token]
+            del self._queries[token]
 
-    def _on_question(self, message: Message) -> None:
+    def _on_query(self, message: Message) -> None:
         task_id = message.get("id")
-        known = task_id in self._open or task_id in self._answered
-        self._notifier.publish(ANSWER, token=message.get("token"), known=known)
+        found = task_id in self._open or task_id in self._answered
+        self._notifier.publish(REPLY, token=message.get("token"), found=found)
 
-    def _on_answer(self, message: Message) -> None:
-        question = self._questions.get(str(message.get("token")))
-        if question is None or question.known.done():
+    def _on_reply(self, message: Message) -> None:
+        query = self._queries.get(str(message.get("token")))
+        if query is None or query.is_found.done():
             return
-        if message.get("known") is not False:
-            question.known.set_result(True)
+        if message.get("found") is not False:
+            query.is_found.set_result(True)
             return
-        question.denials += 1
-        question.settle()
+        query.absent += 1
+        query.settle()

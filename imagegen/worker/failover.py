@@ -12,7 +12,9 @@ from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL
 from imagegen.worker.permits import Choice, Permit
 
 _ACCOUNT_CODES = (LIMITED, *KEY_REFUSALS)
-_TELLING = ("upstream_billing", "upstream_auth", NO_MODEL)
+_OPERATOR_CODES = ("upstream_billing", "upstream_auth", NO_MODEL)
+"""Task error codes of causes that the operator can repair, the most important first."""
+
 _CONFLICT = 409
 
 
@@ -54,16 +56,17 @@ def without_refusing(choice: Choice, permit: Permit, error: UpstreamError) -> Ch
 
 
 def is_refusal_of_channel(error: UpstreamError) -> bool:
-    """Return whether a key or a channel refuses such calls, whatever the prompt, until somebody acts."""
-    return error.of_channel or error.code in _TELLING
+    """Return whether a key or a channel refuses such calls for any prompt, until the operator acts."""
+    return error.of_channel or error.code in _OPERATOR_CODES
 
 
-def most_telling(refusals: Sequence[UpstreamError], last: UpstreamError) -> UpstreamError:
+def error_for_client(refusals: Sequence[UpstreamError], last: UpstreamError) -> UpstreamError:
     """Return the error that the client reads when the last channel fails too, after the refusals of others.
 
-    What the operator can mend comes first, then the first refusal. An error about the request itself, or one that may
-    pass, is always the last.
+    The last error is returned if it is about the request itself, or may pass. Otherwise a cause that the operator can
+    repair comes first, then the first refusal.
     """
     if last.retryable or not is_refusal_of_channel(last):
         return last
-    return min((*refusals, last), key=lambda error: _TELLING.index(error.code) if error.code in _TELLING else 9)
+    rank = {code: index for index, code in enumerate(_OPERATOR_CODES)}
+    return min((*refusals, last), key=lambda error: rank.get(error.code, len(rank)))

@@ -16,7 +16,7 @@ from imagegen.tasks.retry import Failed, FailureContext, Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_search import SEARCH_RETRY_S
-from imagegen.worker.failover import is_refusal_of_channel, most_telling
+from imagegen.worker.failover import error_for_client, is_refusal_of_channel
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
 from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
@@ -80,7 +80,7 @@ class Judge:
         others = rest or (Choice(keys=frozenset({permit.route.account})) if is_of_key else None)
         is_elsewhere = is_of_key or is_refusal_of_channel(error)
         if not is_elsewhere or others is None or not self.permits.recovers(permit.model, others):
-            return most_telling(self.refusals, error)
+            return error_for_client(self.refusals, error)
         blocked = self.permits.blocked(permit.model, others)
         wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
         return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)

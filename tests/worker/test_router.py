@@ -14,7 +14,7 @@ from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
 from imagegen.worker.channel_report import ChannelReport
-from imagegen.worker.failover import most_telling, without_tried
+from imagegen.worker.failover import error_for_client, without_tried
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import NO_MODEL_S, OUT_S, PROBE_S
 from imagegen.worker.permits import Choice, Permit
@@ -299,7 +299,7 @@ def test_a_refusal_that_is_no_401_keeps_a_key_from_one_model_first(clock: Clock,
     assert ends(made, taken(made)) == "only-a"
 
 
-def test_a_client_reads_what_the_operator_can_mend_and_else_the_first_refusal() -> None:
+def test_a_client_reads_a_cause_for_the_operator_and_else_the_first_refusal() -> None:
     def error(code: str, name: str, **fields: Any) -> UpstreamError:
         return UpstreamError(code, name, status=400, **fields)
 
@@ -307,7 +307,7 @@ def test_a_client_reads_what_the_operator_can_mend_and_else_the_first_refusal() 
     missing, gone = error("model_not_available", "missing"), error("model_not_available", "gone")
     page = error("upstream_invalid_request", "page", of_channel=True)
     prompt, overload = error("upstream_invalid_request", "prompt"), error("upstream_overloaded", "", retryable=True)
-    for refusals, last, telling in (
+    for refusals, last, expected in (
         ([missing, page], gone, missing),
         ([page], missing, missing),
         ([key, missing], page, key),
@@ -316,7 +316,7 @@ def test_a_client_reads_what_the_operator_can_mend_and_else_the_first_refusal() 
         ([credit], overload, overload),
         ([overload], key, key),
     ):
-        assert most_telling(refusals, last) is telling
+        assert error_for_client(refusals, last) is expected
 
 
 @pytest.mark.parametrize("code", ["model_not_available", "upstream_auth", "upstream_billing"])

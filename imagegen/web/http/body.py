@@ -308,7 +308,7 @@ class _Reception:
         self._reserved = size
 
     def _hold(self, size: int) -> None:
-        """Reserve memory for so many bytes in all. Raises TooManyConnections."""
+        """Reserve memory up to this number of bytes in all. Raises TooManyConnections."""
         if size > self._reserved:
             self._admission.reserve_more(_STREAMED_BYTES)
             self._reserved += _STREAMED_BYTES

@@ -193,7 +193,7 @@ def _ending(request: web.Request, task: Task) -> Ending:
 async def _deliver(request: web.Request, response: web.StreamResponse, ending: Ending) -> Ending:
     """Send a response now, so that its loss is noticed. Return how the call ended.
 
-    Whether a client that has closed its own side read the response is not known: its next equal call pays nothing.
+    A client that has closed its own side may not have read the response: its next equal call pays nothing.
     """
     if is_disconnected(request):
         return Ending.LOST

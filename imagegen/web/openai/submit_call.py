@@ -49,7 +49,7 @@ class ClientCall:
         self._call: TrackedCall | None = None
         self._has_task = False
         self._held = ""
-        self._has_asked = False
+        self._has_queried = False
         self._storing: asyncio.Future[None] | None = None
 
     async def task(self) -> Task:
@@ -149,12 +149,12 @@ class ClientCall:
     async def _is_abandoned(self, task: Task) -> bool:
         """Return whether the client's call for a task was lost with its instance, as by `kill -9`.
 
-        The other instances are asked about one unfinished task alone: equal calls at once have many.
+        The other instances are queried about one unfinished task alone: many equal calls at once have many.
         """
         is_own = task.submitter == submitter_name(self._options.client)
-        if task.state.is_final or not is_own or self._has_asked or not self._services.queue.has_peers:
+        if task.state.is_final or not is_own or self._has_queried or not self._services.queue.has_peers:
             return False
-        self._has_asked = True
+        self._has_queried = True
         return not await self._services.open_calls.may_be_elsewhere(task.id)
 
     async def _submit_new(self, submission: Submission) -> SubmitResult:

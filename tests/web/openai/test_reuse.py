@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from imagegen.app import METER, QUEUE
-from imagegen.queue.open_calls import QUESTION
+from imagegen.queue.open_calls import QUERY
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.tasks.request import GenerationRequest
@@ -245,7 +245,7 @@ async def test_an_equal_call_beside_an_instance_that_does_not_answer_is_another_
 ) -> None:
     """As those of earlier versions do not."""
     first, second = await two()
-    del first.app[QUEUE].notifier.handlers[QUESTION]
+    del first.app[QUEUE].notifier.handlers[QUERY]
     upstream.script(HELD)
     open_call = asyncio.create_task(first.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 1)

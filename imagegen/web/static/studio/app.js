@@ -44,7 +44,7 @@ function Page() {
     ${(route.page === "key" || needsKey) && html`<${Key} isOpened=${route.page === "key"} onClose=${home} />`}`;
 }
 
-// Asks for the key: where the address says so, or where the service refuses the requests of this tab.
+// Dialog of the key: at its own address, and where the service refuses the requests of this tab.
 function Key({ isOpened, onClose }) {
   const { studio, state } = useStudio();
   const use = async (key) => {
