@@ -74,6 +74,7 @@ async def test_a_client_that_has_closed_its_own_side_gets_the_events_to_the_last
     submitted = await (await paid.post("/api/images/generate", json={"prompt": "a cat"})).json()
     async with half_closed(paid, "GET", f"/api/images/{submitted['taskId']}/events") as reader:
         await asyncio.wait_for(reader.readuntil(b"\r\n:\r\n"), 30)  # a comment line shows that the client is there
+        await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
         upstream.release()
         assert "event: completed" in await read_to_end(reader)
 
