@@ -182,8 +182,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         pause=ClaimingPause(connection, keys, notifier),
         handover=Handover(leases, takeover, notifier),
     )
-    _connect(parts, config)
-    return parts
+    return _connected(parts, config)
 
 
 def _context(connection: Connection, keys: Keys, config: QueueConfig) -> VerbContext:
@@ -206,8 +205,8 @@ def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: 
     return OpenTasks(connection, keys, limit_of, lookup.read, life_s=life_s)
 
 
-def _connect(parts: QueueInstance, config: QueueConfig) -> None:
-    """Set every callback between the parts; no part sets one itself."""
+def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
+    """Return the parts with every callback between them; no part sets one itself."""
     parts.client_queue.limits, parts.client_queue.open_tasks = config.limits, parts.open_tasks
     leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
     relay, takeover = parts.change_relay, parts.takeover
@@ -227,9 +226,8 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
     parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
     parts.consumer.on_loss = recovery.on_group_lost
-    leases.on_loss = recovery.on_claims_lost
+    leases.on_loss, leases.restore = recovery.on_claims_lost, recovery.restore_claims
     parts.verbs.budgets.on_fewer_changes = recovery.on_fewer_changes
-    leases.restore = recovery.restore_claims
     relay.on_unstarted, recovery.on_unstarted = recovery.check_waiting, takeover.suspect_skipped
     parts.client_queue.on_missing_entry = recovery.wait_restored
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
@@ -249,6 +247,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
         PAUSE_MESSAGE: parts.pause.on_message,
     }
     _connect_lines(parts)
+    return parts
 
 
 def _connect_lines(parts: QueueInstance) -> None:

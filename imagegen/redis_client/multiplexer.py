@@ -438,8 +438,7 @@ class Batcher(Generic[Item, Reply]):
         try:
             if isinstance(replies, Exception):
                 raise replies
-            results = list(zip(futures, self._decode(items, replies), strict=True))
-            for future, result in results:
+            for future, result in list(zip(futures, self._decode(items, replies), strict=True)):
                 if not future.done():
                     future.set_result(result)
         except Exception as error:  # noqa: BLE001

@@ -54,7 +54,6 @@ _FLAT = frozenset({str, int, bool, type(None)})
 _UTF8 = frozenset({"utf-8", "utf8"})
 _JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
 
-
 _NOT_OBJECT = Reason('必须是JSON对象，例如{"prompt": "一只猫"}', 'it is not an object, such as {"prompt": "a cat"}')
 _IN_TEXT = Reason("这是含JSON的字符串，编码了两次", "it is a text with JSON in it: encode the object only once")
 _TOO_DEEP = Reason(f"嵌套超过{MAX_DEPTH}层", f"it is over {MAX_DEPTH} levels deep")
