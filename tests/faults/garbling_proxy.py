@@ -63,7 +63,7 @@ def _end(data: bytes, start: int) -> int:
     """Return the index after the reply that begins at `start`, 0 if it is not complete."""
     line_end = data.find(b"\r\n", start) + 2
     if line_end < 2 or data[start] not in b"$*":
-        return max(line_end, 0) if line_end >= 2 else 0
+        return line_end if line_end >= 2 else 0
     count = int(data[start + 1 : line_end - 2])
     if data[start] in b"$":
         end = line_end + count + 2 if count >= 0 else line_end
