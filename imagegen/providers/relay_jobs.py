@@ -155,7 +155,11 @@ def parse_job(
 
 
 def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> JobState:
-    """Return the state of a failed job; some services report a job that they do not find as a failed one."""
+    """Return the state of a failed job; some services report a job that they do not find as a failed one.
+
+    Refunds are documented for new-api (https://docs.newapi.pro/en/docs/guide/feature-guide/user/task) and others, but
+    not for each relay.
+    """
     faults = (where.get(name) for where in (job, fields) for name in _ERROR_NAMES)
     fault = next((fault for fault in faults if fault and str(fault).lower() not in _SUCCESS_CODES), None)
     if isinstance(fault, dict):
@@ -174,6 +178,7 @@ def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> 
             error = error_from_response(500, {}, body, secret=secret)
     else:
         error = error_from_response(status, {}, body, secret=secret)
+    error.refund_unsure = True
     return JobState("failed", error=error)
 
 

@@ -18,6 +18,10 @@ MAX_AMBIGUOUS = 2
 
 MAX_BACKOFF_S = 300.0
 
+LIMITED_JOB_BACKOFFS = 12
+"""Back-offs, a minute by default, before a job that failed by a rate limit is made again: its relay's limit is most
+often one of a minute, and few repeats are made."""
+
 MAX_RETRY_AFTER_S = 120.0
 """Longest wait that an upstream may request; after that the call is repeated."""
 
@@ -112,11 +116,14 @@ class RetryPolicy:
         if not error.retryable or (error.ambiguous and context.ambiguous >= MAX_AMBIGUOUS):
             return failed
         limited = error.code == "upstream_rate_limited"
-        resting = limited or context.circuit_open or was_never_sent(error)
+        is_limited_job = limited and error.refund_unsure
+        resting = (limited and not is_limited_job) or context.circuit_open or was_never_sent(error)
         counts = context.paid_without_result or not resting
         if counts and context.attempts >= self.max_attempts:
             return failed
         backoff_s = self.backoff_s(context.attempts if counts else 1, random)
+        if is_limited_job:
+            backoff_s = min(backoff_s * LIMITED_JOB_BACKOFFS, MAX_BACKOFF_S)
         requested_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
         delay_s = requested_s if limited and requested_s is not None else max(backoff_s, requested_s or 0.0)
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)

@@ -41,7 +41,7 @@ class Judge:
     def outcome(
         self, error: UpstreamError, *, upstream_dead: bool = False, paid_without_result: bool
     ) -> Retry | Failed:
-        """Return the outcome that follows from an error; a lost response is counted.
+        """Return the outcome that follows from an error; lost responses and repeated jobs are counted.
 
         paid_without_result: whether a response of this attempt had fewer images than requested.
         """
@@ -61,6 +61,8 @@ class Judge:
         can_be_found = error.ambiguous and checkpoint.sent is not None and self.lists_jobs(checkpoint.channel)
         if isinstance(outcome, Failed) and can_be_found and context.left_s > SEARCH_RETRY_S:
             outcome = Retry(SEARCH_RETRY_S, WaitReason.RETRYING)  # its image may be paid for
+        if isinstance(outcome, Retry) and error.refund_unsure:
+            claim.checkpoint = replace(claim.checkpoint, repeated=claim.checkpoint.repeated + 1)
         follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         detail = mask_quotes(error.upstream_detail, self.prompts)
@@ -70,11 +72,14 @@ class Judge:
     def cause(self, permit: Permit, error: UpstreamError, rest: Choice | None = None) -> UpstreamError:
         """Return why the task has no image: while another key, or channel of the model, only rests, that it rests.
 
-        A call that may have been paid is itself the cause, so that it is counted. rest: the other keys and channels
-        that are not too dear, also those that this call has tried; None if the call must not go to them.
+        A call that may have been paid is itself the cause, so that it is counted, and so is a job that failed by a rate
+        limit, since only a few of them are made. rest: the other keys and channels that are not too dear, also those
+        that this call has tried; None if the call must not go to them.
         """
         if error.ambiguous:
             self.allow_other_key(permit.route.channel.name, permit.route.account, permit.model, error)
+            return error
+        if error.code == LIMITED and error.refund_unsure:
             return error
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
         others = rest or (Choice(keys=frozenset({permit.route.account})) if is_of_key else None)

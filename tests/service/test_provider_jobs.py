@@ -75,17 +75,44 @@ def test_an_edit_is_a_job_of_the_asynchronous_route(start_service: Start, relay:
     assert (call["job"]["collected"], len(call["inputs"])) == (True, 1)
 
 
+LIMITED = "end=failed error='Rate limit exceeded, try again in 0.1s'"
+
+
 @pytest.mark.parametrize("dialect", ["apimart", "sub2api", "newapi"])
-def test_a_job_that_failed_by_a_rate_limit_is_waited_out_and_made_again_and_only_the_image_is_charged(
+def test_a_job_that_failed_by_a_rate_limit_is_made_again_and_counted_and_only_the_image_is_charged(
     start_service: Start, relay: EmulatorProcess, dialect: str
 ) -> None:
     service = start_service(**settings(f"{relay.url}/v1"), UNKNOWN_PRICE_USD="0.04", BUDGET_DAILY_USD="0.04")
-    failing = f"job times=4 dialect={dialect} job_s=0 end=failed error='Rate limit exceeded, try again in 0.1s'"
     text = f"limited jobs of {dialect}"
-    task = service.completed(service.accepted(prompt=f"{text} {{{{fault:{failing}}}}}", model="m"))
+    prompt = f"{text} {{{{fault:job times=2 dialect={dialect} job_s=0 {LIMITED}}}}}"
+    task = service.completed(service.accepted(prompt=prompt, model="m"))
     calls = calls_about(relay, text)
-    assert (len(calls), [call["job"]["charged"] for call in calls if call["job"]]) == (5, [False] * 4)
-    assert (task["attempts"], task.get("possiblyBilledTwice"), task["cost"]["charged"]) == (1, None, 0.04)
+    assert (len(calls), [call["job"]["charged"] for call in calls if call["job"]]) == (3, [False] * 2)
+    assert (task["attempts"], task["possiblyBilledTwice"], task["cost"]["charged"]) == (3, 2, 0.04)
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_a_job_that_fails_by_a_rate_limit_each_time_is_made_max_attempts_times(
+    start_service: Start, relay: EmulatorProcess, tmp_path: Path, keys: int
+) -> None:
+    channel = {"name": "relay", "provider": "openai", "keys": [f"{KEY}{number}" for number in range(keys)]}
+    file = write(tmp_path / "c.toml", {**channel, "base_url": f"{relay.url}/v1"})
+    service = start_service(CHANNELS_FILE=file, MAX_ATTEMPTS="3", UNKNOWN_PRICE_USD="0.04", BUDGET_DAILY_USD="0.04")
+    text = f"always limited jobs, {keys}"
+    task = service.finished(service.accepted(prompt=f"{text} {{{{fault:job job_s=0 {LIMITED}}}}}", model="m"))
+    assert len(calls_about(relay, text)) == 3
+    assert (task["status"], task["error"]["code"]) == ("failed", "upstream_rate_limited")
+    assert (task["possiblyBilledTwice"], task["cost"]["charged"]) == (2, 0.0)
+
+
+def test_a_submit_that_a_relay_refuses_by_its_rate_limit_is_waited_out_and_is_no_attempt(
+    start_service: Start, relay: EmulatorProcess
+) -> None:
+    service = start_service(**settings(f"{relay.url}/v1"), MAX_ATTEMPTS="1")
+    relay.script(*[{"fault": "429", "retry_after": 0.1, "match": "refused submits"} for _ in range(2)])
+    task = service.made(prompt="refused submits")
+    assert len(calls_about(relay, "refused submits")) == 3
+    assert (task["attempts"], task.get("possiblyBilledTwice")) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ def test_an_uncounted_failure_never_exhausts_the_attempts(error: UpstreamError) 
     assert judged(error, LAST) == judged(error)
 
 
+def test_a_job_that_failed_by_a_rate_limit_waits_for_a_minute_and_counts_as_an_attempt() -> None:
+    job = UpstreamError(LIMITED.code, "429", retryable=True, status=429, refund_unsure=True)
+    assert judged(job) == Retry(60.0, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=True)
+    assert isinstance(judged(job, LAST), Failed)
+
+
 def test_a_refusal_fails_at_once_and_is_not_retryable() -> None:
     failed = judged(INVALID)
     assert isinstance(failed, Failed)
