@@ -24,8 +24,8 @@ from imagegen.redis_client.server_info import eviction_warning
 
 KINDS = ("stream", "text", "set", "list")
 
-COMMANDS = 55
-"""Commands that the script runs, with its own call."""
+COMMANDS = 56
+"""Commands that the script runs, with its own call, and EVAL."""
 
 
 async def check_server(connection: Connection, prefix: str) -> None:
@@ -48,13 +48,15 @@ async def check_server(connection: Connection, prefix: str) -> None:
     replies = [ResponseError(text) for _, text in refused]
     if temporary := next(filter(unavailable, replies), None):
         connection.health.failed(temporary)
-    _warn_of_eviction(connection)
+    _warn(connection)
 
 
 async def _judge(connection: Connection, prefix: str, error: Exception) -> None:
     """Raise SettingsError if an error of the whole probe will last."""
     if isinstance(error, ReadOnlyError) and connection.servers.sentinel_service is None:
         raise SettingsError(_read_only()) from error
+    if unavailable(error) and (fault := await connection.servers.wrong_scheme()) is not None:
+        raise SettingsError(f"REDIS_URL: {fault}") from error
     to_do = remedy(error)
     if to_do == RIGHTS_REMEDY:
         fault = f"user {connection.servers.user} of Redis may not do what the queue needs ({shown(error)})"
@@ -113,7 +115,7 @@ def _read_only() -> str:
 
 
 def _grant(connection: Connection, prefix: str) -> str:
-    pattern = f"{{{prefix}}}:*"
+    pattern = Keys(prefix).all
     return f"Allow it: ACL SETUSER {connection.servers.user} ~{pattern} &{pattern} +@all -@dangerous +info"
 
 
@@ -121,7 +123,20 @@ def _listed(commands: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(commands))
 
 
-def _warn_of_eviction(connection: Connection) -> None:
-    policy = connection.server.eviction_policy if connection.server else ""
-    if warning := eviction_warning(policy):
+def _warn(connection: Connection) -> None:
+    """Log what the server, or the rights of the user, can cost later."""
+    user, server = connection.servers.user, connection.server
+    if server is None:
+        logger.warning(
+            "REDIS_URL: user {} of Redis may not run INFO, so what a failover loses is not written back; "
+            "allow it: ACL SETUSER {} +info",
+            *(user, user),
+        )
+    elif server.cluster and not server.shard:
+        logger.warning(
+            "REDIS_URL: user {} of Redis may not run CLUSTER SLOTS, so no other node of the cluster is found when one "
+            "fails; allow it: ACL SETUSER {} +cluster|slots",
+            *(user, user),
+        )
+    elif warning := eviction_warning(server.eviction_policy):
         logger.warning("REDIS_URL: {}", warning)

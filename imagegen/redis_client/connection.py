@@ -90,9 +90,13 @@ class Connection:
         self.subscriptions = Subscriptions(servers, self._reconnect)
 
     async def probe(self, script: Script, keys: Sequence[str]) -> Any:
-        """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError."""
+        """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError.
+
+        EVAL is tried too: a server that has the script from an earlier start runs it by EVALSHA alone.
+        """
         multiplexer = ClusterMultiplexer(self.servers, sends=1, events=MultiplexerEvents(greet=self._identify))
         try:
+            await multiplexer.execute("EVAL", "return 1", 1, keys[0])
             return await multiplexer.evalsha(script, keys, [])
         finally:
             self.servers.on_change.remove(multiplexer.leave)

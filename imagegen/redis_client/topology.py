@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import UnixDomainSocketConnection
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -55,6 +55,7 @@ class Servers:
         self.on_change: list[Callable[[], None]] = []
         self.sentinel_service: str | None = None
         self._sentinel: Sentinel | None = None
+        self._sentinel_places: Sequence[Address] = ()
         self._watching: asyncio.Task[None] | None = None
         try:
             parsed = sentinel_url(url)
@@ -63,6 +64,7 @@ class Servers:
             self._pool = _pool(url, self.deadline_s)
             if parsed is not None:
                 self._sentinel = _sentinel(parsed, self._pool.connection_kwargs)
+                self._sentinel_places = parsed.hosts
             _check_options(self._pool)
         except (ValueError, TypeError, OSError, RedisError) as error:
             raise SettingsError(f"REDIS_URL: it can't be used: {_fault(error)}") from error
@@ -124,6 +126,25 @@ class Servers:
             if self.sentinel_service in services:
                 return None
             return f"the sentinel watches no service {self.sentinel_service}, but {', '.join(services) or 'none'}"
+        return None
+
+    async def wrong_scheme(self) -> str | None:
+        """Return what to change if a server speaks TLS and the URL does not, or the other way round; else None."""
+        if self._unix:
+            return None
+        tls = issubclass(self._pool.connection_class, SSLConnection)
+        has_other = _answers_without_tls if tls else _answers_with_tls
+        for host, port in self._sentinel_places or [self.address]:
+            try:
+                async with asyncio.timeout(NODE_TIMEOUT_S):
+                    if not await has_other(host, port):
+                        continue
+            except (OSError, TimeoutError, ValueError):
+                continue
+            if tls:
+                return f"{host}:{port} answers without TLS; write redis in place of rediss"
+            authority = "add ?ssl_ca_certs=FILE if no public authority signed its certificate"
+            return f"{host}:{port} answers with TLS alone; write rediss in place of redis, and {authority}"
         return None
 
     async def close(self) -> None:
@@ -253,6 +274,23 @@ def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
             "retry": Retry(NoBackoff(), 0),
         },
     )
+
+
+async def _answers_with_tls(host: str, port: int) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent that a wrong server must not see
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(host, port, ssl=context)
+    writer.transport.abort()
+    return True
+
+
+async def _answers_without_tls(host: str, port: int) -> bool:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"PING\r\n")
+        return (await reader.read(1)) in {b"+", b"-"}
+    finally:
+        writer.transport.abort()
 
 
 def _check_options(pool: ConnectionPool) -> None:

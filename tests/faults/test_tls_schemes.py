@@ -1,0 +1,51 @@
+"""Addresses of Redis with the scheme of TLS and a server without it, and the other way round."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from imagegen.errors import SettingsError
+from imagegen.queue.command_check import check_server
+from imagegen.redis_client.connection import Connection
+from tests.faults.proxy import FaultProxy
+from tests.ports import free_port
+
+
+async def refusal(url: str) -> str:
+    """Return the message of a start with this address."""
+    connection = Connection(url)
+    try:
+        with pytest.raises(SettingsError) as caught:
+            await check_server(connection, "imagegen")
+    finally:
+        await connection.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["redis://:hunter2@127.0.0.1:{}", "redis+sentinel://:hunter2@127.0.0.1:{}/main"])
+async def test_an_address_without_tls_of_a_server_with_tls_is_named_with_the_remedy(
+    redis_url: str, tls: ssl.SSLContext, form: str
+) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://"), tls) as proxy:
+        message = await refusal(form.format(proxy.port))
+    assert message.startswith(
+        f"REDIS_URL: 127.0.0.1:{proxy.port} answers with TLS alone; write rediss in place of redis"
+    )
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("form", ["rediss://127.0.0.1:{}", "rediss+sentinel://127.0.0.1:{}/main"])
+async def test_an_address_with_tls_of_a_server_without_it_is_named_with_the_remedy(redis_url: str, form: str) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        message = await refusal(form.format(proxy.port))
+    assert message == f"REDIS_URL: 127.0.0.1:{proxy.port} answers without TLS; write redis in place of rediss"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_an_address_that_nothing_answers_is_waited_for(scheme: str) -> None:
+    connection = Connection(f"{scheme}://127.0.0.1:{free_port()}")
+    await check_server(connection, "imagegen")
+    assert connection.health.down_since is not None
+    await connection.close()
