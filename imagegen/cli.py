@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any, NoReturn
@@ -18,9 +19,14 @@ from imagegen import __version__
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes."""
 
+DAY_S = 86400
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
+    if abs(time.localtime().tm_gmtoff) >= DAY_S:
+        print("TZ: its offset is a day or more, which Python can't use; set a time zone such as UTC", file=sys.stderr)
+        return USAGE
     given = sys.argv[1:] if arguments is None else arguments
     return _run(given) if given else _serve()
 

@@ -12,22 +12,28 @@ MAX_BYTES = 64 * 1024
 SUFFIX = "_FILE"
 
 
-def read_secret_files(texts: Mapping[str, str], names: Collection[str], faults: dict[str, str]) -> dict[str, str]:
+def read_secret_files(
+    texts: Mapping[str, str], names: Collection[str], faults: dict[str, str], notes: list[str]
+) -> dict[str, str]:
     """Return the values that files have, by the name of the setting.
+
+    A setting that has a value needs no file: one that is named too may be another program's.
 
     Args:
         texts: texts of the settings, by name.
         names: settings with a secret.
         faults: receives the faults, by name. They contain no text of a file.
+        notes: receives warnings.
     """
     contents = {}
     for name in names:
         try:
-            if not (path := values.unwrapped(texts.get(name + SUFFIX, ""))):
-                continue
-            if texts.get(name, "").strip():
-                raise ValueError(f"is set, and {name} too; set one of them")
-            contents[name] = _content(values.folder(path))
+            given = texts.get(name + SUFFIX, "").strip()
+            if given and texts.get(name, "").strip():
+                notes.append(f"{name + SUFFIX} has no effect, since {name} is set too: set one of them")
+            elif given and (path := values.unwrapped(given)):
+                values.check_replaced(path)
+                contents[name] = _content(values.folder(path))
         except ValueError as error:
             faults[name + SUFFIX] = str(error)
     return contents

@@ -47,17 +47,25 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 def unwrapped(text: str) -> str:
     """Return a setting's text without spaces and invisible characters around it, nor a pair of quotes.
 
-    `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only, and for
-    a reference to a variable: with the text `${API_KEYS}` as a key, the service would be open to all.
+    `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only.
     """
     text = _AROUND.sub("", text)
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
         text = _AROUND.sub("", text[1:-1])
     elif text and (text[0] in _QUOTES or text[-1] in {*_QUOTES, *_QUOTES.values()}):
         raise ValueError("has a quote at one end only: write it without quotes, or with the same one at both ends")
-    if _REFERENCE.search(text):
-        raise ValueError("holds a reference such as ${NAME} that was not replaced here: write the value itself")
     return text
+
+
+def has_reference(text: str) -> bool:
+    """Return whether a text has a variable that nothing has replaced."""
+    return _REFERENCE.search(text) is not None
+
+
+def check_replaced(text: str) -> None:
+    """Raise ValueError for a reference to a variable: with the text `${API_KEYS}` as a key, everybody would have it."""
+    if has_reference(text):
+        raise ValueError("holds a reference such as ${NAME} that was not replaced here: write the value itself")
 
 
 def plain_text(text: str) -> str:
@@ -342,11 +350,9 @@ def _api_key_hash(name: str, key: str) -> str:
 
 
 def prefix(text: str) -> str:
-    """Parse a part of the name of each key. Patterns of keys have it too, so it holds no sign of a pattern."""
-    if not text.isprintable() or re.search(r"[\s{}*?\[\]\\^]", text) or len(text) > 64:
-        raise ValueError(
-            "must be at most 64 characters without braces, brackets, * ? ^, backslashes, spaces and control characters"
-        )
+    """Parse a part of the name of each key."""
+    if not text.isprintable() or re.search(r"[\s{}]", text) or len(text) > 64:
+        raise ValueError("must be at most 64 characters without braces, spaces and control characters")
     return text
 
 

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from imagegen.did_you_mean import nearest
 from imagegen.errors import SettingsError
 from imagegen.redis_client.url import redis_py_url
 from imagegen.secret_files import SUFFIX, read_secret_files
+from imagegen.settings_file import read_settings_file
 
 _T = TypeVar("_T")
 
@@ -28,9 +27,6 @@ _MIB = 1024**2
 PROVIDERS = tuple(KINDS)
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-MAX_FILE_BYTES = _MIB
-"""Of a settings file."""
 
 _ALIKE = 0.87
 """Other programs have settings too, XDG_DATA_DIRS for example: one or two letters may differ."""
@@ -113,6 +109,7 @@ class Settings:
     misspelled: names that were set and are no settings, each with the probable setting.
     file_channels: those of CHANNELS_FILE; then `provider` is the one of the default model.
     replaced: names that were set, and that CHANNELS_FILE takes the place of.
+    notes: warnings about texts that can be read in two ways, and how they were read.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -202,6 +199,7 @@ class Settings:
     misspelled: tuple[tuple[str, str], ...] = ()
     file_channels: tuple[Channel, ...] = ()
     replaced: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
@@ -210,20 +208,22 @@ class Settings:
         Raises SettingsError with one line for each fault.
         """
         faults: dict[str, str] = {}
-        texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
+        notes: list[str] = []
+        texts = {**read_settings_file(dotenv, faults, notes), **(os.environ if environ is None else environ)}
         texts |= {
             name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
         }
-        texts |= read_secret_files(texts, [rule.name for rule in _rules().values() if rule.secret], faults)
-        parsed = _parse(texts, faults)
-        settings = cls(**parsed, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
+        texts |= read_secret_files(texts, [rule.name for rule in _rules().values() if rule.secret], faults, notes)
+        parsed = _parse(texts, faults, notes)
+        on_render = bool(texts.get("RENDER", "").strip("\"' "))
+        settings = cls(**parsed, on_render=on_render, misspelled=_misspelled(texts))
         settings = _with_channels(settings, set(parsed), texts, faults)
-        settings = _resolve(settings, set(parsed), faults)
+        settings = _resolve(settings, set(parsed), faults, notes)
         for name, fault in _cross_field_errors(settings):
             faults.setdefault(name, fault)
         if faults:
             raise SettingsError("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
-        return settings
+        return replace(settings, notes=tuple(notes))
 
     def text_of(self, name: str) -> str:
         """Return the text of a setting of a provider, which has its attribute's name; empty if it is not set."""
@@ -256,8 +256,8 @@ class Settings:
 def read_listening(environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> tuple[str, int]:
     """Return the first HOST and the PORT; faults of other settings do not matter. Raises SettingsError."""
     faults: dict[str, str] = {}
-    texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
-    parsed = _parse({name: texts.get(name, "") for name in ("HOST", "PORT")}, faults)
+    texts = {**read_settings_file(dotenv, faults, []), **(os.environ if environ is None else environ)}
+    parsed = _parse({name: texts.get(name, "") for name in ("HOST", "PORT")}, faults, [])
     if faults:
         raise SettingsError("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
     settings = Settings(**parsed)
@@ -271,61 +271,6 @@ def setting_names() -> tuple[str, ...]:
 
 def _rules() -> dict[str, _SettingRule]:
     return {item.name: item.metadata["rule"] for item in fields(Settings) if "rule" in item.metadata}
-
-
-def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
-    """Return the values of the settings file. A name alone has none, as for Docker."""
-    try:
-        if path is None or not (text := _text_of(path)):
-            return {}
-    except ValueError as error:
-        faults[str(path)] = str(error)
-        return {}
-    from dotenv.parser import parse_stream  # noqa: PLC0415 - it takes 20 ms, and most starts have no file
-
-    lines = list(parse_stream(io.StringIO(text)))
-    for line in lines:
-        is_name = line.key and (line.value is not None or line.key.isidentifier())
-        if line.error or (line.key and not is_name):
-            faults[f"{path}, line {line.original.line}"] = "is not of the form NAME=value"
-    return {line.key: line.value or "" for line in lines if line.key}
-
-
-def _text_of(path: Path) -> str:
-    """Return the text of the settings file, nothing if there is none. Raises ValueError if it can't be read."""
-    try:
-        mode = _mode_of(path)
-        if stat.S_ISDIR(mode):
-            why = "Docker makes one where a file that is to be mounted does not exist"
-            raise ValueError(f"is a folder, and must be a file of NAME=value lines; {why}")
-        if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
-            raise ValueError("is no regular file, and must be one of NAME=value lines")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        remedy = "let this user read it, or move it away"
-        raise ValueError(f"can't be read: {error.strerror or type(error).__name__}; {remedy}") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise ValueError(f"can't be read: it is over {MAX_FILE_BYTES} bytes")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError("can't be read: it is not UTF-8") from error
-    if "\0" in text:
-        raise ValueError("can't be read: it is no text")
-    return text
-
-
-def _mode_of(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except PermissionError as error:
-        why = f"{path.parent} can't be entered ({error.strerror})"
-        raise ValueError(
-            f"can't be looked for, since {why}; let this user enter that folder, or start in another"
-        ) from error
 
 
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -353,17 +298,31 @@ def _is_service_link(name: str, text: str) -> bool:
     return name.endswith("_PORT") and text.startswith(("tcp://", "udp://", "sctp://"))
 
 
-def _parse(texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
+def _parse(texts: Mapping[str, str], faults: dict[str, str], notes: list[str]) -> dict[str, Any]:
     """Return the valid values, by attribute."""
     parsed = {}
     for attribute, rule in _rules().items():
         try:
             if not (text := values.unwrapped(texts.get(rule.name, ""))):
                 continue
+            if rule.parse is values.folder and values.has_reference(text) and _exists(text):
+                name = f"{text[:200]!r} by this very name"
+                notes.append(
+                    f"{rule.name} is {name}, which is there: rename it, and write its path without a reference"
+                )
+            else:
+                values.check_replaced(text)
             parsed[attribute] = rule.parse(text)
         except ValueError as error:
             faults[rule.name] = str(error)
     return parsed
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _with_channels(settings: Settings, parsed: set[str], texts: Mapping[str, str], faults: dict[str, str]) -> Settings:
@@ -396,7 +355,7 @@ def _replaced(channels: tuple[Channel, ...], parsed: set[str]) -> tuple[str, ...
     return tuple(name for name in names if name.lower() in parsed and name not in used)
 
 
-def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Settings:
+def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str], notes: list[str]) -> Settings:
     """Fill in the defaults that depend on other settings."""
     if "provider" not in parsed and settings.together_api_key and not settings.file_channels:
         settings = replace(settings, provider="together")
@@ -408,7 +367,7 @@ def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Se
         settings = replace(settings, trusted_proxy_hops="auto")
     if settings.redis_url:
         try:
-            settings = replace(settings, redis_url=redis_py_url(settings.redis_url, settings.redis_token))
+            settings = replace(settings, redis_url=redis_py_url(settings.redis_url, settings.redis_token, notes))
         except ValueError as error:
             faults["REDIS_URL"] = str(error)
     return settings

@@ -28,6 +28,9 @@ MIN_STORE_BYTES = 10_000_000
 MIN_OPENAI_TIMEOUT_S = 240.0
 """OpenAI's images of high quality take over two minutes: https://github.com/vercel-labs/ai-cli/pull/64"""
 
+PROBE_NAME_BYTES = 60
+"""Of the name of a file that is tried, which is as long as the longest path below DATA_DIR."""
+
 MAX_READ_BYTES = 16 * 1024 * 1024
 """Of each file of an embedded Redis that is not used."""
 
@@ -43,15 +46,18 @@ def check_data_dir(path: Path) -> None:
     except OSError as error:
         where = f"{path} is below the working folder, which can't be used ({error.strerror})"
         raise SettingsError(f"DATA_DIR: {where}; set an absolute path, or start in another folder") from error
-    probe = folder / f".probe-{secrets.token_hex(4)}"
+    probe = folder / f".probe-{secrets.token_hex(PROBE_NAME_BYTES)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except RecursionError as error:
+        raise SettingsError("DATA_DIR: has too many folders in each other; set a shorter path") from error
     except OSError as error:
         if error.errno not in _PASSING:
-            why = f"{folder} can't be used as a folder to write to ({error.strerror})"
-            raise SettingsError(f"DATA_DIR: {why}; make it writable for this user, or set another one") from error
+            why = f"{str(folder)[:200]} can't be used as a folder to write to ({error.strerror})"
+            way = "set a shorter path" if error.errno == errno.ENAMETOOLONG else "set another one"
+            raise SettingsError(f"DATA_DIR: {why}; make it writable for this user, or {way}") from error
 
 
 def check_exposure(settings: Settings, *, has_keys: bool) -> None:
@@ -87,6 +93,7 @@ def warnings(settings: Settings) -> Iterator[str]:
     """Yield a line for each setting that does not do what its writer expects."""
     for name, probable in settings.misspelled:
         yield f"{name} is no setting of this service and has no effect: did you mean {probable}?"
+    yield from settings.notes
     for name, remedy in _unused(settings):
         yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
     if settings.on_render and not settings.admin_token:

@@ -28,7 +28,7 @@ LAYERS = [  # a package imports only from layers below its own
         "standard_streams",
     },
     {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "turn_queue"},
-    {"channels_file", "secret_files"},
+    {"channels_file", "secret_files", "settings_file"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"health_check", "providers", "images", "queue", "ratelimit", "own_addresses"},
     {"accounts", "history"},

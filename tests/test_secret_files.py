@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imagegen.start_checks import warnings
 from tests.loaded_settings import faults, load
 from tests.support import over_rows
 
@@ -31,9 +32,12 @@ def test_a_channel_uses_a_key_that_is_in_a_file(tmp_path: Path) -> None:
     assert settings.file_channels[0].keys[0].secret == "sk-123"
 
 
-def test_a_secret_and_its_file_together_are_a_fault(tmp_path: Path) -> None:
-    found = faults(ADMIN_TOKEN="0123456789abcdef", ADMIN_TOKEN_FILE=str(tmp_path))
-    assert found == {"ADMIN_TOKEN_FILE": "is set, and ADMIN_TOKEN too; set one of them"}
+@over_rows("path", ["/run/secrets/of-another-program", "${SECRET}", "'"])
+def test_a_file_beside_its_setting_has_no_effect_but_a_warning(path: str) -> None:
+    settings = load(ADMIN_TOKEN="0123456789abcdef", ADMIN_TOKEN_FILE=path)
+    assert settings.admin_token == "0123456789abcdef"
+    (warning,) = warnings(settings)
+    assert warning == "ADMIN_TOKEN_FILE has no effect, since ADMIN_TOKEN is set too: set one of them"
 
 
 def test_an_empty_name_of_a_file_is_not_set() -> None:

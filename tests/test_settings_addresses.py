@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from imagegen.channels_file import KINDS, parse_channels
+from imagegen.start_checks import warnings
 from tests.loaded_settings import faults, load
 from tests.support import over_rows
 
@@ -126,9 +129,16 @@ def test_a_dollar_or_a_brace_in_a_secret_is_a_sign_like_others(text: str) -> Non
     assert load(ADMIN_TOKEN=text).admin_token == text
 
 
-@over_rows("text", ["a*", "a?", "[a]", "a\\b", "^a"])
-def test_a_prefix_of_keys_has_no_sign_of_a_pattern(text: str) -> None:
-    assert list(faults(REDIS_PREFIX=text)) == ["REDIS_PREFIX"]
+@over_rows("name", ["$HOME/images", "${DATA}", "{{ data }}"])
+def test_a_folder_that_has_the_name_of_a_reference_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    settings = load(DATA_DIR=name)
+    assert settings.data_dir == Path(name)
+    (warning,) = warnings(settings)
+    assert warning.startswith("DATA_DIR is ")
 
 
 @over_rows(

@@ -12,6 +12,7 @@ import pytest
 from imagegen import settings as module
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings, setting_names
+from imagegen.start_checks import warnings
 from tests.support import over_rows
 
 EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
@@ -48,12 +49,21 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
         Settings.load({}, dotenv=file)
 
 
-@over_rows("line", ['{"PORT":"4000"}', "[imagegen]", "{", '"PORT":', "- PORT"])
+@over_rows("line", ['{"PORT":"4000"}', "[", '["PORT"]', "{", '"PORT":', "- PORT"])
 def test_a_line_of_another_format_is_a_fault_with_its_number(tmp_path: Path, line: str) -> None:
     file = tmp_path / ".env"
     file.write_text(f"LOG_LEVEL=INFO\n{line}\n")
     with pytest.raises(SettingsError, match=r"\.env, line 2: "):
         Settings.load({}, dotenv=file)
+
+
+def test_a_header_in_the_file_is_warned_of_and_the_settings_below_it_count(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("[imagegen]\nPORT=4000\n")
+    settings = Settings.load({}, dotenv=file)
+    assert settings.port == 4000
+    (warning,) = warnings(settings)
+    assert ".env, line 1, is a header" in warning
 
 
 @pytest.mark.parametrize(

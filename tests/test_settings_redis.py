@@ -6,6 +6,8 @@ from typing import Any
 
 from redis.asyncio.connection import parse_url
 
+from imagegen.redis_client.url import sentinel_url
+from imagegen.start_checks import warnings
 from tests.loaded_settings import faults, load
 from tests.support import over_rows
 
@@ -69,19 +71,43 @@ def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
     [
         f"redis://h/{'9' * 5000}",
         "redis://h?db=\u0663",
-        "redis://h/3?db=4",
-        "redis://h?db=1&db=2",
         "redis://h?socket_read_size=-1",
         "redis://h?socket_read_size=0",
         "redis://h?socket_keepalive=maybe",
         "rediss://h?ssl_check_hostname=maybe",
-        "redis+sentinel://h/main/2?db=3",
         "redis+sentinel://a..b/main",
+        "redis+sentinel://h/main/hunter2",
+        "redis+sentinel://h/main/hunter2?db=3",
         f"unix:///{'a' * 107}",
     ],
 )
 def test_an_option_that_would_be_misunderstood_is_a_fault(url: str) -> None:
-    assert list(faults(REDIS_URL=url)) == ["REDIS_URL"]
+    found = faults(REDIS_URL=url)
+    assert list(found) == ["REDIS_URL"]
+    assert "hunter2" not in found["REDIS_URL"]
+
+
+@over_rows(
+    ("url", "database", "warns"),
+    [
+        ("redis://h/3?db=4", 4, True),
+        ("redis://h/3?db=3", 3, False),
+        ("redis://h?db=1&db=2", 1, True),
+        ("redis://h?db=1&db=1", 1, False),
+        ("redis+sentinel://h/main/2?db=3", 3, True),
+        ("redis+sentinel://h/main/2", 2, False),
+    ],
+)
+def test_a_database_that_is_named_twice_is_the_one_that_redis_py_takes(url: str, database: int, *, warns: bool) -> None:
+    settings = load(REDIS_URL=url)
+    parsed = sentinel_url(settings.redis_url or "")
+    assert parse_url(parsed.master_url if parsed else settings.redis_url or "")["db"] == database
+    assert len(list(warnings(settings))) == warns
+
+
+def test_a_password_that_is_there_twice_is_not_shown() -> None:
+    (warning,) = warnings(load(REDIS_URL="redis://h?password=hunter2&password=hunter3"))
+    assert "hunter" not in warning
 
 
 def test_a_host_may_have_letters_that_are_not_ascii() -> None:

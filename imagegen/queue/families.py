@@ -122,7 +122,7 @@ class CompletedFamilies:
         cursor = 0
         for _ in range(MAX_SCANS):
             try:
-                cursor, names = await self._connection.scan(cursor, self._keys.record("*"), SCAN_COUNT)
+                cursor, names = await self._connection.scan(cursor, self._keys.records, SCAN_COUNT)
             except ScanRefused:
                 return False
             self._count()

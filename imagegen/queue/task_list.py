@@ -74,7 +74,7 @@ class TaskList:
         while cursor or not begun:
             begun = True
             try:
-                cursor, names = await self._connection.scan(cursor, self._keys.record("*"), SCAN_COUNT)
+                cursor, names = await self._connection.scan(cursor, self._keys.records, SCAN_COUNT)
             except ScanRefused as error:
                 raise ListRefused from error
             self._connection.meter.redis_commands_sent("list", 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GROUP = "pool"
+
+_PATTERN_SIGNS, _ESCAPED = r"[*?\[\]\\^]", r"\\\g<0>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,21 @@ class Keys:
     """
 
     prefix: str
+
+    @property
+    def all(self) -> str:
+        """Pattern of all keys, for SCAN and the rights of a user."""
+        return f"{{{re.sub(_PATTERN_SIGNS, _ESCAPED, self.prefix)}}}:*"
+
+    @property
+    def records(self) -> str:
+        """Pattern of the records of all tasks."""
+        return f"{self.all[:-1]}task:*"
+
+    @property
+    def checkpoints(self) -> str:
+        """Pattern of the checkpoints of all tasks."""
+        return f"{self.all[:-1]}run:*"
 
     @property
     def stream(self) -> str:

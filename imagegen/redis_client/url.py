@@ -68,11 +68,11 @@ def sentinel_url(url: str) -> SentinelUrl | None:
         raise ValueError(
             "a sentinel address ends with the name of the service: redis+sentinel://HOST:26379/SERVICE?db=0"
         )
+    if not re.fullmatch(r"[0-9]{0,9}", database):
+        raise ValueError("after the service only the number of a database may follow")
     username, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
-    if database and "db" in options:
-        raise ValueError("it names a database twice, behind the service and as the option db")
     if database:
-        options["db"] = database
+        options.setdefault("db", database)
     tls = scheme.startswith("rediss")
     query = f"?{urlencode(options)}" if options else ""
     master_url = f"{'rediss' if tls else 'redis'}://{f'{login}@' if login else ''}localhost{query}"
@@ -88,21 +88,26 @@ def _sentinel_host(place: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3] or _SENTINEL_PORT)
 
 
-def redis_py_url(url: str, token: str | None) -> str:
+def redis_py_url(url: str, token: str | None, notes: list[str]) -> str:
     """Return the URL with the token as its password if it has no password.
+
+    notes: receives warnings.
 
     Raises ValueError with a text that holds no part of the URL, since that may be a password.
     """
     _check_characters(url)
     if (parsed := sentinel_url(url)) is not None:
-        return _sentinel_with_password(url, parsed, token)
+        return _sentinel_with_password(url, parsed, token, notes)
     parts = _split(url)
     if parts.scheme == "https":
         return _from_rest_address(parts, token)
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(f"its scheme is not supported; allowed: {_FORMS}")
     _check_place(parts)
+    parts = parts._replace(query=_without_repeats(parts.query, notes))
     _check_options(parts.query, tls=parts.scheme == "rediss")
+    if parts.scheme != "unix":
+        _note_database(parts.path.strip("/"), parts.query, notes)
     # Upstash speaks TLS only and resets plain connections: https://upstash.com/docs/redis/troubleshooting/econn_reset
     scheme = "rediss" if parts.scheme == "redis" and _is_upstash(parts.hostname or "") else parts.scheme
     query = f"?{parts.query}" if parts.query else ""
@@ -112,6 +117,22 @@ def redis_py_url(url: str, token: str | None) -> str:
 def _check_characters(url: str) -> None:
     if not url.isprintable() or " " in url:
         raise ValueError(f"it holds a space or control character; allowed: {_FORMS}")
+
+
+def _note_database(path: str, query: str, notes: list[str]) -> None:
+    """Add a warning if the path and the option name two databases: redis-py takes the option."""
+    option = dict(parse_qsl(query)).get("db")
+    if path and option is not None and int(path) != int(option):
+        notes.append(f"REDIS_URL names database {path} in its path and {option} in its option db: {option} is used")
+
+
+def _without_repeats(query: str, notes: list[str]) -> str:
+    """Return the options without repeats, of which redis-py takes the first. Add a warning if one is left out."""
+    pairs = query.split("&")
+    first = {pair.partition("=")[0]: pair for pair in reversed(pairs)}
+    if set(first.values()) != set(pairs):
+        notes.append("REDIS_URL has an option twice: the first one is used")
+    return "&".join(reversed(first.values()))
 
 
 def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
@@ -132,14 +153,13 @@ def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
             raise ValueError(f"its option {name} {rule}")
 
 
-def _sentinel_with_password(url: str, parsed: SentinelUrl, token: str | None) -> str:
+def _sentinel_with_password(url: str, parsed: SentinelUrl, token: str | None, notes: list[str]) -> str:
     scheme, _, rest = url.partition("://")
     _check_options(urlsplit(f"redis://{rest.partition('/')[2]}").query, tls=parsed.tls, sentinel=True)
     if "#" in url:
         raise ValueError("it holds a #; write it as %23 in a password")
-    master = _split(parsed.master_url)
-    if not re.fullmatch(r"(/[0-9]*)?", master.path):
-        raise ValueError("after the service only the number of a database may follow")
+    master, (place, _, query) = _split(parsed.master_url), rest.partition("?")
+    _note_database(place.rpartition("@")[2].partition("/")[2].partition("/")[2], query, notes)
     login = _with_password(master, token).rpartition("@")[0]
     return f"{scheme}://{f'{login}@' if login else ''}{rest.partition('?')[0].rpartition('@')[2]}{_query(rest)}"
 
@@ -175,8 +195,6 @@ def _check_place(parts: SplitResult) -> None:
         raise ValueError("its host is no name and no address; allowed: redis://HOST:6379 and the like")
     elif not re.fullmatch(r"(/[0-9]{0,9})?", parts.path):
         raise ValueError("after the host only the number of a database may follow: redis://HOST:6379/0")
-    elif parts.path.strip("/") and "db" in dict(parse_qsl(parts.query, keep_blank_values=True)):
-        raise ValueError("it names a database twice, behind the host and as the option db")
     if parts.fragment:
         raise ValueError("it holds a #; write it as %23 in a password")
 

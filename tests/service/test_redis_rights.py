@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.running import Service, at_once, eventually, run_to_its_end
 from tests.service.topology import debian, packaged, port_of, server, url_of
@@ -28,6 +29,8 @@ USERS = {
     "no-scan": ("~*", "&*", "+@all", "-scan"),
     "no-copy": ("~*", "&*", "+@all", "-copy"),
     "no-eval": ("~*", "&*", "+@all", "-eval", "-evalsha"),
+    "no-eval-alone": ("~*", "&*", "+@all", "-eval"),
+    "no-info": ("~*", "&*", "+@all", "-info"),
     "reader": ("~*", "&*", "+@read", "+@connection"),
     "elsewhere": ("~other:*", "&*", "+@all"),
     "no-channels": ("~*", "resetchannels", "+@all"),
@@ -58,7 +61,8 @@ def refused(folder: Path, url: str) -> str:
 
 def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: Path, redis: Redis) -> None:
     named = {"no-xgroup": "XGROUP", "no-set": "SET", "no-rename": "RENAME", "no-ping": "ping"}
-    named |= {"no-eval": "evalsha", "reader": "evalsha", "elsewhere": "keys"}
+    named |= {"no-eval": "eval", "no-eval-alone": "eval", "reader": "eval", "elsewhere": "keys"}
+    redis.script_load(load_script("imagegen.queue", "command_check").text)  # as an earlier start does
     starts = [partial(refused, tmp_path / user, url_of(redis, f"{user}:word@")) for user in named]
     for (user, text), line in zip(named.items(), at_once(starts), strict=True):
         assert text in line
@@ -84,6 +88,27 @@ def test_a_user_that_may_not_scan_gets_a_list_refused_and_no_outage(
     assert service.request("GET", "/readyz").status == 200
     assert service.made(prompt="without SCAN")["status"] == "completed"
     assert "WARNING" not in service.log
+
+
+def test_a_user_that_may_not_use_info_is_warned_of_what_that_costs(start_service: StartService, redis: Redis) -> None:
+    service = start_service(REDIS_URL=url_of(redis, "no-info:word@"))
+    assert service.log.count("ACL SETUSER no-info +info") == 1
+    assert service.made(prompt="without INFO")["status"] == "completed"
+    service.end()
+
+
+def test_a_list_with_signs_of_a_pattern_in_the_prefix_has_the_tasks_of_this_service_alone(
+    start_service: StartService, redis: Redis
+) -> None:
+    services = [
+        start_service(REDIS_URL=url_of(redis), REDIS_PREFIX=prefix, ADMIN_TOKEN=ADMIN_TOKEN)
+        for prefix in ("shop[1]*", "shop1x", "a\\b?^")
+    ]
+    for service in services:
+        made = service.made(prompt="listed")["taskId"]
+        tasks = service.request("GET", "/api/images", headers=AS_ADMIN).json["tasks"]
+        assert [task["taskId"] for task in tasks] == [made]
+        service.end()
 
 
 def test_keys_that_an_earlier_check_could_not_delete_are_no_outage(

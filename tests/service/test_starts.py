@@ -125,6 +125,21 @@ def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     assert "DATA_DIR" in refused(tmp_path, DATA_DIR=str(tmp_path / "file"))
 
 
+def test_a_data_folder_that_is_too_deep_is_named(tmp_path: Path) -> None:
+    deep, long = "d/" * 1500, f"{'d' * 200}/" * 20
+    starts = [partial(refused, tmp_path / name[:2], DATA_DIR=str(tmp_path / name)) for name in (deep, long)]
+    for output in at_once(starts):
+        assert output.startswith("DATA_DIR: ")
+        assert "set a shorter path" in output
+
+
+def test_a_time_zone_that_python_can_not_use_is_named(tmp_path: Path) -> None:
+    for zone in ("UTC+25", "UTC-24"):
+        settings = environment(tmp_path, {"TZ": zone})
+        ended = subprocess.run([sys.executable, RUN], env=settings, capture_output=True, text=True, check=False)
+        assert sole_message(ended).startswith("TZ: ")
+
+
 def test_an_impossible_data_folder_is_named_also_with_external_redis(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     faulty = [str(tmp_path / "file" / "below"), "/dev/null", "/proc/imagegen", str(tmp_path / ("x" * 300))]

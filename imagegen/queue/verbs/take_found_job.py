@@ -143,7 +143,7 @@ class TakeFoundJob:
         """Read the checkpoints of all tasks, or their records too. Raises ScanRefused, QueueUnavailable."""
         context, keys, cursor = self._context, self._context.keys, 0
         owners = _Owners(context.connection.clock(), has_records)
-        pattern = f"{{{keys.prefix}}}:*" if has_records else keys.checkpoint("*")
+        pattern = keys.all if has_records else keys.checkpoints
         prefixes = (keys.checkpoint(""), keys.record(""))
         for _ in range(MAX_SCANS):
             cursor, page = await context.connection.scan(cursor, pattern, SCAN_COUNT)
