@@ -99,7 +99,8 @@ def test_imports_go_down_the_layers() -> None:
 
 
 def test_only_settings_reads_the_environment() -> None:
-    assert users("os.environ", "os.environb", "os.getenv", "dotenv") <= {"settings"}
+    assert users("os.environ", "os.environb", "os.getenv") <= {"settings"}
+    assert users("dotenv") <= {"settings_file"}
 
 
 def test_only_redis_client_imports_redis() -> None:
