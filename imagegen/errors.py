@@ -356,6 +356,7 @@ class UpstreamError(ImagegenError):
     lasting: another call would most likely return the same useless response, as opposed to damage on the way.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     of_channel: the address that was called, or a gateway before it, refused any request.
+    of_model: a refusal of the key or its account that may be one of this model or prompt alone.
     refund_unsure: a job was accepted and then failed. Most relays refund it, and some may not.
     """
 
@@ -377,6 +378,7 @@ class UpstreamError(ImagegenError):
         lasting: bool = False,
         upstream_detail: str | None = None,
         of_channel: bool = False,
+        of_model: bool = False,
         refund_unsure: bool = False,
     ) -> None:
         super().__init__(f"{code}: {detail}")
@@ -395,6 +397,7 @@ class UpstreamError(ImagegenError):
         self.lasting = lasting
         self.upstream_detail = detail if upstream_detail is None else upstream_detail
         self.of_channel = of_channel
+        self.of_model = of_model
         self.refund_unsure = refund_unsure
 
 

@@ -19,6 +19,7 @@ TIERS = {
         "providers/test_response_parser.py",
         "providers/test_size_limits.py",
         "providers/test_refusal_codes.py",
+        "providers/test_vendor_refusals.py",
         "queue/test_feed.py",
         "queue/test_task_cache.py",
         "queue/test_server_info.py",

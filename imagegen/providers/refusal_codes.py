@@ -11,30 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 
-NEVER_REACHED = frozenset({521, 523, 525, 526, 530})
-"""Cloudflare found no origin: connection refused, no route, TLS handshake, certificate, no DNS record or tunnel. The
-request was never passed on, so nothing was paid.
-https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/"""
-
-GAVE_UP_WAITING = frozenset({408, 460, 499, 504, 520, 522, 524, 527, 598, 599})
-"""A gateway passed the request on, or may have, and then stopped waiting or got no usable answer; the origin may have
-made the image and charged for it. None of them comes from the origin's own application.
-
-408, 504, 598, 599: a gateway's time-outs (https://www.rfc-editor.org/rfc/rfc9110#name-504-gateway-timeout; the last two
-of Microsoft's and other proxies). 499, 460: nginx and AWS' load balancer closed "for the client", a gateway between us
-and the origin. 520, 524, 527: Cloudflare passed it on and got an empty answer, none in time, or lost the tunnel. 522:
-no connection *or* no acknowledgement within 90 s of a request that was sent (the page above). 500, 503 and 529 are not
-among them: an application answered, and refused or failed."""
-
-_UNSURE_GATEWAY = 502
-"""A gateway got an invalid answer, nginx' also if the origin's process died in the middle of its work. A service's own
-application sends it too, with its error object: that one is an answer."""
-
-_ENVOY_RESET = re.compile(r"disconnect/reset before headers", re.IGNORECASE)
-_ENVOY_NOT_SENT = re.compile(r"reset reason: (?:remote )?(?:connection failure|overflow)", re.IGNORECASE)
-"""Envoy's 503 for a connection that was lost after the request was sent, unless its reason is that it never was:
-https://www.envoyproxy.io/docs/envoy/latest/faq/debugging/why_is_envoy_sending_internal_responses"""
-
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
@@ -71,9 +47,7 @@ BILLING = Meaning(
             "prepaidbilloverdue",  # DashScope
             "postpaidbilloverdue",  # DashScope
             "commoditynotpurchased",  # DashScope
-            "allocationquota.freetieronly",  # DashScope, 403
             "accountoverdueerror",  # Volcengine Ark, 403
-            "setlimitexceeded",  # Volcengine Ark, 429
             "billing_disabled",  # Google's reason, 403
             "payment_required",
             "quota_exhausted",
@@ -98,12 +72,12 @@ BILLING = Meaning(
         r"exceeded your monthly included credits",  # Hugging Face
         r"prepayment credits are depleted",  # Google
         r"requires billing to be enabled",  # Google
-        r"only accessible to billed users",  # Google's Imagen
         r"without a billing account",
         r"account is (?:in arrears|not in good standing|overdue)",  # DashScope
         r"failure to pay past invoices",  # Fireworks, 412
+        r"(?:doesn['’]t|does not) have any credits",  # xAI, 403
+        r"^key limit exceeded",  # OpenRouter, 403
         r"overdue (?:balance|payment|bill)",
-        r"free tier of the model has been exhausted",  # DashScope
         r"余额不足",
         r"额度不足",
         r"额度已用尽",
@@ -112,6 +86,23 @@ BILLING = Meaning(
     unless=_words(r"per (?:second|minute|hour)", r"(?:retry|try again) in [0-9]", r"rate limit", r"too many requests"),
 )
 """The account is out of credit. Google's 429 for a minute's quota has OpenAI's sentence, and a time to retry."""
+
+MODEL_BILLING = Meaning(
+    "upstream_billing",
+    frozenset(
+        {
+            "allocationquota.freetieronly",  # DashScope, 403
+            "setlimitexceeded",  # Volcengine Ark, 429
+        }
+    ),
+    _words(
+        r"free tier of the model has been exhausted",  # DashScope
+        r"free allocated quota exceeded",  # DashScope, 429
+        r"free_tier\w*, limit: 0\b",  # Google, 429: with a time to retry, but no time helps
+        r"only accessible to billed users",  # Google's Imagen
+    ),
+)
+"""The account has no credit, or no free calls, for this model; it may have some for others."""
 
 AUTH = Meaning(
     "upstream_auth",
@@ -161,6 +152,7 @@ CONTENT = Meaning(
             "outputimagesensitivecontentdetected",
             "sensitivecontentdetected",
             "image_safety",  # Google
+            "public_error_unsafe_generation",  # Google's reason, 400
             "image_prohibited_content",
             "prohibited_content",
             "request moderated",  # BFL
@@ -175,6 +167,8 @@ CONTENT = Meaning(
     _words(
         r"nsfw",
         r"content[ _-]?policy",
+        r"(?:violates?|violating) (?:our|the) polic(?:y|ies)",  # Google's Imagen
+        r"(?:input|prompt|request) was flagged",  # OpenRouter, 403
         r"content management policy",  # Azure
         r"content (?:safety )?filter",
         r"content checker",  # fal
@@ -242,6 +236,7 @@ NO_MODEL = Meaning(
         r"unable to access (?:non-serverless )?model",  # Together
         r"not found for api version",  # Google
         r"not a valid model id",  # OpenRouter
+        r"^current user api does not support",  # DashScope, 403: the model takes only other calls
         r"^model: (?:input should be|unexpected value|value is not a valid)",  # FastAPI
         r"ratio or price not set",  # new-api
         r"倍率或价格未配置",
@@ -300,6 +295,12 @@ _UNKNOWN_FIELD = re.compile(r"(?:unknown|unrecognized|unexpected|extra|unsupport
 _QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|[“「][^”」]*[”」]")
 
 
+_UNAUTHORIZED = 401
+_OF_MODEL = re.compile(r"model|prompt|content|image|picture|text|input|模型|内容|提示|图", re.IGNORECASE)
+_SATURATED = re.compile(r"负载已饱和")
+"""Text of one-api and new-api for each 429 of a channel behind them, whatever its code: another channel may take the
+next call. https://github.com/labring/FastGPT/issues/1056"""
+
 _LIMIT_STATUSES = frozenset({400, 403, 420})
 """Statuses but 429 with which some services refuse by a rate limit: AWS and relays with 400, Google with 403. Relays do
 so with a 5xx too."""
@@ -349,19 +350,38 @@ def lasting(status: int, codes: Collection[str], message: str, param: str = "") 
     codes: lower case. param: the field that the refusal names; it is about that field then, not about the account.
     A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
     """
+    meaning = _meaning(status, codes, message, param)
+    return meaning.code if meaning else None
+
+
+def is_of_model(status: int, codes: Collection[str], message: str, param: str = "") -> bool:
+    """Return whether a refusal of the key or its account may be one of the model or of the prompt alone.
+
+    Such a key may be good for other calls. A 401 is about the key.
+    """
+    meaning = _meaning(status, codes, message, param)
+    if meaning is MODEL_BILLING:
+        return True
+    of_auth = meaning in (None, AUTH, ACCOUNT) and status != _UNAUTHORIZED
+    return of_auth and _OF_MODEL.search(message[:_MOST_READ_CHARS]) is not None
+
+
+def _meaning(status: int, codes: Collection[str], message: str, param: str) -> Meaning | None:
     passing = status in (408, 425, 429) or status >= 500
-    for meaning in (BILLING, AUTH, CONTENT):
+    if passing and _SATURATED.search(message):
+        return None
+    for meaning in (MODEL_BILLING, BILLING, AUTH, CONTENT):
         if _names(meaning, codes):
-            return meaning.code
+            return meaning
         if (meaning is CONTENT and passing) or not meaning.wording.search(message):
             continue
         if meaning.unless is None or not (passing or status in _LIMIT_STATUSES) or not meaning.unless.search(message):
-            return meaning.code
+            return meaning
     return None if passing else _of_account(codes, message, param)
 
 
-def _of_account(codes: Collection[str], message: str, param: str) -> str | None:
-    """Return the code of a refusal of the model, or of its use by the account, and not of the request; None otherwise.
+def _of_account(codes: Collection[str], message: str, param: str) -> Meaning | None:
+    """Return the meaning of a refusal of the model, or of its use by the account, and not of the request; or None.
 
     What the message quotes may be the client's own words.
     """
@@ -370,8 +390,8 @@ def _of_account(codes: Collection[str], message: str, param: str) -> str | None:
     for meaning in (NO_MODEL, ACCOUNT, QUOTA):
         is_meant = (not param or is_about_model) and meaning.wording.search(text)
         if _names(meaning, codes) or (is_meant and not (meaning.unless and meaning.unless.search(text))):
-            return meaning.code
-    return NO_MODEL.code if is_about_model and not _UNKNOWN_FIELD.search(text) else None
+            return meaning
+    return NO_MODEL if is_about_model and not _UNKNOWN_FIELD.search(text) else None
 
 
 def _names(meaning: Meaning, codes: Collection[str]) -> bool:
@@ -392,19 +412,6 @@ _REFUSAL_TEXT = _words(
 def is_refusal_text(text: str) -> bool:
     """Return whether a text in place of an image is a refusal of the prompt."""
     return bool(CONTENT.wording.search(text) or _REFUSAL_TEXT.search(text))
-
-
-def may_have_run(status: int, body: bytes | bytearray, *, is_own_error: bool) -> bool:
-    """Return whether a call that got this answer may have been paid for all the same.
-
-    is_own_error: the answer is the service's own error object, not a page or a text of a gateway.
-    """
-    if status in GAVE_UP_WAITING:
-        return True
-    if status == _UNSURE_GATEWAY:
-        return not is_own_error
-    text = body[:2_000].decode(errors="replace") if status == 503 and not is_own_error else ""
-    return bool(_ENVOY_RESET.search(text)) and not _ENVOY_NOT_SENT.search(text)
 
 
 _COUNT = r"(?:n|num_images(?:_per_prompt)?|num_outputs|batch[ _]size|sample_?count|number[ _]of[ _](?:images|outputs))"

@@ -19,11 +19,12 @@ import pybase64
 from imagegen.errors import UpstreamError
 from imagegen.formats import declares_base64, plain_base64
 from imagegen.providers.details_parser import parse_details
+from imagegen.providers.gateway_statuses import NEVER_REACHED, may_have_run
 from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
 from imagegen.providers.odd_replies import find_images
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
-from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run, names_rate_limit
+from imagegen.providers.refusal_codes import highest_count, is_of_model, lasting, names_rate_limit
 from imagegen.providers.refused_fields import refused_fields
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
@@ -167,6 +168,8 @@ def error_from_response(
         status=status,
         upstream_detail=text,
         of_channel=code == "upstream_invalid_request" and not is_about_fields and _is_of_channel(status, body, fields),
+        of_model=code in ("upstream_auth", "upstream_billing")
+        and is_of_model(effective_status, info.codes, info.message[:_LONGEST_READ_CHARS], info.param),
     )
 
 

@@ -21,7 +21,7 @@ OUT_S, MAX_OUT_S = 300.0, 3600.0
 
 REFUSED_MODELS = 2
 """Models with such a refusal as a 403, and no answered call between, after which the key itself is refused, not its use
-of one model. A 401 is about the key at once."""
+of one model. A 401 is about the key at once. A refusal with words about a model or a prompt never is."""
 
 NO_MODEL_S = 180.0
 """How long a key with which a model was not available gets no call for it while another one may have it.
@@ -176,8 +176,8 @@ class KeyHealth:
         trouble = Trouble(
             "out", error, now, now + doubled(OUT_S, failures, MAX_OUT_S), now + PROBE_S, failures=failures
         )
-        if error.status != _UNAUTHORIZED and error.code == "upstream_auth":
-            self._forbidden += model not in self._models
+        if error.of_model or (error.status != _UNAUTHORIZED and error.code == "upstream_auth"):
+            self._forbidden += not error.of_model and model not in self._models
             if self._forbidden < REFUSED_MODELS and self._trouble is None:
                 if len(self._models) >= MAX_MODELS:
                     self._models.clear()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.refusal_codes import GAVE_UP_WAITING, NEVER_REACHED, highest_count
+from imagegen.providers.gateway_statuses import GAVE_UP_WAITING, NEVER_REACHED
+from imagegen.providers.refusal_codes import highest_count
 from imagegen.providers.response_parser import error_from_response, parse_reply
 from imagegen.tasks.retry import was_never_sent
 from tests.played_upstream import elsewhere, paid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
+from imagegen.providers.response_parser import error_from_response
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
 from imagegen.worker.channel_report import ChannelReport
@@ -297,6 +299,23 @@ def test_a_refusal_that_is_no_401_keeps_a_key_from_one_model_first(clock: Clock,
     ends(made, taken(made, "gated"), refusal)
     assert made.refusal("gated") is refusal
     assert ends(made, taken(made)) == "only-a"
+
+
+def test_refusals_with_words_about_their_models_or_prompts_keep_a_key_for_other_models(clock: Clock) -> None:
+    texts = {
+        "dear": (403, "Your organization must be verified to use the model `gpt-image-1`."),
+        "gated": (403, "The prompt was rejected by our partner's reviewers"),
+        "free": (429, "Quota exceeded for metric: content_free_tier_requests, limit: 0. Please retry in 4s."),
+        "billed": (400, "Imagen API is only accessible to billed users at this time."),
+    }
+    made = router(clock)
+    for model, (status, text) in texts.items():
+        refusal = error_from_response(status, {}, json.dumps({"error": {"message": text}}).encode())
+        assert refusal.code in ("upstream_auth", "upstream_billing")
+        for _ in "abc":
+            ends(made, taken(made, model), refusal)
+        assert made.refusal(model) is not None
+    assert len({taken(made).route.account for _ in range(3)}) == 3
 
 
 def test_a_client_reads_a_cause_for_the_operator_and_else_the_first_refusal() -> None:
