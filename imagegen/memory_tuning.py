@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
+import resource
+from pathlib import Path
 
 KEPT_BYTES = 16 * 1024 * 1024
 """Freed memory at the end of the heap that malloc keeps.
@@ -14,6 +17,14 @@ page fault when it is needed again, together 15 % of the image's CPU.
 
 MMAP_BYTES = 4 * 1024 * 1024
 """Larger blocks, such as the bodies of large images, are returned to the system when they are freed."""
+
+RETURNED_BYTES = 16 * 1024 * 1024
+"""Freed memory in the midst of the heap that is returned to the system.
+
+malloc itself only returns what is at the end of the heap: one small block there keeps what a burst of requests took.
+"""
+
+RETURN_INTERVAL_S = 5.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -33,3 +44,40 @@ def tune_malloc() -> bool:
         return False
     is_trim_set, is_mmap_set = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES), mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
     return bool(is_trim_set and is_mmap_set)
+
+
+async def return_freed_memory(interval_s: float = RETURN_INTERVAL_S) -> None:
+    """Return freed memory to the system after each growth by `RETURNED_BYTES`, without end.
+
+    It takes 7 ms of another thread for 200 MiB, and nothing where the C library has no such call (macOS, musl).
+    """
+    try:
+        library = ctypes.CDLL(None)
+        trim, read_state = library.malloc_trim, library.mallinfo2
+    except (OSError, TypeError, AttributeError):
+        await asyncio.Event().wait()
+        return
+    read_state.restype = _HeapState
+    after_last = resident_bytes()
+    while True:
+        await asyncio.sleep(interval_s)
+        resident = resident_bytes()
+        after_last = min(after_last, resident)
+        if resident - after_last > RETURNED_BYTES and read_state().fordblks > RETURNED_BYTES:
+            await asyncio.to_thread(trim, 0)
+            after_last = resident_bytes()
+
+
+class _HeapState(ctypes.Structure):
+    """struct mallinfo2 of malloc.h of glibc, of ten fields. fordblks: freed bytes of all heaps."""
+
+    _fields_ = (
+        ("others_before", ctypes.c_size_t * 8),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

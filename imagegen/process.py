@@ -17,7 +17,7 @@ from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFE
 from imagegen.channel_parts import call_slots, load_tables
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
-from imagegen.memory_tuning import tune_gc, tune_malloc
+from imagegen.memory_tuning import return_freed_memory, tune_gc, tune_malloc
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
 from imagegen.web.guard import GUARD
@@ -53,7 +53,8 @@ async def serve(settings: Settings) -> int:
         if not await _set_up(runner, stop, starting_responses(sockets, cap)):
             return 0
         tune_gc()
-        tune_malloc()
+        if tune_malloc():
+            app[SUPERVISOR].run("memory-return", return_freed_memory())
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):

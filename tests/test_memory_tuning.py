@@ -1,4 +1,4 @@
-"""Tests of malloc tuning by the page faults of a separate process."""
+"""Tests of malloc tuning by the page faults and the memory of a separate process."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ def test_image_buffers_are_not_returned_to_the_system_each_time() -> None:
     if not tune_malloc():
         pytest.skip("this C library's malloc can't be tuned")
     assert faults(tuned=True) < faults(tuned=False) / 10
+
+
+FREED = """
+import asyncio
+from imagegen import memory_tuning
+memory_tuning.tune_malloc()
+async def main():
+    returning = asyncio.create_task(memory_tuning.return_freed_memory(0.01))
+    await asyncio.sleep(0)
+    before = memory_tuning.resident_bytes()
+    bursts, kept = [b"x" * 300_000 for _ in range(300)], b"y" * 100_000
+    grown = memory_tuning.resident_bytes() - before
+    del bursts
+    async with asyncio.timeout(30):
+        while memory_tuning.resident_bytes() - before > grown / 4:
+            await asyncio.sleep(0.01)
+    print(len(kept), returning.done())
+asyncio.run(main())
+"""
+
+
+def test_memory_that_a_burst_has_freed_goes_back_to_the_system() -> None:
+    if not tune_malloc():
+        pytest.skip("this C library's malloc can't be tuned")
+    ended = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=False)
+    assert ended.stdout == "100000 False\n", ended.stderr

@@ -27,6 +27,8 @@ from imagegen.web.http.json_with_images import (
     parts_of,
     pieces_of,
 )
+from imagegen.web.http.unread import UnreadResponses
+from tests.edge_server import edge_server
 
 TASK = "0" * 32
 
@@ -75,12 +77,11 @@ async def test_an_image_of_any_size_is_the_base64_of_its_bytes(store: Files, siz
 
 async def test_a_client_that_stops_reading_costs_little_memory_and_is_cut(store: Files) -> None:
     image = await stored(store, bytes(12_000_000))
-    patient, impatient = ImageSender(), ImageSender(stall_s=0.3)
+    sender = ImageSender()
     buffered, ended = list[int](), asyncio.Event()
 
     async def handle(request: web.Request) -> web.StreamResponse:
         value = {"data": await image_text(store, TASK, image)}
-        sender = patient if request.path == "/whole" else impatient
         response = json_with_images(json.dumps(value).encode(), value, store, sender)
         assert response is not None
         watch = asyncio.create_task(watch_buffer(request))
@@ -99,9 +100,8 @@ async def test_a_client_that_stops_reading_costs_little_memory_and_is_cut(store:
 
     app = web.Application()
     app.router.add_get("/", handle)
-    app.router.add_get("/whole", handle)
-    async with TestServer(app) as server, ClientSession() as session:
-        async with session.get(server.make_url("/whole")) as whole:
+    async with edge_server(app, unread=UnreadResponses(stall_s=0.5)) as server, ClientSession() as session:
+        async with session.get(server.make_url("/")) as whole:
             assert json.loads(await whole.read()) == {"data": base64.b64encode(bytes(12_000_000)).decode()}
         ended.clear()
         with socket.socket() as client:

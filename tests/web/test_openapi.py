@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
+import socket
+import tracemalloc
 from typing import Any
 from urllib.parse import urljoin
 
@@ -412,3 +414,22 @@ async def test_the_documents_server_is_the_public_address(start_service: Any) ->
 @over_rows("name", ["nothing.js", "..%2F__init__.py", "%2e%2e%2f%2e%2e%2fapp.py"])
 async def test_a_file_that_is_not_the_pages_is_a_404(service: Client, name: str) -> None:
     assert (await service.get(f"/docs/{name}")).status == 404
+
+
+async def test_clients_that_do_not_read_the_document_share_its_bytes(service: Client) -> None:
+    url = service.make_url("/openapi.json")
+    size = len(await (await service.get("/openapi.json", headers={"Accept-Encoding": "identity"})).read())
+    clients, loop = [socket.socket() for _ in range(40)], asyncio.get_running_loop()
+    tracemalloc.start()
+    try:
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, (url.host, url.port))
+            client.send(b"GET /openapi.json HTTP/1.1\r\nHost: %b\r\n\r\n" % url.authority.encode())
+            await loop.sock_recv(client, 100)
+        assert tracemalloc.get_traced_memory()[0] < 10 * size
+    finally:
+        tracemalloc.stop()
+        for client in clients:
+            client.close()

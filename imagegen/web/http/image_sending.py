@@ -1,6 +1,6 @@
 """Sending of an opened image to a client: from memory or its file, past the transport's buffer where the platform can.
 
-What small images leave in transports' buffers is bounded here; the store's cache bounds large ones in memory.
+What is left in transports' buffers is bounded in `unread`; the store's cache bounds large images in memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from imagegen.images.store import PIECE_BYTES, OpenedImage
 from imagegen.web.http.disconnect import begin_sending, on_disconnect
 from imagegen.web.http.responses import FastJsonResponse
 from imagegen.web.http.transfer import FileTransfer, MemoryTransfer, Transfer, TransferUnsupported
-
-STALL_S = 60.0
-"""A client that takes nothing for this time is cut off."""
-
-MAX_WAITING_BYTES = 32 * 1024 * 1024
-"""Bytes of images in memory that clients have not taken yet, of all clients together."""
+from imagegen.web.http.unread import STALL_S
 
 MIN_TRANSFERS, DESCRIPTORS_PER_TRANSFER = 32, 8
 """Minimum of files sent at once; otherwise an eighth of the descriptors, since each file takes two."""
@@ -34,20 +29,12 @@ class ImageSender:
     """Sender of images to clients. Over a limit, the client that has waited longest is cut off.
 
     Args:
-        stall_s: how long a client may take nothing.
-        max_waiting_bytes: of images in memory.
+        stall_s: how long a client may take nothing that is sent past its transport's buffer.
         max_transfers: files that are sent at once; None: by the limit of descriptors.
     """
 
-    def __init__(
-        self,
-        *,
-        stall_s: float = STALL_S,
-        max_waiting_bytes: int = MAX_WAITING_BYTES,
-        max_transfers: int | None = None,
-    ) -> None:
+    def __init__(self, *, stall_s: float = STALL_S, max_transfers: int | None = None) -> None:
         self._stall_s = stall_s
-        self._waiting = _Limit(max_waiting_bytes)
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         by_limit = MIN_TRANSFERS if descriptors < 0 else max(MIN_TRANSFERS, descriptors // DESCRIPTORS_PER_TRANSFER)
         self._transfers = _Limit(max_transfers or by_limit)
@@ -79,29 +66,14 @@ class ImageSender:
 
     def holding_file(self, transport: asyncio.Transport) -> AbstractContextManager[None]:
         """Count a file that is open for a client; over the limit, the client that has one for longest is cut off."""
-        return self._transfers.counted(transport, 1)
-
-    async def wait_taken(self, request: web.BaseRequest) -> None:
-        """Wait until the system has taken all written bytes; cut off a client that stops reading."""
-        transport = request.transport
-        if transport is None or not transport.get_write_buffer_size():
-            return
-        with self._waiting.counted(transport, transport.get_write_buffer_size()):
-            transport.set_write_buffer_limits(high=0)
-            try:
-                async with asyncio.timeout(self._stall_s):
-                    await request.writer.drain()
-            except TimeoutError:
-                _cut(transport)
-            else:
-                transport.set_write_buffer_limits()
+        return self._transfers.counted(transport)
 
     async def send_from_memory(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
         """Send the head of a response and its body; cut off a client that stops reading."""
         if (transport := request.transport) is None:
             return
         if transport.get_write_buffer_size():
-            await self.wait_taken(request)
+            await request.writer.drain()
         transfer = MemoryTransfer(transport, head, body)
         try:
             if transfer.start():
@@ -123,7 +95,7 @@ class ImageSender:
         self, request: web.BaseRequest, transport: asyncio.Transport, transfer: MemoryTransfer
     ) -> None:
         transport.writelines(transfer.rest())
-        await self.wait_taken(request)
+        await request.writer.drain()
 
     async def _send_body(
         self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
@@ -148,7 +120,7 @@ class ImageSender:
 
     async def _send_file(self, request: web.Request, transport: asyncio.Transport, file: FileIO, part: range) -> range:
         """Send from the file by the system's own call; return the part for which that is not possible."""
-        await self.wait_taken(request)
+        await request.writer.drain()
         transfer = FileTransfer(transport, file, part)
         try:
             if not transfer.start():
@@ -160,7 +132,7 @@ class ImageSender:
     async def _finish(self, request: web.BaseRequest, transport: asyncio.Transport, transfer: Transfer) -> None:
         if isinstance(request, web.Request):
             on_disconnect(request, transfer.abort)
-        with self._transfers.counted(transport, 1):
+        with self._transfers.counted(transport):
             await transfer.run(self._stall_s)
 
     async def _write_pieces(
@@ -169,9 +141,8 @@ class ImageSender:
         sent = 0
         async with aclosing(opened.read(part.start, len(part))) as pieces:
             async for piece in _small(pieces):
-                async with asyncio.timeout(self._stall_s):  # it waits until the transport takes more
-                    await response.write(piece)
-                await self.wait_taken(request)
+                await response.write(piece)
+                await request.writer.drain()
                 sent += len(piece)
         if sent < len(part):
             raise OSError("an image ended early")
@@ -199,32 +170,25 @@ class _ImageResponse(FastJsonResponse):
             self.body = None
             self._opened.close()
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        await super().write_eof(data)
-        if self.slow_request is not None:
-            await self._sender.wait_taken(self.slow_request)
-
 
 class _Limit:
-    """Sum of what connections hold, below a maximum: above it, the connection that holds for longest is cut off."""
+    """Number of connections that hold a file, below a maximum: above it, the one that holds for longest is cut off."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self._held: dict[asyncio.Transport, int] = {}
-        self._sum = 0
+        self._held: dict[asyncio.Transport, None] = {}
 
     @contextmanager
-    def counted(self, transport: asyncio.Transport, amount: int) -> Iterator[None]:
-        self._held[transport] = amount
-        self._sum += amount
-        while self._sum > self._maximum and len(self._held) > 1:
+    def counted(self, transport: asyncio.Transport) -> Iterator[None]:
+        self._held[transport] = None
+        while len(self._held) > max(self._maximum, 1):
             longest = next(iter(self._held))
-            self._sum -= self._held.pop(longest)
+            del self._held[longest]
             _cut(longest)
         try:
             yield
         finally:
-            self._sum -= self._held.pop(transport, 0)
+            self._held.pop(transport, None)
 
 
 async def _small(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

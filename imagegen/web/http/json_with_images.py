@@ -137,7 +137,7 @@ class JsonWithImages(web.StreamResponse):
                 async with aclosing(pieces_of(self._parts, self._store)) as pieces:
                     async for piece in pieces:
                         await stream.write(piece)
-                        await self._sender.wait_taken(request)
+                        await request.writer.drain()
         except (StoreUnavailable, OSError) as error:
             if isinstance(error, ConnectionError):
                 raise

@@ -163,7 +163,6 @@ class FastJsonResponse(web.StreamResponse):
     other request gets the same response from aiohttp's own class.
 
     headers: no name comes twice, in any case; without a Content-Type, it is JSON.
-    slow_request: set once aiohttp's own class sends the response.
     """
 
     def __init__(self, body: bytes | memoryview, status: int, headers: Mapping[str, str]) -> None:
@@ -174,7 +173,6 @@ class FastJsonResponse(web.StreamResponse):
         self._editable: CIMultiDict[str] | None = None
         self._closes = self._is_sent = False
         self._slow: web.Response | None = None
-        self.slow_request: web.BaseRequest | None = None
 
     @property
     def status(self) -> int:
@@ -217,8 +215,10 @@ class FastJsonResponse(web.StreamResponse):
             own = f"{own}X-Request-Id: {request_id_of(request)}\r\n"
         date = "" if fixed.dated else f"Date: {rfc822_formatted_time()}\r\n"
         head = f"{fixed.start}{own}{fixed.more}{date}Content-Length: {len(body)}\r\n\r\n".encode()
-        self._is_sent = True
-        await self.send(request, head, body)
+        self._is_sent, self.body = True, None
+        sending = self.send(request, head, body)
+        del body  # a client that reads slowly holds only what its transport has not sent
+        await sending
         return None
 
     async def send(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
@@ -227,6 +227,7 @@ class FastJsonResponse(web.StreamResponse):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has left")
         transport.write(head + body)
+        del body
         await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -237,7 +238,6 @@ class FastJsonResponse(web.StreamResponse):
     async def _prepare_slow(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if self._slow is None:
             headers = self._given if self._editable is None else self._editable
-            self.slow_request = request
             self._slow = web.Response(body=self.body, status=self._code, headers=headers)
             if self._closes:
                 self._slow.force_close()

@@ -18,6 +18,7 @@ from imagegen.web.http.error_responses import error_response
 from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
+from imagegen.web.http.unread import UnreadResponses
 
 KEEPALIVE_S = 130.0
 """Longer than a proxy keeps an idle connection: if we closed first, its client would get a 502."""
@@ -40,7 +41,7 @@ class ImagegenRunner(web.AppRunner):
     """Runner of an application in its pipeline, on our connections; takes the options of `web.AppRunner`.
 
     head_timeout_s: how long the head of a request may take from its first byte. idle_s: how long a connection may
-    stay open without one. max_connections: see `connections`.
+    stay open without one. max_connections: see `connections`. unread: bounds what clients do not read.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ImagegenRunner(web.AppRunner):
         head_timeout_s: float = HEAD_TIMEOUT_S,
         idle_s: float = IDLE_S,
         max_connections: int = MAX_CONNECTIONS,
+        unread: UnreadResponses | None = None,
         **options: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -62,6 +64,7 @@ class ImagegenRunner(web.AppRunner):
         super().__init__(app, **{**defaults, **options})
         self._head_timeout_s = head_timeout_s
         self.connections = Connections(max_connections, idle_s=idle_s)
+        self._unread = unread or UnreadResponses()
 
     async def cleanup(self) -> None:
         self.connections.close()
@@ -75,6 +78,7 @@ class ImagegenRunner(web.AppRunner):
             app=self.app,
             head_timeout_s=self._head_timeout_s,
             connections=self.connections,
+            unread=self._unread,
             **self._kwargs,
         )
 
@@ -92,7 +96,9 @@ class _Connection(web.RequestHandler):
         "_head_bytes",
         "_head_timeout_s",
         "_head_timer",
+        "_paused_transport",
         "_takes_probes",
+        "_unread",
         "_used",
         "_watch",
         "address",
@@ -106,11 +112,14 @@ class _Connection(web.RequestHandler):
         app: web.Application,
         head_timeout_s: float,
         connections: Connections,
+        unread: UnreadResponses,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
         self._app = app
         self._connections = connections
+        self._unread = unread
+        self._paused_transport: asyncio.Transport | None = None
         self._used = False
         self.address = ""
         self._head_timeout_s = head_timeout_s
@@ -126,6 +135,28 @@ class _Connection(web.RequestHandler):
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
         self._connections.add(self)
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)  # any unread byte pauses writing
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if (transport := self.transport) is not None:
+            self._paused_transport = transport
+            self._unread.begin(transport, self.address)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_unread()
+
+    def _end_unread(self) -> None:
+        if self._paused_transport is not None:
+            self._unread.end(self._paused_transport)
+            self._paused_transport = None
+
+    def force_close(self) -> None:
+        """Close the connection, without waiting for a client that does not read."""
+        super().force_close()
+        if self._paused_transport is not None:
+            self._paused_transport.abort()
 
     @property
     def idle(self) -> bool:
@@ -233,6 +264,7 @@ class _Connection(web.RequestHandler):
         if self._watch is not None:
             self._watch.stop()
         self._connections.discard(self)
+        self._end_unread()
         request = self._current_request
         super().connection_lost(exc)
         if self._head_bytes > MAX_HEAD_BYTES:
