@@ -17,10 +17,20 @@ from imagegen.tasks.validation import Adjust
 from imagegen.tasks.webhook import Webhook
 
 
+class FormerIdentity(Struct, frozen=True, gc=False):
+    """Identity of a request in version 0.5.5 and before, if it was another one."""
+
+    task_id: str
+    digest: str
+    request_json: bytes
+    family: RequestFamily | None
+
+
 class Submission(Struct, frozen=True, gc=False):
     """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
 
     client, scope, cost, sandbox, submitter: see Task. max_micro_usd: the most that it may cost; None without a limit.
+    former: None if the request had the same identity in each version.
     """
 
     task_id: str
@@ -35,6 +45,15 @@ class Submission(Struct, frozen=True, gc=False):
     sandbox: bool | None = None
     max_micro_usd: int | None = None
     submitter: str = ""
+    former: FormerIdentity | None = None
+
+    def as_former(self) -> Submission:
+        """Return the submission for the task that a former version made of the request."""
+        former = self.former
+        if former is None:
+            return self
+        task_id, digest, stored, family = former.task_id, former.digest, former.request_json, former.family
+        return replace(self, task_id=task_id, digest=digest, request_json=stored, family=family, former=None)
 
     @property
     def wanted(self) -> int:
@@ -84,6 +103,17 @@ class TaskIdentity:
 
         scope: name of the key that owns the task, None if tasks are shared. client: name of the key that submits it.
         """
+        normal = request.with_first_image()
+        submission = self._submission(normal, scope, webhooks, client)
+        if normal is request:
+            return submission
+        given = self._submission(request, scope, webhooks, client)
+        former = FormerIdentity(given.task_id, given.digest, given.request_json, given.family)
+        return replace(submission, former=former)
+
+    def _submission(
+        self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...], client: str
+    ) -> Submission:
         sent = self.sent_request(request)
         provider = self.provider if self.provider_of is None else self.provider_of(request.model)
         canonical = sent.canonical(provider, scope)

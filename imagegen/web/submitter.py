@@ -237,6 +237,7 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     Raises also MaxCostExceeded, and PriceUnknown.
     """
     refuse_while_draining(services)
+    submission = await _of_former_version(services, submission)
     submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), 1
     while submitted.cached is CacheResult.COALESCED and not submitted.task.state.is_final:
         has_webhook = bool(submission.webhooks)
@@ -248,6 +249,15 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
         submitted = await services.queue.add_webhooks(submission, submitted)
     services.ledger.on_submitted(submission, submitted)
     return submitted
+
+
+async def _of_former_version(services: Services, submission: Submission) -> Submission:
+    """Return the submission for the task that a former version made of the request, if there is one to join."""
+    if submission.former is None:
+        return submission
+    task = await services.queue.get(submission.former.task_id)
+    is_usable = task is not None and task.state not in (State.FAILED, State.CANCELLED)
+    return submission.as_former() if is_usable else submission
 
 
 async def _submit_within_limit(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
+from imagegen.tasks.request import GenerationRequest
 from tests.image_bytes import data_uri, encoded, image_file
 from tests.support import over_rows
 from tests.web.conftest import Client
@@ -60,6 +61,40 @@ async def test_an_image_is_one_request_by_upload_and_by_data_uri(service: Client
     assert by_uri["taskId"] == by_upload["taskId"] == by_another["taskId"]
     _, other = await submit(service, imageUrl=data_uri(image_file("red")))
     assert other["taskId"] != by_uri["taskId"]
+
+
+@over_rows("route", ["/api/images/generate", "/v1/images/generations/async"])
+async def test_the_first_input_image_is_one_request_in_either_field(service: Client, route: str) -> None:
+    first, second = await upload(service, image_file("red")), await upload(service, image_file("blue"))
+    fields: list[dict[str, Any]] = [
+        {"imageUrl": first, "referenceImages": [second]},
+        {"referenceImages": [first, second]},
+        {"imageUrl": second, "referenceImages": [first]},
+        {"imageUrl": first},
+        {"referenceImages": [first]},
+        {"referenceImages": [first], "mask": second},
+    ]
+    shown = [(await submit(service, route, seed=1, **each))[1] for each in fields]
+    ids = [each.get("taskId") or each["task_id"] for each in shown]
+    assert (ids[0], ids[3]) == (ids[1], ids[4])
+    assert len(set(ids)) == 4
+
+
+async def test_a_task_of_a_version_in_which_the_field_of_an_input_image_counted_is_still_joined(
+    start_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start_service(sandbox_delay_s=0.3)
+    images = [await upload(service, image_file("red")), await upload(service, image_file("blue"))]
+    with monkeypatch.context() as former:
+        former.setattr(GenerationRequest, "with_first_image", lambda request: request)
+        _, made = await submit(service, referenceImages=images)
+    _, running = await submit(service, referenceImages=images)
+    await service.get(f"/api/images/{made['taskId']}?wait=20")
+    _, completed = await submit(service, referenceImages=images)
+    assert (running["taskId"], running["coalesced"]) == (made["taskId"], True)
+    assert (completed["taskId"], completed["cached"]) == (made["taskId"], True)
+    _, of_this_version = await submit(service, imageUrl=images[0], referenceImages=images[1:])
+    assert of_this_version["taskId"] != made["taskId"]
 
 
 @over_rows("field", ["imageUrl", "mask"])
