@@ -83,6 +83,7 @@ from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.board import BOARD
 from imagegen.web.ops.channels import CHANNELS
 from imagegen.web.ops.key_routes import KEY_STORE
+from imagegen.web.ops.prometheus import SCRAPES, Scrapes
 from imagegen.web.ops.telemetry import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.worker.alert_dispatcher import AlertDispatcher
@@ -444,4 +445,5 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         shares_tasks=settings.cache_scope == "shared",
     )
     app[OBSERVED] = _telemetry(app)
+    app[SCRAPES] = Scrapes(app[OBSERVED])
     yield

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp.plugin import AiohttpClient, AiohttpServer
 
@@ -64,6 +65,7 @@ async def start(aiohttp_client: AiohttpClient, instance: Instance, meter: Meter)
             paused_since=lambda: None,
             channels=tuple,
         )
+        app[prometheus.SCRAPES] = prometheus.Scrapes(app[OBSERVED])
         app.router.add_get("/metrics", prometheus.get_metrics)
         app.router.add_get("/api/stats", stats.get_stats)
         app.router.add_get("/things/{thing_id}", things)
@@ -104,6 +106,47 @@ async def test_metrics_are_prometheus_text(start: Start) -> None:
     text = await answer.text()
     assert "# TYPE imagegen_tasks_total counter" in text or "# TYPE imagegen_tasks counter" in text
     assert "process_resident_memory_bytes" in text
+
+
+async def test_many_scrapes_at_once_take_a_small_part_of_the_event_loops_time(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s = list[float]()
+
+    def choose(_accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+        def encode(registry: CollectorRegistry) -> bytes:
+            began_at = time.monotonic()
+            text = generate_latest(registry)
+            took_s.append(time.monotonic() - began_at)
+            return text
+
+        return encode, "text/plain"
+
+    monkeypatch.setattr(prometheus, "choose_encoder", choose)
+    client, began_at = await start(), time.monotonic()
+    answers = await asyncio.gather(*(client.get("/metrics", headers=AS_ADMIN) for _ in range(90)))
+    assert {answer.status for answer in answers} == {200}
+    assert sum(took_s) < (time.monotonic() - began_at) / 5 + max(took_s)
+
+
+@over_rows(
+    "accept",
+    [
+        "text/plain;version=a",
+        "application/openmetrics-text;version=1.x",
+        "application/openmetrics-text;version=1.1.\u00e9",
+        "text/plain;version=" + "9" * 5_000,
+        "text/plain;version=1.0.0;escaping=\u00fc",
+        "*/*;q=0",
+        ",;=,",
+    ],
+)
+async def test_any_accept_header_gets_the_metrics(start: Start, accept: str) -> None:
+    client = await start()
+    answer = await client.get("/metrics", headers={**AS_ADMIN, "Accept": accept})
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].isascii()
+    assert "imagegen_uptime_seconds" in await answer.text()
 
 
 async def test_metrics_are_openmetrics_if_requested(start: Start) -> None:
