@@ -44,23 +44,36 @@ class ResponseFilter(asyncio.Protocol):
     Args:
         protocol: aiohttp's, of a connection that has no unread bytes, with the parameters of its response set.
         transport: of the connection.
+        stall_s: limit of the time without a byte, until the body ends; None: no limit. aiohttp's own timer is set again
+            for each piece, which costs a small image a per cent.
     """
 
-    def __init__(self, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+    def __init__(self, protocol: ResponseHandler, transport: asyncio.Transport, stall_s: float | None = None) -> None:
         self._protocol = protocol
+        self._transport = transport
         self._has_passed_head = False
         self._start = bytearray()
         self._searched = 0
         self._body: aiohttp.StreamReader | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._moved_at_s = 0.0
+        if stall_s is not None:
+            self._loop = asyncio.get_running_loop()
+            self._moved_at_s = self._loop.time()
+            self._timer = self._loop.call_at(self._moved_at_s + stall_s, self._check_stall, stall_s)
         transport.set_protocol(self)
 
     async def read(self) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
         """Return the head and the body of the response. Raises as the connection; HttpProcessingError."""
         message, self._body = await self._protocol.read()
         self._end_body()
+        if self._timer is not None:
+            self._body.on_eof(self._timer.cancel)
         return message, self._body
 
     def data_received(self, data: bytes) -> None:
+        if self._timer is not None:
+            self._moved_at_s = self._loop.time()
         if self._has_passed_head or (not self._start and _is_usual(data)):
             self._has_passed_head = True
             self._protocol.data_received(data)
@@ -91,6 +104,8 @@ class ResponseFilter(asyncio.Protocol):
         self._protocol.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._protocol.connection_lost(error)
         self._end_body()
 
@@ -99,6 +114,21 @@ class ResponseFilter(asyncio.Protocol):
         body = self._body
         if body is not None and not self._protocol.connected and not body.is_eof() and body.exception() is None:
             body.set_exception(aiohttp.ClientPayloadError("the connection has ended within the body"))
+
+    def _check_stall(self, stall_s: float) -> None:
+        """Fail a response of which no byte came for too long, unless it is this side that does not read."""
+        now_s = self._loop.time()
+        if not self._transport.is_reading():
+            self._moved_at_s = now_s
+        if now_s - self._moved_at_s < stall_s:
+            self._timer = self._loop.call_at(self._moved_at_s + stall_s, self._check_stall, stall_s)
+            if self._body is not None:
+                self._body.on_eof(self._timer.cancel)
+            return
+        error = aiohttp.SocketTimeoutError("the host sends nothing")
+        self._protocol.set_exception(error)
+        if self._body is not None:
+            self._body.set_exception(error)
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()

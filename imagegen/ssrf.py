@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import unicodedata
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientRequest, ClientTimeout, TCPConnector
@@ -75,6 +76,7 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     return parsed.is_global and not any(parsed in network for network in _BLOCKED_V4)
 
 
+@lru_cache(maxsize=256)
 def check_host(host: str, port: int, allowed: frozenset[str] = frozenset()) -> None:
     """Raise AddressBlocked for a host that is refused without DNS: resolvers never see literal addresses.
 

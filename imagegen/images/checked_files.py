@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from imagegen.images.files import Signature
 
@@ -28,16 +28,14 @@ class Reservation:
         self._cache.held_bytes -= self._size_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CachedImage:
+class CachedImage(Struct, frozen=True):
     """Bytes of an image. Their user holds the reservation too."""
 
     data: bytes | memoryview
     reservation: Reservation
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
+class _Checked(Struct, frozen=True):
     sha256: str
     signature: Signature
 

@@ -136,33 +136,39 @@ class DiskStore:
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Write the file, after the oldest ones are removed to fit it. The newest image always stays."""
         name = self._name(task_id, index, image.sha256, image.content_type)
-        with self._index.writing(name, image.size_bytes, expires_at_s):
-            try:
-                self._require_volume()
-                await self._evict_and_write(name, task_id, image, expires_at_s)
-            except StoreUnavailable as error:
-                self._forget([name])
-                if not isinstance(error, SpooledImageLost | StoreFull):
-                    self._watch.save_failed(image.size_bytes, error.__cause__ or error)
-                raise
+        self._index.add_unwritten(name, image.size_bytes, expires_at_s)
+        try:
+            self._require_volume()
+            await self._evict_and_write(name, task_id, image, expires_at_s)
+        except StoreUnavailable as error:
+            self._forget([name])
+            if not isinstance(error, SpooledImageLost | StoreFull):
+                self._watch.save_failed(image.size_bytes, error.__cause__ or error)
+            raise
+        finally:
+            self._index.written(name)
         self._watch.saved(image.size_bytes)
         self._flush_soon()
-        with suppress(OSError):  # in the loop's own thread, see _has_file
+        try:  # in the loop's own thread, see _has_file
             signature = Signature.of(os.stat(name))  # noqa: PTH116
-            self._checked.add(name, image.sha256, signature, self._cacheable(image))
+        except OSError:
+            return
+        self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Give the file a name in the folder of the other task too. Return False if it is not in this folder."""
         if not await self._is_there(source_id, image):
             return False
         name = self._name(task_id, index, image.sha256, image.content_type)
-        with self._index.writing(name, image.size_bytes, expires_at_s):
-            try:
-                is_there = await _in_thread(self._link, self._stored_name(source_id, image), name, image, expires_at_s)
-            except StoreUnavailable as error:
-                self._forget([name])
-                self._watch.save_failed(image.size_bytes, error.__cause__ or error)
-                raise
+        self._index.add_unwritten(name, image.size_bytes, expires_at_s)
+        try:
+            is_there = await _in_thread(self._link, self._stored_name(source_id, image), name, image, expires_at_s)
+        except StoreUnavailable as error:
+            self._forget([name])
+            self._watch.save_failed(image.size_bytes, error.__cause__ or error)
+            raise
+        finally:
+            self._index.written(name)
         if not is_there:
             self._forget([name])
             return False
@@ -291,6 +297,8 @@ class DiskStore:
         await _in_thread(write)
 
     async def _take_over_cap(self) -> list[str]:
+        if not self._index.is_over_cap:
+            return []
         return await take_over_cap(self._index, task_of, self._lookups.find_needed)
 
     def _flush_soon(self) -> None:

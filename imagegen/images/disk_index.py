@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from itertools import islice
 
 from msgspec import Struct
@@ -76,15 +75,14 @@ class DiskIndex:
         self._total_bytes = sum([entry.size_bytes for entry in entries.values()])
         return changed
 
-    @contextmanager
-    def writing(self, name: str, size_bytes: int, expires_at_s: float) -> Iterator[None]:
-        """Add a file that is not removed while it is written."""
+    def add_unwritten(self, name: str, size_bytes: int, expires_at_s: float) -> None:
+        """Add a file that is not removed before `written`."""
         self.add(name, size_bytes, expires_at_s)
         self._writing.add(name)
-        try:
-            yield
-        finally:
-            self._writing.discard(name)
+
+    def written(self, name: str) -> None:
+        """Record the end of writing a file, whether it succeeded or not."""
+        self._writing.discard(name)
 
     def newest(self, count: int) -> list[str]:
         """Return up to `count` files that were written last."""

@@ -44,6 +44,7 @@ class DiskWatch:
         self.folder_id = ""
         self.spool = SpoolFolder(folder.with_name("spool"))
         self._folder = folder
+        self._root = str(folder)
         self._health = health
         self._largest_bytes = 0
         self._needed = NeededSpace(clock)
@@ -105,7 +106,7 @@ class DiskWatch:
     def require_volume(self) -> None:
         """Raise OSError if the folder is on another file system than at the last check; one call of the system."""
         try:
-            device = os.stat(self._folder).st_dev  # noqa: PTH116 - a Path costs more than the call
+            device = os.stat(self._root).st_dev  # noqa: PTH116 - a Path costs more than the call
         except OSError:
             return  # its use reports that
         if self._images_device not in (None, device):

@@ -61,18 +61,18 @@ class LinkBody:
     def __init__(self, response: LinkResponse) -> None:
         self.length = response.content_length
         self.error: aiohttp.ClientError | OSError | None = None
-        self._content = response.content
-        self._receiver = response.receiver(self.length or 0)
+        self._response = response
+        self._receiver: BodyReceiver | None = None
 
     @property
     def is_received(self) -> bool:
         """Whether nothing more comes of a body of declared length, which is read by `fill`."""
-        return self.error is not None or not self._receiver.left
+        return self.error is not None or (self._receiver is not None and not self._receiver.left)
 
     async def next_piece(self) -> bytes:
         """Return the next bytes as they come, none at the end."""
         try:
-            return await next_piece(self._content)
+            return await next_piece(self._response.content)
         except (aiohttp.ClientError, OSError) as error:
             self.error = error
             return b""
@@ -86,12 +86,13 @@ class LinkBody:
 
     async def fill(self, buffer: memoryview) -> memoryview:
         """Return the next bytes of a body of declared length, in `buffer`, which is full but for the end."""
-        left = self._receiver.left
+        receiver = self._receiver = self._receiver or self._response.receiver(self.length or 0)
+        left = receiver.left
         try:
-            await self._receiver.fill(buffer)
+            await receiver.fill(buffer)
         except (aiohttp.ClientError, OSError) as error:
             self.error = error
-        return buffer[: left - self._receiver.left]
+        return buffer[: left - receiver.left]
 
 
 class LinkClient:
@@ -108,7 +109,7 @@ class LinkClient:
         self._headers = headers
         self._stall_s = stall_s
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
-        self._requests: OrderedDict[tuple[str, str], aiohttp.ClientRequest] = OrderedDict()
+        self._origins: OrderedDict[tuple[str, str], _Origin] = OrderedDict()
 
     async def get(self, url: URL, read: Callable[[LinkResponse], Awaitable[T]]) -> T:
         """Return what `read` makes of the response. The connection is used again if the body was read to its end.
@@ -135,10 +136,10 @@ class LinkClient:
         connector = self._session.connector
         if connector is None:
             raise aiohttp.ClientConnectionError("the session is closed")
-        request = self._request(url)
-        connection = await connector.connect(request, [], self._timeout)
+        origin = self._origin(url)
+        connection = await connector.connect(origin.request, [], self._timeout)
         try:
-            return connection, await self._exchange(connection, request, url)
+            return connection, await self._exchange(connection, origin.head(url))
         except HttpProcessingError as error:
             connection.close()
             raise aiohttp.ClientPayloadError("the response is not HTTP") from error
@@ -146,42 +147,59 @@ class LinkClient:
             connection.close()
             raise
 
-    async def _exchange(self, connection: Connection, request: aiohttp.ClientRequest, url: URL) -> LinkResponse:
+    async def _exchange(self, connection: Connection, head: bytes) -> LinkResponse:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise aiohttp.ServerDisconnectedError
         protocol.set_response_params(
             read_until_eof=True,
             auto_decompress=False,
-            read_timeout=self._stall_s,
             read_bufsize=_READ_BYTES,
             max_line_size=_MAX_HEAD_BYTES,
             max_field_size=_MAX_HEAD_BYTES,
             max_headers=MAX_HEADERS,
         )
-        response = ResponseFilter(protocol, transport)
-        transport.write(_head(request, url))
-        protocol.start_timeout()
+        response = ResponseFilter(protocol, transport, self._stall_s)
+        transport.write(head)
         message, content = await response.read()
         return LinkResponse(message.code, message.headers, content, protocol, self._stall_s)
 
-    def _request(self, url: URL) -> aiohttp.ClientRequest:
-        """Return a request to the origin of `url`: everything that the connector needs, and the headers."""
-        origin = (url.scheme, url.raw_authority)
-        request = self._requests.get(origin)
-        if request is None:
+    def _origin(self, url: URL) -> _Origin:
+        key = (url.scheme, url.raw_authority)
+        origin = self._origins.get(key)
+        if origin is None:
             loop = asyncio.get_running_loop()
-            request = aiohttp.ClientRequest("GET", url.origin(), headers=self._headers, loop=loop)
-            self._requests[origin] = request
-            if len(self._requests) > MAX_ORIGINS:
-                self._requests.popitem(last=False)
-        return request
+            origin = _Origin(aiohttp.ClientRequest("GET", url.origin(), headers=self._headers, loop=loop))
+            self._origins[key] = origin
+            if len(self._origins) > MAX_ORIGINS:
+                self._origins.popitem(last=False)
+        return origin
 
 
-def _head(request: aiohttp.ClientRequest, url: URL) -> bytes:
-    """Return the request's head; through a proxy without TLS, its target is the whole address."""
-    target = str(url.with_fragment(None)) if request.proxy and not request.is_ssl() else url.raw_path_qs
-    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
+class _Origin:
+    """Requests to one origin. request: everything that the connector needs, and the headers."""
+
+    def __init__(self, request: aiohttp.ClientRequest) -> None:
+        self.request = request
+        self._proxy: URL | None = None
+        self._headers = b""
+
+    def head(self, url: URL) -> bytes:
+        """Return a request's head, after the connector has set the proxy: through one without TLS, its target is the
+        whole address.
+        """
+        request = self.request
+        if not self._headers or request.proxy != self._proxy:
+            self._headers = _headers(request)
+            self._proxy = request.proxy
+        target = str(url.with_fragment(None)) if request.proxy and not request.is_ssl() else url.raw_path_qs
+        if not target.isprintable():
+            raise aiohttp.InvalidURL(url)
+        return b"GET %b HTTP/1.1\r\n%b" % (target.encode(), self._headers)
+
+
+def _headers(request: aiohttp.ClientRequest) -> bytes:
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
     if not all(map(str.isprintable, lines)):
-        raise aiohttp.InvalidURL(url)
+        raise aiohttp.InvalidURL(request.url)
     return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -66,11 +66,11 @@ def sniff(data: bytes, max_steps: int = MAX_STEPS) -> VerifiedImage:
     return checker.finish(data if length == len(data) else data[:length])
 
 
-_NEED, _SKIP, _SCAN = range(3)
+_SCAN = -1
 _Request = tuple[int, int]
 _Walk = Generator[_Request, bytes, None]
-"""A format's walk over its file. It yields `(_NEED, n)` and is sent the next n bytes, `(_SKIP, n)` to pass over them,
-or `(_SCAN, 0)` to pass over the pixels of a JPEG scan and be sent the marker behind them."""
+"""A format's walk over its file. It yields `(n, m)` to pass over n bytes and be sent the next m; with `_SCAN` as m the
+pixels of a JPEG scan follow, which are passed over, and it is sent the marker behind them."""
 
 
 class ImageChecker:
@@ -83,14 +83,13 @@ class ImageChecker:
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
         self._start = b""
-        self._held = bytearray()
-        self._left = 0
+        self._held = b""
         self._crc = self._expected_crc = 0
         self._after_ff = False
         self._scanned = 0
         self._ended = False
         self._walk = self._walk_any()
-        self._kind, self._length = next(self._walk)
+        self._skipped, self._needed = next(self._walk)
 
     def feed(self, data: bytes | bytearray | memoryview) -> int:
         """Check the next bytes of the file. Returns how many belong to the image. Raises NotAnImage."""
@@ -129,29 +128,31 @@ class ImageChecker:
     def _advance(self, view: memoryview) -> int:
         at, end = 0, len(view)
         while at < end and not self._ended:
-            if self._kind == _SCAN:
-                at = self._scan(view, at)
+            start = at + self._skipped
+            if start >= end and (start > end or self._needed):
+                self._skipped = start - end
+                return end
+            self._skipped = 0
+            if self._needed == _SCAN:
+                at = self._scan(view, start)
                 continue
-            length = min(self._length - self._left, end - at)
-            if self._kind == _NEED:
-                self._held += view[at : at + length]
-            at += length
-            self._left += length
-            if self._left == self._length:
-                self._resume(bytes(self._held))
+            at = start + self._needed - len(self._held)
+            self._held += view[start:at]
+            if at > end:
+                return end
+            self._resume(self._held)
         return at
 
     def _resume(self, answer: bytes) -> None:
         """Continue the walk up to its next request that takes bytes."""
-        self._held.clear()
-        self._left = 0
+        self._held = b""
         self._steps_left -= 1
         if not self._steps_left:
             raise TooManySteps("it has too many parts", lasting=True)
         try:
-            self._kind, self._length = self._walk.send(answer)
-            while self._kind != _SCAN and not self._length:
-                self._kind, self._length = self._walk.send(b"")
+            self._skipped, self._needed = self._walk.send(answer)
+            while not (self._skipped or self._needed):
+                self._skipped, self._needed = self._walk.send(b"")
         except StopIteration:
             self._ended = True
 
@@ -193,12 +194,12 @@ class ImageChecker:
         self.width, self.height = width, height
 
     def _walk_any(self) -> _Walk:
-        start = yield _NEED, 3
+        start = yield 0, 3
         if start == b"\xff\xd8\xff":
             self.content_type = "image/jpeg"
             yield from self._walk_jpeg()
             return
-        start += yield _NEED, _MAGIC_BYTES - 3
+        start += yield 0, _MAGIC_BYTES - 3
         if start.startswith(_PNG_MAGIC):
             self.content_type = "image/png"
             yield from self._walk_png(start[len(_PNG_MAGIC) :])
@@ -216,7 +217,7 @@ class ImageChecker:
         """
         palette, pixel_bytes, colour = False, 0, 0
         crc = crc32(_PNG_MAGIC)
-        head = start + (yield _NEED, 8 - len(start))
+        head = start + (yield 0, 8 - len(start))
         for number in range(MAX_PARTS):
             length, kind = struct.unpack(">I4s", head)
             if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
@@ -224,12 +225,12 @@ class ImageChecker:
             if not kind[0] & 0x20 and kind not in _PNG_CRITICAL:
                 raise NotAnImage("the PNG has a chunk that no reader supports")
             if number == 0:
-                colour = self._read_png_header((yield _NEED, length))
+                colour, skipped = self._read_png_header((yield 0, length)), 0
             else:
-                yield _SKIP, length
+                skipped = length
             palette = palette or kind == b"PLTE"
             pixel_bytes += length if kind == b"IDAT" else 0
-            checksum = yield _NEED, 4 if kind == b"IEND" else 12
+            checksum = yield skipped, 4 if kind == b"IEND" else 12
             crc = crc32_combine(crc32(head[:4], crc), int.from_bytes(checksum[:4], "big"), 4 + length)
             crc = crc32(checksum[:4], crc)
             head = checksum[4:]
@@ -249,36 +250,30 @@ class ImageChecker:
 
     def _walk_jpeg(self) -> _Walk:
         """Check the segments of a JPEG from the first 0xFF after SOI: https://www.w3.org/Graphics/JPEG/itu-t81.pdf."""
-        scans, marker = 0, (yield from self._jpeg_marker())
+        scans, marker = 0, (yield 0, 1)[0]
         for _ in range(MAX_PARTS):
+            while marker == 0xFF:  # any number of fill bytes before a marker is legal
+                marker = (yield 0, 1)[0]
             if marker == _EOI:
                 if not self.width or not scans:
                     raise NotAnImage("the JPEG has no image in it")
                 return
-            length = int.from_bytes((yield _NEED, 2), "big") - 2
+            length = int.from_bytes((yield 0, 2), "big") - 2
             if marker < 0xC0 or 0xD0 <= marker <= 0xD8 or length < 0 or (marker in _JPEG_FRAMES and self.width):
                 raise NotAnImage("its JPEG markers are broken")
             if marker in _JPEG_FRAMES:
-                self._read_jpeg_frame((yield _NEED, min(length, 6)), length)
-                yield _SKIP, length - 6
-            else:
-                yield _SKIP, length
+                self._read_jpeg_frame((yield 0, min(length, 6)), length)
+                length -= 6
             if marker != _SOS:
-                if (yield _NEED, 1) != b"\xff":
+                after = yield length, 2
+                if after[0] != 0xFF:
                     raise NotAnImage("its JPEG markers are broken")
-                marker = yield from self._jpeg_marker()
+                marker = after[1]
             elif not self.width:
                 raise NotAnImage("its JPEG markers are broken")
             else:
                 scans, self._scanned, self._after_ff = scans + 1, 0, False
-                marker = (yield _SCAN, 0)[0]
-        raise NotAnImage("it has too many parts", lasting=True)
-
-    def _jpeg_marker(self) -> Generator[_Request, bytes, int]:
-        """Return the marker behind a 0xFF; any number of fill bytes before it is legal."""
-        for _ in range(MAX_PARTS):
-            if (marker := (yield _NEED, 1)[0]) != 0xFF:
-                return marker
+                marker = (yield length, _SCAN)[0]
         raise NotAnImage("it has too many parts", lasting=True)
 
     def _read_jpeg_frame(self, frame: bytes, length: int) -> None:
@@ -298,11 +293,11 @@ class ImageChecker:
                 if not has_frame:
                     raise NotAnImage("the WebP has no image in it")
                 return
-            kind, length = struct.unpack("<4sI", (yield _NEED, 8))
+            kind, length = struct.unpack("<4sI", (yield 0, 8))
             at += 8
             if at + length > end:
                 raise NotAnImage("its WebP chunks are broken")
-            start = yield _NEED, min(length, 10)
+            start = yield 0, min(length, 10)
             if not first:
                 first, animated = kind, kind == b"VP8X" and bool(start[:1]) and bool(start[0] & 0x02)
                 self._read_webp_first(kind, start, length)
@@ -314,7 +309,7 @@ class ImageChecker:
                     raise NotAnImage("its WebP header is broken")
                 has_frame = True
             padded = min(length + length % 2, end - at)
-            yield _SKIP, padded - len(start)
+            yield padded - len(start), 0
             at += padded
         raise NotAnImage("it has too many parts", lasting=True)
 

@@ -10,6 +10,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol, Self, cast
 
+from msgspec import Struct
+
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store_health import StoreHealth
 from imagegen.images.threads import PATIENCE_S, WorkThreads
@@ -40,8 +42,7 @@ class StoreFull(StoreUnavailable):
     """Uploads that unfinished tasks need fill the store, so it takes no more uploads; other images are still saved."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedImage:
+class VerifiedImage(Struct, frozen=True):
     """A whole PNG, JPEG or WebP image, hashed and checked; exactly one of `data` and `path` is set.
 
     sha256: of the bytes, 64 hex digits.

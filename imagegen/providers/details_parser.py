@@ -15,9 +15,14 @@ MAX_COUNTS = 16
 MAX_COUNT = 2**53
 MAX_COST_USD = 10_000.0
 
+_REPORTED = frozenset({"usage", "cost", "size", "quality", "background", "output_format"})
+
 
 def parse_details(fields: Mapping[str, object]) -> ReplyDetails | None:
     """Return the details of a response's fields; None if it has none."""
+    revised_prompt = _revised_prompt(fields.get("data"))
+    if not revised_prompt and _REPORTED.isdisjoint(fields):
+        return None
     usage = fields.get("usage")
     counts = _usage(usage) if isinstance(usage, dict) else None
     cost = fields.get("cost")
@@ -29,7 +34,7 @@ def parse_details(fields: Mapping[str, object]) -> ReplyDetails | None:
         quality=_text(fields.get("quality")),
         background=_text(fields.get("background")),
         output_format=_text(fields.get("output_format")),
-        revised_prompt=_revised_prompt(fields.get("data")),
+        revised_prompt=revised_prompt,
         cost_micro_usd=_micro_usd(cost),
     )
     return None if details == ReplyDetails() else details

@@ -19,6 +19,7 @@ SizeStyle = Literal["size", "width_height", "image_size", "aspect_ratio"]
 PIXEL_WORDS = frozenset({"width", "height", "size", "image_size"})
 _SHAPE_WORDS = frozenset({"aspect_ratio", "resolution"})
 _ADDED_BY_PROVIDERS = frozenset({"image_url", "reference_images", "mask"})
+_ADDED_LATER = PIXEL_WORDS | _SHAPE_WORDS | _ADDED_BY_PROVIDERS | {"extra", "variant", "n", "seed"}
 
 _RATIOS = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "2:1", "1:2")
 """Those of xAI, which most other services take too."""
@@ -52,21 +53,19 @@ def request_fields(call: Call, vocabulary: Vocabulary) -> dict[str, object]:
 
     `call.without` is left out: names of ours, of `extra`, or of a size in any way.
     """
-    fields = call.request.to_dict()
-    extra = fields.pop("extra", {})
-    fields.pop("variant", None)
-    fields["n"], fields["seed"] = call.count, call.seed
-    if call.count == 1:
-        del fields["n"]
-    if call.seed is None:
-        del fields["seed"]
-    size = _size_fields(call, vocabulary)
-    for name in (*PIXEL_WORDS, *_SHAPE_WORDS, *_ADDED_BY_PROVIDERS, *vocabulary.unknown, *call.without):
+    given, extra = call.request.to_dict(), call.request.extra
+    fields = {name: value for name, value in given.items() if name not in _ADDED_LATER}
+    if call.count > 1:
+        fields["n"] = call.count
+    if call.seed is not None:
+        fields["seed"] = call.seed
+    for name in vocabulary.unknown | call.without:
         fields.pop(name, None)
     if vocabulary.words:
         fields = {vocabulary.word(name): value for name, value in fields.items()}
-    fields |= size
-    fields |= {name: value for name, value in extra.items() if name not in call.without}
+    fields |= _size_fields(call, vocabulary)
+    if extra:
+        fields |= {name: value for name, value in extra.items() if name not in call.without}
     return fields
 
 
@@ -118,17 +117,18 @@ def nearest_ratio_of(width: int, height: int, ratios: Iterable[str]) -> str:
 
 def left_out_warnings(call: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
     """Return a warning for each field that was given and is not sent as it was given."""
-    request, extra = call.request, call.request.extra or {}
+    request, extra = call.request, call.request.extra
     warnings = [
         f"{name} is not known to this provider and was left out"
         for name in sorted(vocabulary.unknown - call.without)
         if getattr(request, name) is not None
     ]
-    warnings += [
-        f"{name} was left out: extra has {vocabulary.word(name)}"
-        for name in request.__struct_fields__
-        if vocabulary.word(name) in extra and getattr(request, name) is not None
-    ]
+    if extra:
+        warnings += [
+            f"{name} was left out: extra has {vocabulary.word(name)}"
+            for name in request.__struct_fields__
+            if vocabulary.word(name) in extra and getattr(request, name) is not None
+        ]
     if vocabulary.size_style == "aspect_ratio":
         ratio, resolution = shape_of(request)
         if (request.aspect_ratio, request.resolution or resolution) != (ratio, resolution):

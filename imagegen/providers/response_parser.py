@@ -89,6 +89,8 @@ _BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s_-]{64}")
 _PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
 """Form of most links, so that few need a full parse to check that they name a host."""
 
+_BASE64_FIELDS = ("b64_json", "base64", "image")
+
 _OPERATOR_MUST_ACT = {
     "upstream_auth": "The provider does not accept this service's key; the operator of this service must act",
     "upstream_billing": "This service's account with the provider has no credit; the operator of this service must act",
@@ -226,8 +228,10 @@ def parse_image(item: object) -> GivenImage | None:
         return _linked(item) or _decoded(item)
     if not isinstance(item, dict):
         return None
-    for name in ("b64_json", "base64", "image"):
-        text = item.get(name)
+    for name in _BASE64_FIELDS:
+        if name not in item:
+            continue
+        text = item[name]
         if isinstance(text, ImageBase64):
             return text
         if isinstance(text, str) and (image := _decoded(text)):

@@ -81,7 +81,7 @@ class ClaimDispatcher:
     @property
     def free_slots(self) -> int:
         """Slots that a loop waits to fill, none while claiming is paused."""
-        return 0 if self.paused else min(self._slots_left, sum(not waiter.done() for waiter in self._waiters))
+        return 0 if self.paused else min(self._slots_left, sum([not waiter.done() for waiter in self._waiters]))
 
     @property
     def takes_claims(self) -> bool:
@@ -118,7 +118,7 @@ class ClaimDispatcher:
         self.put(claim)
 
     def _dispatch(self) -> None:
-        while self._waiters and self._slots_left > 0 and (claim := self._next_claim()):
+        while self._ready and self._waiters and self._slots_left > 0 and (claim := self._next_claim()):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 self._ready.remove(claim)
@@ -127,10 +127,10 @@ class ClaimDispatcher:
                 waiter.set_result(claim)
 
     def _next_claim(self) -> Claim | None:
-        """Return the first claim that may go to a loop now."""
+        """Return the first ready claim that may go to a loop now."""
         if self.paused:
             return next((claim for claim in self._ready if claim.checkpoint.is_paid), None)
-        return self._ready[0] if self._ready else None
+        return self._ready[0]
 
     def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
         """Return claims of entries, and the unreadable entries: entry id and error."""

@@ -41,6 +41,8 @@ from imagegen.queue.verbs.submit import DepthEstimate, Submit
 from imagegen.queue.verbs.take_back import take_back
 from imagegen.queue.verbs.take_found_job import TakeFoundJob
 from imagegen.queue.verbs.take_given import take_given
+from imagegen.redis_client.redis_errors import UnreadableReply
+from imagegen.redis_client.replies import DECODE_ERRORS
 
 _Params = ParamSpec("_Params")
 _Reply = TypeVar("_Reply")
@@ -132,7 +134,9 @@ def _bound(
 
     @wraps(verb)
     async def call(*args: _Params.args, **kwargs: _Params.kwargs) -> _Reply:
-        with context.connection.decoding():
+        try:
             return await verb(context, *args, **kwargs)
+        except (UnreadableReply, *DECODE_ERRORS) as error:  # not `decoding`: a context costs more than most verbs
+            raise context.connection.unreadable(error) from error
 
     return call

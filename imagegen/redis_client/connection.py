@@ -138,6 +138,10 @@ class Connection:
         except UnreadableReply as error:
             raise self._to_client_error(error) from error
 
+    def unreadable(self, error: Exception) -> Exception:
+        """Return the error for the caller of a command with a reply that can't be decoded."""
+        return self._to_client_error(error if isinstance(error, UnreadableReply) else unreadable(error))
+
     def deadline(self) -> _Deadline:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable.
 

@@ -268,20 +268,20 @@ class Multiplexer:
             self.abort()
 
     def _answered(self, exchange: InFlight) -> None:
-        error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
-        script = exchange.batch.script
-        if error is None:
-            health = self._events.health
-            if health is not None and health.down_since is not None:
-                health.succeeded()
-            exchange.done(exchange.replies)
-        elif isinstance(error, NoScriptError) and script is not None:
-            ((_, _, *rest),) = exchange.batch.commands
-            self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
-        else:
-            self._refused(exchange, error)
+        for reply in exchange.replies:
+            if isinstance(reply, Exception):
+                self._refused(exchange, reply)
+                return
+        health = self._events.health
+        if health is not None and health.down_since is not None:
+            health.succeeded()
+        exchange.done(exchange.replies)
 
     def _refused(self, exchange: InFlight, error: Exception) -> None:
+        if isinstance(error, NoScriptError) and (script := exchange.batch.script):
+            ((_, _, *rest),) = exchange.batch.commands
+            self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
+            return
         self._fail((exchange,), error)
         if isinstance(error, ReadOnlyError | ClusterDownError):  # after a failover another server accepts it
             self._servers.doubt()
@@ -409,7 +409,7 @@ class Batcher(Generic[Item, Reply]):
 
     def _flush(self) -> None:
         while self._waiting and self._in_flight < MAX_IN_FLIGHT:
-            count = self._count()
+            count = self._count() if len(self._waiting) > 1 else 1
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
             items, futures, deadline = [item for item, _, _ in batch], [future for _, future, _ in batch], batch[0][2]
             self._in_flight += 1

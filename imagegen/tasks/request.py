@@ -78,8 +78,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     @property
     def input_images(self) -> tuple[str, ...]:
         """Return the images to start from, without the mask."""
-        first = () if self.image_url is None else (self.image_url,)
-        return (*first, *(self.reference_images or ()))
+        others = self.reference_images or ()
+        return others if self.image_url is None else (self.image_url, *others)
 
     def with_first_image(self) -> Self:
         """Return the request with its first input image as `image_url`: a provider is sent the same in either field."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from loguru import logger
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded, is_useless_response
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.attempt_limits import AttemptLimits, ImageCounts, SeedSupport
-from imagegen.worker.call_form import CallForm, add_warnings
+from imagegen.worker.call_form import CallForm, add_warnings, alternatives
 from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
@@ -108,14 +108,10 @@ class Attempt:
     def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
         self._runner, self._claim = runner, claim
         self._request = GenerationRequest.from_json(claim.task.request_json)
-        fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
-        self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
-        self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
+        others = alternatives(claim, self._request, runner.rules, runner.routes)
+        self._form = CallForm(claim, self._request, runner.counts, runner.seeds, others)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
-        prompts = self._request.prompt, self._request.negative_prompt
-        lists_jobs = runner.routes.lists_jobs
-        self._judging = Judge(claim, runner.rules, runner.permits, runner.clock, lists_jobs, prompts=prompts)
         self._places = ImagePlaces(claim, self._request.n)
         ends_at = partial(runner.rules.deadline, claim.task)  # it moves with jumps of the server's clock
         self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)
@@ -142,7 +138,7 @@ class Attempt:
             if self._claim.checkpoint.links:
                 with suppress(LinksDied):
                     await self._fetch_paid()
-            await self._search.run(begun=self._waiting.begun)
+            await self._search()
             while True:
                 with suppress(_FewerImages, LinksDied):
                     if job := self._claim.checkpoint.job:
@@ -165,6 +161,18 @@ class Attempt:
             add_warnings(self._claim, missing_images_warning(self._request.n - missing, self._request.n))
         checkpoint = self._claim.checkpoint
         return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
+
+    @cached_property
+    def _judging(self) -> Judge:
+        runner, prompts = self._runner, (self._request.prompt, self._request.negative_prompt)
+        return Judge(self._claim, runner.rules, runner.permits, runner.clock, runner.routes.lists_jobs, prompts=prompts)
+
+    async def _search(self) -> None:
+        """Search for the job of a call of which the response was lost, as `CallSearch.run`."""
+        if self._claim.checkpoint.sent:
+            runner, claim = self._runner, self._claim
+            search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
+            await search.run(begun=self._waiting.begun)
 
     def _spent_but_for_paid(self) -> Failed | None:
         """Return the failure of a task for which only images are fetched that an earlier attempt has paid for."""
@@ -398,13 +406,6 @@ class Attempt:
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
             raise AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
-
-    def _is_alternative(self, model: str) -> bool:
-        """Return whether a fallback model may take the place of the requested one, for this client too."""
-        runner, routes = self._runner, self._runner.routes
-        if not runner.rules.may_use(self._claim.task.client, model) or not routes.channels.serving(model):
-            return False
-        return model != self._request.model and not (self._request.image_sources and routes.edits(model) is None)
 
     def _failed(self, permit: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
         """Return the channels for the call if it is to be repeated at once; raise otherwise."""

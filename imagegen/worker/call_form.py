@@ -13,7 +13,8 @@ from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
 from imagegen.tasks.provider_job import SentCall
 from imagegen.tasks.request import GenerationRequest
-from imagegen.worker.attempt_limits import ImageCounts, SeedSupport
+from imagegen.worker.attempt_limits import AttemptLimits, ImageCounts, SeedSupport
+from imagegen.worker.call_routes import Routes
 
 MAX_DROPPED_FIELDS = 16
 """Fields that a task may lose because the upstream refuses them."""
@@ -133,6 +134,18 @@ class CallForm:
             return False
         self.model = self._untried.pop(0)
         return True
+
+
+def alternatives(claim: Claim, request: GenerationRequest, rules: AttemptLimits, routes: Routes) -> list[str]:
+    """Return the fallback models that may take the place of the requested one, for the task's client too."""
+    return [
+        model
+        for model in rules.fallback_models
+        if model != request.model
+        and rules.may_use(claim.task.client, model)
+        and routes.channels.serving(model)
+        and not (request.image_sources and routes.edits(model) is None)
+    ]
 
 
 def add_warnings(claim: Claim, *warnings: str) -> None:

@@ -270,9 +270,12 @@ class Routes:
 
     def most_images(self, model: str, pixels: int) -> int:
         """Return how many images of a size one call for a model may request, whichever channel it goes to."""
-        providers = [self.only.provider] if self.only else [route.provider for route in self.serving(model)]
-        most = min((provider.max_images_per_call for provider in providers), default=1)
-        return min(most, most_inline(pixels)) if any(provider.images_inline for provider in providers) else most
+        most, images_inline = 0, False
+        for route in self.serving(model):
+            provider = route.provider
+            most = min(most or provider.max_images_per_call, provider.max_images_per_call)
+            images_inline = images_inline or provider.images_inline
+        return min(most, most_inline(pixels)) if images_inline else most or 1
 
     def edits(self, model: str) -> Edits | None:
         """Return the input images that every channel of a model takes, None if one takes none."""

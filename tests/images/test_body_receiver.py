@@ -242,3 +242,46 @@ async def test_bytes_after_a_body_are_never_taken_for_the_next_response(
         for _ in range(3):
             assert await client.get(url, read) == BODY
     assert host.connections == 3
+
+
+async def read_in_pieces(response: LinkResponse) -> bytes:
+    whole = b""
+    while piece := await next_piece(response.content):
+        whole += piece
+    return whole
+
+
+async def test_a_body_that_this_side_leaves_unread_for_long_is_not_stalled() -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY)
+
+    async def read_late(response: LinkResponse) -> bytes:
+        transport = response.protocol.transport
+        assert transport is not None
+        await eventually(lambda: not transport.is_reading())
+        await LoopTime().move(100.0)
+        return await read_in_pieces(response)
+
+    async with client_of(Host(send), stall_s=60.0) as (client, url):
+        assert await client.get(url, read_late) == BODY
+
+
+@pytest.mark.parametrize("sent_bytes", [0, 1_000])
+async def test_a_host_that_stalls_within_a_body_that_is_read_as_it_comes_is_left(sent_bytes: int) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:sent_bytes])
+
+    async def read(response: LinkResponse) -> bytes:
+        if sent_bytes:
+            assert await next_piece(response.content) == BODY[:sent_bytes]
+        reading = asyncio.create_task(read_in_pieces(response))
+        await LoopTime().move(40.0)
+        assert not reading.done()
+        await LoopTime().move(21.0)
+        return await reading
+
+    host = Host(send)
+    async with client_of(host, stall_s=60.0) as (client, url):
+        with pytest.raises(TimeoutError):
+            await client.get(url, read)
+        await eventually(lambda: host.closed)
