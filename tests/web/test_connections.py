@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -145,6 +146,36 @@ async def test_a_new_client_replaces_the_oldest_silent_connection(make_server: M
     assert (await idle.fetch()).startswith(b"HTTP/1.1 200")
     assert not await silent[1].closed(0.1)
     assert len(server.runner.connections) == 4
+
+
+async def test_a_whole_request_does_not_wait_for_hundreds_of_unfinished_heads_before_it(
+    make_server: MakeServer,
+) -> None:
+    server = await make_server(cap=1_000)
+    with ExitStack() as stack:
+
+        def connect(words: bytes) -> socket.socket:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            client.send(words)
+            return client
+
+        for _ in range(300):
+            connect(GET[:-2])  # the loop accepts none of them meanwhile
+        client = connect(GET)
+        client.setblocking(False)
+        assert (await asyncio.get_running_loop().sock_recv(client, 100)).startswith(b"HTTP/1.1 200")
+        assert len(server.http_connections) < 100
+        await eventually(lambda: len(server.http_connections) == 301)
+
+
+async def test_an_unfinished_head_that_came_in_a_flood_is_finished_and_answered(make_server: MakeServer) -> None:
+    server = await make_server(cap=1_000)
+    clients = [await server.connect() for _ in range(50)]
+    for client in clients:
+        client.writer.write(GET[:-2])
+    await eventually(lambda: len(server.http_connections) == 50)
+    for client in clients:
+        assert (await client.fetch(GET[-2:])).startswith(b"HTTP/1.1 200")
 
 
 async def test_few_of_a_flood_of_connections_are_accepted_in_one_turn(make_server: MakeServer) -> None:
