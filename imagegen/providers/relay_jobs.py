@@ -15,6 +15,7 @@ from urllib.parse import quote
 import orjson
 from yarl import URL
 
+from imagegen.errors import UpstreamError
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import MAX_ID_CHARS, JobState, phase_of
@@ -65,6 +66,9 @@ _DECIDED = frozenset(
     {"content_policy", "upstream_billing", "upstream_auth", "upstream_rate_limited", "model_not_available"}
 )
 """Codes that the words of a failed job show, under any status of the relay."""
+
+_CANCELLED = frozenset({"cancelled", "canceled"})
+"""The job was ended on purpose: another one is not made, as at the other providers."""
 
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 
@@ -178,6 +182,9 @@ def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> 
             error = error_from_response(500, {}, body, secret=secret)
     else:
         error = error_from_response(status, {}, body, secret=secret)
+    if _word(job).lower() in _CANCELLED and error.code not in _DECIDED:
+        detail = "The provider's job was cancelled"
+        error = UpstreamError("upstream_error", detail, upstream_detail=error.upstream_detail)
     error.refund_unsure = True
     return JobState("failed", error=error)
 

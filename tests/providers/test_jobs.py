@@ -249,6 +249,9 @@ def test_the_charge_and_the_usage_of_a_job_are_kept() -> None:
         ),
         ({"id": "j", "status": "failed", "status_code": 401, "error": {"message": "key"}}, "upstream_auth", False),
         ({"status": "failed"}, "upstream_error", True),
+        ({"status": "canceled"}, "upstream_error", False),
+        ({"data": {"status": "CANCELLED", "fail_reason": "by the user"}}, "upstream_error", False),
+        ({"data": {"status": "cancelled", "error": {"message": "Rate limit exceeded"}}}, "upstream_rate_limited", True),
         (
             {"status": "failed", "error": {"type": "invalid_request_error", "message": "no such size"}},
             "upstream_invalid_request",
