@@ -345,13 +345,15 @@ def _with_channels(settings: Settings, parsed: set[str], texts: Mapping[str, str
     if (preferred := channels.preferred(default)) is None:
         faults["DEFAULT_MODEL"] = "is served by no channel of CHANNELS_FILE; set it to a model that one of them serves"
     provider = preferred.provider if preferred else SANDBOX
-    return replace(settings, file_channels=read, provider=provider, replaced=_replaced(read, parsed))
+    used = {key.source.removeprefix("env:") for channel in read for key in channel.keys}
+    misspelled = tuple((name, probable) for name, probable in settings.misspelled if name not in used)
+    replaced = _replaced(used, parsed)
+    return replace(settings, file_channels=read, provider=provider, replaced=replaced, misspelled=misspelled)
 
 
-def _replaced(channels: tuple[Channel, ...], parsed: set[str]) -> tuple[str, ...]:
+def _replaced(used: set[str], parsed: set[str]) -> tuple[str, ...]:
     """Return the names of settings of providers that were set and that no channel uses."""
     names = ["PROVIDER", *(name for kind in KINDS.values() for name in (kind.key_setting, kind.url_setting))]
-    used = {key.source.removeprefix("env:") for channel in channels for key in channel.keys}
     return tuple(name for name in names if name.lower() in parsed and name not in used)
 
 

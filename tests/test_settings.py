@@ -254,6 +254,13 @@ def test_a_name_of_another_program_is_none_where_our_own_setting_is_there_too() 
     assert dict(load(REDIS_ULR="h", REDIS_URL="redis://h").misspelled) == {"REDIS_ULR": "REDIS_URL"}
 
 
+def test_a_variable_that_a_channel_reads_is_no_misspelled_setting() -> None:
+    example = Path(__file__).resolve().parents[1] / "channels.example.toml"
+    keys = {"TOGETHER_API_KEY": "a", "TOGETHER_API_KEY_2": "b", "TOGETHER_API_KEY_3": "c", "FAL_KEY": "d"}
+    settings = load(CHANNELS_FILE=str(example), **keys)
+    assert settings.misspelled == (("TOGETHER_API_KEY_3", "TOGETHER_API_KEY"),)
+
+
 def test_the_addresses_of_services_that_kubernetes_names_are_no_misspelled_settings() -> None:
     links = {"IMAGEGEN_PORT": "tcp://10.0.0.7:3000", "IMAGEGEN_SERVICE_PORT": "3000"}
     assert load(**links, REDIS_PORT="tcp://10.0.0.8:6379").misspelled == ()

@@ -90,7 +90,7 @@ class S3BlobStore:
             from aiobotocore.session import get_session  # noqa: PLC0415 - an optional extra, and slow to import
             from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError  # noqa: PLC0415
         except ImportError as error:
-            remedy = "pip install '.[s3]' in the checkout, or pip install aiobotocore"
+            remedy = "pip install -e '.[s3]' in the checkout, or pip install aiobotocore"
             raise SettingsError(f"IMAGE_STORE: s3 needs one more package: {remedy}") from error
         self._bucket = bucket
         self._max_bytes = max_bytes

@@ -289,5 +289,5 @@ async def test_a_truncated_body_is_not_an_image(
 
 def test_a_missing_extra_is_reported_with_its_installation(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
-    with pytest.raises(SettingsError, match=r"pip install '.\[s3\]'"):
+    with pytest.raises(SettingsError, match=r"pip install -e '.\[s3\]'"):
         S3BlobStore(bucket, max_bytes=1, life_s=1.0)

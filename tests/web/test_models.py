@@ -93,11 +93,12 @@ async def test_an_unlisted_model_has_nulls_and_an_alias_the_limits_of_its_model(
     assert models["fast"] == models[SCHNELL] | {"id": "fast"}
 
 
-async def test_the_sandbox_shows_limits_without_a_price(service: Client) -> None:
+async def test_the_sandbox_shows_limits_and_that_its_images_are_free(service: Client) -> None:
     models = await models_of(service)
     assert models[SCHNELL]["capabilities"]["multipleOf"] == 16
     assert {model["provider"] for model in models.values()} == {"sandbox"}
-    assert {model["price"] for model in models.values()} == {None}
+    free = {"currency": "USD", "perImage": 0.0, "certainty": None}
+    assert all(model["price"] == free for model in models.values())
 
 
 async def test_own_rows_are_shown(start_service: StartService, tmp_path: Path) -> None:

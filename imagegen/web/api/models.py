@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 from pydantic.alias_generators import to_camel
 
-from imagegen.channels_file import Channel
+from imagegen.channels_file import SANDBOX, Channel
 from imagegen.providers.model_rules import ModelRow, Steps
 from imagegen.providers.prices import Price
 from imagegen.web.api.schemas import CapabilitiesView, ModelView
@@ -19,6 +19,9 @@ from imagegen.web.model_list import ListedModel, listed_models
 
 _NO_ROW = ModelRow("")
 _REFUSES_STEPS = Steps(max=0)
+
+FREE = Price(per_image=Decimal(0))
+"""Of the sandbox, except for rows of MODELS_FILE with a price."""
 
 
 async def models(request: web.Request) -> web.StreamResponse:
@@ -46,12 +49,14 @@ def model_view(model: ListedModel, channel: Channel | None, provider: str) -> Mo
     row = model.row or _NO_ROW
     provider = channel.provider if channel else provider
     price = row.price if row.provider == provider else None
+    if price is None and provider == SANDBOX:
+        price = FREE
     return {
         "id": model.id,
         "provider": provider,
         "channel": channel.name if channel else None,
         "capabilities": capabilities_view(row),
-        "price": {**price_view(price), "certainty": row.certainty} if price else None,
+        "price": {**price_view(price), "certainty": None if price is FREE else row.certainty} if price else None,
         "endsAt": row.ends.isoformat() if row.ends else None,
         "successor": row.successor,
     }

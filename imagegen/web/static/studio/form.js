@@ -147,7 +147,7 @@ function invalid(fault, name) {
 function priceNote(model, { draft, language }, t) {
   const { n: _, ...one } = bodyOf({ ...draft, model: model.id }, model);
   const price = estimate(model.price, one);
-  return price === null ? "" : ` · ${t("price.each", { price: formatDollars(price, language) })}`;
+  return !price ? "" : ` · ${t("price.each", { price: formatDollars(price, language) })}`;
 }
 
 // Details of an error that no field of the form shows.
