@@ -160,17 +160,22 @@ def beside_bare(options: Options) -> None:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Result of a run from the first submit to the last task's end. cores: of service, Redis, loader and upstream."""
+    """Result of a run from the first submit to the last task's end.
+
+    cpu_ms: of the service for a task; system_ms: the part of it in system calls. cores: of service, Redis, loader and
+    upstream.
+    """
 
     per_s: float
     cpu_ms: float
+    system_ms: float
     cores: tuple[float, ...]
 
 
 def end(server: RedisServer, service: Service, upstream: Child, wanted: Requests) -> End:
     """Measure a run; its end is observed in Redis, which costs the service nothing."""
     parts: tuple[Child | RedisServer, ...] = (service, server, upstream)
-    used_s = [part.cpu_s for part in parts]
+    used_s, system_s = [part.cpu_s for part in parts], service.cpu_times_s[1]
     process = start_load(service.port, 600.0, wanted)
     empty_at: float | None = None
     while process.poll() is None or empty_at is None:
@@ -183,7 +188,8 @@ def end(server: RedisServer, service: Service, upstream: Child, wanted: Requests
     took_s = max(empty_at, done.ended_at) - done.began_at
     of_service, of_redis, of_upstream = (part.cpu_s - used for part, used in zip(parts, used_s, strict=True))
     cores = tuple(spent_s / took_s for spent_s in (of_service, of_redis, done.cpu_s, of_upstream))
-    return End(done.count / took_s, of_service * 1000 / done.count, cores)
+    of_system = service.cpu_times_s[1] - system_s
+    return End(done.count / took_s, of_service * 1000 / done.count, of_system * 1000 / done.count, cores)
 
 
 def end_to_end(options: Options) -> None:

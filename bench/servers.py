@@ -76,7 +76,7 @@ class RedisServer:
     @property
     def cpu_s(self) -> float:
         """Return its processor time so far, in seconds."""
-        return cpu_s(self._child.pid)
+        return sum(cpu_times_s(self._child.pid))
 
     def unfinished(self, prefix: str = "imagegen") -> int:
         """Return the number of unfinished tasks and webhooks of a service with this REDIS_PREFIX."""
@@ -154,7 +154,12 @@ class Child:
     @property
     def cpu_s(self) -> float:
         """Return its processor time so far, in seconds."""
-        return cpu_s(self.process.pid)
+        return sum(self.cpu_times_s)
+
+    @property
+    def cpu_times_s(self) -> tuple[float, float]:
+        """Return its processor time so far, in seconds: its own, and the system's for it."""
+        return cpu_times_s(self.process.pid)
 
     @property
     def rss_bytes(self) -> int:
@@ -290,13 +295,14 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
-def cpu_s(pid: int) -> float:
-    """Return a process's processor time in seconds; 0 if the system has no /proc."""
+def cpu_times_s(pid: int) -> tuple[float, float]:
+    """Return a process's processor time in seconds, its own and the system's; 0 if the system has no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0, 0.0
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / ticks_per_s, int(fields[12]) / ticks_per_s
 
 
 def free_port() -> int:
