@@ -9,7 +9,6 @@ from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 MAX_IMAGES = 16
 UNIT_PIXELS = 512 * 512
@@ -80,13 +79,6 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         """Return the images to start from, without the mask."""
         others = self.reference_images or ()
         return others if self.image_url is None else (self.image_url, *others)
-
-    def with_first_image(self) -> Self:
-        """Return the request with its first input image as `image_url`: a provider is sent the same in either field."""
-        if self.image_url is not None or not self.reference_images:
-            return self
-        first, *others = self.reference_images
-        return replace(self, image_url=first, reference_images=tuple(others) or None)
 
     @property
     def image_sources(self) -> tuple[str, ...]:

@@ -67,6 +67,14 @@ class Submission(Struct, frozen=True, gc=False):
         return limit is not None and (estimated is None or estimated > limit)
 
 
+def _with_first_image(request: GenerationRequest) -> GenerationRequest:
+    """Return a request with its first input image as `image_url`: a provider is sent the same in either field."""
+    if request.image_url is not None or not request.reference_images:
+        return request
+    first, *others = request.reference_images
+    return replace(request, image_url=first, reference_images=tuple(others) or None)
+
+
 def _unchanged(request: GenerationRequest) -> GenerationRequest:
     return request
 
@@ -103,7 +111,7 @@ class TaskIdentity:
 
         scope: name of the key that owns the task, None if tasks are shared. client: name of the key that submits it.
         """
-        normal = request.with_first_image()
+        normal = _with_first_image(request)
         submission = self._submission(normal, scope, webhooks, client)
         if normal is request:
             return submission

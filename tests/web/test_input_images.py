@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks import submission
 from tests.image_bytes import data_uri, encoded, image_file
 from tests.support import over_rows
 from tests.web.conftest import Client
@@ -86,7 +86,7 @@ async def test_a_task_of_a_version_in_which_the_field_of_an_input_image_counted_
     service = await start_service(sandbox_delay_s=0.3)
     images = [await upload(service, image_file("red")), await upload(service, image_file("blue"))]
     with monkeypatch.context() as former:
-        former.setattr(GenerationRequest, "with_first_image", lambda request: request)
+        former.setattr(submission, "_with_first_image", lambda request: request)
         _, made = await submit(service, referenceImages=images)
     _, running = await submit(service, referenceImages=images)
     await service.get(f"/api/images/{made['taskId']}?wait=20")
