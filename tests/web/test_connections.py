@@ -57,8 +57,9 @@ class Client:
 
 
 class Server:
-    def __init__(self, runner: ImagegenRunner, port: int, handled: list[web.Request]) -> None:
-        self.runner, self.port, self.handled = runner, port, handled
+    def __init__(self, runner: ImagegenRunner, sockets: list[socket.socket], handled: list[web.Request]) -> None:
+        self.runner, self.sockets, self.handled = runner, sockets, handled
+        self.port = sockets[0].getsockname()[1]
         self.clients: list[Client] = []
 
     async def connect(self, source: str = "127.0.0.1") -> Client:
@@ -125,7 +126,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         await runner.setup()
         sockets = open_sockets(["127.0.0.1"], 0)
         await ListeningSite(runner, sockets, runner.connections).start()
-        servers.append(Server(runner, sockets[0].getsockname()[1], handled))
+        servers.append(Server(runner, sockets, handled))
         return servers[-1]
 
     yield make
@@ -166,6 +167,30 @@ async def test_a_whole_request_does_not_wait_for_hundreds_of_unfinished_heads_be
         assert (await asyncio.get_running_loop().sock_recv(client, 100)).startswith(b"HTTP/1.1 200")
         assert len(server.http_connections) < 100
         await eventually(lambda: len(server.http_connections) == 301)
+
+
+async def test_the_beginnings_of_many_bodies_take_little_of_one_turn(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, count, length = await make_server(cap=100), 16, 200_000
+    server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * length)
+    receive, received = web.RequestHandler.data_received, list[int]()
+
+    def count_bytes(connection: web.RequestHandler, data: bytes) -> None:
+        received.append(len(data))
+        receive(connection, data)
+
+    monkeypatch.setattr(web.RequestHandler, "data_received", count_bytes)
+    clients = [await server.connect() for _ in range(count)]
+    for client in clients:
+        await client.fetch()
+    turns = Turns(lambda: sum(received))
+    for client in clients:  # the loop reads none of them meanwhile
+        client.writer.write(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + bytes(length))
+    for client in clients:
+        await asyncio.wait_for(client.reader.readuntil(b"}"), 20)
+    assert sum(received) > count * length
+    assert turns.most() <= count * 65_536
 
 
 async def test_an_unfinished_head_that_came_in_a_flood_is_finished_and_answered(make_server: MakeServer) -> None:

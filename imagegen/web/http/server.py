@@ -30,6 +30,13 @@ MAX_HEAD_BYTES = 64 * 1024
 _HEAD_PIECE = MAX_HEAD_BYTES + 1
 """Bytes given to the parser before it shows whether a head ends in them."""
 
+FIRST_READ_BYTES, READ_BYTES, SHORT_READS = 64 * 1024, 256 * 1024, 4
+"""Bytes read from a connection in one turn of the event loop; the first full reads of a request are short.
+
+With asyncio's own limit, `READ_BYTES`, the beginnings of 200 bodies that come at once take 47 ms in one turn, not 20.
+Short reads alone would take 20 % more CPU for an upload of 6 MB.
+"""
+
 HALF_CLOSED_S = 1.0
 """How long the response to a client of HTTP/1.0 that has closed its side is awaited: it can't be probed."""
 
@@ -93,6 +100,7 @@ class _Connection(web.RequestHandler):
         "_app",
         "_body",
         "_connections",
+        "_full_reads",
         "_head_bytes",
         "_head_timeout_s",
         "_head_timer",
@@ -125,6 +133,7 @@ class _Connection(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._full_reads = 0
         self._takes_probes = False
         self._watch: HalfClosedWatch | None = None
         self.half_closed = False
@@ -136,6 +145,7 @@ class _Connection(web.RequestHandler):
         self.address = str(peer[0]) if peer else ""
         self._connections.add(self)
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)  # any unread byte pauses writing
+        self._limit_reads(FIRST_READ_BYTES)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -173,9 +183,17 @@ class _Connection(web.RequestHandler):
         """Return whether a part of a request's head came."""
         return self._head_timer is not None
 
+    def _limit_reads(self, max_bytes: int) -> None:
+        if self.transport is not None:
+            self.transport.max_size = max_bytes  # type: ignore[attr-defined]
+
     def data_received(self, data: bytes) -> None:
         if self._head_bytes > MAX_HEAD_BYTES:
             return
+        if len(data) >= FIRST_READ_BYTES:
+            self._full_reads += 1
+            if self._full_reads == SHORT_READS:
+                self._limit_reads(READ_BYTES)
         if len(data) > _HEAD_PIECE and self._body.is_eof():  # asyncio reads up to 256 KiB at once
             self.data_received(data[:_HEAD_PIECE])
             data = data[_HEAD_PIECE:]
@@ -207,6 +225,9 @@ class _Connection(web.RequestHandler):
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
             self._head_bytes = 0
+            if self._full_reads:
+                self._full_reads = 0
+                self._limit_reads(FIRST_READ_BYTES)
             self._takes_probes = not isinstance(message, _ErrInfo) and message.version >= HttpVersion11
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
