@@ -1,4 +1,4 @@
-"""Reuse of stored images by a task that differs only in `n`."""
+"""Reuse of stored images: by a task that differs only in `n`, and by the next epoch of a task that lacks some."""
 
 from __future__ import annotations
 
@@ -58,14 +58,26 @@ class ImageReuse:
         expires_at_s = self._clock() + self._life_s
 
         async def store(source_id: str, image: StoredImage, index: int) -> bool:
+            if (source_id, image.index) == (task_id, index):
+                await self._store.extend_expiry(task_id, (image,), expires_at_s)
+                return await self._store.contains(task_id, image)
             return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
 
-        return await self._fitting(source_id, images, count, store)
+        return await self._fitting(source_id, images, count, store, is_own=source_id == task_id)
 
     async def _fitting(
-        self, source_id: str, images: Iterable[tuple[int | None, StoredImage]], count: int, take: _Take
+        self,
+        source_id: str,
+        images: Iterable[tuple[int | None, StoredImage]],
+        count: int,
+        take: _Take,
+        *,
+        is_own: bool = False,
     ) -> tuple[StoredImage, ...]:
-        """Return those of the images that can be taken, as many as are requested, each at its place."""
+        """Return those of the images that can be taken, as many as are requested, each at its place.
+
+        is_own: they are of the same task, and stay in their store.
+        """
         free, taken = set(range(count)), []
         for place, image in images:
             if not free:
@@ -75,7 +87,7 @@ class ImageReuse:
             if image.url is None:
                 if not image.sha256 or not await take(source_id, image, index):
                     continue
-                own = replace(own, store_id=self._store.store_id)
+                own = own if is_own else replace(own, store_id=self._store.store_id)
             taken.append(own)
             free.discard(index)
         return tuple(sorted(taken, key=attrgetter("index")))

@@ -289,16 +289,22 @@ class ClientQueue:
     ) -> tuple[SubmitResult, bool]:
         """Return the result of a submit, and whether the task was stored by it."""
         replaced_epoch = replaced.epoch if replaced else None
-        if submission.max_micro_usd is not None and submission.may_cost_too_much:
+        family, reused = submission.family if reuse else None, ReusedImages()
+        is_limited = submission.max_micro_usd is not None and submission.may_cost_too_much
+        if is_limited:
             reused = await self.preview.reused_within_limit(submission, reuse)
+        elif replaced and reuse and family and not task.stale_images:
+            reused = await reuse(task.id, family, [replaced])  # those that are not gone
+        if is_limited or reused.images:
             missing = submission.wanted - len(reused.images)
             task, reply = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
         else:
-            siblings = self._siblings(submission) if reuse else ()
-            reply = await self._verbs.submit(task, replaced_epoch, siblings, limits)
-        if reply.kind == "siblings" and reuse and submission.family:
-            reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in reply.siblings])
-            missing = submission.family.request.n - len(reused.images)
+            siblings, own = self._siblings(submission) if family else (), family is not None
+            reply = await self._verbs.submit(task, replaced_epoch, siblings, limits, with_own_images=own)
+        if reply.kind == "siblings" and reuse and family:
+            finished = [decode_record(row)[1] for row in reply.siblings]
+            reused = await reuse(task.id, family, [other for other in finished if not other.stale_images])
+            missing = family.request.n - len(reused.images)
             task, reply = await self._submit_reused(task, reused, missing, replaced_epoch, limits)
         if reply.kind == "gone" and not task.state.is_final:
             task, reply = await self._submit_gone(task, reply, limits)

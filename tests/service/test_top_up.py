@@ -219,6 +219,65 @@ def test_a_failed_task_is_completed_at_its_retry_if_another_one_has_its_images(
     assert paid(upstream, "refused once") == [2, 4]
 
 
+@pytest.mark.parametrize("store", ["disk", "redis", "s3"])
+def test_a_failed_task_keeps_its_paid_images_for_the_next_submit_on_any_instance(
+    start_service: StartService, upstream: EmulatorProcess, store: str, store_settings: dict[str, str], tmp_path: Path
+) -> None:
+    (folder := tmp_path / "redis").mkdir()
+    with redis_server(folder, port := free_port()):
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{port}", "BUDGET_DAILY_USD": "10", **store_settings}
+        first, second = (start_service(upstream.url, **settings) for _ in range(2))
+        text = f"the fifth is refused, {store}"
+        upstream.script({"fault": "ok", "match": text}, {"fault": "400", "match": text})
+        failed = first.finished(first.accepted(prompt=text, n=5))
+        assert (failed["status"], len(failed["data"])) == ("failed", 4)
+        again = second.made(prompt=text, n=5)
+        assert paid(upstream, text) == [4, 1, 1]
+        assert (shas(again)[:4], reused(again)) == (shas(failed), [True] * 4 + [False])
+        assert again["cost"]["saved"] == pytest.approx(4 * again["cost"]["charged"])
+        assert_readable(second, again)
+        first.end()
+        second.end()
+
+
+def test_a_cancelled_task_keeps_its_paid_images_for_the_next_submit(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    prompt = "the fifth is cancelled"
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "ok", "held": 1, "match": prompt})
+    task_id = service.accepted(prompt=prompt, n=5)
+    eventually(lambda: len(service.task(task_id).get("data", [])) == 4)
+    eventually(lambda: in_flight(upstream, prompt))
+    assert service.request("POST", f"/api/images/{task_id}/cancel").status == 200
+    again = service.made(prompt=prompt, n=5)
+    assert paid(upstream, prompt) == [4, 1, 1]
+    assert reused(again) == [True] * 4 + [False]
+    upstream.release()
+
+
+def test_a_completed_task_that_lacks_an_image_keeps_the_others(service: Service, upstream: EmulatorProcess) -> None:
+    task = service.made(prompt="one of three is removed", n=3, seed=7)
+    removed = sorted(folder_of(service, task).iterdir())[1]
+    removed.unlink()
+    assert service.accepted(prompt="one of three is removed", n=3, seed=7) == task["taskId"]
+    again = service.completed(task["taskId"])
+    assert (reused(again), len(again["data"])) == ([True, False, True], 3)
+    assert paid(upstream, "one of three is removed") == [3, 1]
+    assert [image["seed"] for image in again["data"]] == [7, 8, 7]
+    assert_readable(service, again)
+
+
+def test_no_cache_does_not_use_the_images_of_a_failed_task(service: Service, upstream: EmulatorProcess) -> None:
+    prompt = "refused, then fresh"
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    failed = service.finished(service.accepted(prompt=prompt, n=5))
+    assert len(failed["data"]) == 4
+    fresh = {"Cache-Control": "no-cache"}
+    service.request("POST", "/api/images/generate", {"prompt": prompt, "n": 5}, headers=fresh)
+    service.completed(failed["taskId"])
+    assert paid(upstream, prompt) == [4, 1, 4, 1]
+
+
 def test_a_batch_and_v1_use_finished_images(service: Service, upstream: EmulatorProcess) -> None:
     service.made(prompt="both apis", n=2, width=1024, height=1024)
     fields = {"prompt": "both apis", "width": 1024, "height": 1024}

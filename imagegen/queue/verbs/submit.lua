@@ -17,13 +17,15 @@
 --         ms; 5 highest schema version that is readable; 6 number of tasks; 7 number of days with budgets; 8 life of
 --         budgets in s;
 --         then nine for each task: epoch, digest, entry JSON, record JSON, the epoch to replace, finished or without
---         an entry, or '' (a failed or cancelled task is always replaced), schema version, number of siblings, text of
---         what budgets hold (see budget.lua), the same for the epoch to replace if it is unfinished
+--         an entry, or '' (a failed or cancelled task is always replaced) or 'images' (the same, unless it has
+--         images), schema version, number of siblings, text of what budgets hold (see budget.lua), the same for the
+--         epoch to replace if it is unfinished
 -- result  depth or -1; then for each task a list: kind, entry id, epoch, existing record, records of siblings; then the
 --         commands for budgets, and four for each value of a budget: see budget.lua; then the length of each line
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
---         'siblings' (these are completed; nothing was changed), 'budget' (over a budget)
+--         'siblings' (these are completed, or are this task with images that it failed or was cancelled with; nothing
+--         was changed), 'budget' (over a budget)
 local stream, capacity, depth, count = KEYS[1], tonumber(ARGV[2]), -1, tonumber(ARGV[6])
 local days, budget_life = tonumber(ARGV[7]), ARGV[8]
 if ARGV[3] ~= '' then
@@ -90,13 +92,17 @@ local function submit(i)
   else
     existing = redis.pcall('GET', record)
   end
-  local kind = 'new'
+  local kind, has_own_images = 'new', false
   if existing then
     local existing_kind, new_epoch = judge(stream, existing, epoch, digest, replaced, ARGV[5])
     if existing_kind then return {existing_kind, '', epoch, type(existing) == 'table' and '' or existing} end
     kind, epoch = 'again', string.format('%.0f', new_epoch)
+    has_own_images = replaced == 'images' and type(existing) == 'string'
+      and (string.find(existing, '^%d+ failed ') or string.find(existing, '^%d+ cancelled '))
+      and string.find(existing, '"images":[{', 1, true)
+    if has_own_images then with_siblings[#with_siblings + 1] = existing end
   end
-  if has_completed then return with_siblings end
+  if has_completed or has_own_images then return with_siblings end
   if not affordable then return {'budget', '', '', ''} end
   if capacity <= 0 then return {'full', '', '', ''} end
   entry = add(i, version, epoch, entry_json)

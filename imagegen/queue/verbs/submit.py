@@ -32,6 +32,8 @@ _ENQUEUE_COST = 2
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
 """XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
 
+_OWN_IMAGES = "images"
+
 _UNFINISHED = (b"pending", b"processing")
 """States in which the script looks up whether the entry is still in the stream."""
 
@@ -43,6 +45,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
     cost: to reserve. limits: of the budgets that it counts against. replaced_cost: of an unfinished task to replace.
     line: the client with the line in which the task waits, '' if it goes to the stream.
+    with_own_images: whether a failed or cancelled task of this id with images is returned, and not replaced.
     """
 
     task_id: str
@@ -57,6 +60,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     limits: Limits = ()
     replaced_cost: Cost | None = None
     line: str = ""
+    with_own_images: bool = False
 
 
 SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings", "budget"]
@@ -67,7 +71,8 @@ class SubmitReply(Struct, frozen=True, gc=False):
 
     kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
 
-    siblings: records of completed siblings, if the kind is `siblings`.
+    siblings: records of completed siblings, and that of the task itself if it ended with images and without success, if
+    the kind is `siblings`.
     added_at: Unix time of the server at which the entry was added; 0 if none was.
     """
 
@@ -143,6 +148,8 @@ class Submit:
         siblings: tuple[str, ...] = (),
         limits: Limits = (),
         replaced_cost: Cost | None = None,
+        *,
+        with_own_images: bool = False,
     ) -> SubmitReply:
         """Submit a pending task with the next batch, once more if a shared key had another type and was moved aside.
 
@@ -161,6 +168,7 @@ class Submit:
             limits,
             replaced_cost,
             task.client if task.entry_id == IN_LINE else "",
+            with_own_images,
         )
         try:
             return await self._batcher(item)
@@ -181,7 +189,8 @@ class Submit:
         args += (len(budgets), BUDGETS_TTL_S)
         for item, texts in zip(items, budget_texts, strict=True):
             keys.append(self._record_prefix + item.task_id)
-            args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", item.version)
+            replaced = item.replaced_epoch or (_OWN_IMAGES if item.with_own_images else "")
+            args += (item.epoch, item.digest, item.entry, item.record, replaced, item.version)
             args.append(len(item.siblings))
             siblings += [self._record_prefix + task_id for task_id in item.siblings]
             args += texts
