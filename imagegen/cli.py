@@ -24,8 +24,8 @@ DAY_S = 86400
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
-    if abs(time.localtime().tm_gmtoff) >= DAY_S:
-        print("TZ: its offset is a day or more, which Python can't use; set a time zone such as UTC", file=sys.stderr)
+    if (fault := _environment_fault()) is not None:
+        print(fault, file=sys.stderr)
         return USAGE
     given = sys.argv[1:] if arguments is None else arguments
     return _run(given) if given else _serve()
@@ -52,6 +52,17 @@ def _run(arguments: Sequence[str]) -> int:
 
         return usage_command.run(chosen)
     return _serve()
+
+
+def _environment_fault() -> str | None:
+    """Return why the libraries can't work with the variables that they read themselves."""
+    if abs(time.localtime().tm_gmtoff) >= DAY_S:
+        return "TZ: its offset is a day or more, which Python can't use; set a time zone such as UTC"
+    try:
+        import loguru  # noqa: F401, PLC0415 - it reads variables of its own when it is imported
+    except ValueError as error:
+        return f"LOGURU_: {error}; take the variable away, since LOG_LEVEL and LOG_FORMAT set the log"
+    return None
 
 
 def _serve() -> int:

@@ -214,6 +214,7 @@ class Settings:
             name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
         }
         texts |= read_secret_files(texts, [rule.name for rule in _rules().values() if rule.secret], faults, notes)
+        _check_tls_files(texts, faults, notes)
         parsed = _parse(texts, faults, notes)
         on_render = bool(texts.get("RENDER", "").strip("\"' "))
         settings = cls(**parsed, on_render=on_render, misspelled=_misspelled(texts))
@@ -316,6 +317,21 @@ def _parse(texts: Mapping[str, str], faults: dict[str, str], notes: list[str]) -
         except ValueError as error:
             faults[rule.name] = str(error)
     return parsed
+
+
+def _check_tls_files(texts: Mapping[str, str], faults: dict[str, str], notes: list[str]) -> None:
+    """Check the paths that OpenSSL and Python read from variables of their own: a wrong one fails without its name."""
+    paths = {name: texts.get(name, "").partition(os.pathsep)[0] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    notes.extend(
+        f"{name} names {path[:200]!r}, which is not there, so certificates of providers may be refused"
+        for name, path in paths.items()
+        if path and not _exists(path)
+    )
+    if path := texts.get("SSLKEYLOGFILE", ""):
+        try:
+            Path(path).open("ab").close()
+        except (OSError, ValueError) as error:
+            faults["SSLKEYLOGFILE"] = f"{path[:200]!r} can't be written ({error}); take the variable away"
 
 
 def _exists(path: str) -> bool:

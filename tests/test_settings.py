@@ -10,6 +10,7 @@ import pytest
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings, setting_names
+from imagegen.start_checks import warnings
 from tests.loaded_settings import WEBHOOK_SECRET, faults, load
 from tests.support import over_rows
 
@@ -252,6 +253,18 @@ def test_a_name_of_another_program_is_none_where_our_own_setting_is_there_too() 
     assert load(REDIS_HOST="h", REDIS_PASSWORD="p", REDIS_URL="redis://h", REDIS_TOKEN="p").misspelled == ()
     assert dict(load(REDIS_HOST="h", REDIS_URL="").misspelled) == {"REDIS_HOST": "REDIS_URL"}
     assert dict(load(REDIS_ULR="h", REDIS_URL="redis://h").misspelled) == {"REDIS_ULR": "REDIS_URL"}
+
+
+@over_rows("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_missing_certificates_of_the_environment_are_warned_of(tmp_path: Path, name: str) -> None:
+    (warning,) = warnings(load(**{name: str(tmp_path / "absent")}))
+    assert warning.startswith(f"{name} names ")
+    assert list(warnings(load(**{name: str(tmp_path)}))) == []
+
+
+def test_a_log_of_tls_keys_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
+    assert list(faults(SSLKEYLOGFILE=str(tmp_path / "absent" / "keys"))) == ["SSLKEYLOGFILE"]
+    load(SSLKEYLOGFILE=str(tmp_path / "keys"))
 
 
 def test_a_variable_that_a_channel_reads_is_no_misspelled_setting() -> None:
