@@ -16,8 +16,18 @@ from typing import Protocol
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
+from imagegen.images.disk_watch import limit_s
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, StoreFull, VerifiedImage, in_file_thread
+from imagegen.images.store import (
+    READ_S,
+    ImageStore,
+    OpenedImage,
+    SpooledImageLost,
+    StoreFull,
+    VerifiedImage,
+    file_threads,
+    in_file_thread,
+)
 from imagegen.images.store_health import StoreHealth, describe
 from imagegen.images.store_recovery import FLAP_S, NeededSpace, RecoveryPace
 from imagegen.tasks.image import StoredImage
@@ -155,7 +165,7 @@ class CachedStore:
             await self._put(task_id, image.stored_at(index), image, expires_at_s)
             await self._save_in_cache(task_id, index, image, expires_at_s)
         if image.path is not None:
-            await in_file_thread(image.path.unlink, missing_ok=True)
+            file_threads.put(image.path.unlink, missing_ok=True)
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Copy the image in the blob store, and link it in the cache."""
@@ -217,8 +227,11 @@ class CachedStore:
 
     async def _put(self, task_id: str, stored: StoredImage, image: VerifiedImage, expires_at_s: float) -> None:
         source = image.source
-        if isinstance(source, Path) and not await in_file_thread(source.exists):
-            raise SpooledImageLost
+        try:
+            if isinstance(source, Path) and not await file_threads.run_within(READ_S, source.exists):
+                raise SpooledImageLost
+        except OSError as error:
+            raise StoreUnavailable from error
         try:
             await self._blobs.put(task_id, stored, source, expires_at_s)
         except StoreFull:
@@ -239,9 +252,10 @@ class CachedStore:
         if not self._cache.health.writable:
             return
         try:
-            await self._cache.save(task_id, index, image, expires_at_s)
-        except StoreUnavailable as error:
-            logger.debug("An image is not cached on the disk: {}", error.__cause__)
+            async with asyncio.timeout(limit_s(image.size_bytes)):
+                await self._cache.save(task_id, index, image, expires_at_s)
+        except (StoreUnavailable, TimeoutError) as error:
+            logger.debug("An image is not cached on the disk: {}", error.__cause__ or type(error).__name__)
 
     async def _fetch(self, task_id: str, image: StoredImage) -> _Fetched:
         """Fetch the image once for all who wait for it."""
@@ -275,21 +289,20 @@ class CachedStore:
         except OSError as error:
             logger.debug("An image is not cached on the disk: {}", error)
         finally:
-            with suppress(OSError):
-                await in_file_thread(path.unlink, missing_ok=True)
+            file_threads.put(path.unlink, missing_ok=True)
         return _Fetched(whole=True)
 
     async def _download(self, task_id: str, image: StoredImage, path: Path) -> bool:
         """Write the image into a file; return whether it is whole. Raises OSError where the disk fails."""
         digest, size_bytes = hashlib.sha256(), 0
-        file = await in_file_thread(FileIO, path, "xb")
+        file = await file_threads.run_within(READ_S, FileIO, path, "xb")
         try:
             async with aclosing(self._blobs.get(task_id, image, 0, image.size_bytes)) as pieces:
                 async for piece in pieces:
-                    await in_file_thread(_write_hashed, file, digest, piece)
+                    await file_threads.run_within(READ_S, _write_hashed, file, digest, piece)
                     size_bytes += len(piece)
         finally:
-            file.close()
+            await file_threads.run_within(READ_S, file.close)
         return size_bytes == image.size_bytes and digest.hexdigest() == image.sha256
 
     async def _read(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
 from imagegen.images.checked_files import CachedImage, CheckedFiles
+from imagegen.images.disk_calls import DiskCalls
 from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_sweep import SweptFolder, sweep_folder, task_of
 from imagegen.images.disk_watch import DiskWatch
@@ -42,10 +42,9 @@ from imagegen.images.store import (
 from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage, extension_of
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 SWEEP_INTERVAL_S = 300.0
+
+CLOSE_S = 2.0
 
 FLUSH_S = 1.0
 """An image that was saved is durable after this time at most, as with `appendfsync everysec` of Redis."""
@@ -97,6 +96,7 @@ class DiskStore:
         self._expiry = ExpiryIndex(folder.with_name(f"{folder.name}.expiry"))
         self._checked = CheckedFiles()
         self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
+        self._calls = DiskCalls(self._watch)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -108,9 +108,9 @@ class DiskStore:
         return self._watch.folder_id
 
     @property
-    def spool_folder(self) -> Path:
-        """The folder for files that are not saved yet, on the same file system as the images."""
-        return self._watch.spool.path
+    def spool_folder(self) -> Path | None:
+        """The folder for files that are not saved yet, on the same file system as the images; None if that hangs."""
+        return None if self._watch.hangs else self._watch.spool.path
 
     async def start(self) -> None:
         """Make the folder and probe it. A folder that can't be used is not healthy, and is tried again by `watch`."""
@@ -122,8 +122,12 @@ class DiskStore:
             self._flush_timer.cancel()
         if self._flushing is not None:
             self._flushing.cancel()
-        await in_file_thread(self._expiry.flush)
-        await in_file_thread(self._watch.spool.remove)
+        closing = asyncio.ensure_future(in_file_thread(self._close_files))
+        await asyncio.wait({closing}, timeout=CLOSE_S)
+
+    def _close_files(self) -> None:
+        self._expiry.flush()
+        self._watch.spool.remove()
 
     async def watch(self) -> None:
         """Check until cancelled whether images can be saved."""
@@ -137,9 +141,10 @@ class DiskStore:
         """Write the file, after the oldest ones are removed to fit it. The newest image always stays."""
         name = self._name(task_id, index, image.sha256, image.content_type)
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
+        self._watch.save_begins(name, image.size_bytes)
         try:
-            self._require_volume()
-            await self._evict_and_write(name, task_id, image, expires_at_s)
+            await self._calls.quick(self._watch.require_volume)
+            signature = await self._evict_and_write(name, task_id, image, expires_at_s)
         except StoreUnavailable as error:
             self._forget([name])
             if not isinstance(error, SpooledImageLost | StoreFull):
@@ -147,13 +152,11 @@ class DiskStore:
             raise
         finally:
             self._index.written(name)
+            self._watch.save_ends(name)
         self._watch.saved(image.size_bytes)
         self._flush_soon()
-        try:  # in the loop's own thread, see _has_file
-            signature = Signature.of(os.stat(name))  # noqa: PTH116
-        except OSError:
-            return
-        self._checked.add(name, image.sha256, signature, self._cacheable(image))
+        if signature is not None:
+            self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Give the file a name in the folder of the other task too. Return False if it is not in this folder."""
@@ -162,7 +165,9 @@ class DiskStore:
         name = self._name(task_id, index, image.sha256, image.content_type)
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
         try:
-            is_there = await _in_thread(self._link, self._stored_name(source_id, image), name, image, expires_at_s)
+            is_there = await self._calls.repeatable(
+                image.size_bytes, self._link, self._stored_name(source_id, image), name, image, expires_at_s
+            )
         except StoreUnavailable as error:
             self._forget([name])
             self._watch.save_failed(image.size_bytes, error.__cause__ or error)
@@ -194,23 +199,27 @@ class DiskStore:
         if entry is not None and entry.expires_at_s <= self._clock() and await self._is_expired(name):
             self._check_elsewhere(image)
             return None
-        if (cached := self._cached(name, image)) is not None:
+        if (cached := await self._cached(name, image)) is not None:
             return OpenedImage(image.size_bytes, cached.data, reservation=cached.reservation)
         signature, reservation = self._checked.signature(name, image.sha256), self._checked.reserve(image.size_bytes)
         max_data_bytes = files.SMALL_BYTES if reservation is None else image.size_bytes
         try:
-            read = await _in_thread(files.read_image, self._root, name, image, signature, max_data_bytes)
+            read = await self._calls.repeatable(
+                image.size_bytes, files.read_image, self._root, name, image, signature, max_data_bytes
+            )
+            if read is None:
+                await self._calls.quick(self._watch.require_volume)
         except StoreUnavailable as error:
             self.health.log_failed_read(error.__cause__ or error)
             raise
         if read is None:
-            self._require_volume()
             self._forget([name])
             self._check_elsewhere(image)
             return None
         cached = CachedImage(read.data, reservation) if read.data is not None and reservation is not None else None
         self._checked.add(name, image.sha256, read.signature, cached)
-        return OpenedImage(image.size_bytes, read.data, read.file, reservation=reservation)
+        is_slow = not self._watch.is_quick
+        return OpenedImage(image.size_bytes, read.data, read.file, reservation=reservation, is_slow=is_slow)
 
     async def contains(self, task_id: str, image: StoredImage) -> bool:
         """Return whether the file is there. Raises StoreUnavailable also as `open` does."""
@@ -230,11 +239,11 @@ class DiskStore:
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the files expire; those that are gone stay gone."""
         names = {self._stored_name(task_id, image): image for image in images if image.sha256}
-        there = {name: image for name, image in names.items() if self._has_file(name, image)}
+        there = {name: image for name, image in names.items() if await self._has_file(name, image)}
         for name, image in there.items():
             self._index.add(name, image.size_bytes, expires_at_s)
         if there:
-            await _in_thread(self._note_expiry, task_id, list(there), expires_at_s)
+            await self._calls.repeatable(0, self._note_expiry, task_id, list(there), expires_at_s)
 
     async def sweep(self) -> None:
         """Sweep until cancelled: at once, then every few minutes. A failing disk is logged once."""
@@ -251,8 +260,8 @@ class DiskStore:
     async def sweep_once(self) -> None:
         """Remove expired images, add those that other processes saved, and hold the folder under the cap."""
         now = self._clock()
-        self._require_volume()
-        swept = await _in_thread(
+        await self._calls.quick(self._watch.require_volume)
+        swept = await self._calls.unlimited(
             sweep_folder, self._folder, self._index.snapshot(), self._expiry, now=now, life_s=self._life_s
         )
         changed = self._index.replace(swept.entries)
@@ -262,7 +271,7 @@ class DiskStore:
         self._parts = {name: self._parts.get(name, now) for name in swept.parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
         expired = self._index.take_expired(now)
-        await _in_thread(self._finish_sweep, swept, expired, [*orphans, *await self._take_over_cap()])
+        await self._calls.unlimited(self._finish_sweep, swept, expired, [*orphans, *await self._take_over_cap()])
 
     def _finish_sweep(self, swept: SweptFolder, expired: dict[str, IndexEntry], useless: list[str]) -> None:
         self._expiry.refresh()
@@ -273,12 +282,14 @@ class DiskStore:
         self._remove_superfluous(expired, useless)
         self._expiry.forget_expired(self._clock(), keep=swept.tasks)
 
-    async def _evict_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
+    async def _evict_and_write(
+        self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float
+    ) -> Signature | None:
         expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
         over_cap = await self._take_over_cap()
         is_full = is_upload(task_id) and self._index.is_over_cap
 
-        def write() -> None:
+        def write() -> Signature | None:
             if expired or over_cap:
                 with suppress(OSError):
                     self._remove_superfluous(expired, over_cap)
@@ -293,8 +304,12 @@ class DiskStore:
                 raise
             if not folder_is_new:  # other processes may hold an image of this task for expired
                 self._expiry.flush()
+            try:
+                return Signature.of(os.stat(name))  # noqa: PTH116 - a Path costs more than the call
+            except OSError:
+                return None
 
-        await _in_thread(write)
+        return await self._calls.unlimited(write)
 
     async def _take_over_cap(self) -> list[str]:
         if not self._index.is_over_cap:
@@ -354,7 +369,7 @@ class DiskStore:
         entry, now = self._index.get(name), self._clock()
         if entry is None or entry.expires_at_s > now:
             return False
-        later_s = await _in_thread(self._read_extended, name, entry)
+        later_s = await self._calls.repeatable(0, self._read_extended, name, entry)
         if later_s is None or later_s <= now:
             return True
         self._index.add(name, entry.size_bytes, later_s)
@@ -362,33 +377,24 @@ class DiskStore:
 
     async def _is_there(self, task_id: str, image: StoredImage) -> bool:
         name = self._stored_name(task_id, image)
-        return self._has_file(name, image) and not await self._is_expired(name)
+        return await self._has_file(name, image) and not await self._is_expired(name)
 
-    def _has_file(self, name: str, image: StoredImage) -> bool:
-        """Stat in the loop's own thread: some microseconds, where another thread would cost a hundred."""
-        try:
-            size_bytes = files.stat_file(self._root, name)
-        except OSError as error:
-            raise StoreUnavailable from error
+    async def _has_file(self, name: str, image: StoredImage) -> bool:
+        size_bytes = await self._calls.quick(files.stat_file, self._root, name)
         if size_bytes is None:
-            self._require_volume()
+            await self._calls.quick(self._watch.require_volume)
         return size_bytes == image.size_bytes
 
-    def _require_volume(self) -> None:
-        """Raise StoreUnavailable if another file system may be in the place of the folder: no image is gone then."""
-        try:
-            self._watch.require_volume()
-        except OSError as error:
-            raise StoreUnavailable from error
-
-    def _cached(self, name: str, image: StoredImage) -> CachedImage | None:
+    async def _cached(self, name: str, image: StoredImage) -> CachedImage | None:
         """Return the bytes in memory, if the file is still the same."""
         cached, signature = self._checked.cached(name, image.sha256), self._checked.signature(name, image.sha256)
         if cached is None or len(cached.data) != image.size_bytes:
             return None
-        with suppress(OSError):
-            return cached if Signature.of(os.stat(name)) == signature else None  # noqa: PTH116
-        return None
+        try:
+            status = await self._calls.quick(os.stat, name)
+        except StoreUnavailable:
+            return None
+        return cached if Signature.of(status) == signature else None
 
     def _cacheable(self, image: VerifiedImage) -> CachedImage | None:
         """Return the bytes of a small image that is saved, with their reservation."""
@@ -419,10 +425,3 @@ class DiskStore:
         for name in names:
             self._index.forget(name)
             self._checked.forget(name)
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    try:
-        return await in_file_thread(function, *args, **kwargs)
-    except OSError as error:
-        raise StoreUnavailable from error

@@ -8,12 +8,14 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from imagegen.images import files
 from imagegen.images.folder_probe import ProbeFailed, check_access, check_space, step
+from imagegen.images.mounts import is_local
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import in_file_thread
 from imagegen.images.store_health import StoreHealth
@@ -30,11 +32,20 @@ KNOWN_IMAGES = 20
 SLOW_CHECK_S = 10.0
 """A check of the disk that takes longer is a failure of the disk."""
 
+BYTES_PER_S = 1_000_000
+"""An image gives a call as much more time as it has of these bytes."""
+
+NO_ANSWER = f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s"
+
+QUICK_CHECK_S = 0.1
+"""While a check takes longer, the disk may keep any call waiting."""
+
 
 class DiskWatch:
     """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
     folder_id: the id of the folder, empty until it could be written if it has no mark.
+    hangs: whether a check has not ended for SLOW_CHECK_S.
     newest: returns paths of the images that were saved last, up to a number.
     """
 
@@ -42,6 +53,7 @@ class DiskWatch:
         self, folder: Path, health: StoreHealth, clock: Callable[[], float], newest: Callable[[int], list[str]]
     ) -> None:
         self.folder_id = ""
+        self.hangs = False
         self.spool = SpoolFolder(folder.with_name("spool"))
         self._folder = folder
         self._root = str(folder)
@@ -50,8 +62,17 @@ class DiskWatch:
         self._needed = NeededSpace(clock)
         self._mark = mark_of(folder)
         self._newest = newest
+        self._checking_since_s: float | None = None
+        self._save_ends_by_s: dict[str, float] = {}
+        self._is_local = False
         self._device: int | None = None
         self._images_device: int | None = None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the loop itself may call the system for a file: the disk is of this machine, and answers."""
+        since_s = self._checking_since_s
+        return self._is_local and (since_s is None or time.monotonic() - since_s < QUICK_CHECK_S)
 
     async def start(self) -> None:
         """Make the folder and probe it."""
@@ -73,11 +94,21 @@ class DiskWatch:
         self._needed.save_failed(size_bytes)
         self._health.mark_failed(error)
 
+    def save_begins(self, name: str, size_bytes: int) -> None:
+        """Record that an image is being saved."""
+        self._save_ends_by_s[name] = time.monotonic() + limit_s(size_bytes)
+
+    def save_ends(self, name: str) -> None:
+        """Record that an image is saved, or can't be."""
+        self._save_ends_by_s.pop(name, None)
+
     async def run(self) -> None:
         """Check until cancelled; less often if each recovery is soon followed by a failure."""
         pace = RecoveryPace(CHECK_INTERVAL_S)
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
+            if self._save_ends_by_s and min(self._save_ends_by_s.values()) < time.monotonic():
+                self._health.mark_failed(NO_ANSWER)
             if self._health.writable:
                 await self.check()
             else:
@@ -88,11 +119,12 @@ class DiskWatch:
         may_end_failure = not self._health.writable
         newest = self._newest(KNOWN_IMAGES)
         call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed.size_bytes, newest))
-        _, late = await asyncio.wait({call}, timeout=SLOW_CHECK_S)
-        if late:
-            self._health.mark_failed(f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s")
-            may_end_failure = True
+        self._checking_since_s = time.monotonic()
         try:
+            self.hangs = bool((await asyncio.wait({call}, timeout=SLOW_CHECK_S))[1])
+            if self.hangs:
+                self._health.mark_failed(NO_ANSWER)
+                may_end_failure = True
             await call
         except ProbeFailed as error:
             self._health.mark_failed(str(error))
@@ -101,6 +133,8 @@ class DiskWatch:
         else:
             if may_end_failure:  # if a save failed meanwhile, only a check of everything shows that it is over
                 self._health.mark_ok()
+        finally:
+            self._checking_since_s, self.hangs = None, False
         return self._health.writable
 
     def require_volume(self) -> None:
@@ -141,7 +175,14 @@ class DiskWatch:
         device = self._folder.stat().st_dev
         if self._images_device not in (None, device) and newest and not any(map(os.path.exists, newest)):
             raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its images")
+        if device != self._images_device:
+            self._is_local = is_local(self._folder)
         self._images_device = device
+
+
+def limit_s(size_bytes: int) -> float:
+    """Return after how many seconds the disk does not answer, for a call that moves these bytes."""
+    return SLOW_CHECK_S + size_bytes / BYTES_PER_S
 
 
 def mark_of(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
 from imagegen.images.sniff import QUICK_STEPS, NotAnImage, TooManySteps, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
-from imagegen.images.store import PIECE_BYTES, VerifiedImage, in_check_thread, in_file_thread
+from imagegen.images.store import PIECE_BYTES, VerifiedImage, file_threads, in_check_thread
 from imagegen.ssrf import blocked_cause, check_host
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
@@ -219,14 +219,14 @@ class ImageFetcher:
                 total += len(piece)
                 self._check_size(total)
                 if pending >= flush_bytes:
-                    await in_check_thread(sink.write, plain(pieces) if plain else pieces)
+                    await self._spool.fill(sink, sink.write, plain(pieces) if plain else pieces)
                     pieces, pending = [], 0
             if plain is None and total <= SMALL_BYTES:
                 return await _checked(b"".join(pieces))
-            return await in_check_thread(sink.finish, plain(pieces) if plain else pieces)
+            return await self._spool.fill(sink, sink.finish, plain(pieces) if plain else pieces)
         finally:
             if not sink.closed:
-                await in_file_thread(sink.discard)
+                file_threads.put(sink.discard)
 
     async def _receive(self, body: LinkBody, length: int, encoding: str) -> VerifiedImage:
         """Read a large body of declared length."""
@@ -237,17 +237,17 @@ class ImageFetcher:
             plain = _plain_of(bytes(piece[:2]), encoding, self._check_size)
             while plain or not body.is_received:
                 if plain is None:
-                    await in_check_thread(sink.write, [piece])
+                    await self._spool.fill(sink, sink.write, [piece])
                 else:
                     for at in range(0, len(piece), _FLUSH_COMPRESSED_BYTES):
-                        await in_check_thread(sink.write, plain([piece[at : at + _FLUSH_COMPRESSED_BYTES]]))
+                        await self._spool.fill(sink, sink.write, plain([piece[at : at + _FLUSH_COMPRESSED_BYTES]]))
                     if body.is_received:
-                        return await in_check_thread(sink.finish)
+                        return await self._spool.fill(sink, sink.finish)
                 piece = await body.fill(buffer)
-            return await in_check_thread(sink.finish, [piece])
+            return await self._spool.fill(sink, sink.finish, [piece])
         finally:
             if not sink.closed:
-                await in_file_thread(sink.discard)
+                file_threads.put(sink.discard)
 
     async def _decode(self, text: memoryview) -> VerifiedImage:
         try:
@@ -264,13 +264,12 @@ class ImageFetcher:
             return await _checked(b"".join(_decoded(text)))
         return await self._write_decoded(self._spool.sink(must_hold=True), _decoded(text))
 
-    @staticmethod
-    async def _write_decoded(sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
+    async def _write_decoded(self, sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
         try:
-            return await in_check_thread(sink.finish, pieces)
+            return await self._spool.fill(sink, sink.finish, pieces)
         finally:
             if not sink.closed:
-                await in_file_thread(sink.discard)
+                file_threads.put(sink.discard)
 
     def _check_form(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.raw_host:

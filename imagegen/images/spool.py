@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+from typing import ParamSpec, TypeVar
 
 from loguru import logger
 
@@ -17,10 +18,16 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images.files import NEW_FILE, write_all
 from imagegen.images.metadata import Read, spliced, splices
 from imagegen.images.sniff import ImageChecker, NotAnImage, sniff
-from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.images.store import ImageStore, VerifiedImage, check_threads, file_threads
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SMALL_BYTES = 256 * 1024
 """An image up to this size stays in memory, and is checked without a thread: that takes a fraction of a millisecond."""
+
+FILL_S = 20.0
+"""Time for the check of some pieces and for writing them: a thread may have others to check before."""
 
 _WRITE_BYTES = 1024 * 1024
 """Bytes that are written at once: each call costs a thread as much as the work on some kilobytes."""
@@ -36,6 +43,18 @@ class Spool:
     def sink(self, *, must_hold: bool = False) -> ImageSink:
         """Return a sink for one image. must_hold: it stays in memory without a file, also over the budget."""
         return ImageSink(self._store.spool_folder, self._memory, must_hold=must_hold)
+
+    async def fill(self, sink: ImageSink, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method that fills a sink, in a thread. Raises StoreUnavailable also if the disk does not answer.
+
+        The sink is of no use after that.
+        """
+        try:
+            return await check_threads.run_within(FILL_S, method, *args, **kwargs)
+        except TimeoutError as error:
+            if sink.has_file:
+                self._store.health.mark_failed(error)
+            raise StoreUnavailable from error
 
     def embed(self, image: VerifiedImage, text: str, description: str) -> VerifiedImage:
         """Return the image with a text in its metadata, as another file or other bytes; both are to be discarded.
@@ -68,10 +87,9 @@ class Spool:
             sink.discard()
 
     def discard(self, image: VerifiedImage) -> None:
-        """Forget an image that was saved or is not needed."""
+        """Forget an image that was saved or is not needed. Its file, if it has one, is removed by a thread."""
         if image.path is not None:
-            with suppress(OSError):
-                image.path.unlink(missing_ok=True)
+            file_threads.put(image.path.unlink, missing_ok=True)
         elif image.size_bytes > SMALL_BYTES:
             self._memory.give(image.size_bytes)
 
@@ -91,11 +109,17 @@ class ImageSink:
         self._bytes: bytearray | None = None
         self._taken = 0
         self.closed = False
+        self._is_discarded = False
         self._lock = Lock()
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the bytes go into a file, and are not held in memory."""
+        return self._path is not None and self._bytes is None
 
     def write(self, pieces: Iterable[bytes | memoryview]) -> None:
         """Check and hold the next bytes. Raises NotAnImage; StoreUnavailable if neither disk nor memory has space."""
-        with self._lock:
+        with self._held():
             checked: list[bytes | memoryview] = []
             pending = 0
             for piece in pieces:
@@ -112,9 +136,11 @@ class ImageSink:
     def finish(self, pieces: Iterable[bytes | memoryview] = ()) -> VerifiedImage:
         """Return the whole image, after the last bytes. Raises as `write` does."""
         self.write(pieces)
-        with self._lock:
+        with self._held():
             checker = self._checker
             checker.check_ended()
+            if self._is_discarded:
+                raise StoreUnavailable
             self._close_file()
             self.closed = True
             facts = (checker.content_type, checker.size_bytes, checker.width, checker.height, checker.digest)
@@ -129,8 +155,11 @@ class ImageSink:
             return VerifiedImage(*facts, data=data)
 
     def discard(self) -> None:
-        """Forget what came. After `finish` it does nothing."""
-        with self._lock:
+        """Forget what came, after `finish` nothing. While another thread is in a method, that thread does it."""
+        self._is_discarded = True
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             if not self.closed:
                 self.closed = True
                 self._close_file()
@@ -138,6 +167,17 @@ class ImageSink:
                 self._bytes = None
                 self._memory.give(self._taken)
                 self._taken = 0
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        finally:
+            if self._is_discarded:
+                self.discard()
 
     def _hold(self, pieces: list[bytes | memoryview], size_bytes: int) -> None:
         if self.closed:

@@ -20,10 +20,15 @@ from imagegen.tasks.image import StoredImage
 PIECE_BYTES = 256 * 1024
 """Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
 
-in_file_thread = WorkThreads(8, "image-files", patience_s=PATIENCE_S).run
+READ_S = 20.0
+"""Time for the disk to return a piece of an image."""
+
+file_threads = WorkThreads(8, "image-files", patience_s=PATIENCE_S)
+in_file_thread = file_threads.run
 """Run blocking file work in separate threads, so that no slow name lookup or other work delays it."""
 
-in_check_thread = WorkThreads(2, "image-checks").run
+check_threads = WorkThreads(2, "image-checks")
+in_check_thread = check_threads.run
 """Run the check of image bytes in one of two threads: more of them would wait for each other's turn only."""
 
 in_flush_thread = WorkThreads(1, "image-flush").run
@@ -89,6 +94,7 @@ class OpenedImage:
     file: an open file, of which the first `size_bytes` bytes are the image.
     pieces: returns the bytes from an offset, of a length, in pieces; may raise StoreUnavailable.
     reservation: keeps `data` counted in the store's cache while it is in use.
+    is_slow: whether the event loop must not read or close the file itself, since that may take long.
     """
 
     size_bytes: int
@@ -96,6 +102,7 @@ class OpenedImage:
     file: FileIO | None = None
     pieces: Callable[[int, int], AsyncGenerator[bytes, None]] | None = None
     reservation: object = None
+    is_slow: bool = False
 
     async def read(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from `offset`, `length` of them or all, in pieces. Raises StoreUnavailable, OSError."""
@@ -108,7 +115,8 @@ class OpenedImage:
                     yield piece
         elif self.file is not None:
             while offset < end:
-                piece = await in_file_thread(_read_at, self.file, offset, min(PIECE_BYTES, end - offset))
+                count = min(PIECE_BYTES, end - offset)
+                piece = await file_threads.run_within(READ_S, _read_at, self.file, offset, count)
                 if not piece:
                     raise OSError("an image file ended early")
                 yield piece
@@ -122,7 +130,9 @@ class OpenedImage:
 
     def close(self) -> None:
         """Close the file. May be repeated."""
-        if self.file is not None:
+        if self.file is not None and self.is_slow:
+            file_threads.put(self.file.close)
+        elif self.file is not None:
             self.file.close()
         self.data = self.pieces = self.reservation = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 import weakref
 from collections import deque
@@ -47,30 +49,58 @@ class WorkThreads:
         self._extra: set[threading.Thread] = set()
         self._check: asyncio.TimerHandle | None = None
         self._checking_loop: asyncio.AbstractEventLoop | None = None
+        self._late: set[_Call] = set()
+
+    async def run_within(self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function as `run` does. Raises OSError, ETIMEDOUT, after `limit_s` seconds; it still runs to its end.
+
+        Calls that hang leave their threads to them: up to `max_count` other threads take their place.
+        """
+        call = self._begin(partial(function, *args, **kwargs))
+        if call.future is None:
+            return cast(T, call.result())
+        call.limit(asyncio.get_running_loop(), limit_s, self._late)
+        return cast(T, await call.future)
+
+    def put(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a function in a thread, without waiting for it. Its result and its error are dropped."""
+
+        def run() -> None:
+            with suppress(Exception):
+                function(*args, **kwargs)
+
+        self._begin(run, may_sleep=False)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in a thread. If the caller is cancelled, the function still runs to its end.
 
         Where the system has no thread left, the loop runs it: it may be the check of an image that is paid for.
         """
+        call = self._begin(partial(function, *args, **kwargs))
+        return cast(T, call.result() if call.future is None else await call.future)
+
+    def _begin(self, function: Callable[[], Any], *, may_sleep: bool = True) -> _Call:
+        """Return a call that has ended, or that has a future."""
         loop = asyncio.get_running_loop()
         if self._thread is None:
             thread = self._thread_of(self._work_forever, self._name)
             if not _start(thread):
-                return function(*args, **kwargs)
+                call = _Call(loop, function, sleeps=True)
+                call.run()
+                return call
             self._thread = thread
-        is_idle = not self._busy and self._calls.empty()
+        is_idle = may_sleep and not self._busy and self._calls.empty()
         sleeps = is_idle and self._patience_s > 0 and loop.time() >= self._no_sleep_until
-        call = _Call(loop, partial(function, *args, **kwargs), sleeps=sleeps)
+        call = _Call(loop, function, sleeps=sleeps)
         self._put += 1
         self._calls.put(call)
         if sleeps:
             if call.sleep(loop, self._patience_s):
-                return cast(T, call.result())
+                return call
             self._no_sleep_until = loop.time() + RESTING_S
-        if self._max_extra:  # also if it seemed idle: the thread may just have taken a call that hangs
+        if self._max_extra or self._late:  # also if it seemed idle: the thread may just have taken a call that hangs
             self._check_later(loop)
-        return cast(T, await cast("asyncio.Future[Any]", call.future))
+        return call
 
     def _check_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._check is None or self._checking_loop is not loop or self._check.when() < loop.time():
@@ -81,7 +111,8 @@ class WorkThreads:
         """Start another thread if one of the first `put` calls is still queued; look again while any is."""
         self._check = None
         queued = self._calls.qsize()
-        if self._put - queued < put and len(self._extra) < self._max_extra:
+        max_extra = self._max_extra + min(len(self._late), self._max_extra + 1)
+        if self._put - queued < put and len(self._extra) < max_extra:
             thread = self._thread_of(self._work_while_queued, f"{self._name}-extra")
             self._extra.add(thread)  # before its start: it removes itself
             if not _start(thread):
@@ -150,7 +181,7 @@ class _Call:
     sleeps: whether the loop sleeps for it; if not, there is a future from the start.
     """
 
-    __slots__ = ("_ended", "_error", "_function", "_result", "_results", "_sleeper", "future")
+    __slots__ = ("_ended", "_error", "_function", "_late", "_result", "_results", "_sleeper", "_timer", "future")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any], *, sleeps: bool) -> None:
         results = _results.get(loop)
@@ -162,6 +193,8 @@ class _Call:
         self._error: BaseException | None = None
         self.future: asyncio.Future[Any] | None = None if sleeps else loop.create_future()
         self._ended = threading.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._late: set[_Call] | None = None
         self._sleeper: list[None] = [None] if sleeps else []  # taken by the thread at its end, or by who sleeps no more
         if sleeps:
             self._ended.acquire()
@@ -174,8 +207,19 @@ class _Call:
         try:
             self._sleeper.pop()
         except IndexError:  # it has ended just now
+            self.future = None
             return True
         return False
+
+    def limit(self, loop: asyncio.AbstractEventLoop, limit_s: float, late: set[_Call]) -> None:
+        """Let the caller wait no longer than `limit_s`; after that, this call is in `late` until it ends."""
+        self._late, self._timer = late, loop.call_later(limit_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._late is not None:
+            self._late.add(self)
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def result(self) -> Any:
         """Return the result, or raise the error of the call."""
@@ -206,6 +250,9 @@ class _Call:
         A future keeps its error, of which a frame of `run` keeps this call: with the future in it, they would be a
         cycle, and the bytes of an image that was refused would stay until a garbage collection.
         """
+        if self._timer is not None and self._late is not None:
+            self._timer.cancel()
+            self._late.discard(self)
         future, self.future = self.future, None
         error, self._error = self._error, None
         if future is None or future.done():

@@ -28,7 +28,7 @@ from imagegen.errors import (
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.sniff import NotAnImage, TooManyPixels
 from imagegen.images.spool import ImageSink, Spool
-from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, in_check_thread, in_file_thread
+from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, file_threads
 from imagegen.images.upload_records import UploadRecord, UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.tasks.image import StoredImage
@@ -197,12 +197,12 @@ class Uploads:
                 pieces.append(chunk)
                 pending += len(chunk)
                 if pending >= CHECKED_BYTES:
-                    await in_check_thread(receiver.write, pieces)
+                    await self._spool.fill(receiver.sink, receiver.write, pieces)
                     pieces, pending = [], 0
-            return await in_check_thread(receiver.finish, pieces)
+            return await self._spool.fill(receiver.sink, receiver.finish, pieces)
         finally:
             if not receiver.sink.closed:
-                await in_file_thread(receiver.sink.discard)
+                file_threads.put(receiver.sink.discard)
 
     async def _store_image(self, image: VerifiedImage) -> tuple[Upload, bool]:
         expires_at = self._clock() + self._life_s

@@ -68,7 +68,7 @@ class AttemptInputs:
     async def aclose(self) -> None:
         """Remove the fetched images."""
         for image in self._fetched:
-            await in_file_thread(self._opener.spool.discard, image)
+            self._opener.spool.discard(image)
 
     async def _find(self, uploads: Uploads, upload_id: str) -> InputImage:
         upload = await uploads.describe(upload_id)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
@@ -16,13 +17,14 @@ from msgspec.structs import replace
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable, forget_frames
 from imagegen.images.image_links import expires_at
-from imagegen.images.store import Describe, VerifiedImage
+from imagegen.images.store import Describe, VerifiedImage, file_threads
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.retry import Outcome, Retry
 from imagegen.tasks.task import WaitReason, image_progress
+from imagegen.worker.slow_saving import LOOK_S, SaveLeft, SaveWatch
 
 CHECKPOINT_AFTER_S = 1.0
 """A download that takes longer is written to the checkpoint, so that a crash does not lose a paid image."""
@@ -133,6 +135,7 @@ class ClaimImageSaver:
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
     _writing: asyncio.Task[bool] | None = field(default=None, init=False)
+    _stalled: bool = field(default=False, init=False)
 
     async def save(self, images: Sequence[ReceivedImage]) -> None:
         """Save images. Those that can't be used are passed to `on_rejected`.
@@ -222,29 +225,51 @@ class ClaimImageSaver:
                     if image is None and not self.image_saver.writable and not isinstance(received.image, ImageLink):
                         raise StoreUnavailable  # the bytes are in the answer: decoded they would take memory twice
                     image = image or await self._fetch(received)
-                    stored = await self.image_saver.save(
-                        self.claim.task.id, received.index, image, received.seed, self.describe
-                    )
+                    stored = await self._save_watched(received, image)
                 except StoreUnavailable as error:
-                    if image is not None and self._comes_again(received, image):
+                    if image is not None and await self._comes_again(received, image):
                         self.image_saver.discard(image)
                         image = None
                     await self._stall(tries, error)
                     tries += 1
                 else:
-                    if tries:
+                    if self._stalled:
                         self._resume()
                     return stored
         finally:
             if image is not None:
                 self.image_saver.discard(image)
 
+    async def _save_watched(self, received: ReceivedImage, image: VerifiedImage) -> StoredImage:
+        """Save an image. While the store does not answer, the task shows why it waits."""
+        claim = self.claim
+
+        def look() -> None:
+            if not self.image_saver.writable and not self._stalled:
+                self._show_stall("it does not answer")
+                if claim.checkpoint.links:
+                    self._checkpoint_soon()
+
+        def may_leave() -> bool:
+            is_over = self.clock() >= self.ends_at() or (self.is_quiet() and bool(claim.checkpoint.links))
+            return self._stalled and is_over
+
+        save = self.image_saver.save(claim.task.id, received.index, image, received.seed, self.describe)
+        try:
+            return await SaveWatch(look, may_leave).run(save)
+        except SaveLeft as error:
+            raise StoreUnavailable from error
+        finally:
+            await self._finish_writing()
+
     @staticmethod
-    def _comes_again(received: ReceivedImage, image: VerifiedImage) -> bool:
+    async def _comes_again(received: ReceivedImage, image: VerifiedImage) -> bool:
         """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
-        if image.path is not None:
-            return not image.path.exists()
-        return not isinstance(received.image, ImageLink)
+        if image.path is None:
+            return not isinstance(received.image, ImageLink)
+        with suppress(OSError):
+            return not await file_threads.run_within(LOOK_S, image.path.exists)
+        return False
 
     async def _fetch(self, received: ReceivedImage) -> VerifiedImage:
         """Return the checked image; a link with a long download is checkpointed meanwhile."""
@@ -256,9 +281,12 @@ class ClaimImageSaver:
             return await self.image_saver.fetch(received.image, age_s=age_s)
         finally:
             timer.cancel()
-            if self._writing is not None:
-                writing, self._writing = self._writing, None
-                await writing
+            await self._finish_writing()
+
+    async def _finish_writing(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
 
     def _checkpoint_soon(self) -> None:
         self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.checkpoint))
@@ -268,16 +296,20 @@ class ClaimImageSaver:
         claim, now = self.claim, self.clock()
         if now >= self.ends_at():
             raise DeadlinePassed
-        retry_at = now + MAX_STALL_S
-        if not tries:
-            logger.bind(taskId=claim.task.id).info("The image waits for its store: {}", error.__cause__ or error)
-            claim.checkpoint = replace(claim.checkpoint, reason=WaitReason.STORE_UNAVAILABLE, retry_at=retry_at)
+        if not self._stalled:
+            self._show_stall(str(error.__cause__ or error))
             if claim.checkpoint.links:
                 await self.claims.checkpoint(claim, claim.checkpoint)
-            self.claims.stall(claim, WaitReason.STORE_UNAVAILABLE, retry_at)
         if claim.checkpoint.links and self.is_quiet():
             raise SavingDelayed(Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False))
         await self._wait(tries)
+
+    def _show_stall(self, cause: str) -> None:
+        self._stalled = True
+        logger.bind(taskId=self.claim.task.id).info("The image waits for its store: {}", cause)
+        retry_at = self.clock() + MAX_STALL_S
+        self.claim.checkpoint = replace(self.claim.checkpoint, reason=WaitReason.STORE_UNAVAILABLE, retry_at=retry_at)
+        self.claims.stall(self.claim, WaitReason.STORE_UNAVAILABLE, retry_at)
 
     async def _wait(self, tries: int) -> None:
         """Wait for the store, and look now and then whether the instance stops."""
@@ -290,6 +322,7 @@ class ClaimImageSaver:
             await self.image_saver.wait_writable(min(left_s, QUIET_CHECK_S))
 
     def _resume(self) -> None:
+        self._stalled = False
         self.claim.checkpoint = replace(self.claim.checkpoint, reason=None, retry_at=None)
         self.claims.stall(self.claim, None, None)
 

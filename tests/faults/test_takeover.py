@@ -159,7 +159,7 @@ async def test_a_stopped_redis_takes_no_claim_from_a_live_instance(
 
 @pytest.mark.parametrize("fault", ["refuse", pytest.param("black_hole", marks=pytest.mark.faults)])
 async def test_a_network_outage_takes_no_claim_from_a_live_instance(
-    make_instance: MakeInstance, proxy: FaultProxy, fault: str
+    make_instance: MakeInstance, proxy: FaultProxy, fault: str, service_deadline: None
 ) -> None:
     both, claims, more = await two_busy(make_instance, proxy.url)
     setattr(proxy, fault, True)

@@ -118,6 +118,7 @@ BACKINGS: dict[str, Callable[[pytest.FixtureRequest], Backing]] = {
 def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
     """Return the same image in a file of the spool folder."""
     assert image.data is not None
+    assert store.spool_folder is not None
     path = store.spool_folder / "image"
     path.write_bytes(image.data)
     return VerifiedImage(image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path)

@@ -22,7 +22,7 @@ from imagegen.images.spool import SMALL_BYTES, Spool
 from imagegen.images.store import VerifiedImage
 from tests.image_bytes import decoded
 from tests.images.backings import spool_in
-from tests.support import over_rows
+from tests.support import eventually, over_rows
 
 TEXT = "a fox, red\nNegative prompt: blur\nSteps: 4, Seed: 7, Size: 64x48, Model: m, Version: imagegen 1"
 CHINESE = f"狐狸 🦊\n{TEXT}"
@@ -205,7 +205,7 @@ def square(kind: str, side: int) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("where", ["in a file", "in memory"])
 @pytest.mark.parametrize("side", [64, 640])
-def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side: int, tmp_path: Path) -> None:
+async def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side: int, tmp_path: Path) -> None:
     memory = ByteBudget()
     spool = spool_in(tmp_path if where == "in a file" else None, memory)
     data = square(kind, side)
@@ -220,7 +220,7 @@ def test_a_described_image_is_hashed_as_it_is_stored(kind: str, where: str, side
     spool.discard(described)
     spool.discard(image)
     assert memory.held == 0
-    assert list(tmp_path.iterdir()) == []
+    await eventually(lambda: list(tmp_path.iterdir()) == [])
 
 
 def test_an_image_is_stored_as_it_is_if_its_file_is_gone(tmp_path: Path) -> None:

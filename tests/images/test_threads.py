@@ -273,3 +273,26 @@ def test_a_hanging_call_of_an_ended_loop_blocks_no_call_of_another(monkeypatch: 
     asyncio.run(ends_before_it_looks_again())
     assert asyncio.run(runs_another()) == "shared-extra"
     hang.set()
+
+
+async def test_a_call_that_hangs_is_left_after_its_limit_and_another_thread_takes_its_place() -> None:
+    threads, hang = WorkThreads(1, "limited"), threading.Event()
+    with pytest.raises(TimeoutError):
+        await threads.run_within(0.05, hang.wait, 60)
+    assert await asyncio.wait_for(threads.run_within(20, name_of_thread), 20) == "limited-extra"
+    hang.set()
+
+
+async def test_a_limited_call_in_time_returns_its_result_or_raises_its_error() -> None:
+    threads = WorkThreads(2, "limited", patience_s=1.0)
+    assert await threads.run_within(20, divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await threads.run_within(20, divmod, 1, 0)
+
+
+async def test_an_error_of_a_call_that_is_not_waited_for_is_dropped() -> None:
+    threads, done = WorkThreads(1, "unwaited"), threading.Event()
+    threads.put(divmod, 1, 0)
+    threads.put(done.set)
+    await eventually(done.is_set)
+    assert await threads.run(name_of_thread) == "unwaited"

@@ -28,7 +28,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from tests.image_bytes import image_file, png_file
 from tests.images.conftest import OpenStore
-from tests.support import Clock
+from tests.support import Clock, eventually
 
 OpenUploads = Callable[..., Awaitable[Uploads]]
 
@@ -168,7 +168,7 @@ async def test_nothing_is_kept_of_a_file_that_is_refused(open_uploads: OpenUploa
         with pytest.raises(error):
             await uploads.save(in_pieces(data, size))
         assert await uploads.find(f"upload:{hashlib.sha256(data).hexdigest()}") is None, name
-        assert names_in_spool(uploads) == ["lock"], name
+        await eventually(lambda: names_in_spool(uploads) == ["lock"])
 
 
 async def test_bytes_behind_the_image_are_dropped(open_uploads: OpenUploads) -> None:

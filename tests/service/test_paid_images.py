@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.emulator_fixtures import EmulatorProcess
-from tests.forked import PipedProcess
 from tests.service.conftest import StartService
+from tests.service.image_hosts import calls, image_host
 from tests.service.running import Service, at_once, calls_about, eventually
 
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE_BYTES = 2_100_000
 LOG_BYTES = 1_000_000
 """What a file may have while images are refused: more than the service's log."""
 
@@ -45,17 +41,6 @@ def test_a_kill_while_the_image_host_is_down_costs_nothing(
     task = service.start().completed(task_id)
     assert "possiblyBilledTwice" not in task
     assert len(calls_about(upstream, "killed")) == 1
-
-
-@contextmanager
-def image_host(form: str) -> Iterator[str]:
-    """Run an upstream with large images."""
-    command = ["-m", "bench.imagehost", str(IMAGE_BYTES), form, "1"]
-    with PipedProcess(command, cwd=ROOT, env=os.environ, stderr=2) as process:
-        try:
-            yield process.stdout.readline().split()[-1]
-        finally:
-            process.kill()
 
 
 @contextmanager
@@ -114,11 +99,6 @@ def test_paid_images_wait_while_there_are_no_file_descriptors(
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
     assert "possiblyBilledTwice" not in service.completed(task_id)
     assert len(calls_about(upstream, "descriptors")) == 1
-
-
-def calls(service: Service) -> int:
-    """Return the number of upstream calls of this process."""
-    return sum(service.get_as_admin("/api/stats").json["upstream"]["calls"].values())
 
 
 def service_bytes(service: Service, task: dict[str, Any]) -> int:

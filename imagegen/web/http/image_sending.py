@@ -107,7 +107,7 @@ class ImageSender:
         if (transport := request.transport) is None:
             return
         try:
-            if opened.file is not None:
+            if opened.file is not None and not opened.is_slow:
                 part = await self._send_file(request, transport, opened.file, part)
             if part:
                 await self._write_pieces(request, response, opened, part)

@@ -1,0 +1,47 @@
+"""Watch of a save that may take long, since a disk or a network that is away keeps it waiting without an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LOOK_S = 0.5
+
+
+class SaveLeft(Exception):
+    """A save was left: it may still end, and is to be made again later."""
+
+
+class SaveWatch:
+    """Watch of one save of the current task, which it leaves only where `may_leave` returns True.
+
+    look: called twice a second while the save runs.
+    """
+
+    def __init__(self, look: Callable[[], None], may_leave: Callable[[], bool]) -> None:
+        self._look = look
+        self._may_leave = may_leave
+        self._task = asyncio.current_task()
+        self._leaves = False
+
+    async def run(self, save: Awaitable[T]) -> T:
+        """Return the result of the save. Raises SaveLeft."""
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+        try:
+            return await save
+        except asyncio.CancelledError:
+            if not self._leaves or self._task is None or self._task.uncancel():
+                raise
+            raise SaveLeft from None
+        finally:
+            self._timer.cancel()
+
+    def _look_again(self) -> None:
+        self._look()
+        if self._task is not None and self._may_leave():
+            self._leaves = self._task.cancel()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
