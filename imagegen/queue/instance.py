@@ -174,7 +174,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=config.result_ttl_s),
         lost_calls=LostCalls(connection, keys),
-        open_calls=OpenCalls(notifier),
+        open_calls=OpenCalls(notifier, verbs),
         families=families,
         lines=lines,
         mover=mover,

@@ -131,7 +131,9 @@ class ClientCall:
             lost = variant if queue.was_interrupted(submitted.task) else None
             if lost is None and not looked_up:
                 looked_up, lost = True, await self._take_lost()
-            if lost is None and await self._is_abandoned(submitted.task):
+            if lost is None and (
+                await self._is_abandoned(submitted.task) or await self._is_undelivered(submitted.task)
+            ):
                 lost = variant
             if lost is not None:
                 call.join(lost)
@@ -155,7 +157,20 @@ class ClientCall:
         if task.state.is_final or not is_own or self._has_queried or not self._services.queue.has_peers:
             return False
         self._has_queried = True
-        return not await self._services.open_calls.may_be_elsewhere(task.id)
+        return await self._services.open_calls.living_without(task.id) is not None
+
+    async def _is_undelivered(self, task: Task) -> bool:
+        """Return whether an instance died right after a task of the client, so that its answer may be lost."""
+        calls, age_s = self._services.open_calls, self._services.queue.clock() - (task.finished_at or 0.0)
+        is_own = task.submitter == submitter_name(self._options.client)
+        if task.state is not State.COMPLETED or not is_own or age_s > UNSURE_REPEAT_S:
+            return False
+        has_peers = self._services.queue.has_peers
+        if calls.is_answered_here(task.id) or (has_peers and self._has_queried):
+            return False
+        self._has_queried = True
+        living = await calls.living_without(task.id) if has_peers else ()
+        return living is not None and await calls.died_since(task.finished_at or 0.0, living)
 
     async def _submit_new(self, submission: Submission) -> SubmitResult:
         """Submit a new image; if it may cost too much, only if its task exists, so that lost calls are found.
