@@ -100,9 +100,13 @@ class Payments:
         return bool(cheaper)
 
     def answered(self, route: Route, model: str, count: int, reply: Reply) -> None:
-        """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""
-        price = route.pricing.reported_price(route.sent_name(model), reply.details)
-        price = self._call_price(route, model, count) if price is None else price
+        """Note the price of a call that was answered. With fewer images than requested it is charged all the same.
+
+        What the call was noted with counts: since a job began, another instance may have come with other prices.
+        """
+        price, noted = route.pricing.reported_price(route.sent_name(model), reply.details), self.claim.cost.calling
+        if price is None:
+            price = self._call_price(route, model, count) if noted == UNKNOWN else noted
         self._count(route, price or 0)
         self._record(self.claim.cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 

@@ -188,6 +188,19 @@ def own_redis(tmp_path: Path) -> Iterator[Redis]:
         yield client
 
 
+def test_a_job_is_charged_at_the_price_of_its_submit_though_an_instance_with_another_price_collects_it(
+    start_service: Start, relay: EmulatorProcess, own_redis: Redis
+) -> None:
+    shared = settings(f"{relay.url}/v1", REDIS_URL=url_of(own_redis), BUDGET_DAILY_USD="0.04")
+    service = start_service(**shared, UNKNOWN_PRICE_USD="0.04")
+    task_id = service.accepted(prompt="priced {{fault:job dialect=newapi job_s=2}}", model="m")
+    eventually(lambda: polled(relay, "priced"))
+    service.kill()
+    dearer = start_service(**shared, UNKNOWN_PRICE_USD="0.5")
+    task = dearer.completed(task_id)
+    assert (len(jobs_of(relay, "priced")), task["cost"]["charged"]) == (1, 0.04)
+
+
 def test_a_kill_after_the_checkpoint_with_the_job_submits_it_once(
     start_service: Start, relay: EmulatorProcess, own_redis: Redis
 ) -> None:
