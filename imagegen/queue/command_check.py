@@ -55,7 +55,8 @@ async def _judge(connection: Connection, prefix: str, error: Exception) -> None:
     """Raise SettingsError if an error of the whole probe will last."""
     if isinstance(error, ReadOnlyError) and connection.servers.sentinel_service is None:
         raise SettingsError(_read_only()) from error
-    if unavailable(error) and (fault := await connection.servers.wrong_scheme()) is not None:
+    is_unanswered = unavailable(error) and not isinstance(error, ResponseError)
+    if is_unanswered and (fault := await connection.servers.wrong_scheme()) is not None:
         raise SettingsError(f"REDIS_URL: {fault}") from error
     to_do = remedy(error)
     if to_do == RIGHTS_REMEDY:

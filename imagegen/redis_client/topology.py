@@ -279,7 +279,10 @@ def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
 async def _answers_with_tls(host: str, port: int) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent that a wrong server must not see
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    _, writer = await asyncio.open_connection(host, port, ssl=context)
+    try:
+        _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except ssl.SSLError as error:
+        return "ALERT" in str(error)  # the server speaks TLS, and refuses a client without a certificate for example
     writer.transport.abort()
     return True
 

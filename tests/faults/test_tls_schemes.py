@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 import ssl
 
 import pytest
@@ -36,6 +39,31 @@ async def test_an_address_without_tls_of_a_server_with_tls_is_named_with_the_rem
     assert "hunter2" not in message
 
 
+async def test_a_server_that_needs_a_client_certificate_answers_with_tls_too(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "maximum_version", ssl.TLSVersion.TLSv1_2)
+    monkeypatch.setattr(tls, "verify_mode", ssl.CERT_REQUIRED)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        refusing = asyncio.create_task(asyncio.to_thread(refuse_all, listening, tls))
+        message = await refusal(f"redis://127.0.0.1:{listening.getsockname()[1]}")
+        listening.shutdown(socket.SHUT_RDWR)
+        await refusing
+    assert "answers with TLS alone" in message
+
+
+def refuse_all(listening: socket.socket, tls: ssl.SSLContext) -> None:
+    """Refuse the handshake of each client with an alert, as Redis does, until the socket is shut."""
+    while True:
+        try:
+            client, _ = listening.accept()
+        except OSError:
+            return
+        with client, contextlib.suppress(OSError):
+            tls.wrap_socket(client, server_side=True)
+
+
+@pytest.mark.usefixtures("service_deadline")
 @pytest.mark.parametrize("form", ["rediss://127.0.0.1:{}", "rediss+sentinel://127.0.0.1:{}/main"])
 async def test_an_address_with_tls_of_a_server_without_it_is_named_with_the_remedy(redis_url: str, form: str) -> None:
     async with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
