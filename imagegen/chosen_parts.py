@@ -286,7 +286,9 @@ async def open_upstream(
             origin_of_inputs = Origin(routes.own_hosts, None, resolver)  # a client's link to loopback is no upstream's
             inputs = _input_fetcher(settings, links, spool, origin_of_inputs)
             image_saver = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
-            yield Upstream(routes, image_saver, InputOpener(uploads, inputs, spool))
+            opener = InputOpener(uploads, inputs, spool)
+            yield Upstream(routes, image_saver, opener)
+            await opener.fetches.close()
             await routes.close()
 
 

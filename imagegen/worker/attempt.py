@@ -30,6 +30,7 @@ from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.failover import without_refusing, without_tried
 from imagegen.worker.image_places import ImagePlaces
+from imagegen.worker.input_fetches import SlowInputs
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
 from imagegen.worker.judge import Judge
@@ -110,7 +111,7 @@ class Attempt:
         self._request = GenerationRequest.from_json(claim.task.request_json)
         others = alternatives(claim, self._request, runner.rules, runner.routes)
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, others)
-        self._inputs = AttemptInputs(runner.inputs, self._request)
+        self._inputs = AttemptInputs(runner.inputs, self._request, claim.task.id)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._places = ImagePlaces(claim, self._request.n)
         ends_at = partial(runner.rules.deadline, claim.task)  # it moves with jumps of the server's clock
@@ -398,10 +399,12 @@ class Attempt:
         await self._waiting.store_writable()
         try:
             return await self._inputs.open(self._runner.routes.edits(self._form.model))
-        except (QueueUnavailable, StoreUnavailable) as error:
+        except (QueueUnavailable, StoreUnavailable, SlowInputs) as error:
             # an attempt that has not begun is not counted yet
             counts = self._places.paid_without_result or not self._waiting.begun
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
+            if isinstance(error, SlowInputs):
+                pause = Retry(error.delay_s, WaitReason.RETRYING, counts_as_attempt=counts)
             raise AttemptEnded(pause) from error
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)

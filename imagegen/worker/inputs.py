@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 
 from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
@@ -17,6 +18,7 @@ from imagegen.images.uploads import Uploads
 from imagegen.providers.protocol import Edits, InputImage, unreadable_input
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
+from imagegen.worker.input_fetches import InputFetches
 
 FETCH_TIMEOUT_S = 60.0
 """For all links of a task together."""
@@ -32,13 +34,15 @@ class InputOpener:
     uploads: Uploads
     fetcher: ImageFetcher
     spool: Spool
+    fetches: InputFetches = field(default_factory=InputFetches)
 
 
 class AttemptInputs:
     """Input images of one attempt; close it after use."""
 
-    def __init__(self, opener: InputOpener, request: GenerationRequest) -> None:
+    def __init__(self, opener: InputOpener, request: GenerationRequest, task_id: str) -> None:
         self._opener = opener
+        self._task_id = task_id
         self._sources = request.image_sources
         self._opened: dict[str, InputImage] = {}
         self._fetched: list[VerifiedImage] = []
@@ -46,23 +50,20 @@ class AttemptInputs:
     async def open(self, edits: Edits | None) -> Mapping[str, InputImage]:
         """Return the images that the provider needs as bytes.
 
-        Raises UpstreamError for an unusable one, and QueueUnavailable or StoreUnavailable if one can't be read now,
-        before anything is paid.
+        Raises UpstreamError for an unusable one, SlowInputs if they take long, and QueueUnavailable or
+        StoreUnavailable if one can't be read now, before anything is paid.
         """
-        if not self._sources:
-            return self._opened
-        links = edits is not None and edits.links
-        try:
-            async with asyncio.timeout(FETCH_TIMEOUT_S):
-                for source in self._sources:
-                    if source in self._opened:
-                        continue
-                    if source.startswith(UPLOAD_PREFIX):
-                        self._opened[source] = await self._find(self._opener.uploads, source)
-                    elif not links:
-                        self._opened[source] = await self._fetch(self._opener.fetcher, source)
-        except TimeoutError as error:
-            raise _unusable(f"The input images did not come within {FETCH_TIMEOUT_S:g} s", retryable=True) from error
+        sources = [source for source in dict.fromkeys(self._sources) if source not in self._opened]
+        for source in sources:
+            if source.startswith(UPLOAD_PREFIX):
+                self._opened[source] = await self._find(self._opener.uploads, source)
+        links = [source for source in sources if not source.startswith(UPLOAD_PREFIX)]
+        if links and not (edits is not None and edits.links):
+            fetch_all = partial(_fetch_all, self._opener, links)
+            images = await self._opener.fetches.images((self._task_id, *links), fetch_all, self._opener.spool.discard)
+            self._fetched += images
+            for link, image in zip(links, images, strict=True):
+                self._opened[link] = InputImage(image.content_type, image.size_bytes, partial(_read_fetched, image))
         return self._opened
 
     async def aclose(self) -> None:
@@ -76,15 +77,29 @@ class AttemptInputs:
             raise _gone(upload_id)
         return InputImage(upload.content_type, upload.size_bytes, lambda: _read_upload(uploads, upload_id))
 
-    async def _fetch(self, fetcher: ImageFetcher, link: str) -> InputImage:
-        try:
-            image = await fetcher.fetch(ImageLink(link), age_s=math.inf)
-        except ImageRejected as error:
-            raise _unusable(error.detail) from error
-        except DownloadFailed as error:
-            raise _unusable(f"The input image can't be fetched: {error.detail}", retryable=True) from error
-        self._fetched.append(image)
-        return InputImage(image.content_type, image.size_bytes, lambda: _read_fetched(image))
+
+async def _fetch_all(opener: InputOpener, links: Sequence[str]) -> Sequence[VerifiedImage]:
+    images: list[VerifiedImage] = []
+    try:
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            for link in links:
+                images.append(await _fetch(opener.fetcher, link))  # noqa: PERF401 - those before a failure are discarded
+    except BaseException as error:
+        for image in images:
+            await in_file_thread(opener.spool.discard, image)
+        if isinstance(error, TimeoutError):
+            raise _unusable(f"The input images did not come within {FETCH_TIMEOUT_S:g} s", retryable=True) from error
+        raise
+    return images
+
+
+async def _fetch(fetcher: ImageFetcher, link: str) -> VerifiedImage:
+    try:
+        return await fetcher.fetch(ImageLink(link), age_s=math.inf)
+    except ImageRejected as error:
+        raise _unusable(error.detail) from error
+    except DownloadFailed as error:
+        raise _unusable(f"The input image can't be fetched: {error.detail}", retryable=True) from error
 
 
 async def _read_upload(uploads: Uploads, upload_id: str) -> AsyncGenerator[bytes, None]:

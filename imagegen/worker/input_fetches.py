@@ -1,0 +1,117 @@
+"""Fetches of the input images of tasks, which go on while their tasks wait without a slot for a slow host."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from loguru import logger
+
+from imagegen.images.store import VerifiedImage, in_file_thread
+
+SLOT_WAIT_S = 1.0
+"""How long a task waits in its slot for its input images. Ten tasks with links to a host that never answers would hold
+the five slots of a service for a minute, and each further ten again."""
+
+MIN_RETRY_S, MAX_RETRY_S = 0.5, 5.0
+"""Delay until a task that waits without a slot looks for its images: half of the fetch's age within these bounds."""
+
+MAX_SLOW = 64
+"""Fetches of tasks that wait without a slot; a further task waits in its slot."""
+
+KEPT_S = 300.0
+"""How long images that nobody takes are kept: the task may wait for a slot, or may have been cancelled."""
+
+TASK_NAME = "input-fetch"
+
+Images = Sequence[VerifiedImage]
+
+
+class SlowInputs(Exception):
+    """The input images did not come in time: the attempt gives its slot up for `delay_s`."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(delay_s)
+        self.delay_s = delay_s
+
+
+@dataclass(eq=False, slots=True)
+class _Fetch:
+    """discard: forgets an image. gave_slot_up: whether its task waits without a slot."""
+
+    running: asyncio.Task[Images]
+    discard: Callable[[VerifiedImage], None]
+    began_at_s: float
+    gave_slot_up: bool = False
+
+
+class InputFetches:
+    """Fetches that are under way or not taken yet, by their task and its links."""
+
+    def __init__(self) -> None:
+        self._fetches: dict[tuple[str, ...], _Fetch] = {}
+        self._discarding: set[asyncio.Task[None]] = set()
+
+    async def images(
+        self,
+        key: tuple[str, ...],
+        fetch_all: Callable[[], Coroutine[Any, Any, Images]],
+        discard: Callable[[VerifiedImage], None],
+    ) -> Images:
+        """Return the images of a task, which are the caller's from then on.
+
+        Args:
+            key: the task's id and its links.
+            fetch_all: fetches the images, unless that was begun before.
+            discard: forgets an image.
+
+        Raises SlowInputs, and what `fetch_all` raises.
+        """
+        loop, patience_s = asyncio.get_running_loop(), 0.0
+        if (fetch := self._fetches.get(key)) is None:
+            fetch, patience_s = _Fetch(loop.create_task(fetch_all(), name=TASK_NAME), discard, loop.time()), SLOT_WAIT_S
+            self._fetches[key] = fetch
+            fetch.running.add_done_callback(partial(self._ended, key, fetch))
+        try:
+            await asyncio.wait([fetch.running], timeout=patience_s)
+            if not fetch.running.done():
+                if fetch.gave_slot_up or sum(each.gave_slot_up for each in self._fetches.values()) < MAX_SLOW:
+                    fetch.gave_slot_up = True
+                    raise SlowInputs(min(max((loop.time() - fetch.began_at_s) / 2, MIN_RETRY_S), MAX_RETRY_S))
+                await asyncio.wait([fetch.running])
+        except asyncio.CancelledError:
+            fetch.running.cancel()
+            raise
+        self._fetches.pop(key, None)
+        return fetch.running.result()
+
+    async def close(self) -> None:
+        """End all fetches, and forget the images that were not taken."""
+        fetches = list(self._fetches.items())
+        for _, fetch in fetches:
+            fetch.running.cancel()
+        await asyncio.gather(*(fetch.running for _, fetch in fetches), return_exceptions=True)
+        for key, fetch in fetches:
+            self._forget(key, fetch)
+        await asyncio.gather(*self._discarding, return_exceptions=True)
+
+    def _ended(self, key: tuple[str, ...], fetch: _Fetch, running: asyncio.Task[Images]) -> None:
+        if running.cancelled():
+            self._forget(key, fetch)
+        else:
+            running.exception()  # an untaken one is no fault of ours
+            asyncio.get_running_loop().call_later(KEPT_S, self._forget, key, fetch)
+
+    def _forget(self, key: tuple[str, ...], fetch: _Fetch) -> None:
+        if self._fetches.get(key) is not fetch:
+            return
+        del self._fetches[key]
+        if not fetch.running.cancelled() and fetch.running.exception() is None:
+            logger.bind(taskId=key[0]).debug("Fetched input images were not taken")
+            for image in fetch.running.result():
+                discarding = asyncio.create_task(in_file_thread(fetch.discard, image))
+                self._discarding.add(discarding)
+                discarding.add_done_callback(self._discarding.discard)

@@ -1,0 +1,58 @@
+"""Uploads, a fetcher of links and a spool in memory, for tests of input images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.spool import Spool
+from imagegen.images.store import OpenedImage, VerifiedImage
+from imagegen.images.uploads import Upload, Uploads
+from imagegen.tasks.image import GivenImage, ImageLink
+
+LINK = "https://images.example/a.png"
+UPLOAD = f"upload:{'a' * 64}"
+DATA = b"the bytes"
+
+
+@dataclass
+class FakeUploads(Uploads):
+    """Uploads in memory. faults: raised by the next look-ups."""
+
+    known: dict[str, bytes] = field(default_factory=lambda: {UPLOAD: DATA})
+    faults: list[Exception] = field(default_factory=list)
+
+    async def describe(self, upload_id: str) -> Upload | None:
+        if self.faults:
+            raise self.faults.pop(0)
+        data = self.known.get(upload_id)
+        return None if data is None else Upload(upload_id, "image/png", len(data), 8, 8, math.inf)
+
+    async def open(self, upload_id: str) -> OpenedImage | None:
+        data = self.known.get(upload_id)
+        return None if data is None else OpenedImage(len(data), data)
+
+
+@dataclass
+class FakeFetcher(ImageFetcher):
+    """Fetcher that returns the same image, or raises."""
+
+    error: Exception | None = None
+    fetched: list[str] = field(default_factory=list)
+
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        assert isinstance(image, ImageLink)
+        assert age_s == math.inf, "a client's link is not new"
+        self.fetched.append(image.url)
+        if self.error is not None:
+            raise self.error
+        return VerifiedImage("image/webp", len(DATA), 8, 8, "b" * 64, DATA)
+
+
+@dataclass
+class FakeSpool(Spool):
+    discarded: int = 0
+
+    def discard(self, image: VerifiedImage) -> None:
+        self.discarded += 1
