@@ -314,7 +314,9 @@ class ClientQueue:
 
     def _siblings(self, submission: Submission) -> tuple[str, ...]:
         """Return the ids of the tasks to read images from; none if certainly none of them is finished."""
-        if submission.family is None or not self._families.may_include(submission.request_json, submission.scope):
+        if submission.family is None or not submission.has_siblings:
+            return ()
+        if not self._families.may_include(submission.request_json, submission.scope):
             return ()
         return submission.family.sibling_ids()
 

@@ -29,22 +29,26 @@ class SubmitPreview:
         self._families = families
         self._clock = verbs.clock
 
-    async def siblings(self, family: RequestFamily, request_json: bytes, scope: str | None) -> Sequence[Task]:
-        """Return the completed tasks that differ only in `n`. Raises QueueUnavailable."""
-        if not self._families.may_include(request_json, scope):
-            return []
+    async def tasks_with_images(self, submission: Submission, family: RequestFamily) -> Sequence[Task]:
+        """Return the tasks with images for a submission: completed ones that differ only in `n`, and its own.
+
+        Raises QueueUnavailable.
+        """
+        own = await self._lookup.get(submission.task_id)
+        found = [own] if own is not None and own.state.is_final and own.images and not own.stale_images else []
+        if not submission.has_siblings or not self._families.may_include(submission.request_json, submission.scope):
+            return found
         tasks = await asyncio.gather(*map(self._lookup.get, family.sibling_ids()))
-        return [task for task in tasks if task is not None and task.state is State.COMPLETED]
+        return [*found, *(task for task in tasks if task is not None and task.state is State.COMPLETED)]
 
     async def reused_within_limit(self, submission: Submission, reuse: ReuseImages | None) -> ReusedImages:
-        """Return images of other tasks for a submission that is within its own limit only with these.
+        """Return images that exist for a submission that is within its own limit only with these.
 
         Raises MaxCostExceeded, MaxCostPriceUnknown, StoreUnavailable.
         """
         family, reused, price = submission.family, ReusedImages(), None
         if reuse and family:
-            siblings = await self.siblings(family, submission.request_json, submission.scope)
-            reused = await reuse(submission.task_id, family, siblings)
+            reused = await reuse(submission.task_id, family, await self.tasks_with_images(submission, family))
         if submission.cost is not None:
             missing = submission.wanted - len(reused.images)
             price = submission.cost.for_part(missing, submission.wanted).estimated

@@ -31,6 +31,7 @@ class Submission(Struct, frozen=True, gc=False):
 
     client, scope, cost, sandbox, submitter: see Task. max_micro_usd: the most that it may cost; None without a limit.
     former: None if the request had the same identity in each version.
+    has_siblings: whether images of tasks that differ only in `n` are used for it.
     """
 
     task_id: str
@@ -46,6 +47,7 @@ class Submission(Struct, frozen=True, gc=False):
     max_micro_usd: int | None = None
     submitter: str = ""
     former: FormerIdentity | None = None
+    has_siblings: bool = True
 
     def as_former(self) -> Submission:
         """Return the submission for the task that a former version made of the request."""

@@ -39,7 +39,7 @@ async def preview_price(services: Services, submission: Submission, *, fresh: bo
         is_completed = task.state is State.COMPLETED and not fresh
         if is_completed and await services.store.contains_all(task.id, task.images):
             return PricePreview(task, is_hit=True, micro_usd=0)
-    reused = 0 if fresh else await _reusable(services, submission, task)
+    reused = 0 if fresh else await _reusable(services, submission)
     cost = submission.cost
     if cost is not None and reused and submission.family is not None:
         wanted = submission.family.request.n
@@ -47,11 +47,10 @@ async def preview_price(services: Services, submission: Submission, *, fresh: bo
     return PricePreview(task, reused=reused, micro_usd=None if cost is None else cost.estimated)
 
 
-async def _reusable(services: Services, submission: Submission, task: Task | None) -> int:
+async def _reusable(services: Services, submission: Submission) -> int:
     """Return how many images the submit would have before its first call, of other tasks and of this one."""
     family = submission.family
     if family is None:
         return 0
-    siblings = await services.queue.preview.siblings(family, submission.request_json, submission.scope)
-    own = [task] if task is not None and task.images and not task.stale_images else []
-    return await services.count_reusable(family, [*siblings, *own]) if siblings or own else 0
+    tasks = await services.queue.preview.tasks_with_images(submission, family)
+    return await services.count_reusable(family, tasks) if tasks else 0

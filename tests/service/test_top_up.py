@@ -267,6 +267,30 @@ def test_a_completed_task_that_lacks_an_image_keeps_the_others(service: Service,
     assert_readable(service, again)
 
 
+def test_a_new_call_on_v1_after_a_failed_one_keeps_the_images_that_are_paid(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    prompt = "refused on v1"
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    body = {"prompt": prompt, "n": 5}
+    assert service.request("POST", "/v1/images/generations", body).status == 400
+    made = service.request("POST", "/v1/images/generations", body)
+    assert (made.status, len(made.json["data"])) == (200, 5)
+    assert paid(upstream, prompt) == [4, 1, 1]
+
+
+def test_a_limit_of_the_cost_counts_only_the_images_that_a_failed_task_lacks(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    prompt = "refused within a limit"
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    failed = service.finished(service.accepted(prompt=prompt, n=5))
+    price = failed["cost"]["estimated"] / 5
+    assert service.submit(prompt=prompt, n=5, maxCostUsd=price / 2).error == (402, "max_cost_exceeded")
+    again = service.made(prompt=prompt, n=5, maxCostUsd=round(price * 1.2, 6))
+    assert (again["cost"]["charged"], paid(upstream, prompt)) == (pytest.approx(price, rel=1e-3), [4, 1, 1])
+
+
 def test_no_cache_does_not_use_the_images_of_a_failed_task(service: Service, upstream: EmulatorProcess) -> None:
     prompt = "refused, then fresh"
     upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})

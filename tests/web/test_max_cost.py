@@ -175,12 +175,12 @@ async def test_a_sibling_that_expires_before_the_submit_is_not_paid_over_the_lim
 ) -> None:
     await submit(service, "?wait=20", n=2)
     preview = service.app[SERVICES].queue.preview
-    siblings, looks = preview.siblings, []
+    siblings, looks = preview.tasks_with_images, []
 
     async def once(*args: Any) -> Sequence[Task]:
         looks.append(args)
         return await siblings(*args) if len(looks) == 1 else ()
 
-    monkeypatch.setattr(type(preview), "siblings", lambda _self, *args: once(*args))
+    monkeypatch.setattr(type(preview), "tasks_with_images", lambda _self, *args: once(*args))
     status, refused = await submit(service, n=3, maxCostUsd=IMAGE_USD)
     assert (status, refused["code"], len(looks)) == (402, "max_cost_exceeded", 2)

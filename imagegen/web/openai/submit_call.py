@@ -178,7 +178,8 @@ class ClientCall:
         Raises MaxCostExceeded, MaxCostPriceUnknown, and what `ClientQueue.submit` raises.
         """
         if not submission.may_cost_too_much:
-            return await self._services.queue.submit(submission)
+            reuse = None if self._options.fresh else self._services.reuse_images  # of this task, when it failed
+            return await self._services.queue.submit(submission, reuse)
         task = await self._services.queue.get(submission.task_id)
         if task is None or task.state in (State.FAILED, State.CANCELLED):
             raise over_limit(submission, submission.cost.estimated if submission.cost else None)
@@ -232,10 +233,9 @@ class ClientCall:
             return (await submit(services, submission, fresh=first_id is None and options.fresh)).task
 
     def _submission(self, variant: int) -> Submission:
-        """Return the submission of a variant. If each call is another image, it uses no images of others."""
+        """Return the submission of a variant. If each call is another image, it uses no images of other tasks."""
         request = self._request if variant == self._request.variant else replace(self._request, variant=variant)
         options = self._options
         submission = self._services.identity.submission(request, options.scope, client=options.key_name)
-        family = None if self._fixed is None else submission.family
         by, most = submitter_name(options.client), self._max_micro_usd
-        return replace(submission, family=family, submitter=by, max_micro_usd=most)
+        return replace(submission, has_siblings=self._fixed is not None, submitter=by, max_micro_usd=most)
