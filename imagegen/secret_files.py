@@ -40,18 +40,19 @@ def read_secret_files(
 
 
 def _content(path: Path) -> str:
+    shown = str(path)[:200] if path.is_absolute() else "the file"  # else it may be the secret itself
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise ValueError(f"{str(path)[:200]} can't be read: {why}; name a file that this user can read") from error
+        raise ValueError(f"{shown} can't be read: {why}; name a file that this user can read") from error
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"{str(path)[:200]} is over {MAX_BYTES} bytes")
+        raise ValueError(f"{shown} is over {MAX_BYTES} bytes")
     try:
         text = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)[:200]} is not UTF-8") from error
+        raise ValueError(f"{shown} is not UTF-8") from error
     if not text:
-        raise ValueError(f"{str(path)[:200]} is empty")
+        raise ValueError(f"{shown} is empty")
     return text

@@ -58,6 +58,13 @@ def test_a_file_that_can_not_be_read_is_a_fault_that_names_it(tmp_path: Path, pa
     assert "can't be read" in faults(ADMIN_TOKEN_FILE=f"{tmp_path}/{path}")["ADMIN_TOKEN_FILE"]
 
 
+@over_rows("text", ["hunter2", "redis://:hunter2@redis:6379", "hunter2/hunter2"])
+def test_a_secret_in_place_of_its_file_is_not_shown(text: str) -> None:
+    found = faults(REDIS_URL_FILE=text)
+    assert list(found) == ["REDIS_URL_FILE"]
+    assert "hunter2" not in str(found)
+
+
 def test_a_bad_secret_in_a_file_is_a_fault_that_does_not_show_it(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("hunter2\nhunter2")
     found = faults(ADMIN_TOKEN_FILE=str(tmp_path / "key"))
