@@ -10,12 +10,14 @@ from typing import Any
 
 import orjson
 from msgspec.structs import replace
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest, UnsupportedImage
+from imagegen.formats import printable
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import Uploads, upload_id_of, upload_not_found
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
+from imagegen.tasks.validation import MAX_KEY_CHARS
 from imagegen.web.http.body import ReceivedBody, decoded
 
 NEEDED_LONGER_S = 60.0
@@ -23,6 +25,8 @@ NEEDED_LONGER_S = 60.0
 
 _DATA_URI = re.compile(r"data:image/[^,]{1,200};base64,", re.IGNORECASE)
 _PIECE_CHARS = 256 * 1024
+
+_SOURCE_FIELDS = ("image_url", "reference_images", "mask")
 
 IsKnown = Callable[[GenerationRequest], Awaitable[bool]]
 
@@ -68,12 +72,12 @@ class InputImages:
             StoreUnavailable, QueueUnavailable: nothing can be stored now.
         """
         if not request.image_sources:
-            _check_places(fields, request, body)
+            _check_places(fields, request, body, spell)
             return request
         resolver = _SourceResolver(self.uploads, body, spell, scope)
         try:
             resolved = await resolver.resolve(request)
-            _check_places(fields, resolved, body)
+            _check_places(fields, resolved, body, spell)
             missing = await resolver.missing(resolved)
             if missing is not None:
                 if is_known is not None and await is_known(resolved):
@@ -207,12 +211,18 @@ async def _base64_of(uri: str) -> AsyncIterator[bytes]:
         yield uri[at : at + _PIECE_CHARS].encode()
 
 
-def _check_places(fields: Mapping[str, Any], resolved: GenerationRequest, body: ReceivedBody) -> None:
-    """Raise InvalidRequest for an image in a field that takes none."""
+def _check_places(
+    fields: Mapping[str, Any], resolved: GenerationRequest, body: ReceivedBody, spell: Callable[[str], str]
+) -> None:
+    """Raise InvalidRequest for an image in a field that takes none, with the name of that field."""
     if not body.images and not body.refusals:
         return
     sent = orjson.dumps(fields)
     for place in (*body.images, *body.refusals):
         if sent.count(place.encode()) > resolved.image_sources.count(place):
-            rule = "an image may only be in imageUrl, referenceImages and mask"
-            raise InvalidRequest(details=[FieldError("body", rule)])
+            others = (name for name in fields if to_snake(name) not in _SOURCE_FIELDS)
+            holder = next((name for name in others if place.encode() in orjson.dumps(fields[name])), "body")
+            rule = (
+                f"an image may only be in {', '.join(map(spell, _SOURCE_FIELDS[:-1]))} and {spell(_SOURCE_FIELDS[-1])}"
+            )
+            raise InvalidRequest(details=[FieldError(printable(holder, MAX_KEY_CHARS), rule)])

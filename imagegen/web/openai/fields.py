@@ -36,6 +36,9 @@ _AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
 _MIN_FIELD_BYTES = 5
 """Of a field as JSON, without its name."""
 
+_DATA_URI = "data:image/"
+_IMAGE_RULE = "an image may only be in image_url, reference_images and mask, or goes to /v1/images/edits"
+
 _SIDES = ("width", "height")
 _SHAPE = (*_SIDES, "aspect_ratio", "resolution")
 _SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
@@ -81,9 +84,15 @@ def parse(
             fields, default_model=default_model, aliases=aliases, default_side=DEFAULT_SIDE, adjust=adjust
         )
     except InvalidRequest as error:
+        details = error.details
         if fields.get("extra") and "extra" not in spelled:
-            spelled["extra"] = _largest(fields["extra"])
-        errors += dict.fromkeys(_as_spelled(detail, spelled) for detail in error.details)
+            spelled["extra"] = name = _largest(fields["extra"])
+            if _DATA_URI in str(fields["extra"].get(name)):
+                details = tuple(
+                    FieldError("extra", _IMAGE_RULE) if each.message.endswith("bytes of JSON") else each
+                    for each in details
+                )
+        errors += dict.fromkeys(_as_spelled(detail, spelled) for detail in details)
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
     if errors:
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import pytest
 from imagegen.errors import ApiError, FieldError, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.openai.error_responses import error_response, is_openai_path, retry_after
+from tests.image_bytes import data_uri
 from tests.support import over_rows
 from tests.web.openai.conftest import Serve, Service
 
@@ -40,6 +42,13 @@ async def test_a_wrong_body_names_its_first_field_and_all_faults(service: Servic
     }
     assert answer.headers["x-should-retry"] == "false"
     assert answer.headers["x-request-id"]
+
+
+async def test_a_large_image_in_an_unknown_field_is_refused_with_the_fields_for_images(service: Service) -> None:
+    answer = await service.generate(path=PATHS[0], image=data_uri(os.urandom(500_000)))
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"], error["param"]) == (400, "invalid_request", "image")
+    assert "image_url, reference_images and mask" in error["message"]
 
 
 @over_rows("path", PATHS)
@@ -112,7 +121,7 @@ async def test_the_generation_limit_is_429_with_retry_after(
 
 
 async def test_an_unavailable_queue_is_a_retryable_503(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(_submission: object) -> None:
+    async def away(*_submission: object) -> None:
         raise QueueUnavailable
 
     monkeypatch.setattr(service.app[SERVICES].queue, "submit", away)
@@ -123,7 +132,7 @@ async def test_an_unavailable_queue_is_a_retryable_503(service: Service, monkeyp
 async def test_an_unexpected_error_is_500_without_text_or_retry(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(_submission: object) -> None:
+    async def broken(*_submission: object) -> None:
         raise ValueError("hunter2")
 
     monkeypatch.setattr(service.app[SERVICES].queue, "submit", broken)

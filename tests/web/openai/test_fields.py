@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from imagegen.errors import InvalidRequest
@@ -147,7 +149,14 @@ def test_a_reserved_field_is_refused_with_ours(name: str, advice: str) -> None:
 
 
 def test_the_largest_unknown_field_is_named_if_all_are_too_large() -> None:
-    assert list(faults_of(x_style=1, image="data:image/png;base64," + "A" * 9_000)) == ["image"]
+    assert faults_of(x_style=1, x_text="A" * 9_000) == {"x_text": "must be at most 8192 bytes of JSON"}
+
+
+@over_rows("place", [str, lambda uri: [uri], lambda uri: [{"image_url": {"url": uri}}]])
+def test_an_image_in_an_unknown_field_is_refused_with_the_fields_for_images(place: Callable[[str], object]) -> None:
+    faults = faults_of(x_style=1, image=place("data:image/png;base64," + "A" * 9_000))
+    assert list(faults) == ["image"]
+    assert "image_url, reference_images and mask" in faults["image"]
 
 
 def test_faults_of_reserved_and_of_known_fields_are_reported_together() -> None:
