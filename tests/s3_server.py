@@ -44,12 +44,16 @@ Objects = dict[str, S3Object]
 
 
 class S3Server:
-    """Server whose `buckets` a test may read and change. page_keys: most keys of one page of a listing."""
+    """Server whose `buckets` a test may read and change.
+
+    page_keys: most keys of one page of a listing. hides: returns whether an object is not shown yet.
+    """
 
     def __init__(self) -> None:
         self.buckets: dict[str, Objects] = {}
         self.clock: Callable[[], float] = time.time
         self.page_keys = 1000
+        self.hides: Callable[[str], bool] = lambda _key: False
         self.url = ""
 
     @contextmanager
@@ -87,7 +91,7 @@ class S3Server:
         if request.method == "DELETE":
             objects.pop(key, None)
             return web.Response(status=HTTPStatus.NO_CONTENT)
-        return _get(objects, key, request)
+        return _get({} if self.hides(key) else objects, key, request)
 
     def _list(self, objects: Objects, query: Mapping[str, str]) -> web.Response:
         """Return a page of ListObjectsV2. The continuation token is the last key of the page before."""

@@ -42,7 +42,7 @@ class ImageReuse:
         """Return how many images `reuse` would return, and store nothing. Raises StoreUnavailable."""
 
         async def is_stored(source_id: str, image: StoredImage, _index: int) -> bool:
-            return await self._store.contains(source_id, image)
+            return await self._store.contains_all(source_id, [image])
 
         count, most = family.request.n, 0
         for task in finished:
@@ -60,7 +60,7 @@ class ImageReuse:
         async def store(source_id: str, image: StoredImage, index: int) -> bool:
             if (source_id, image.index) == (task_id, index):
                 await self._store.extend_expiry(task_id, (image,), expires_at_s)
-                return await self._store.contains(task_id, image)
+                return await self._store.contains_all(task_id, [image])
             return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
 
         return await self._fitting(source_id, images, count, store, is_own=source_id == task_id)

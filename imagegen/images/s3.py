@@ -34,6 +34,9 @@ SWEEP_INTERVAL_S = 3600.0
 SWEEP_MARGIN_S = 3600.0
 """Beyond the life, since clocks differ."""
 
+SETTLING_S = 60.0
+"""An object that this instance has saved can't be gone before this time: many services show it late."""
+
 CALL_S = 30.0
 LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
@@ -177,6 +180,7 @@ class S3BlobStore:
             async with self._request():
                 reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
         except _Missing:
+            self._check_settled(self._key(task_id, image))
             return
         with closing(reply["Body"]) as body:
             async with self._request():
@@ -245,8 +249,15 @@ class S3BlobStore:
                 reply = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
                 _check_origin(reply)
         except _Missing:
+            self._check_settled(self._key(task_id, image))
             return False
         return self._is_current(reply, image)
+
+    def _check_settled(self, key: str) -> None:
+        """Raise StoreUnavailable if an object was saved so recently that it is not gone."""
+        entry = self._index.get(key)
+        if entry is not None and self._sweep_at(self._clock()) - entry.expires_at_s < SETTLING_S:
+            raise StoreUnavailable
 
     async def _set_end(self, key: str, image: StoredImage, expires_at_s: float) -> None:
         with suppress(_Missing):

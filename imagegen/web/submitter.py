@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from multidict import istr
 
 from imagegen.accounts.api_keys import check_allowed
-from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable
+from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, StoreUnavailable
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.task_lookup import check_digest
 from imagegen.ratelimit.limits import OWN_LIMITS, RATE_LIMITS
@@ -42,6 +42,9 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 
 MAX_TRIES = 3
 """Submits of one request, each after the task that it joined was cancelled at the same moment."""
+
+MAX_REPLACEMENTS = 5
+"""More of them, one after the other, show that the store does not find what was stored just now."""
 
 _IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
 _OPTIONS = frozenset({"webhook", *MAX_COST_FIELDS})
@@ -274,12 +277,16 @@ async def _submit_or_replace(services: Services, submission: Submission, *, fres
     began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
     submitted = await _resubmit_refresh(services, submission, reuse) or await services.queue.submit(submission, reuse)
-    while submitted.cached is CacheResult.HIT:
+    for _ in range(MAX_REPLACEMENTS):
         task = submitted.task
+        if submitted.cached is not CacheResult.HIT:
+            return submitted
         whole = await services.store.contains_all(task.id, task.images)
         if whole and not (fresh and task.created_at < began):
-            break
+            return submitted
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
+    if submitted.cached is CacheResult.HIT:
+        raise StoreUnavailable
     return submitted
 
 

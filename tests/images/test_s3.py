@@ -92,10 +92,22 @@ async def test_an_object_deleted_externally_is_missing(
     make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
-    image = await put(port, make_image())
+    image = await put(await make_bytes(), make_image())
     objects.clear()
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
+
+
+async def test_an_object_that_was_saved_just_now_is_not_missing(
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
+) -> None:
+    port = await make_bytes()
+    image = await put(port, make_image())
+    objects.clear()
+    with pytest.raises(StoreUnavailable):
+        await got(port, image)
+    with pytest.raises(StoreUnavailable):
+        await port.contains_all(TASK, [image])
 
 
 async def test_an_object_written_by_others_is_not_served(
@@ -130,7 +142,8 @@ async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
         saved.append(await put((first, second)[index % 2], image, index))
     assert len(objects) == 4
     await first.sweep_once()
-    assert [await second.contains_all(TASK, [image]) for image in saved] == [False, False, True, True]
+    third = await make_bytes()
+    assert [await third.contains_all(TASK, [image]) for image in saved] == [False, False, True, True]
 
 
 async def test_a_sweep_reads_all_pages_of_a_listing(
