@@ -32,7 +32,7 @@ class Wire:
     def __init__(self, base_url: str, api_key: str | None, language: str) -> None:
         try:
             base = httpx.URL(base_url.strip().rstrip("/"))
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise ValueError(f"base_url is no address: {error}") from error
         if base.scheme not in {"http", "https"} or not base.host or base.query or base.fragment:
             raise ValueError(f"base_url must be http:// or https:// and a host, without a query: {base_url!r}")
@@ -50,7 +50,7 @@ class Wire:
         """Return the request of httpx. Raises ConnectionFailed if its address is none."""
         try:
             url = httpx.URL(request.path if "://" in request.path else self._base + request.path)
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise ConnectionFailed(f"{request.path} is no address: {error}", maybe_sent=False) from error
         own = self._own if _origin(url) == self._origin else {}
         timeout = httpx.Timeout(

@@ -258,7 +258,9 @@ def test_a_line_break_behind_a_key_does_not_count() -> None:
         pass
 
 
-@over_rows("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port"])
+@over_rows(
+    "base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port", "http://[::1"]
+)
 def test_a_wrong_base_address_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
         ImageClient(base)
