@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from imagegen import setting_parsers as values
 from imagegen.did_you_mean import nearest
+from imagegen.secret_files import SUFFIX, read_secret_file
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_CHANNELS = 100
@@ -354,15 +355,26 @@ class _Table:
 
     def _key(self, text: str) -> ChannelKey:
         """Return a key. Raises ValueError, which never quotes it."""
+        values.check_replaced(text)
         if not text.startswith("env:"):
             return ChannelKey(values.secret(text.strip()), "file")
         name = text.removeprefix("env:").strip()
         if not _ENV_NAME.fullmatch(name):
             raise ValueError("must be env:NAME with the name of a variable")
         secret = values.unwrapped(self._environ.get(name, ""))
+        if not secret and (file := self._environ.get(name + SUFFIX, "").strip()):
+            secret = _of_file(name, file)
         if not secret:
             raise ValueError(f"is env:{name}, and the variable {name} is not set")
+        values.check_replaced(secret)
         return ChannelKey(values.secret(secret), f"env:{name}")
+
+
+def _of_file(name: str, file: str) -> str:
+    try:
+        return read_secret_file(file)
+    except ValueError as error:
+        raise ValueError(f"is env:{name}, and {name}{SUFFIX}: {error}") from error
 
 
 def _shown(name: str) -> str:

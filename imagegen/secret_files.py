@@ -31,12 +31,18 @@ def read_secret_files(
             given = texts.get(name + SUFFIX, "").strip()
             if given and texts.get(name, "").strip():
                 notes.append(f"{name + SUFFIX} has no effect, since {name} is set too: set one of them")
-            elif given and (path := values.unwrapped(given)):
-                values.check_replaced(path)
-                contents[name] = _content(values.folder(path))
+            elif content := read_secret_file(given):
+                contents[name] = content
         except ValueError as error:
             faults[name + SUFFIX] = str(error)
     return contents
+
+
+def read_secret_file(text: str) -> str:
+    """Return the secret in a file that a text names, empty for an empty text. Raises ValueError, without the secret."""
+    path = values.unwrapped(text)
+    values.check_replaced(path)
+    return _content(values.folder(path)) if path else ""
 
 
 def _content(path: Path) -> str:

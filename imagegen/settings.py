@@ -362,7 +362,7 @@ def _with_channels(settings: Settings, parsed: set[str], texts: Mapping[str, str
         faults["DEFAULT_MODEL"] = "is served by no channel of CHANNELS_FILE; set it to a model that one of them serves"
     provider = preferred.provider if preferred else SANDBOX
     used = {key.source.removeprefix("env:") for channel in read for key in channel.keys}
-    misspelled = tuple((name, probable) for name, probable in settings.misspelled if name not in used)
+    misspelled = tuple((name, near) for name, near in settings.misspelled if name.removesuffix(SUFFIX) not in used)
     replaced = _replaced(used, parsed)
     return replace(settings, file_channels=read, provider=provider, replaced=replaced, misspelled=misspelled)
 

@@ -40,6 +40,21 @@ def test_a_file_beside_its_setting_has_no_effect_but_a_warning(path: str) -> Non
     assert warning == "ADMIN_TOKEN_FILE has no effect, since ADMIN_TOKEN is set too: set one of them"
 
 
+def test_a_key_of_a_channel_may_be_in_a_file_under_any_name(tmp_path: Path) -> None:
+    channels, first, second = tmp_path / "channels.toml", tmp_path / "first", tmp_path / "second"
+    keys = 'keys = ["env:TOGETHER_API_KEY_2", "env:OTHER"]'
+    channels.write_text(f'[[channels]]\nname = "a"\nprovider = "together"\n{keys}\n')
+    first.write_text("sk-123\n")
+    second.write_text("sk-456\n")
+    named = {"CHANNELS_FILE": str(channels), "TOGETHER_API_KEY_2_FILE": str(first)}
+    settings = load(**named, OTHER_FILE=str(second))
+    assert [key.secret for key in settings.file_channels[0].keys] == ["sk-123", "sk-456"]
+    assert settings.misspelled == ()
+    assert load(**named, OTHER="sk-789", OTHER_FILE=str(second)).file_channels[0].keys[1].secret == "sk-789"
+    assert "OTHER_FILE: " in faults(**named, OTHER_FILE="hunter2")["CHANNELS_FILE"]
+    assert "hunter2" not in str(faults(**named, OTHER_FILE="hunter2"))
+
+
 def test_an_empty_name_of_a_file_is_not_set() -> None:
     assert load(ADMIN_TOKEN="0123456789abcdef", ADMIN_TOKEN_FILE=" ").admin_token == "0123456789abcdef"
 

@@ -124,6 +124,13 @@ def test_a_reference_in_a_part_of_a_value_is_a_fault(name: str, text: str) -> No
     assert "write the value itself" in faults(**{name: text})[name]
 
 
+@over_rows("key", ["env:KEY", "${KEY}", "{{ key }}"])
+def test_a_reference_that_was_not_replaced_is_a_fault_of_a_channel_too(key: str) -> None:
+    table = f'[[channels]]\nname = "a"\nprovider = "together"\nkeys = ["{key}"]'
+    with pytest.raises(ValueError, match="write the value itself"):
+        parse_channels(table, {"KEY": "${KEY}"})
+
+
 @over_rows("text", ["pa$word-of-16-signs", "$tr0ng-and-16-signs", "0123456789a${HOME}b", "{16-signs-in-one}"])
 def test_a_dollar_or_a_brace_in_a_secret_is_a_sign_like_others(text: str) -> None:
     assert load(ADMIN_TOKEN=text).admin_token == text
