@@ -357,6 +357,7 @@ class UpstreamError(ImagegenError):
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     of_channel: the address that was called, or a gateway before it, refused any request.
     of_model: a refusal of the key or its account that may be one of this model or prompt alone.
+    unexplained: a refusal such as a 403 without words about a key; it may be one of this prompt alone.
     refund_unsure: a job was accepted and then failed. Most relays refund it, and some may not.
     """
 
@@ -379,6 +380,7 @@ class UpstreamError(ImagegenError):
         upstream_detail: str | None = None,
         of_channel: bool = False,
         of_model: bool = False,
+        unexplained: bool = False,
         refund_unsure: bool = False,
     ) -> None:
         super().__init__(f"{code}: {detail}")
@@ -398,6 +400,7 @@ class UpstreamError(ImagegenError):
         self.upstream_detail = detail if upstream_detail is None else upstream_detail
         self.of_channel = of_channel
         self.of_model = of_model
+        self.unexplained = unexplained
         self.refund_unsure = refund_unsure
 
 

@@ -366,6 +366,11 @@ def is_of_model(status: int, codes: Collection[str], message: str, param: str = 
     return of_auth and _OF_MODEL.search(message[:_MOST_READ_CHARS]) is not None
 
 
+def is_unexplained(status: int, codes: Collection[str], message: str, param: str = "") -> bool:
+    """Return whether only the status of a refusal shows what it means, and it is no 401."""
+    return status != _UNAUTHORIZED and _meaning(status, codes, message, param) is None
+
+
 def _meaning(status: int, codes: Collection[str], message: str, param: str) -> Meaning | None:
     passing = status in (408, 425, 429) or status >= 500
     if passing and _SATURATED.search(message):

@@ -24,7 +24,13 @@ from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, p
 from imagegen.providers.odd_replies import find_images
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
-from imagegen.providers.refusal_codes import highest_count, is_of_model, lasting, names_rate_limit
+from imagegen.providers.refusal_codes import (
+    highest_count,
+    is_of_model,
+    is_unexplained,
+    lasting,
+    names_rate_limit,
+)
 from imagegen.providers.refused_fields import refused_fields
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
@@ -158,6 +164,7 @@ def error_from_response(
     code = "upstream_invalid_request" if is_about_fields else _code(effective_status, info, is_json=fields is not None)
     retryable = code in _RETRYABLE
     text = _detail(status, body, fields, info, secret)
+    refusal = effective_status, info.codes, info.message[:_LONGEST_READ_CHARS], info.param
     return UpstreamError(
         code,
         _client_detail(code, text),
@@ -170,8 +177,8 @@ def error_from_response(
         status=status,
         upstream_detail=text,
         of_channel=code == "upstream_invalid_request" and not is_about_fields and _is_of_channel(status, body, fields),
-        of_model=code in ("upstream_auth", "upstream_billing")
-        and is_of_model(effective_status, info.codes, info.message[:_LONGEST_READ_CHARS], info.param),
+        of_model=code in ("upstream_auth", "upstream_billing") and is_of_model(*refusal),
+        unexplained=code == "upstream_auth" and is_unexplained(*refusal),
     )
 
 

@@ -27,7 +27,8 @@ def without_tried(choice: Choice, permit: Permit, error: UpstreamError, *, has_j
     if error.ambiguous or error.charged or (has_job and not is_refusal_of_channel(error)):
         return None
     if key := _refused_key(permit, error):
-        return replace(choice, keys=choice.keys | {key})
+        refused = choice.refused | {key} if error.code in KEY_REFUSALS else choice.refused
+        return replace(choice, keys=choice.keys | {key}, refused=refused)
     status = error.status or 0
     failed = error.code == "upstream_error" and (status >= 500 or 200 <= status < 300)  # a 200 may hold an error object
     is_fault = failed or status == _CONFLICT or 300 <= status < 400
@@ -49,10 +50,10 @@ def _refused_key(permit: Permit, error: UpstreamError) -> str | None:
 
 
 def without_refusing(choice: Choice, permit: Permit, error: UpstreamError) -> Choice:
-    """Return the choice of all but the key or the channel that refused, also of those that this call has tried."""
+    """Return the choice of all but the keys or the channel that refused, also of others that this call has tried."""
     if key := _refused_key(permit, error):
-        return replace(choice, channels=frozenset(), keys=frozenset({key}))
-    return replace(choice, channels=frozenset({permit.route.channel.name}), keys=frozenset())
+        return replace(choice, channels=frozenset(), keys=choice.refused | {key})
+    return replace(choice, channels=frozenset({permit.route.channel.name}), keys=choice.refused)
 
 
 def is_refusal_of_channel(error: UpstreamError) -> bool:

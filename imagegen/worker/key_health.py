@@ -29,6 +29,10 @@ NO_MODEL_S = 180.0
 A key that made an image of the model within this time has it: the refusal is about one request, such as an edit.
 """
 
+REFUSED_TASKS = 2
+"""Tasks of a model with such a refusal without a reason, and no answered call of the model between, after which the key
+gets no call for the model: one of them may be about its prompt."""
+
 MAX_MODELS = 200
 LIMITED = "upstream_rate_limited"
 NO_MODEL = "model_not_available"
@@ -75,6 +79,7 @@ class KeyHealth:
         self._trouble: Trouble | None = None
         self._models: dict[str, Trouble] = {}
         self._forbidden = 0
+        self._refusals: dict[str, int] = {}
         self._warned_at = -math.inf
         self._lacked_until: dict[str, float] = {}
         self._made_until: dict[str, float] = {}
@@ -141,6 +146,7 @@ class KeyHealth:
     def accepted(self, model: str, probes: Probes) -> None:
         """Record a call that was not refused for its key."""
         self._accepted, self._forbidden = True, 0
+        self._refusals.pop(model, None)
         for trouble in probes:
             if self._trouble is trouble:
                 self._trouble = None
@@ -172,6 +178,8 @@ class KeyHealth:
         current = self.trouble(model)
         if current is not None and current.state == "out" and current not in probes:
             return  # this call began before the key was out
+        if current is None and self._may_be_of_prompt(model, error):
+            return
         failures = current.failures + 1 if current is not None and current.state == "out" else 0
         trouble = Trouble(
             "out", error, now, now + doubled(OUT_S, failures, MAX_OUT_S), now + PROBE_S, failures=failures
@@ -185,6 +193,15 @@ class KeyHealth:
                 return
         self._models.clear()
         self._trouble = trouble
+
+    def _may_be_of_prompt(self, model: str, error: UpstreamError) -> bool:
+        """Count a refusal without a reason; return whether it may be about one prompt, so that the key goes on."""
+        if not error.unexplained:
+            return False
+        if len(self._refusals) >= MAX_MODELS:
+            self._refusals.clear()
+        self._refusals[model] = self._refusals.get(model, 0) + 1
+        return self._refusals[model] < REFUSED_TASKS
 
 
 def _put(times: dict[str, float], model: str, until: float) -> None:

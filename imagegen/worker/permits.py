@@ -31,12 +31,13 @@ class Choice(Struct, frozen=True):
     """Channels and keys that a call may use. only: name of the only channel, empty for all.
 
     channels, keys: names of channels, and accounts of keys or their places in a channel, that this call has tried
-    already.
+    already. refused: those of the keys that were refused, so that it must not wait for them.
     """
 
     only: str = ""
     channels: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
 
 
 ANY = Choice()

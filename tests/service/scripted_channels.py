@@ -25,13 +25,15 @@ Reply = tuple[int, dict[str, str], bytes]
 class Upstream:
     """A fake of Together that answers by key; `calls` has key, model and time of each paid call.
 
-    silent: it answers no paid call before the end of `serving`.
+    of_prompts: replies to calls with a text in their prompt, whatever their key. silent: it answers no paid call before
+    the end of `serving`.
     """
 
     def __init__(
         self, replies: Mapping[str, Reply] | None = None, delay_s: float = 0.0, *, silent: bool = False
     ) -> None:
         self.replies = dict(replies or {})
+        self.of_prompts: dict[str, Reply] = {}
         self.ended = Event()
         self.calls: list[tuple[str, str, float]] = []
         upstream = self
@@ -48,7 +50,8 @@ class Upstream:
                     upstream.ended.wait()
                     self.close_connection = True
                     return
-                self._answer(*upstream.replies.get(key, (200, {}, IMAGE)))
+                of_prompt = [reply for text, reply in upstream.of_prompts.items() if text in body["prompt"]]
+                self._answer(*(of_prompt or [upstream.replies.get(key, (200, {}, IMAGE))])[0])
 
             def do_GET(self) -> None:
                 self._answer(200, {}, b"[]")

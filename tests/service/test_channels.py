@@ -152,6 +152,31 @@ def test_a_call_passes_all_accounts_and_addresses_that_refuse_it_and_is_paid_onc
         assert service.log.count("Channel relay answered a call with 404") == 1
 
 
+def test_a_prompt_that_is_refused_without_a_reason_stops_no_other_prompt(start_service: Start, tmp_path: Path) -> None:
+    upstream = Upstream()
+    upstream.of_prompts["refused"] = error(403, "Forbidden")
+    file = write(tmp_path / "c.toml", channel("pool", upstream.url, GOOD, REVOKED))
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=file)
+        for number in range(3):
+            refused = service.finished(service.accepted(prompt=f"refused {number}"))
+            assert (refused["status"], refused["error"]["code"]) == ("failed", "upstream_auth")
+            service.made(prompt=f"fine {number}")
+        assert len(upstream.calls) <= 3 * 2 + 3
+
+
+def test_keys_that_are_refused_without_a_reason_get_no_calls_after_the_second_task(
+    start_service: Start, tmp_path: Path
+) -> None:
+    upstream = Upstream(dict.fromkeys((GOOD, REVOKED), error(403, "Forbidden")))
+    file = write(tmp_path / "c.toml", channel("pool", upstream.url, GOOD, REVOKED))
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=file)
+        for number in range(6):
+            assert service.finished(service.accepted(prompt=f"image {number}"))["error"]["code"] == "upstream_auth"
+        assert 4 <= len(upstream.calls) <= 6
+
+
 def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_service: Start, tmp_path: Path) -> None:
     """The one that lacks it is not requested again meanwhile."""
     lacking, limited = Upstream({GOOD: NO_MODEL}), Upstream({GOOD: error(429, "slow down", Retry_After="1")})
