@@ -16,6 +16,7 @@ from imagegen.images.spool import Spool
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
 from imagegen.images.uploads import Uploads
 from imagegen.providers.protocol import Edits, InputImage, unreadable_input
+from imagegen.ssrf import blocked_cause
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
 from imagegen.worker.input_fetches import InputFetches
@@ -97,7 +98,9 @@ async def _fetch(fetcher: ImageFetcher, link: str) -> VerifiedImage:
     try:
         return await fetcher.fetch(ImageLink(link), age_s=math.inf)
     except ImageRejected as error:
-        raise _unusable(error.detail) from error
+        refused = error.__cause__ is not None and blocked_cause(error.__cause__) is not None
+        advice = "; send the image itself, as an upload or a data: URI" if refused else ""
+        raise _unusable(error.detail + advice) from error
     except DownloadFailed as error:
         raise _unusable(f"The input image can't be fetched: {error.detail}", retryable=True) from error
 

@@ -100,7 +100,7 @@ def test_a_link_of_a_client_to_loopback_does_not_lead_to_the_upstream(
     fields = {"prompt": "from within", "model": "an-edit-model", "imageUrl": "http://localhost:1/ledger"}
     answer = service.request("POST", "/api/images/generate?wait=30", json.dumps(fields).encode())
     assert (answer.json["status"], answer.json["attempts"]) == ("failed", 0)
-    assert "is this machine" in answer.json["message"]
+    assert "is this machine; send the image itself, as an upload or a data: URI" in answer.json["message"]
     assert paid_inputs(upstream, "from within") == []
 
 
