@@ -139,7 +139,7 @@ def _judged(route: Route, error: UpstreamError) -> Probed:
             remedy = "add credit to the account at the provider"
             return Probed([Finding(f"{key}: the account has no credit ({detail}); {remedy}", fatal=True)])
     if error.status is None:
-        remedy = f"check {address}, the network and HTTPS_PROXY"
+        remedy = f"check {address} with its scheme (https:// or http://), the network and HTTPS_PROXY"
         return Probed([Finding(f"{address}: {detail}; {remedy}", fatal=True)])
     if error.status in {404, 405, 501}:
         note = f"{key}: the provider has no list of models, so the key can't be checked without a paid call"

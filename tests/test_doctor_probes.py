@@ -91,7 +91,7 @@ async def test_a_provider_that_is_away_is_a_fault() -> None:
     (finding,) = (await provider_at(closed_address())).findings
     assert finding.fatal
     assert finding.text.startswith("TOGETHER_API_URL: ")
-    assert "check TOGETHER_API_URL, the network" in finding.text
+    assert "check TOGETHER_API_URL with its scheme" in finding.text
 
 
 async def test_a_clock_ten_minutes_off_is_a_fault_with_its_remedy(serve: StartServer) -> None:

@@ -108,8 +108,10 @@ class Pacing(PermitLine):
         if was_never_sent(error):
             self._unreached += 1
             if self._unreached >= UNREACHED_CALLS and self._upstream.trip(now) and self._upstream.warns(now):
+                cause = error.detail.rpartition(": ")[2] if error.status is None else f"HTTP {error.status}"
                 probe_s = self._breaker_config.probe_s
-                logger.warning("The upstream can't be reached; it is probed every {:g} s{}", probe_s, self._title)
+                text = "The upstream can't be reached ({}); it is probed every {:g} s{}"
+                logger.warning(text, cause, probe_s, self._title)
             return
         self._unreached = 0
         self._upstream.record_success(now, permit.places[0][1])

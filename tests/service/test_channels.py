@@ -74,6 +74,7 @@ def test_a_dead_channel_passes_its_tasks_on_and_nothing_is_paid_twice(start_serv
         assert {(task["status"], task["channel"], task["attempts"]) for task in tasks} == {("completed", "alive", 1)}
         assert len(upstream.calls) == 40
         assert channels_of(service)["dead"]["state"] == "resting"
+        assert "The upstream can't be reached (no connection); it is probed" in service.log
 
 
 def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: Start, tmp_path: Path) -> None:
