@@ -14,7 +14,7 @@ from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import POLL_TIMEOUT_S, REDIRECTS, REFUSALS, JobState, first_delay_s, poll_until_end
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import CallObserver, ForwardingObserver, Reply, forgotten_job
-from imagegen.providers.relay_jobs import parse_acceptance, parse_job, poll_addresses
+from imagegen.providers.relay_jobs import parse_acceptance, parse_failure, parse_job, poll_addresses
 from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 
 
@@ -39,6 +39,8 @@ class JobPoller:
         """
         accepted = parse_acceptance(answer.status, answer.headers, answer.body)
         if accepted is None:
+            if error := parse_failure(answer.status, answer.body, secret=self.secret):
+                raise error
             return None
         addresses = poll_addresses(self.base, self.submit, accepted.id, accepted.address, accepted.guess)
         now = time.time()

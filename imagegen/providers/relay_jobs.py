@@ -70,6 +70,10 @@ _DECIDED = frozenset(
 _CANCELLED = frozenset({"cancelled", "canceled"})
 """The job was ended on purpose: another one is not made, as at the other providers."""
 
+_FAILED_WORD = re.compile(
+    rb'"(?:status|task_status|state|taskStatus)"\s*:\s*"(?:fail|error|cancel|abort|reject|timeout)', re.IGNORECASE
+)
+
 _SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
 
 _ACCEPTED = 202
@@ -114,6 +118,17 @@ def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | byte
         expires_at=_number(job.get("expires_at") or fields.get("expires_at")),
         retry_after_s=_retry_after_s(headers),
     )
+
+
+def parse_failure(status: int, body: bytes | bytearray, *, secret: str = "") -> UpstreamError | None:
+    """Return the error of a call that is answered at once with a failed job; None if its response is something else."""
+    if not 200 <= status < 300 or len(body) > MAX_ACCEPTED_BYTES or not _FAILED_WORD.search(body):
+        return None
+    fields = load_object(body)
+    job = _job_object(fields) if fields else {}
+    if fields is None or _phase(job) != "failed" or _images(fields, 0):
+        return None
+    return _failure(job, fields, secret).error
 
 
 def poll_addresses(base: URL, submit: URL, job_id: str, address: str, guess: str = "tasks") -> tuple[URL, ...]:
