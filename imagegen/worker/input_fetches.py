@@ -10,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from imagegen.errors import forget_frames
 from imagegen.images.store import VerifiedImage, in_file_thread
 
 SLOT_WAIT_S = 1.0
@@ -40,12 +41,13 @@ class SlowInputs(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Fetch:
-    """discard: forgets an image. gave_slot_up: whether its task waits without a slot."""
+    """discard: forgets an image. gave_slot_up: whether its task waits without a slot. timer: ends the keeping."""
 
     running: asyncio.Task[Images]
     discard: Callable[[VerifiedImage], None]
     began_at_s: float
     gave_slot_up: bool = False
+    timer: asyncio.TimerHandle | None = None
 
 
 class InputFetches:
@@ -86,6 +88,8 @@ class InputFetches:
             fetch.running.cancel()
             raise
         self._fetches.pop(key, None)
+        if fetch.timer is not None:
+            fetch.timer.cancel()
         return fetch.running.result()
 
     async def close(self) -> None:
@@ -101,9 +105,10 @@ class InputFetches:
     def _ended(self, key: tuple[str, ...], fetch: _Fetch, running: asyncio.Task[Images]) -> None:
         if running.cancelled():
             self._forget(key, fetch)
-        else:
-            running.exception()  # an untaken one is no fault of ours
-            asyncio.get_running_loop().call_later(KEPT_S, self._forget, key, fetch)
+            return
+        if error := running.exception():
+            forget_frames(error)
+        fetch.timer = asyncio.get_running_loop().call_later(KEPT_S, self._forget, key, fetch)
 
     def _forget(self, key: tuple[str, ...], fetch: _Fetch) -> None:
         if self._fetches.get(key) is not fetch:
