@@ -16,6 +16,8 @@ from typing import cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from imagegen.errors import forget_frames
+
 WAKE_BYTES = 512 * 1024
 """Bytes, or the end of the body, at which the system wakes the loop: hosts send a body in hundreds of packets."""
 
@@ -159,8 +161,12 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._fail(aiohttp.ClientPayloadError("the connection has ended within the body"))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._buffer = memoryview(b"")
         self._fail(aiohttp.ClientPayloadError("the connection has ended within the body"))
         self._protocol.connection_lost(error)
+        self._transport = None  # with TLS, it refers to this receiver
+        if (kept := self._content.exception()) is not None:
+            forget_frames(kept)  # aiohttp's own, which hold this receiver until a garbage collection
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()

@@ -47,7 +47,7 @@ def tune_malloc() -> bool:
 
 
 async def return_freed_memory(interval_s: float = RETURN_INTERVAL_S) -> None:
-    """Return freed memory to the system after each growth by `RETURNED_BYTES`, without end.
+    """Return freed memory to the system whenever `RETURNED_BYTES` more of it are resident, without end.
 
     It takes 7 ms of another thread for 200 MiB, and nothing where the C library has no such call (macOS, musl).
     """
@@ -58,21 +58,30 @@ async def return_freed_memory(interval_s: float = RETURN_INTERVAL_S) -> None:
         await asyncio.Event().wait()
         return
     read_state.restype = _HeapState
-    after_last = resident_bytes()
+
+    def unused() -> int:
+        """Return the resident bytes that malloc has not given out: freed ones, and those of others, such as code."""
+        state = read_state()
+        return resident_bytes() - int(state.uordblks) - int(state.hblkhd)
+
+    after_last = unused()
     while True:
         await asyncio.sleep(interval_s)
-        resident = resident_bytes()
-        after_last = min(after_last, resident)
-        if resident - after_last > RETURNED_BYTES and read_state().fordblks > RETURNED_BYTES:
+        now = unused()
+        after_last = min(after_last, now)
+        if now - after_last > RETURNED_BYTES:
             await asyncio.to_thread(trim, 0)
-            after_last = resident_bytes()
+            after_last = unused()
 
 
 class _HeapState(ctypes.Structure):
-    """struct mallinfo2 of malloc.h of glibc, of ten fields. fordblks: freed bytes of all heaps."""
+    """struct mallinfo2 of malloc.h of glibc. hblkhd, uordblks: bytes given out, in blocks of their own and in heaps."""
 
     _fields_ = (
-        ("others_before", ctypes.c_size_t * 8),
+        ("first", ctypes.c_size_t * 4),
+        ("hblkhd", ctypes.c_size_t),
+        ("unused", ctypes.c_size_t * 2),
+        ("uordblks", ctypes.c_size_t),
         ("fordblks", ctypes.c_size_t),
         ("keepcost", ctypes.c_size_t),
     )

@@ -13,7 +13,7 @@ import pybase64
 from yarl import URL
 
 from imagegen import __version__
-from imagegen.errors import DownloadFailed, ImageRejected
+from imagegen.errors import DownloadFailed, ImageRejected, forget_frames
 from imagegen.formats import certificate_fault, plain_base64, printable
 from imagegen.images.image_links import Origin, parse_link
 from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
@@ -135,9 +135,11 @@ class ImageFetcher:
             except DownloadFailed as error:
                 if error.retry_after_s is not None and error.retry_after_s > BACKOFF_S * number:
                     raise
+                forget_frames(error)
             except NotAnImage as error:
                 if not _may_pass(error):
                     raise
+                forget_frames(error)
             await asyncio.sleep(BACKOFF_S * number)
         return await self._follow(url, age_s)
 
@@ -196,9 +198,12 @@ class ImageFetcher:
                 return await self._receive(body, body.length, encoding)
             return await self._check_small(await body.rest(), encoding)
         except NotAnImage as error:
-            if body.error is not None:
-                raise body.error from error
-            raise
+            if (ended := body.take_error()) is None:
+                raise
+            try:
+                raise ended from error
+            finally:
+                del ended  # it refers to this frame
 
     async def _check_small(self, data: bytes, encoding: str) -> VerifiedImage:
         plain = _plain_of(data[:2], encoding, self._check_size)

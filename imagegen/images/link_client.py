@@ -19,6 +19,7 @@ from msgspec import Struct
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver, next_piece
+from imagegen.errors import forget_frames
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class LinkBody:
         try:
             return await next_piece(self._response.content)
         except (aiohttp.ClientError, OSError) as error:
-            self.error = error
+            self._end(error)
             return b""
 
     async def rest(self) -> bytes:
@@ -91,8 +92,17 @@ class LinkBody:
         try:
             await receiver.fill(buffer)
         except (aiohttp.ClientError, OSError) as error:
-            self.error = error
+            self._end(error)
         return buffer[: left - receiver.left]
+
+    def take_error(self) -> aiohttp.ClientError | OSError | None:
+        """Return the error, and forget it: raised, it refers to frames that refer to this body."""
+        error, self.error = self.error, None
+        return error
+
+    def _end(self, error: aiohttp.ClientError | OSError) -> None:
+        forget_frames(error)  # they form a cycle with this body, and would hold what came until a garbage collection
+        self.error = error
 
 
 class LinkClient:

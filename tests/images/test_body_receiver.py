@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import shutil
 import ssl
@@ -19,7 +20,7 @@ import pytest
 from yarl import URL
 
 from imagegen.body_receiver import BodyReceiver, next_piece
-from imagegen.images.link_client import LinkClient, LinkResponse
+from imagegen.images.link_client import LinkBody, LinkClient, LinkResponse
 from tests.support import LoopTime, eventually, over_rows
 
 BODY = os.urandom(3_000_000)
@@ -285,3 +286,32 @@ async def test_a_host_that_stalls_within_a_body_that_is_read_as_it_comes_is_left
         with pytest.raises(TimeoutError):
             await client.get(url, read)
         await eventually(lambda: host.closed)
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_a_host_that_breaks_bodies_off_leaves_no_buffers_behind(tmp_path: Path, with_tls: bool) -> None:
+    async def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(BODY[:2_000_000])
+        await writer.drain()
+        writer.transport.abort()
+
+    async def read(response: LinkResponse) -> None:
+        body = LinkBody(response)
+        await body.fill(memoryview(bytearray(len(BODY))))
+        assert body.error is not None
+
+    def left() -> list[object]:
+        """Return what a garbage collection has to look at."""
+        kinds = (BodyReceiver, LinkBody, aiohttp.StreamReader, memoryview)
+        return [kept for kept in gc.get_objects() if isinstance(kept, kinds)]
+
+    async with client_of(Host(send), folder=tmp_path if with_tls else None) as (client, url):
+        gc.collect()
+        before = len(left())
+        gc.disable()
+        try:
+            for _ in range(5):
+                await client.get(url, read)
+            await eventually(lambda: len(left()) < before + 5)
+        finally:
+            gc.enable()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import struct
 import zlib
+from contextlib import suppress
 
 import pytest
 from aiohttp import web
@@ -16,6 +18,7 @@ from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.images.fetch import MAX_TRIES, ImageFetcher
 from imagegen.tasks.image import ImageLink
 from tests.images.link_server import (
+    LARGE,
     PNG,
     Handler,
     Upstream,
@@ -26,7 +29,7 @@ from tests.images.link_server import (
     redirects,
     refusal,
 )
-from tests.support import LoopTime
+from tests.support import LoopTime, eventually
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
@@ -120,6 +123,38 @@ async def test_a_link_that_always_breaks_off_may_work_later(
 ) -> None:
     upstream.paths["/x"] = fault
     assert "broke off" in (await failure(fetcher, upstream.link("/x"))).detail
+
+
+async def test_an_image_that_is_broken_off_again_and_again_leaves_no_bytes_behind(
+    fetcher: ImageFetcher, upstream: Upstream
+) -> None:
+    length = 900_000
+
+    async def breaks_off_late(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(length)})
+        await response.prepare(request)
+        await response.write(LARGE[: length - 1000])
+        return await resets(request)
+
+    async def fail() -> None:
+        with suppress(DownloadFailed):
+            await fetcher.fetch(upstream.link("/x"))
+            pytest.fail("it was broken off")
+
+    def kept_bytes() -> int:
+        return sum(kept.nbytes for kept in gc.get_objects() if isinstance(kept, memoryview))
+
+    upstream.paths["/x"] = breaks_off_late
+    gc.collect()
+    before = kept_bytes()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await fail()
+        assert len(upstream.requests) == 3 * MAX_TRIES
+        await eventually(lambda: kept_bytes() < before + length)
+    finally:
+        gc.enable()
 
 
 async def test_no_connection_may_be_one_later(upstream: Upstream) -> None:

@@ -18,7 +18,7 @@ from imagegen.images import fetch
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes
 from tests.images.backings import spool_in
 from tests.images.link_server import LARGE, PNG, Upstream, answers, contents, make_fetcher, noise, open_session, refusal
-from tests.support import over_rows
+from tests.support import eventually, over_rows
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
@@ -176,4 +176,4 @@ async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_pat
     own = frozenset({upstream.host})
     async with open_session(own) as session:
         await refusal(make_fetcher(session, own, folder=tmp_path), upstream.link("/x"), age_s=11.0)
-    assert names(tmp_path) == []
+    await eventually(lambda: names(tmp_path) == [])
