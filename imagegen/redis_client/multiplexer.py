@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import hiredis
 from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, ReadOnlyError
@@ -21,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from imagegen.redis_client.redis_errors import parse_error
 from imagegen.redis_client.redis_health import Health
 from imagegen.redis_client.replies import DECODE_ERRORS, unreadable, unreadable_reply
-from imagegen.redis_client.topology import Address, Servers
+from imagegen.redis_client.topology import Address, Servers, take_over
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -33,6 +34,9 @@ MAX_BYTES = 2**20
 MAX_IN_FLIGHT = 4
 MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
 """Items in flight together."""
+
+STOOD_STILL_S, GRACE_S = 0.1, 1.0
+"""How late a check is if the process stood still, as in a paused container, and the time for replies after that."""
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
@@ -123,6 +127,7 @@ class Multiplexer:
         self._unsent: deque[InFlight] = deque()
         self._sent: deque[InFlight] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._grace_until = -math.inf
         self._connecting: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._protocol: ReplyProtocol | None = None
@@ -149,7 +154,10 @@ class Multiplexer:
         self._enqueue(InFlight(packed, batch, done, deadline))
 
     def _enqueue(self, exchange: InFlight) -> None:
-        loop, deadline = asyncio.get_running_loop(), exchange.deadline
+        loop = asyncio.get_running_loop()
+        if exchange.deadline <= loop.time() < self._grace_until:
+            exchange.deadline = self._grace_until
+        deadline = exchange.deadline
         if self._closed or deadline <= loop.time():
             loop.call_soon(self._fail, (exchange,), RedisConnectionError("Closed") if self._closed else None)
             return
@@ -308,6 +316,12 @@ class Multiplexer:
     def _fail_late(self) -> None:
         """Fail late batches. Their replies may still come, so the connection can't be used any more."""
         now = asyncio.get_running_loop().time()
+        if self._timer is not None and now - self._timer.when() > STOOD_STILL_S:
+            self._grace_until = now + GRACE_S
+            for exchange in (*self._sent, *self._unsent):
+                exchange.deadline = max(exchange.deadline, self._grace_until)
+            self._check_at(self._grace_until)
+            return
         late = [exchange for exchange in (*self._sent, *self._unsent) if exchange.deadline <= now]
         self._unsent = deque(exchange for exchange in self._unsent if exchange.deadline > now)
         in_time = deque(exchange for exchange in self._sent if exchange.deadline > now)
@@ -358,19 +372,6 @@ class ReplyProtocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(error or RedisConnectionError("Connection closed by server"))
-
-
-def take_over(connection: Any, protocol: ReplyProtocol) -> asyncio.Transport:
-    """Move the transport of redis-py's connection to the protocol; redis-py has nothing to close then."""
-    at_end = connection._reader.at_eof()  # noqa: SLF001
-    writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
-    protocol.writer = writer
-    transport = cast(asyncio.Transport, writer.transport)
-    transport.set_protocol(protocol)
-    if at_end or transport.is_closing():  # it was lost before the protocol was set
-        transport.abort()
-        asyncio.get_running_loop().call_soon(protocol.end, RedisConnectionError("Connection closed by server"))
-    return transport
 
 
 class Batcher(Generic[Item, Reply]):

@@ -11,9 +11,9 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imagegen.redis_client.multiplexer import ReplyProtocol, take_over
+from imagegen.redis_client.multiplexer import ReplyProtocol
 from imagegen.redis_client.replies import decoding
-from imagegen.redis_client.topology import Servers
+from imagegen.redis_client.topology import Servers, take_over
 
 PING_S = 30.0
 """How long a subscription may be silent before it is tested; PING is not billed."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
@@ -15,10 +15,14 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.driver_info import DriverInfo
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.errors import SettingsError
 from imagegen.redis_client.url import SentinelUrl, sentinel_url
+
+if TYPE_CHECKING:
+    from imagegen.redis_client.multiplexer import ReplyProtocol
 
 DEADLINE_S = 2.0
 """For connecting, repeats and reply together, so that no HTTP response hangs on Redis."""
@@ -312,3 +316,16 @@ def _fault(error: Exception) -> str:
 
 def _text(value: bytes | str | None) -> str:
     return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def take_over(connection: Any, protocol: ReplyProtocol) -> asyncio.Transport:
+    """Move the transport of redis-py's connection to the protocol; redis-py has nothing to close then."""
+    at_end = connection._reader.at_eof()  # noqa: SLF001
+    writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
+    protocol.writer = writer
+    transport = cast(asyncio.Transport, writer.transport)
+    transport.set_protocol(protocol)
+    if at_end or transport.is_closing():  # it was lost before the protocol was set
+        transport.abort()
+        asyncio.get_running_loop().call_soon(protocol.end, RedisConnectionError("Connection closed by server"))
+    return transport

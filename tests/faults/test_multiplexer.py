@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -264,6 +265,24 @@ async def test_batches_are_limited_in_items_and_concurrency(connection: Connecti
     assert await asyncio.gather(*map(batcher, range(count))) == list(range(count))
     assert sizes == [MAX_ITEMS] * (MAX_IN_FLIGHT + 2) + [1]
     assert most == MAX_IN_FLIGHT
+
+
+async def test_calls_are_answered_though_the_process_stood_still_beyond_their_deadline(
+    make_wire: MakeWire, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Servers, "deadline_s", 0.5)
+    wire = make_wire(proxy.url)
+    batcher = Batcher[bytes, bytes](
+        wire, lambda items: CommandBatch([("ECHO", item) for item in items]), lambda _, replies: replies
+    )
+    await wire.execute("PING")
+    proxy.latency_s = 0.05
+    calls = []
+    for number in range(2 * MAX_IN_FLIGHT):  # one batch in each turn, and more than may be in flight
+        calls.append(batcher(b"%d" % number))
+        await asyncio.sleep(0)
+    time.sleep(0.8)  # noqa: ASYNC251 - as a container that is paused
+    assert await asyncio.gather(*calls) == [b"%d" % number for number in range(2 * MAX_IN_FLIGHT)]
 
 
 async def test_a_batch_is_limited_in_bytes(connection: Connection) -> None:
