@@ -24,17 +24,22 @@ DAY_S = 86400
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = _parsed(given) if given else None
     if (fault := _environment_fault()) is not None:
         print(fault, file=sys.stderr)
         return USAGE
-    given = sys.argv[1:] if arguments is None else arguments
-    return _run(given) if given else _serve()
+    return _run(chosen) if chosen else _serve()
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments; help and version end the process here."""
     parser = _parser()
     parser.given = arguments
-    chosen = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "doctor":
         return _doctor(chosen)
     if chosen.command == "generate":
