@@ -29,7 +29,7 @@ from imagegen.tasks import validation
 from imagegen.tasks.clients import owner_name, submitter_name
 from imagegen.tasks.family import ReuseImages
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.submission import Submission, TaskIdentity
+from imagegen.tasks.submission import FormerIdentity, Submission, TaskIdentity
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.guard import client_of
@@ -240,7 +240,8 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     Raises also MaxCostExceeded, and PriceUnknown.
     """
     refuse_while_draining(services)
-    submission = await _of_former_version(services, submission)
+    if submission.former is not None:
+        submission = await _of_former_version(services, submission, submission.former)
     submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), 1
     while submitted.cached is CacheResult.COALESCED and not submitted.task.state.is_final:
         has_webhook = bool(submission.webhooks)
@@ -254,11 +255,9 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     return submitted
 
 
-async def _of_former_version(services: Services, submission: Submission) -> Submission:
+async def _of_former_version(services: Services, submission: Submission, former: FormerIdentity) -> Submission:
     """Return the submission for the task that a former version made of the request, if there is one to join."""
-    if submission.former is None:
-        return submission
-    task = await services.queue.get(submission.former.task_id)
+    task = await services.queue.get(former.task_id)
     is_usable = task is not None and task.state not in (State.FAILED, State.CANCELLED)
     return submission.as_former() if is_usable else submission
 
