@@ -26,7 +26,7 @@ from imagegen.images.store import (
     StoreFull,
     VerifiedImage,
     file_threads,
-    in_file_thread,
+    in_hash_thread,
 )
 from imagegen.images.store_health import StoreHealth, describe
 from imagegen.images.store_recovery import FLAP_S, NeededSpace, RecoveryPace
@@ -119,6 +119,11 @@ class CachedStore:
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
         self._reads_failed = False
         self._needed = NeededSpace(clock)
+
+    @property
+    def spool_health(self) -> StoreHealth:
+        """The health of the cache."""
+        return self._cache.spool_health
 
     @property
     def spool_folder(self) -> Path | None:
@@ -313,7 +318,7 @@ class CachedStore:
                 async for piece in pieces:
                     left -= len(piece)
                     if whole:
-                        await in_file_thread(digest.update, piece)
+                        await in_hash_thread(digest.update, piece)
                         if left <= 0 and digest.hexdigest() != image.sha256:
                             raise StoreUnavailable
                     yield piece

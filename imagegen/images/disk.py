@@ -108,6 +108,11 @@ class DiskStore:
         return self._watch.folder_id
 
     @property
+    def spool_health(self) -> StoreHealth:
+        """The health of this store."""
+        return self.health
+
+    @property
     def spool_folder(self) -> Path | None:
         """The folder for files that are not saved yet, on the same file system as the images; None if that hangs."""
         return None if self._watch.hangs else self._watch.spool.path

@@ -41,6 +41,10 @@ class StoreWithFormer:
         return self._store.health
 
     @property
+    def spool_health(self) -> StoreHealth:
+        return self._store.spool_health
+
+    @property
     def spool_folder(self) -> Path | None:
         return self._store.spool_folder
 

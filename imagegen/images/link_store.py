@@ -31,6 +31,10 @@ class UpstreamStore:
         return self._fallback.health
 
     @property
+    def spool_health(self) -> StoreHealth:
+        return self._fallback.spool_health
+
+    @property
     def spool_folder(self) -> Path | None:
         return self._fallback.spool_folder
 

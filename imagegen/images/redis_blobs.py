@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed
-from imagegen.images.store import StoreFull, in_file_thread
+from imagegen.images.store import READ_S, StoreFull, file_threads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
@@ -247,7 +247,7 @@ async def _part_of(source: bytes | Path, part: int) -> bytes:
     if isinstance(source, bytes):
         return source[part * PART_BYTES : (part + 1) * PART_BYTES]
     try:
-        return await in_file_thread(_read, source, part * PART_BYTES)
+        return await file_threads.run_within(READ_S, _read, source, part * PART_BYTES)
     except OSError as error:
         raise StoreUnavailable from error
 

@@ -27,7 +27,7 @@ from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
 from imagegen.images.disk_index import DiskIndex, IndexEntry, oldest_first
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
-from imagegen.images.store import PIECE_BYTES, StoreFull, in_file_thread
+from imagegen.images.store import PIECE_BYTES, READ_S, StoreFull, file_threads, in_file_thread, in_hash_thread
 from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 3600.0
@@ -146,7 +146,7 @@ class S3BlobStore:
                 Key=key,
                 Body=body,
                 ContentLength=image.size_bytes,
-                ContentMD5=await in_file_thread(_md5, source),
+                ContentMD5=await (in_hash_thread if isinstance(source, bytes) else in_file_thread)(_md5, source),
                 ContentType=image.content_type,
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
@@ -230,7 +230,7 @@ class S3BlobStore:
         """List the bucket, delete expired objects, and keep the rest under the cap. Raises StoreUnavailable."""
         before = self._index.snapshot()
         order = {key: number for number, key in enumerate(before)}
-        self._index.replace(await in_file_thread(oldest_first, await self._list(), order))
+        self._index.replace(await in_hash_thread(oldest_first, await self._list(), order))
         expired = self._index.take_expired(self._clock())
         await self._delete([*expired, *await take_over_cap(self._index, _task_of, self._find_needed)])
 
@@ -357,7 +357,7 @@ async def _opened(source: bytes | Path) -> AsyncIterator[bytes | BinaryIO]:
     if isinstance(source, bytes):
         yield source
         return
-    file = await in_file_thread(source.open, "rb")
+    file = await file_threads.run_within(READ_S, source.open, "rb")
     try:
         yield file
     finally:

@@ -53,7 +53,7 @@ class Spool:
             return await check_threads.run_within(FILL_S, method, *args, **kwargs)
         except TimeoutError as error:
             if sink.has_file:
-                self._store.health.mark_failed(error)
+                self._store.spool_health.mark_failed(error)
             raise StoreUnavailable from error
 
     def embed(self, image: VerifiedImage, text: str, description: str) -> VerifiedImage:

@@ -31,6 +31,9 @@ check_threads = WorkThreads(2, "image-checks")
 in_check_thread = check_threads.run
 """Run the check of image bytes in one of two threads: more of them would wait for each other's turn only."""
 
+in_hash_thread = WorkThreads(2, "image-hashes").run
+"""Run work on bytes in memory, which no disk that hangs may delay."""
+
 in_flush_thread = WorkThreads(1, "image-flush").run
 """Flush files to the disk in a separate thread: a slow disk may take seconds."""
 
@@ -152,6 +155,11 @@ class ImageStore(Protocol):
     @property
     def health(self) -> StoreHealth:
         """Whether images can be saved now. No new paid call starts while it is not `writable`."""
+        ...
+
+    @property
+    def spool_health(self) -> StoreHealth:
+        """Health of the disk with the spool folder: that of the store, or of its cache."""
         ...
 
     @property

@@ -27,6 +27,10 @@ RESTING_S = 0.05
 """How long the loop does not sleep after a call that took longer."""
 
 
+MAX_HANGING = 32
+"""Threads whose calls hang that are replaced by others."""
+
+
 class WorkThreads:
     """A thread for short calls, and up to `max_count` while calls take long.
 
@@ -54,7 +58,7 @@ class WorkThreads:
     async def run_within(self, limit_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function as `run` does. Raises OSError, ETIMEDOUT, after `limit_s` seconds; it still runs to its end.
 
-        Calls that hang leave their threads to them: up to `max_count` other threads take their place.
+        Up to MAX_HANGING other threads take the place of those whose calls are late.
         """
         call = self._begin(partial(function, *args, **kwargs))
         if call.future is None:
@@ -111,7 +115,7 @@ class WorkThreads:
         """Start another thread if one of the first `put` calls is still queued; look again while any is."""
         self._check = None
         queued = self._calls.qsize()
-        max_extra = self._max_extra + min(len(self._late), self._max_extra + 1)
+        max_extra = self._max_extra + min(len(self._late), MAX_HANGING)
         if self._put - queued < put and len(self._extra) < max_extra:
             thread = self._thread_of(self._work_while_queued, f"{self._name}-extra")
             self._extra.add(thread)  # before its start: it removes itself

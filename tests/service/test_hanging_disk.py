@@ -92,6 +92,18 @@ def test_large_images_wait_for_a_mount_that_hangs_and_are_paid_once(mount: Mount
         assert calls(service) == 2
 
 
+def test_images_in_redis_are_saved_and_served_though_their_cache_hangs(mount: Mount) -> None:
+    with image_host("link") as url:
+        service = mount.start(url, IMAGE_STORE="redis")
+        link = service.made(prompt="before")["data"][0]["url"]
+        with mount.hanging():
+            assert service.get(link).status == 200
+            task = service.made(prompt="in the hang")
+            assert (task["attempts"], "possiblyBilledTwice" in task) == (1, False)
+            assert service.get(task["data"][0]["url"]).status == 200
+        assert calls(service) == 2
+
+
 def test_a_stop_while_the_mount_hangs_takes_seconds_and_no_paid_link_is_lost(
     mount: Mount, upstream: EmulatorProcess
 ) -> None:
