@@ -117,6 +117,9 @@ class _Entry(Struct, omit_defaults=True, gc=False):
 
 _read_record = msgspec.json.Decoder(_Record).decode
 _read_entry = msgspec.json.Decoder(_Entry).decode
+NO_ENTRY = "-"
+"""In the place of an entry's id, in a head that is not that of a waiting task in Redis."""
+
 _read_cost = msgspec.json.Decoder(Cost).decode
 
 
@@ -188,7 +191,7 @@ def broadcast_record(task: Task) -> bytes:
 
 
 def _ownerless_head(task: Task) -> bytes:
-    return f"{version_of(task)} {task.state} - {task.epoch} {task.sequence} {task.digest}\n".encode()
+    return f"{version_of(task)} {task.state} {NO_ENTRY} {task.epoch} {task.sequence} {task.digest}\n".encode()
 
 
 def decode_head(value: bytes) -> RecordHeader:
@@ -237,7 +240,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         possibly_billed_twice=record.billed,
         reason=record.reason if pending else None,
         retry_at=record.retry,
-        entry_id=head.entry_id if pending else "",
+        entry_id=head.entry_id if pending and head.entry_id != NO_ENTRY else "",
         deliveries=_deliveries(record.webhooks),
         details=record.details,
         client=record.client,
