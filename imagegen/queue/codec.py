@@ -118,7 +118,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
 _read_record = msgspec.json.Decoder(_Record).decode
 _read_entry = msgspec.json.Decoder(_Entry).decode
 NO_ENTRY = "-"
-"""In the place of an entry's id, in a head that is not that of a waiting task in Redis."""
+"""In the place of an entry's id, in the head of a task that has none."""
 
 _read_cost = msgspec.json.Decoder(Cost).decode
 
@@ -182,16 +182,17 @@ def decode_cost(value: bytes) -> Cost | None:
 
 def final_record(task: Task) -> bytes:
     """Return the whole record of a finished task."""
-    return _ownerless_head(task) + encode_task(task, with_request=True)
+    return _head(task) + encode_task(task, with_request=True)
 
 
 def broadcast_record(task: Task) -> bytes:
     """Return a task in the form that instances publish to each other; it is never stored."""
-    return _ownerless_head(task) + encode_task(task, with_request=False)
+    return _head(task, task.entry_id) + encode_task(task, with_request=False)
 
 
-def _ownerless_head(task: Task) -> bytes:
-    return f"{version_of(task)} {task.state} {NO_ENTRY} {task.epoch} {task.sequence} {task.digest}\n".encode()
+def _head(task: Task, entry_id: str = "") -> bytes:
+    entry = entry_id or NO_ENTRY
+    return f"{version_of(task)} {task.state} {entry} {task.epoch} {task.sequence} {task.digest}\n".encode()
 
 
 def decode_head(value: bytes) -> RecordHeader:

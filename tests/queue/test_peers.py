@@ -105,6 +105,18 @@ async def test_a_change_wakes_waiters_on_another_instance(make_instance: MakeIns
     assert (await two.task(claim.task.id)).state is State.COMPLETED
 
 
+async def test_the_position_of_a_claimed_task_can_be_read_on_another_instance(make_instance: MakeInstance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    task = (await one.client_queue.submit(submission("a"))).task
+    await one.claim()
+    with two.feed.subscribe([task.id]):  # the first instance publishes the task, which has not begun
+        await eventually(lambda: two.task_cache.recent_remote(task.id)[1])
+        seen = await two.task(task.id)
+        assert (seen.state, seen.entry_id, seen.retry_at) == (State.PENDING, task.entry_id, None)
+        assert (await two.client_queue.position(seen)).position == 1
+
+
 async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_instance: MakeInstance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
