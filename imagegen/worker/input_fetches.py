@@ -11,7 +11,7 @@ from typing import Any
 from loguru import logger
 
 from imagegen.errors import forget_frames
-from imagegen.images.store import VerifiedImage, in_file_thread
+from imagegen.images.store import VerifiedImage
 
 SLOT_WAIT_S = 1.0
 """How long a task waits in its slot for its input images. Ten tasks with links to a host that never answers would hold
@@ -55,7 +55,6 @@ class InputFetches:
 
     def __init__(self) -> None:
         self._fetches: dict[tuple[str, ...], _Fetch] = {}
-        self._discarding: set[asyncio.Task[None]] = set()
 
     async def images(
         self,
@@ -68,7 +67,7 @@ class InputFetches:
         Args:
             key: the task's id and its links.
             fetch_all: fetches the images, unless that was begun before.
-            discard: forgets an image.
+            discard: forgets an image, without blocking.
 
         Raises SlowInputs, and what `fetch_all` raises.
         """
@@ -85,7 +84,8 @@ class InputFetches:
                     raise SlowInputs(min(max((loop.time() - fetch.began_at_s) / 2, MIN_RETRY_S), MAX_RETRY_S))
                 await asyncio.wait([fetch.running])
         except asyncio.CancelledError:
-            fetch.running.cancel()
+            if fetch.running.cancel():
+                self._fetches.pop(key, None)  # the task's next attempt may come before this fetch has ended
             raise
         self._fetches.pop(key, None)
         if fetch.timer is not None:
@@ -100,7 +100,6 @@ class InputFetches:
         await asyncio.gather(*(fetch.running for _, fetch in fetches), return_exceptions=True)
         for key, fetch in fetches:
             self._forget(key, fetch)
-        await asyncio.gather(*self._discarding, return_exceptions=True)
 
     def _ended(self, key: tuple[str, ...], fetch: _Fetch, running: asyncio.Task[Images]) -> None:
         if running.cancelled():
@@ -117,6 +116,4 @@ class InputFetches:
         if not fetch.running.cancelled() and fetch.running.exception() is None:
             logger.bind(taskId=key[0]).debug("Fetched input images were not taken")
             for image in fetch.running.result():
-                discarding = asyncio.create_task(in_file_thread(fetch.discard, image))
-                self._discarding.add(discarding)
-                discarding.add_done_callback(self._discarding.discard)
+                fetch.discard(image)

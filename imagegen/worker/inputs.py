@@ -87,7 +87,7 @@ async def _fetch_all(opener: InputOpener, links: Sequence[str]) -> Sequence[Veri
                 images.append(await _fetch(opener.fetcher, link))  # noqa: PERF401 - those before a failure are discarded
     except BaseException as error:
         for image in images:
-            await in_file_thread(opener.spool.discard, image)
+            opener.spool.discard(image)
         if isinstance(error, TimeoutError):
             raise _unusable(f"The input images did not come within {FETCH_TIMEOUT_S:g} s", retryable=True) from error
         raise

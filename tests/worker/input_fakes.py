@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import dataclass, field
 
@@ -36,23 +37,27 @@ class FakeUploads(Uploads):
 
 @dataclass
 class FakeFetcher(ImageFetcher):
-    """Fetcher that returns the same image, or raises."""
+    """Fetcher that returns the same image, or raises. fails_at: number of the fetch that raises; 0: each."""
 
     error: Exception | None = None
     fetched: list[str] = field(default_factory=list)
+    fails_at: int = 0
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
         assert isinstance(image, ImageLink)
         assert age_s == math.inf, "a client's link is not new"
         self.fetched.append(image.url)
-        if self.error is not None:
+        if self.error is not None and self.fails_at in (0, len(self.fetched)):
             raise self.error
         return VerifiedImage("image/webp", len(DATA), 8, 8, "b" * 64, DATA)
 
 
 @dataclass
 class FakeSpool(Spool):
+    """Spool that counts the images that were discarded, in the event loop as a real one needs it."""
+
     discarded: int = 0
 
     def discard(self, image: VerifiedImage) -> None:
+        asyncio.get_running_loop()
         self.discarded += 1

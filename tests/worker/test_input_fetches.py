@@ -13,6 +13,7 @@ from imagegen.providers.protocol import Edits
 from imagegen.tasks.image import GivenImage
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import input_fetches
+from imagegen.worker.input_fetches import Images, InputFetches
 from imagegen.worker.inputs import InputOpener
 from tests.support import eventually
 from tests.worker.conftest import MakeHarness, WorkerHarness, failure
@@ -125,3 +126,25 @@ async def test_beyond_the_limit_of_slow_fetches_a_task_waits_in_its_slot(
     slow.fetcher.host.set()
     tasks = await slow.harness.finished(first, second)
     assert [task.state for task in tasks] == [State.COMPLETED] * 2
+
+
+async def test_an_attempt_fetches_again_while_the_fetch_of_a_cancelled_one_still_ends() -> None:
+    fetches, began, end = InputFetches(), asyncio.Event(), asyncio.Event()
+
+    async def endless() -> Images:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await end.wait()
+        return ()
+
+    async def quick() -> Images:
+        return ()
+
+    first = asyncio.create_task(fetches.images(("task", LINK), endless, FakeSpool().discard))
+    await began.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    assert await fetches.images(("task", LINK), quick, FakeSpool().discard) == ()
+    end.set()

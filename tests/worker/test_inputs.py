@@ -67,6 +67,15 @@ async def test_a_link_that_cannot_be_fetched_fails_the_task_without_a_call(
     assert harness.provider.calls == []
 
 
+async def test_images_that_came_before_a_link_that_fails_are_discarded(make_harness: MakeHarness) -> None:
+    spool = FakeSpool()
+    fetcher = FakeFetcher(DownloadFailed("x answered 503"), fails_at=2)
+    harness = make_harness(inputs=opener(fetcher=fetcher, spool=spool))
+    harness.provider.editable = Edits(links=False)
+    (task,) = await harness.finished(await harness.submit(image_url=LINK, reference_images=[f"{LINK}?2"]))
+    assert (failure(task).code, spool.discarded) == ("upstream_invalid_request", 1)
+
+
 async def test_an_upload_that_is_gone_fails_the_task_without_a_call(make_harness: MakeHarness) -> None:
     harness = make_harness(inputs=opener(FakeUploads({})))
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
