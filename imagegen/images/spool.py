@@ -139,9 +139,9 @@ class ImageSink:
         with self._held():
             checker = self._checker
             checker.check_ended()
+            self._close_file()  # it may take long, and the caller may leave meanwhile
             if self._is_discarded:
                 raise StoreUnavailable
-            self._close_file()
             self.closed = True
             facts = (checker.content_type, checker.size_bytes, checker.width, checker.height, checker.digest)
             if self._bytes is None:

@@ -146,6 +146,21 @@ async def test_the_pieces_of_a_large_image_are_written_together(
     assert sum(calls) == -(-len(LARGE) // 5_000)
 
 
+def test_an_image_that_was_left_while_its_file_was_closed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, real = spool_in(tmp_path).sink(), os.close
+
+    def close(file: int) -> None:
+        sink.discard()
+        real(file)
+
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(StoreUnavailable):
+        sink.finish([LARGE])
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
 async def test_an_image_stays_in_memory_if_no_file_can_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
