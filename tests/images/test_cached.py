@@ -23,7 +23,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.turn_queue import PER_TURN
 from tests.images.backings import in_memory, is_writable, load
 from tests.images.conftest import MakeImage
-from tests.support import Turns
+from tests.support import Turns, eventually
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -239,7 +239,8 @@ async def test_a_large_image_is_saved_from_its_file_and_fetched_once(
     loaded = await asyncio.gather(*(load(store, TASK, stored(image)) for _ in range(20)))
     assert loaded == [image.data] * 20
     assert port.gets == 1
-    assert [path.name for path in store.spool_folder.iterdir()] == ["lock"]
+    spool = store.spool_folder
+    await eventually(lambda: [path.name for path in spool.iterdir()] == ["lock"])
 
 
 async def test_a_large_image_is_read_in_pieces_if_the_cache_is_full(

@@ -187,7 +187,7 @@ async def test_a_client_that_leaves_leaves_nothing(open_uploads: OpenUploads) ->
 
     with pytest.raises(ConnectionResetError):
         await uploads.save(cut())
-    assert names_in_spool(uploads) == ["lock"]
+    await eventually(lambda: names_in_spool(uploads) == ["lock"])
 
 
 async def test_a_store_that_can_not_be_written_refuses_uploads_before_a_byte(open_uploads: OpenUploads) -> None:

@@ -54,7 +54,8 @@ def check_entries(service: Service, task: dict[str, Any], prompt: str) -> list[b
         assert f"Seed: {entry['seed']}, Size: {entry['width']}x{entry['height']}, Model: m/one, Version" in last
         assert last.startswith("Steps: 4, CFG scale: 3.5, ")
         served.append(data)
-    assert not list((Path(service.settings["DATA_DIR"]) / "spool").glob("*/*.part"))
+    spool = Path(service.settings["DATA_DIR"]) / "spool"
+    eventually(lambda: not list(spool.glob("*/*.part")))
     return served
 
 

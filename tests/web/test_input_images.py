@@ -15,7 +15,7 @@ from PIL import Image
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
 from imagegen.tasks import submission
 from tests.image_bytes import data_uri, encoded, image_file
-from tests.support import over_rows
+from tests.support import eventually, over_rows
 from tests.web.conftest import Client
 
 PROMPT = {"prompt": "in autumn", "width": 64, "height": 64}
@@ -261,7 +261,7 @@ async def test_nothing_is_left_in_the_spool(service: Client) -> None:
         await submit(service, **fields)
     spool = service.app[UPLOADS]._store.spool_folder
     assert spool
-    assert [path.name for path in spool.iterdir()] == ["lock"]
+    await eventually(lambda: [path.name for path in spool.iterdir()] == ["lock"])
 
 
 async def test_a_retry_needs_the_uploads_of_its_task(start_service: Any) -> None:
