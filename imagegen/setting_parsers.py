@@ -63,7 +63,7 @@ def has_reference(text: str) -> bool:
 
 
 def check_replaced(text: str) -> None:
-    """Raise ValueError for a reference to a variable: with the text `${API_KEYS}` as a key, everybody would have it."""
+    """Raise ValueError for a reference to a variable: with the text `${API_KEYS}` as a key, all would have it."""
     if has_reference(text):
         raise ValueError("holds a reference such as ${NAME} that was not replaced here: write the value itself")
 

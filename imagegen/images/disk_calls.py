@@ -1,4 +1,4 @@
-"""Calls of the system for the files of one folder: in the event loop where they are quick, and with a limit of time."""
+"""System calls for the files of one folder: in the event loop where they are quick, else in a thread with a limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DiskCalls:
     async def quick(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call of some microseconds in the event loop's own thread: another one would cost a hundred.
 
-        Another thread makes it where the disk may keep it waiting: a network that is away does so without an end.
+        Where the disk may block, as one of a network does while its server is away, another thread makes it.
         """
         if not self._watch.is_quick:
             return await self.repeatable(0, function, *args, **kwargs)

@@ -181,7 +181,7 @@ class DiskWatch:
 
 
 def limit_s(size_bytes: int) -> float:
-    """Return after how many seconds the disk does not answer, for a call that moves these bytes."""
+    """Return the time limit, in seconds, of a call that moves these bytes."""
     return SLOW_CHECK_S + size_bytes / BYTES_PER_S
 
 

@@ -15,8 +15,8 @@ LOCAL_KINDS = frozenset(
 )
 """File systems that answer a `stat` at once, unlike NFS, SMB, FUSE, 9P, virtiofs, Ceph and Gluster."""
 
-_MOUNTED = 4
-"""The field with the place of a mount."""
+_MOUNT_POINT = 4
+"""Index of the field with the mount point."""
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -27,10 +27,10 @@ def is_local(folder: Path) -> bool:
     with suppress(OSError):
         for line in MOUNTS.read_text(errors="surrogateescape").splitlines():
             fields, _, source = line.partition(" - ")
-            if fields.count(" ") < _MOUNTED:
+            if fields.count(" ") < _MOUNT_POINT:
                 continue
-            mounted = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields.split(" ")[_MOUNTED]).rstrip(os.sep)
+            mounted = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), fields.split(" ")[_MOUNT_POINT]).rstrip(os.sep)
             mounted += os.sep
-            if len(mounted) >= longest and place.startswith(mounted):  # a later mount at the same place covers it
+            if len(mounted) >= longest and place.startswith(mounted):  # a later mount at the same point covers it
                 longest, kind = len(mounted), source.split(" ")[0]
     return kind in LOCAL_KINDS

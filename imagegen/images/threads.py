@@ -26,7 +26,6 @@ PATIENCE_S = 0.002
 RESTING_S = 0.05
 """How long the loop does not sleep after a call that took longer."""
 
-
 MAX_HANGING = 32
 """Threads whose calls hang that are replaced by others."""
 

@@ -117,10 +117,10 @@ class _Entry(Struct, omit_defaults=True, gc=False):
 
 _read_record = msgspec.json.Decoder(_Record).decode
 _read_entry = msgspec.json.Decoder(_Entry).decode
+_read_cost = msgspec.json.Decoder(Cost).decode
+
 NO_ENTRY = "-"
 """In the place of an entry's id, in the head of a task that has none."""
-
-_read_cost = msgspec.json.Decoder(Cost).decode
 
 
 class RecordHeader(NamedTuple):

@@ -71,11 +71,11 @@ class OpenCalls:
         """Return whether a call was answered here with a task."""
         return task_id in self._answered
 
-    async def died_since(self, finished_at: float, living: Collection[str]) -> bool:
-        """Return whether an instance died after a Unix time, or so soon after it that it delivered no answer.
+    async def died_without_delivery(self, finished_at: float, living: Collection[str]) -> bool:
+        """Return whether an instance died before it can have delivered the answer of a task that finished then.
 
         The consumer of an instance that was stopped is removed at once, that of a killed one after a minute. This costs
-        one command. living: the other instances that live. Raises QueueUnavailable.
+        one command. finished_at: Unix time. living: the other instances that live. Raises QueueUnavailable.
         """
         now, known = self._verbs.clock(), {self._notifier.instance, *living}
         dead = [consumer for consumer in await self._verbs.consumers() if consumer.name not in known]

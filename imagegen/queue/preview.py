@@ -35,11 +35,11 @@ class SubmitPreview:
         Raises QueueUnavailable.
         """
         own = await self._lookup.get(submission.task_id)
-        found = [own] if own is not None and own.state.is_final and own.images and not own.stale_images else []
+        own_tasks = [own] if own is not None and own.state.is_final and own.images and not own.stale_images else []
         if not submission.has_siblings or not self._families.may_include(submission.request_json, submission.scope):
-            return found
+            return own_tasks
         tasks = await asyncio.gather(*map(self._lookup.get, family.sibling_ids()))
-        return [*found, *(task for task in tasks if task is not None and task.state is State.COMPLETED)]
+        return [*own_tasks, *(task for task in tasks if task is not None and task.state is State.COMPLETED)]
 
     async def reused_within_limit(self, submission: Submission, reuse: ReuseImages | None) -> ReusedImages:
         """Return images that exist for a submission that is within its own limit only with these.

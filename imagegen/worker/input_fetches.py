@@ -24,7 +24,7 @@ MAX_SLOW = 64
 """Fetches of tasks that wait without a slot; a further task waits in its slot."""
 
 KEPT_S = 300.0
-"""How long images that nobody takes are kept: the task may wait for a slot, or may have been cancelled."""
+"""How long images are kept that no attempt takes: the task may wait for a slot, or may have been cancelled."""
 
 TASK_NAME = "input-fetch"
 
@@ -41,7 +41,11 @@ class SlowInputs(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Fetch:
-    """discard: forgets an image. gave_slot_up: whether its task waits without a slot. timer: ends the keeping."""
+    """Fetch of the images of one task.
+
+    discard: forgets an image. gave_slot_up: whether its task waits without a slot. timer: forgets images that no
+    attempt takes.
+    """
 
     running: asyncio.Task[Images]
     discard: Callable[[VerifiedImage], None]

@@ -1,4 +1,4 @@
-"""Watch of a save that may take long, since a disk or a network that is away keeps it waiting without an end."""
+"""Watch of a save that may block without end, as on a disk of a network while its server is away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOK_S = 0.5
 
 
 class SaveLeft(Exception):
-    """A save was left: it may still end, and is to be made again later."""
+    """A save was abandoned: it may still succeed, and is to be repeated later."""
 
 
 class SaveWatch:

@@ -56,7 +56,9 @@ class ImageView(TypedDict):
     expiresAt: NotRequired[Timestamp | None]
     seed: Annotated[int | None, Field(description="The seed that was sent for this image.")]
     stale: NotRequired[Annotated[Literal[True], Field(description="From before the fresh generation that now runs.")]]
-    reused: NotRequired[Annotated[Literal[True], Field(description="Of a task before, which differs at most in `n`.")]]
+    reused: NotRequired[
+        Annotated[Literal[True], Field(description="Of this task before, or of one that differs only in `n`.")]
+    ]
 
 
 class CostView(TypedDict):

@@ -24,7 +24,7 @@ class _Unread:
 
 
 class UnreadResponses:
-    """Registry of the connections with such bytes. One whose client takes nothing for `stall_s` is cut off.
+    """Registry of connections with unread bytes. One with a client that takes nothing for `stall_s` is cut off.
 
     Over `max_bytes`, the connection that has waited longest is cut off, of the client that holds most of them.
     """
@@ -37,7 +37,7 @@ class UnreadResponses:
         self._check: asyncio.TimerHandle | None = None
 
     def begin(self, transport: asyncio.Transport, address: str) -> None:
-        """Register a connection of which the system did not take all bytes at once."""
+        """Register a connection with bytes that the system did not take at once."""
         size_bytes, loop = transport.get_write_buffer_size(), asyncio.get_running_loop()
         self._held[transport] = _Unread(address, size_bytes, loop.time())
         self._sum_bytes += size_bytes
@@ -63,7 +63,7 @@ class UnreadResponses:
             self._cut(longest)
 
     def _measure(self, now_s: float) -> None:
-        """Note how much of each buffer is left; a stream adds to its own meanwhile."""
+        """Measure what is left in each buffer; a stream adds to its own meanwhile."""
         self._sum_bytes = 0
         for transport, unread in self._held.items():
             size_bytes = transport.get_write_buffer_size()

@@ -170,7 +170,7 @@ class ClientCall:
             return False
         self._has_queried = True
         living = await calls.living_without(task.id) if has_peers else ()
-        return living is not None and await calls.died_since(task.finished_at or 0.0, living)
+        return living is not None and await calls.died_without_delivery(task.finished_at or 0.0, living)
 
     async def _submit_new(self, submission: Submission) -> SubmitResult:
         """Submit a new image; if it may cost too much, only if its task exists, so that lost calls are found.

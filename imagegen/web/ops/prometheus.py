@@ -34,7 +34,7 @@ ALL_KEYS = "(all)"
 
 
 _PAUSES = 9
-"""Pause after a text is made, in the time that this took (4 ms)."""
+"""Pause after a text is made, as a multiple of the time that this took."""
 
 _KNOWN_TYPE = re.compile(
     r"[\w/+*.-]+(;(version=(0\.0\.[14]|1\.0\.0)|charset=utf-8|escaping=[a-z0-9-]+|q=[01](\.\d{0,3})?))*", re.ASCII
@@ -67,7 +67,7 @@ class Scrapes:
     async def _make(self, content_type: str, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(self._free_at_s - loop.time(), 0.0))
-        del self._due[content_type]  # who comes from here on needs newer values
+        del self._due[content_type]  # later clients need newer values
         waiting = await self._telemetry.backlog.waiting()
         began_at_s = loop.time()
         registry = CollectorRegistry()
