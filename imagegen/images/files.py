@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import itertools
 import mmap
 import os
 import secrets
@@ -30,6 +31,8 @@ SMALL_BYTES = 256 * 1024
 """Images up to this size are always read at once; larger ones only if they fit into the cache."""
 
 PART_SUFFIX = ".part"
+_PROCESS = secrets.token_hex(4)
+_part_numbers = itertools.count()
 MISSING = (FileNotFoundError, NotADirectoryError)
 
 _OBSTACLES = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY}
@@ -181,7 +184,7 @@ def _try_move(root: Path, source: str, target: str) -> bool | None:
 def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
     """Write with system calls alone: each `Path` and file object costs a small image several per cent."""
     folder, name = os.path.split(path)
-    part = f"{folder}{os.sep}.{name}.{secrets.token_hex(4)}{PART_SUFFIX}"
+    part = f"{folder}{os.sep}.{name}.{_PROCESS}{next(_part_numbers):x}{PART_SUFFIX}"
     try:
         file, folder_is_new = _create(root, folder, part)
         try:
