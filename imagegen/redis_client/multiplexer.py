@@ -316,12 +316,11 @@ class Multiplexer:
     def _fail_late(self) -> None:
         """Fail late batches. Their replies may still come, so the connection can't be used any more."""
         now = asyncio.get_running_loop().time()
-        if self._timer is not None and now - self._timer.when() > STOOD_STILL_S:
+        due = now if self._timer is None else self._timer.when()
+        if now - due > STOOD_STILL_S and due > self._grace_until:  # once: a loop that is always late fails calls too
             self._grace_until = now + GRACE_S
             for exchange in (*self._sent, *self._unsent):
                 exchange.deadline = max(exchange.deadline, self._grace_until)
-            self._check_at(self._grace_until)
-            return
         late = [exchange for exchange in (*self._sent, *self._unsent) if exchange.deadline <= now]
         self._unsent = deque(exchange for exchange in self._unsent if exchange.deadline > now)
         in_time = deque(exchange for exchange in self._sent if exchange.deadline > now)

@@ -285,6 +285,22 @@ async def test_calls_are_answered_though_the_process_stood_still_beyond_their_de
     assert await asyncio.gather(*calls) == [b"%d" % number for number in range(2 * MAX_IN_FLIGHT)]
 
 
+async def test_a_call_fails_in_time_though_the_event_loop_is_always_late(
+    make_wire: MakeWire, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Servers, "deadline_s", 0.3)
+    wire = make_wire(proxy.url)
+    await wire.execute("PING")
+    proxy.black_hole = True
+    call = asyncio.create_task(wire.execute("PING"))
+    began = time.monotonic()
+    while not call.done() and time.monotonic() - began < 4.0:
+        time.sleep(0.25)  # noqa: ASYNC251 - each check is late
+        await asyncio.sleep(0)
+    with pytest.raises(RedisTimeoutError):
+        await asyncio.wait_for(call, 0)
+
+
 async def test_a_batch_is_limited_in_bytes(connection: Connection) -> None:
     taken: list[list[int]] = []
 
