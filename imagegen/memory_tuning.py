@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import math
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 KEPT_BYTES = 16 * 1024 * 1024
@@ -64,14 +66,15 @@ async def return_freed_memory(interval_s: float = RETURN_INTERVAL_S) -> None:
         state = read_state()
         return resident_bytes() - int(state.uordblks) - int(state.hblkhd)
 
-    after_last = unused()
+    after_last = math.inf
     while True:
+        with suppress(OSError, RuntimeError):  # no descriptor or thread is left now, or there is no /proc
+            now = unused()
+            after_last = min(after_last, now)
+            if now - after_last > RETURNED_BYTES:
+                await asyncio.to_thread(trim, 0)
+                after_last = unused()
         await asyncio.sleep(interval_s)
-        now = unused()
-        after_last = min(after_last, now)
-        if now - after_last > RETURNED_BYTES:
-            await asyncio.to_thread(trim, 0)
-            after_last = unused()
 
 
 class _HeapState(ctypes.Structure):

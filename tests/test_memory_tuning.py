@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
+from imagegen import memory_tuning
 from imagegen.memory_tuning import tune_malloc
+from tests.support import eventually
 
 FAULTS = """
 import resource
@@ -61,3 +66,20 @@ def test_memory_that_each_of_two_bursts_has_freed_goes_back_to_the_system() -> N
         pytest.skip("this C library's malloc can't be tuned")
     ended = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=False)
     assert ended.stdout == "100000 False\n", ended.stderr
+
+
+async def test_the_return_of_memory_goes_on_after_no_descriptor_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not tune_malloc():
+        pytest.skip("this C library's malloc can't be tuned")
+    readings = 0
+
+    def no_descriptor() -> int:
+        nonlocal readings
+        readings += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(memory_tuning, "resident_bytes", no_descriptor)
+    returning = asyncio.create_task(memory_tuning.return_freed_memory(0.001))
+    await eventually(lambda: readings > 2)
+    assert not returning.done()
+    returning.cancel()
