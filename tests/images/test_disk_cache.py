@@ -19,6 +19,7 @@ from imagegen.images.checked_files import MAX_DATA_BYTES, MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
+from imagegen.memory_tuning import resident_bytes
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import load
 from tests.support import Clock
@@ -60,10 +61,6 @@ async def open_image(store: DiskStore, image: StoredImage) -> OpenedImage:
     opened = await store.open(TASK, image)
     assert opened is not None
     return opened
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def path_of(tmp_path: Path) -> Path:

@@ -22,6 +22,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from imagegen.images.store import OpenedImage
+from imagegen.memory_tuning import resident_bytes
 from imagegen.metrics import Meter
 from imagegen.web.api.images import requested_range
 from imagegen.web.http import middleware
@@ -332,10 +333,6 @@ async def test_an_idle_connection_holds_no_bytes_of_its_last_image(
         async with session.get(f"http://127.0.0.1:{served.port}/") as response:
             assert await response.read() == LARGE
         await eventually(lambda: sys.getrefcount(LARGE) <= before)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(
