@@ -119,7 +119,10 @@ class OpenedImage:
         elif self.file is not None:
             while offset < end:
                 count = min(PIECE_BYTES, end - offset)
-                piece = await file_threads.run_within(READ_S, _read_at, self.file, offset, count)
+                try:
+                    piece = await file_threads.run_within(READ_S, _read_at, self.file, offset, count)
+                except TimeoutError as error:  # not the client's, which senders take for a client that does not read
+                    raise StoreUnavailable from error
                 if not piece:
                     raise OSError("an image file ended early")
                 yield piece

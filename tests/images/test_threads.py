@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import FileIO
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
+from imagegen.errors import StoreUnavailable
+from imagegen.images import store
+from imagegen.images.store import OpenedImage
 from imagegen.images.threads import MAX_QUEUED_S, WorkThreads
 from tests.support import eventually
 
@@ -296,3 +302,17 @@ async def test_an_error_of_a_call_that_is_not_waited_for_is_dropped() -> None:
     threads.put(done.set)
     await eventually(done.is_set)
     assert await threads.run(name_of_thread) == "unwaited"
+
+
+async def test_an_image_file_that_the_disk_does_not_return_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang = threading.Event()
+    (tmp_path / "image").write_bytes(b"x")
+    opened = OpenedImage(1, file=FileIO(tmp_path / "image"))
+    monkeypatch.setattr(store, "READ_S", 0.05)
+    monkeypatch.setattr(os, "pread", lambda *_: hang.wait(60))
+    with pytest.raises(StoreUnavailable):
+        await opened.read_all()
+    hang.set()
+    opened.close()
