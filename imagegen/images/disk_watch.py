@@ -33,7 +33,7 @@ SLOW_CHECK_S = 10.0
 """A check of the disk that takes longer is a failure of the disk."""
 
 BYTES_PER_S = 1_000_000
-"""An image gives a call as much more time as it has of these bytes."""
+"""Slowest rate of a disk that answers: the bytes of an image lengthen the time limit of its call by it."""
 
 NO_ANSWER = f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s"
 
