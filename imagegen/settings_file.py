@@ -31,7 +31,7 @@ def read_settings_file(path: Path | None, faults: dict[str, str], notes: list[st
         is_name = line.key and (line.value is not None or line.key.isidentifier())
         place = f"{path}, line {line.original.line}"
         if line.key and line.value is None and re.fullmatch(r"\[[^\[\]{}\"',:]*\]", line.key):
-            notes.append(f"{place}, is a header, which this file does not have: the settings below it count as others")
+            notes.append(f"{place}, is a header, which has no effect: the settings below it count too")
         elif line.error or (line.key and not is_name):
             faults[place] = "is not of the form NAME=value"
     return {line.key: line.value or "" for line in lines if line.key}
