@@ -66,14 +66,17 @@ async def return_freed_memory(interval_s: float = RETURN_INTERVAL_S) -> None:
         state = read_state()
         return resident_bytes() - int(state.uordblks) - int(state.hblkhd)
 
-    after_last = math.inf
+    least, in_vain = math.inf, 0
     while True:
         with suppress(OSError, RuntimeError):  # no descriptor or thread is left now, or there is no /proc
             now = unused()
-            after_last = min(after_last, now)
-            if now - after_last > RETURNED_BYTES:
+            least = min(least, now)
+            if now - least > RETURNED_BYTES:
                 await asyncio.to_thread(trim, 0)
-                after_last = unused()
+                after = unused()
+                in_vain = in_vain + 1 if now - after < RETURNED_BYTES // 2 else 0
+                if in_vain > 1:  # once may mean that as much was freed meanwhile
+                    least, in_vain = after, 0
         await asyncio.sleep(interval_s)
 
 
