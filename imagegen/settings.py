@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -329,9 +330,21 @@ def _check_tls_files(texts: Mapping[str, str], faults: dict[str, str], notes: li
     )
     if path := texts.get("SSLKEYLOGFILE", ""):
         try:
-            Path(path).open("ab").close()
+            _check_appendable(path)
         except (OSError, ValueError) as error:
             faults["SSLKEYLOGFILE"] = f"{path[:200]!r} can't be written ({error}); take the variable away"
+
+
+def _check_appendable(path: str) -> None:
+    """Check that a file can be appended to, without making it. Raises OSError, ValueError."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError:
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
 
 
 def _exists(path: str) -> bool:

@@ -264,7 +264,16 @@ def test_missing_certificates_of_the_environment_are_warned_of(tmp_path: Path, n
 
 def test_a_log_of_tls_keys_that_can_not_be_written_is_a_fault(tmp_path: Path) -> None:
     assert list(faults(SSLKEYLOGFILE=str(tmp_path / "absent" / "keys"))) == ["SSLKEYLOGFILE"]
+    assert list(faults(SSLKEYLOGFILE=str(tmp_path))) == ["SSLKEYLOGFILE"]
     load(SSLKEYLOGFILE=str(tmp_path / "keys"))
+
+
+def test_reading_the_settings_makes_no_log_of_tls_keys(tmp_path: Path) -> None:
+    load(SSLKEYLOGFILE=str(tmp_path / "keys"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "keys").write_text("as it was")
+    load(SSLKEYLOGFILE=str(tmp_path / "keys"))
+    assert (tmp_path / "keys").read_text() == "as it was"
 
 
 def test_a_variable_that_a_channel_reads_is_no_misspelled_setting() -> None:
