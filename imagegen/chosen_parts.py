@@ -14,8 +14,8 @@ from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, CachedStore, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
-from imagegen.images.disk_watch import mark_of
 from imagegen.images.fetch import ImageFetcher
+from imagegen.images.folder_mark import mark_of
 from imagegen.images.image_links import Origin
 from imagegen.images.needed_uploads import NeededUploads, nothing_needed
 from imagegen.images.redis_blobs import RedisBlobStore

@@ -1,8 +1,8 @@
 """Store of images as files in a folder, `IMAGE_STORE=disk`, and the cache in front of other stores.
 
-`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`. Next to the folder: `<folder>.expiry`, the index of when
-images expire; `<folder>.mark`, the id of the folder; `spool/`, files that are not saved yet. Files decide what exists;
-the index in memory only holds which are oldest, so several processes may share a folder.
+Names of files: `imagegen.images.file_names`. Next to the folder: `<folder>.expiry`, the index of when images expire;
+`<folder>.mark` and `<folder>.flat`, its marks; `spool/`, files that are not saved yet. Files decide what exists; the
+index in memory only holds which are oldest, so several processes may share a folder.
 
 A file's content is hashed when this process reads it for the first time, and again when its inode, size or times differ
 from then; what this process wrote itself was hashed before. Its size is compared at each read.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,9 +25,10 @@ from imagegen.images import files
 from imagegen.images.checked_files import CachedImage, CheckedFiles
 from imagegen.images.disk_calls import DiskCalls
 from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
-from imagegen.images.disk_sweep import SweptFolder, sweep_folder, task_of
+from imagegen.images.disk_sweep import SweptFolder, sweep_folder
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import ExpiryIndex
+from imagegen.images.file_names import name_of, task_of
 from imagegen.images.files import Signature
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
 from imagegen.images.store import (
@@ -40,7 +40,7 @@ from imagegen.images.store import (
     in_flush_thread,
 )
 from imagegen.images.store_health import StoreHealth
-from imagegen.tasks.image import StoredImage, extension_of
+from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 300.0
 
@@ -49,10 +49,11 @@ CLOSE_S = 2.0
 FLUSH_S = 1.0
 """An image that was saved is durable after this time at most, as with `appendfsync everysec` of Redis."""
 
+_COARSE_TIME_S = 2.0
+"""A file's time may differ by this from the one that was set: FAT has steps of two seconds."""
+
 ORPHAN_S = 600.0
 """An unfinished file that a sweep finds again after this time was left by a process that died while it wrote."""
-
-_TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class DiskStore:
             self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
-        """Give the file a name in the folder of the other task too. Return False if it is not in this folder."""
+        """Give the file a name of the other task too. Return False if it is not in this folder."""
         if not await self._is_there(source_id, image):
             return False
         name = self._name(task_id, index, image.sha256, image.content_type)
@@ -302,17 +303,17 @@ class DiskStore:
                 raise StoreFull
             self._expiry.note(task_id, expires_at_s)
             try:
-                folder_is_new = files.write_image(self._folder, name, image, expires_at_s)
+                files.write_image(self._folder, name, image, expires_at_s)
             except FileNotFoundError as error:
                 if image.path is not None and not image.path.exists():
                     raise SpooledImageLost from error
                 raise
-            if not folder_is_new:  # other processes may hold an image of this task for expired
-                self._expiry.flush()
-            try:
-                return Signature.of(os.stat(name))  # noqa: PTH116 - a Path costs more than the call
-            except OSError:
-                return None
+            with suppress(OSError):
+                status = os.stat(name)  # noqa: PTH116 - a Path costs more than the call
+                if abs(status.st_mtime - expires_at_s) > _COARSE_TIME_S:
+                    self._expiry.flush()  # the file does not show it to processes that hold its name for expired
+                return Signature.of(status)
+            return None
 
         return await self._calls.unlimited(write)
 
@@ -417,14 +418,16 @@ class DiskStore:
         return image.store_id not in ("", self.store_id) and self._lookups.others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
-        """Return the path as a string, which is made in a tenth of the time."""
-        if not _TASK_ID.fullmatch(task_id):
-            raise ValueError(f"not a task id: {task_id!r}")
-        name = f"{index}-{sha256[:12]}.{extension_of(content_type)}"
-        return f"{self._root}{os.sep}{task_id[:2]}{os.sep}{task_id}{os.sep}{name}"
+        return name_of(self._root, task_id, index, sha256, content_type, is_flat=self._watch.is_flat)
 
     def _stored_name(self, task_id: str, image: StoredImage) -> str:
-        return self._name(task_id, image.index, image.sha256, image.content_type)
+        """Return the name of an image: in a flat folder a nested one, if a sweep found that."""
+        name = self._name(task_id, image.index, image.sha256, image.content_type)
+        if self._watch.is_flat and self._index.get(name) is None:
+            nested = name_of(self._root, task_id, image.index, image.sha256, image.content_type, is_flat=False)
+            if self._index.get(nested) is not None:
+                return nested
+        return name
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,8 @@ from pathlib import Path
 from imagegen.images import files
 from imagegen.images.disk_index import IndexEntry, oldest_first
 from imagegen.images.expiry import STEP_S, ExpiryIndex
+from imagegen.images.file_names import is_image, task_of
 from imagegen.images.files import FoundFile
-
-_OUR_NAME = re.compile(r"\d{1,4}-[0-9a-f]{12}\.(?:png|jpg|webp|bin)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +26,6 @@ class SweptFolder:
     parts: Collection[str]
     unknown: Mapping[str, float]
     tasks: set[str]
-
-
-def task_of(name: str) -> str:
-    """Return the id of the task in the path of a file."""
-    return os.path.basename(os.path.dirname(name))  # noqa: PTH119, PTH120
 
 
 def sweep_folder(
@@ -53,7 +45,7 @@ def sweep_folder(
     for name, file in files.scan(folder).items():
         if name.endswith(files.PART_SUFFIX):
             parts.add(name)
-        elif _OUR_NAME.fullmatch(os.path.basename(name)):  # noqa: PTH119
+        elif is_image(str(folder), name):
             found_files[name] = file
     unknown: dict[str, float] = {}
     expiries: dict[str, float] = {}

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
-import re
-import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from imagegen.images import files
+from imagegen.images.folder_mark import has_flat_mark, mark_of, read_flat_mark, read_id, read_mark
 from imagegen.images.folder_probe import ProbeFailed, check_access, check_space, step
 from imagegen.images.mounts import is_local
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import in_file_thread
 from imagegen.images.store_health import StoreHealth
 from imagegen.images.store_recovery import NeededSpace, RecoveryPace
-
-_FOLDER_ID = re.compile(rb"[0-9a-f]{16}")
-_MARK_TRIES = 5
-_MAX_MARK_BYTES = 1_024
 
 CHECK_INTERVAL_S = 1.0
 KNOWN_IMAGES = 20
@@ -45,6 +37,7 @@ class DiskWatch:
     """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
     folder_id: the id of the folder, empty until it could be written if it has no mark.
+    is_flat: whether its files have flat names.
     hangs: whether a check has not ended for SLOW_CHECK_S.
     newest: returns paths of the images that were saved last, up to a number.
     """
@@ -53,6 +46,7 @@ class DiskWatch:
         self, folder: Path, health: StoreHealth, clock: Callable[[], float], newest: Callable[[int], list[str]]
     ) -> None:
         self.folder_id = ""
+        self.is_flat = False
         self.hangs = False
         self.spool = SpoolFolder(folder.with_name("spool"))
         self._folder = folder
@@ -82,7 +76,8 @@ class DiskWatch:
             self._health.mark_failed(error)
             return
         if not await self.check():
-            self.folder_id = await in_file_thread(_read_id, self._mark)
+            self.is_flat = await in_file_thread(has_flat_mark, self._folder)
+            self.folder_id = await in_file_thread(read_id, self._mark)
 
     def saved(self, size_bytes: int) -> None:
         """Record the size of an image that was saved."""
@@ -158,7 +153,9 @@ class DiskWatch:
             self.spool.make()
             self.spool.remove_abandoned()
         with step(f"reading {self._mark.name}"):
-            self.folder_id = self.folder_id or read_mark(self._mark)
+            if not self.folder_id:
+                self.is_flat = read_flat_mark(self._folder)
+                self.folder_id = read_mark(self._mark)
 
     def _check_volume(self) -> None:
         """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""
@@ -183,50 +180,3 @@ class DiskWatch:
 def limit_s(size_bytes: int) -> float:
     """Return the time limit, in seconds, of a call that moves these bytes."""
     return SLOW_CHECK_S + size_bytes / BYTES_PER_S
-
-
-def mark_of(folder: Path) -> Path:
-    """Return the path of the mark of an image folder."""
-    return folder.with_name(f"{folder.name}.mark")
-
-
-def _read_id(path: Path) -> str:
-    """Return the id in a mark, which is neither made nor replaced; empty without one."""
-    with suppress(OSError), path.open("rb") as file:
-        if folder_id := _FOLDER_ID.fullmatch(file.read(_MAX_MARK_BYTES).strip()):
-            return folder_id[0].decode()
-    return ""
-
-
-def read_mark(path: Path) -> str:
-    """Return the id of a folder from its mark, a file, which is made at the first use and shared by all users.
-
-    A mark without an id, as after a crash or on a full disk, is replaced.
-    """
-    for _ in range(_MARK_TRIES):
-        broken: bytes | None = None
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            if folder_id := _FOLDER_ID.fullmatch((content := file.read(_MAX_MARK_BYTES)).strip()):
-                return folder_id[0].decode()
-            status = os.fstat(file.fileno())
-            broken = b"%d %d %b" % (status.st_ino, status.st_mtime_ns, content)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{files.PART_SUFFIX}")
-        if broken is None:
-            part.write_text(secrets.token_hex(8), encoding="ascii")
-            _rename_new(part, path)
-        else:  # all users of the same file give it the same id, and no copy of it gets that id
-            part.write_text(hashlib.sha256(broken).hexdigest()[:16], encoding="ascii")
-            part.replace(path)
-    return ""
-
-
-def _rename_new(part: Path, path: Path) -> None:
-    """Rename a file unless another process has made one of that name meanwhile."""
-    try:
-        path.hardlink_to(part)
-    except FileExistsError:
-        part.unlink()
-    except OSError:  # a file system without links
-        part.replace(path)
-    else:
-        part.unlink()

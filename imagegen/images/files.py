@@ -84,8 +84,8 @@ class ReadFile:
     data: bytes | memoryview | None
 
 
-def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
-    """Write an image's file under `root`; return whether its folder is new.
+def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> None:
+    """Write an image's file under `root`.
 
     The file's name appears once all bytes are written; `flush` makes them durable.
 
@@ -95,25 +95,23 @@ def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float
     Each system call more costs a small image some per cent, since the thread waits for the interpreter after it.
     """
     try:
-        return _write_image(root, path, image, expires_at_s)
+        _write_image(root, path, image, expires_at_s)
     except OSError as error:
-        if error.errno not in _OBSTACLES or not _clear_path(path):
+        if error.errno not in _OBSTACLES or not _clear_path(root, path):
             raise
-    return _write_image(root, path, image, expires_at_s)
+        _write_image(root, path, image, expires_at_s)
 
 
-def _write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
+def _write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> None:
     if image.path is not None:
         stamp(str(image.path), expires_at_s)
         if not CAN_FLUSH:
             _sync_path(image.path)
-        folder_is_new = _try_move(root, str(image.path), path)
-        if folder_is_new is not None:
-            return folder_is_new
-    folder_is_new = _copy(root, path, image, expires_at_s)
+        if _moves(root, str(image.path), path):
+            return
+    _copy(root, path, image, expires_at_s)
     if image.path is not None:
         image.path.unlink(missing_ok=True)
-    return folder_is_new
 
 
 def link_image(root: Path, source: str, target: str, image: StoredImage, expires_at_s: float) -> bool:
@@ -121,22 +119,22 @@ def link_image(root: Path, source: str, target: str, image: StoredImage, expires
     try:
         return _link_image(root, source, target, image, expires_at_s)
     except OSError as error:
-        if error.errno not in _OBSTACLES or not _clear_path(target):
+        if error.errno not in _OBSTACLES or not _clear_path(root, target):
             raise
     return _link_image(root, source, target, image, expires_at_s)
 
 
 def _link_image(root: Path, source: str, target: str, image: StoredImage, expires_at_s: float) -> bool:
     for _ in range(_WRITE_TRIES):
-        make_folder(root, os.path.dirname(target))  # noqa: PTH120
         try:
             os.link(source, target)
         except FileExistsError:
-            if _clear_path(target):
+            if _clear_path(root, target):
                 continue
         except FileNotFoundError:
             if stat_file(str(root), source) is None:
                 return False
+            make_folder(root, os.path.dirname(target))  # noqa: PTH120
             continue
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -147,13 +145,14 @@ def _link_image(root: Path, source: str, target: str, image: StoredImage, expire
     return False
 
 
-def _clear_path(path: str) -> bool:
-    """Rename anything in the place of an image's file, or of its two folders; return whether anything was.
+def _clear_path(root: Path, path: str) -> bool:
+    """Rename anything in the place of an image's file, or of a folder above it; return whether anything was.
 
     Other programs and repairs of a file system leave such things. They are kept, under a name that no image has.
     """
     file = Path(path)
-    for place in (file.parent.parent, file.parent, file):
+    folders = [folder for folder in file.parents if root in folder.parents]
+    for place in (*reversed(folders), file):
         if not os.path.lexists(place):
             return False
         if not (place.is_file() if place == file else place.is_dir()):
@@ -164,29 +163,28 @@ def _clear_path(path: str) -> bool:
     return False
 
 
-def _try_move(root: Path, source: str, target: str) -> bool | None:
-    """Move a file; None if it is on another file system, or the folder of the target vanishes again and again."""
-    folder = os.path.dirname(target)  # noqa: PTH120
+def _moves(root: Path, source: str, target: str) -> bool:
+    """Move a file; return False if it is on another file system, or the folder of the target vanishes each time."""
     for _ in range(_WRITE_TRIES):
-        is_new = make_folder(root, folder)
         try:
             os.replace(source, target)  # noqa: PTH105
         except FileNotFoundError:
-            continue
+            make_folder(root, os.path.dirname(target))  # noqa: PTH120
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            return None
-        return is_new
-    return None
+            return False
+        else:
+            return True
+    return False
 
 
-def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
+def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> None:
     """Write with system calls alone: each `Path` and file object costs a small image several per cent."""
     folder, name = os.path.split(path)
     part = f"{folder}{os.sep}.{name}.{_PROCESS}{next(_part_numbers):x}{PART_SUFFIX}"
     try:
-        file, folder_is_new = _create(root, folder, part)
+        file = _create(root, folder, part)
         try:
             for piece in pieces_of(image):
                 write_all(file, [piece])
@@ -200,7 +198,6 @@ def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> b
         with suppress(OSError):
             os.unlink(part)  # noqa: PTH108
         raise
-    return folder_is_new
 
 
 def write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
@@ -230,31 +227,28 @@ def pieces_of(image: VerifiedImage, piece_bytes: int = PIECE_BYTES) -> Iterator[
                 yield piece
 
 
-def _create(root: Path, folder: str, path: str) -> tuple[int, bool]:
+def _create(root: Path, folder: str, path: str) -> int:
     """Open a new file. A sweep, here or in another process, may remove its empty folder at any time."""
     for _ in range(_WRITE_TRIES):
-        is_new = make_folder(root, folder)
-        with suppress(FileNotFoundError, FileExistsError):
-            return os.open(path, NEW_FILE, 0o666), is_new
+        try:
+            return os.open(path, NEW_FILE, 0o666)
+        except FileNotFoundError:
+            make_folder(root, folder)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-def make_folder(root: Path, folder: str) -> bool:
-    """Make a folder under `root`; return whether it is new.
-
-    Nothing above `root` is made: without it the volume is gone.
-    """
+def make_folder(root: Path, folder: str) -> None:
+    """Make a folder under `root`, and those above it. Nothing above `root` is made: without it the volume is gone."""
     try:
         os.mkdir(folder)  # noqa: PTH102
     except FileExistsError:
-        return False
+        return
     except FileNotFoundError:
         above = Path(folder).parent
         if above == root.parent:
             raise
         make_folder(root, str(above))
         Path(folder).mkdir(exist_ok=True)
-    return True
 
 
 def sync(descriptor: int) -> None:
@@ -410,19 +404,20 @@ def remove(paths: Iterable[str]) -> None:
 
 
 def scan(folder: Path) -> dict[str, FoundFile]:
-    """Return the files exactly two folders down; others are not ours. What vanishes meanwhile is left out."""
+    """Return the files one or two folders down; others are not ours. What vanishes meanwhile is left out."""
     return {
         path: FoundFile(stat.st_size, stat.st_mtime, stat.st_ino, stat.st_nlink)
         for path, stat in _files(folder, depth=2)
     }
 
 
-def _files(folder: Path | str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+def _files(folder: Path | str, depth: int, *, is_root: bool = True) -> Iterator[tuple[str, os.stat_result]]:
     with suppress(*MISSING), os.scandir(folder) as entries:
         for entry in entries:
-            if depth and entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path, depth - 1)
-            elif not depth and entry.is_file(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):
+                if depth:
+                    yield from _files(entry.path, depth - 1, is_root=False)
+            elif not is_root and entry.is_file(follow_symlinks=False):
                 with suppress(*MISSING):
                     yield entry.path, entry.stat(follow_symlinks=False)
 

@@ -34,6 +34,14 @@ class Disk:
         return DiskStore(self.folder, max_bytes, lookups=DiskLookups(find_needed=find_needed))
 
 
+class FormerDisk(Disk):
+    """Folder that a version up to 0.5.6 has made."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        super().__init__(request)
+        mark_as_former(self.folder)
+
+
 class Remote:
     """Remote store behind a small local cache that holds only the newest image."""
 
@@ -80,6 +88,12 @@ class SpoolFolder:
         self.spool_folder = folder
 
 
+def mark_as_former(folder: Path) -> None:
+    """Mark an image folder as one of a version up to 0.5.6, which has nested names."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.with_name(f"{folder.name}.mark").write_text("0123456789abcdef", encoding="ascii")
+
+
 def spool_in(folder: Path | None, memory: ByteBudget | None = None) -> Spool:
     """Return the spool of a folder; without one, its images stay in memory."""
     return Spool(SpoolFolder(folder), memory or ByteBudget())  # type: ignore[arg-type]  # no whole store
@@ -109,6 +123,7 @@ Backing = Disk | InRedis | InBucket
 
 BACKINGS: dict[str, Callable[[pytest.FixtureRequest], Backing]] = {
     "disk": Disk,
+    "disk of a former version": FormerDisk,
     "redis": InRedis,
     "s3": InBucket,
     "upstream": LinksOnly,

@@ -22,13 +22,14 @@ from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
-from tests.images.backings import BACKINGS, Backing
+from tests.images.backings import BACKINGS, Backing, mark_as_former
 from tests.images.link_server import Upstream, make_fetcher, open_session, serve
 from tests.s3_server import Objects, S3Server
 from tests.support import Clock
 
 MakeImage = Callable[..., VerifiedImage]
 OpenStore = Callable[..., Awaitable[ImageStore]]
+ImageFile = Callable[..., Path]
 OpenDisk = Callable[..., Awaitable[DiskStore]]
 
 LIFE_S = 1_000.0
@@ -112,8 +113,22 @@ def clock() -> Clock:
     return Clock(float(int(time.time())))
 
 
+@pytest.fixture(params=["flat", "nested"])
+def image_file(request: pytest.FixtureRequest, tmp_path: Path) -> ImageFile:
+    """Return the path of an image's file in `data/images`, which has either form of names."""
+    folder = tmp_path / "data" / "images"
+    if request.param == "nested":
+        mark_as_former(folder)
+    joint = "-" if request.param == "flat" else "/"
+
+    def path_of(task_id: str, image: VerifiedImage, index: int = 0, extension: str = "png") -> Path:
+        return folder / task_id[:2] / f"{task_id}{joint}{index}-{image.sha256[:12]}.{extension}"
+
+    return path_of
+
+
 @pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
+async def store(tmp_path: Path, clock: Clock, image_file: ImageFile) -> AsyncIterator[DiskStore]:
     store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
     await store.start()
     yield store
@@ -121,7 +136,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
 
 
 @pytest.fixture
-async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
+async def open_disk(tmp_path: Path, clock: Clock, image_file: ImageFile) -> AsyncIterator[OpenDisk]:
     """Open started stores: `await open_disk(folder)` uses `folder/images`."""
     stores: list[DiskStore] = []
 

@@ -15,12 +15,13 @@ import pytest
 from imagegen.errors import StoreUnavailable
 from imagegen.images.checked_files import MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
+from imagegen.images.file_names import task_of
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory, is_writable, load
-from tests.images.conftest import MakeImage, OpenDisk
+from tests.images.conftest import ImageFile, MakeImage, OpenDisk
 from tests.support import Clock
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -35,12 +36,12 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 async def test_a_file_is_named_by_task_index_and_digest(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
+    store: DiskStore, image_file: ImageFile, clock: Clock, make_image: MakeImage
 ) -> None:
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
         image = make_image(kind=kind)
         await store.save(TASK, index, image, clock.now + 60)
-        path = tmp_path / "data" / "images" / "01" / TASK / f"{index}-{image.sha256[:12]}.{extension}"
+        path = image_file(TASK, image, index, extension)
         assert path.read_bytes() == image.data
         assert path.stat().st_mtime == clock.now + 60
 
@@ -81,17 +82,22 @@ OBSTACLES = {
     ("above", "replace"),
     [*((0, replace) for replace in OBSTACLES.values())]
     + [(above, replace) for above in (1, 2) for replace in (Path.touch, OBSTACLES["link to itself"])],
-    ids=[*OBSTACLES, *(f"{what} as {name}" for name in ("task", "hex") for what in ("file", "link"))],
+    ids=[*OBSTACLES, *(f"{what} as {name}" for name in ("folder", "hex") for what in ("file", "link"))],
 )
 async def test_a_foreign_file_in_the_place_of_an_image_costs_this_image_alone(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, above: int, replace: Callable[[Path], None]
+    store: DiskStore,
+    tmp_path: Path,
+    image_file: ImageFile,
+    clock: Clock,
+    make_image: MakeImage,
+    above: int,
+    replace: Callable[[Path], None],
 ) -> None:
     image, source, in_file = make_image(), "f" * 32, tmp_path / "spooled"
     await store.save(source, 1, image, clock.now + 60)
     await store.save(TASK, 0, image, clock.now + 60)
-    place = tmp_path / "data" / "images" / "01" / TASK / f"0-{image.sha256[:12]}.png"
-    for _ in range(above):
-        place = place.parent
+    file = image_file(TASK, image)
+    place = (file, file.parent, tmp_path / "data" / "images" / "01")[above]
     for save in ("memory", "file", "reuse"):
         shutil.rmtree(place) if place.is_dir() else place.unlink()
         replace(place)
@@ -235,7 +241,7 @@ async def test_a_reused_image_takes_its_bytes_once(
     await store.save("e" * 32, 0, other, clock.now + 90)
     assert len(files(tmp_path)) == 3
     await store.save("d" * 32, 0, other, clock.now + 90)
-    assert {path.parent.name for path in files(tmp_path)} == {"e" * 32, "d" * 32}
+    assert {task_of(str(path)) for path in files(tmp_path)} == {"e" * 32, "d" * 32}
     await store.close()
 
 

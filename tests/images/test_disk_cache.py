@@ -177,6 +177,7 @@ async def test_a_mount_that_returns_less_than_requested_is_read_to_the_end(
     images = [await save(0, SMALL_BYTES), await save(1, LARGE_BYTES)]
     monkeypatch.setattr(files, "open", lambda path, *_, **__: ShortReads(path), raising=False)
     fresh = DiskStore(tmp_path / "data" / "images", 10**9, clock=clock)
+    await fresh.start()
     for image in images:
         data = await load(fresh, TASK, image)
         assert data is not None

@@ -11,7 +11,7 @@ import pytest
 
 from imagegen.images import disk
 from tests.images.backings import fails_with, is_writable, load, spooled
-from tests.images.conftest import LIFE_S, MakeImage, OpenDisk
+from tests.images.conftest import LIFE_S, ImageFile, MakeImage, OpenDisk
 from tests.support import Clock, eventually
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -73,11 +73,11 @@ async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
 
 
 async def test_a_file_of_the_previous_version_expires_at_its_mtime(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
+    open_disk: OpenDisk, image_file: ImageFile, clock: Clock, make_image: MakeImage
 ) -> None:
     image = make_image()
     assert image.data is not None
-    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
+    path = image_file(TASK, image)
     path.parent.mkdir(parents=True)
     path.write_bytes(image.data)
     os.utime(path, (clock.now + 300,) * 2)
@@ -90,11 +90,11 @@ async def test_a_file_of_the_previous_version_expires_at_its_mtime(
 
 
 async def test_a_file_stays_readable_for_the_previous_version(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
+    open_disk: OpenDisk, image_file: ImageFile, clock: Clock, make_image: MakeImage
 ) -> None:
     store, image = await open_disk(), make_image()
     await store.save(TASK, 0, spooled(store, image), clock.now + 600)
-    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
+    path = image_file(TASK, image)
     assert path.stat().st_mtime == clock.now + 600
     await store.extend_expiry(TASK, [image.stored_at(0)], clock.now + 900)
     assert path.stat().st_mtime == clock.now + 900

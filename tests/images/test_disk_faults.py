@@ -189,7 +189,8 @@ async def test_a_check_that_began_before_a_failure_does_not_end_it(
 async def test_an_obstacle_beside_the_images_is_named(
     tmp_path: Path, open_disk: OpenDisk, name: str, named: str
 ) -> None:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / name).unlink(missing_ok=True)
     (tmp_path / "data" / name).symlink_to(tmp_path / "data" / name)
     store = await open_disk()
     assert named in store.health.cause
@@ -250,7 +251,7 @@ async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
         await store.save(TASK, 1, image, clock.now + 600)
     assert not (tmp_path / "data").exists()
     assert len([line for line in lines if "Images can" in line]) == 1
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data").mkdir(exist_ok=True)
     await store.check()
     assert is_writable(store)
     await store.save(TASK, 1, spooled(store, image), clock.now + 600)

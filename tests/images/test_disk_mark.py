@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.disk import DiskLookups, DiskStore
-from imagegen.images.disk_watch import read_mark
+from imagegen.images.folder_mark import read_mark
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,31 +11,31 @@ import pytest
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost
 from tests.images.backings import is_writable, load, spooled
-from tests.images.conftest import MakeImage, OpenDisk
+from tests.images.conftest import ImageFile, MakeImage, OpenDisk
 from tests.support import Clock
 
 TASK = "0123456789abcdef0123456789abcdef"
 
 
 async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, image_file: ImageFile, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, image = await open_disk(), make_image()
     moved = spooled(store, image)
     assert moved.path is not None
     inode = moved.path.stat().st_ino
     await store.save(TASK, 0, moved, clock.now + 600)
-    assert [path.stat().st_ino for path in (tmp_path / "data" / "images").rglob("0-*")] == [inode]
-    replace = Path.replace
+    assert image_file(TASK, image).stat().st_ino == inode
+    replace, copied = os.replace, spooled(store, image)
 
-    def across(path: Path, target: Path) -> Path:
-        if path.name == "image":
+    def across(source: str, target: str) -> None:
+        if source == str(copied.path):
             raise OSError(errno.EXDEV, "other file system")
-        return replace(path, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", across)
-    copied = spooled(store, image)
+    monkeypatch.setattr(os, "replace", across)
     await store.save(TASK, 1, copied, clock.now + 600)
+    assert image_file(TASK, image, 1).exists()
     assert await load(store, TASK, image.stored_at(1)) == image.data
     assert copied.path is not None
     assert not copied.path.exists()

@@ -17,10 +17,11 @@ from imagegen.images import disk
 from imagegen.images.disk import ORPHAN_S, DiskStore
 from imagegen.images.disk_index import EXPIRED_AT_ONCE
 from imagegen.images.disk_sweep import SweptFolder, sweep_folder
+from imagegen.images.file_names import task_of
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import load
-from tests.images.conftest import MakeImage
+from tests.images.conftest import ImageFile, MakeImage
 from tests.support import Clock
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -35,7 +36,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
+    store: DiskStore, tmp_path: Path, image_file: ImageFile, clock: Clock, make_image: MakeImage
 ) -> None:
     short, long = make_image("red"), make_image("blue")
     await store.save(TASK, 0, short, clock.now + 10)
@@ -43,8 +44,8 @@ async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
     clock.now += 10
     assert await load(store, TASK, stored(short)) is None
     await store.sweep_once()
-    assert [path.parent.name for path in files(tmp_path)] == ["f" * 32]
-    assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
+    assert [task_of(str(path)) for path in files(tmp_path)] == ["f" * 32]
+    assert not image_file(TASK, short).parent.exists()
 
 
 async def test_expired_images_free_space_without_a_sweep(
@@ -57,7 +58,7 @@ async def test_expired_images_free_space_without_a_sweep(
     clock.now += 10
     await store.save(TASK, 0, image, clock.now + 60)
     left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE + 1, EXPIRED_AT_ONCE + 5)), TASK]
-    assert sorted(path.parent.name for path in files(tmp_path)) == sorted(left)
+    assert sorted(task_of(str(path)) for path in files(tmp_path)) == sorted(left)
 
 
 async def test_a_sweep_deletes_orphans_and_leaves_foreign_files(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -35,10 +34,9 @@ def reused(task: dict[str, Any]) -> list[bool]:
     return [image.get("reused", False) for image in task["data"]]
 
 
-def folder_of(service: Service, task: dict[str, Any]) -> Path:
-    """Return the folder of a task's images."""
-    task_id = str(task["taskId"])
-    return Path(service.settings["DATA_DIR"]) / "images" / task_id[:2] / task_id
+def files_of(service: Service, task: dict[str, Any]) -> list[Path]:
+    """Return the files of a task's images, in their order."""
+    return sorted((Path(service.settings["DATA_DIR"]) / "images").rglob(f"{task['taskId']}-*"))
 
 
 def assert_readable(service: Service, task: dict[str, Any]) -> None:
@@ -145,7 +143,8 @@ def is_not_found(service: Service, task_id: str) -> bool:
 def test_the_images_of_the_old_task_may_be_deleted(service: Service, upstream: EmulatorProcess) -> None:
     two = service.made(prompt="deleted", n=2)
     four = service.made(prompt="deleted", n=4)
-    shutil.rmtree(folder_of(service, two))
+    for path in files_of(service, two):
+        path.unlink()
     assert_readable(service, four)
     again = service.task(assert_hit(service.submit(prompt="deleted", n=2)))
     assert (shas(again), reused(again)) == (shas(two), [True, True])
@@ -155,8 +154,8 @@ def test_the_images_of_the_old_task_may_be_deleted(service: Service, upstream: E
 
 def test_missing_images_of_the_larger_task_are_topped_up(service: Service, upstream: EmulatorProcess) -> None:
     four = service.made(prompt="missing", n=4)
-    for path in folder_of(service, four).iterdir():
-        if not path.name.startswith("2-"):
+    for path in files_of(service, four):
+        if f"{four['taskId']}-2-" not in path.name:
             path.unlink()
     answer = service.submit(prompt="missing", n=2)
     assert (answer.status, answer.json["cached"]) == (202, False)
@@ -257,8 +256,7 @@ def test_a_cancelled_task_keeps_its_paid_images_for_the_next_submit(
 
 def test_a_completed_task_that_lacks_an_image_keeps_the_others(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="one of three is removed", n=3, seed=7)
-    removed = sorted(folder_of(service, task).iterdir())[1]
-    removed.unlink()
+    files_of(service, task)[1].unlink()
     assert service.accepted(prompt="one of three is removed", n=3, seed=7) == task["taskId"]
     again = service.completed(task["taskId"])
     assert (reused(again), len(again["data"])) == ([True, False, True], 3)
