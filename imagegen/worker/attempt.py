@@ -111,7 +111,7 @@ class Attempt:
         self._request = GenerationRequest.from_json(claim.task.request_json)
         others = alternatives(claim, self._request, runner.rules, runner.routes)
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, others)
-        self._inputs = AttemptInputs(runner.inputs, self._request, claim.task.id)
+        self._inputs = AttemptInputs(runner.inputs, self._request, claim)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._places = ImagePlaces(claim, self._request.n)
         ends_at = partial(runner.rules.deadline, claim.task)  # it moves with jumps of the server's clock

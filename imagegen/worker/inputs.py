@@ -16,6 +16,7 @@ from imagegen.images.spool import Spool
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
 from imagegen.images.uploads import Uploads
 from imagegen.providers.protocol import Edits, InputImage, unreadable_input
+from imagegen.queue.claim import Claim
 from imagegen.ssrf import blocked_cause
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
@@ -41,9 +42,9 @@ class InputOpener:
 class AttemptInputs:
     """Input images of one attempt; close it after use."""
 
-    def __init__(self, opener: InputOpener, request: GenerationRequest, task_id: str) -> None:
+    def __init__(self, opener: InputOpener, request: GenerationRequest, claim: Claim) -> None:
         self._opener = opener
-        self._task_id = task_id
+        self._claim = claim
         self._sources = request.image_sources
         self._opened: dict[str, InputImage] = {}
         self._fetched: list[VerifiedImage] = []
@@ -61,7 +62,8 @@ class AttemptInputs:
         links = [source for source in sources if not source.startswith(UPLOAD_PREFIX)]
         if links and not (edits is not None and edits.links):
             fetch_all = partial(_fetch_all, self._opener, links)
-            images = await self._opener.fetches.images((self._task_id, *links), fetch_all, self._opener.spool.discard)
+            key, claim, discard = (self._claim.task.id, *links), self._claim, self._opener.spool.discard
+            images = await self._opener.fetches.images(key, fetch_all, discard, lambda: not claim.lost)
             self._fetched += images
             for link, image in zip(links, images, strict=True):
                 self._opened[link] = InputImage(image.content_type, image.size_bytes, partial(_read_fetched, image))

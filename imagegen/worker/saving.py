@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
@@ -233,9 +232,11 @@ class ClaimImageSaver:
                     await self._stall(tries, error)
                     tries += 1
                 else:
-                    if self._stalled:
-                        self._resume()
+                    self._resume()
                     return stored
+        except (ImageRejected, DownloadFailed):  # the store works, or is not what this image waits for
+            self._resume()
+            raise
         finally:
             if image is not None:
                 self.image_saver.discard(image)
@@ -262,14 +263,17 @@ class ClaimImageSaver:
         finally:
             await self._finish_writing()
 
-    @staticmethod
-    async def _comes_again(received: ReceivedImage, image: VerifiedImage) -> bool:
-        """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
+    async def _comes_again(self, received: ReceivedImage, image: VerifiedImage) -> bool:
+        """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone.
+
+        A file counts as gone if its disk does not return it though the store works, as in a cache that hangs.
+        """
         if image.path is None:
             return not isinstance(received.image, ImageLink)
-        with suppress(OSError):
+        try:
             return not await file_threads.run_within(LOOK_S, image.path.exists)
-        return False
+        except OSError:
+            return self.image_saver.writable
 
     async def _fetch(self, received: ReceivedImage) -> VerifiedImage:
         """Return the checked image; a link with a long download is checkpointed meanwhile."""
@@ -322,6 +326,9 @@ class ClaimImageSaver:
             await self.image_saver.wait_writable(min(left_s, QUIET_CHECK_S))
 
     def _resume(self) -> None:
+        """Show that the task waits for its store no more, if it did."""
+        if not self._stalled:
+            return
         self._stalled = False
         self.claim.checkpoint = replace(self.claim.checkpoint, reason=None, retry_at=None)
         self.claims.stall(self.claim, None, None)

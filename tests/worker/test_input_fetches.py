@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from imagegen.errors import DownloadFailed
 from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import Edits
-from imagegen.tasks.image import GivenImage
+from imagegen.tasks.image import GivenImage, ImageLink
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import input_fetches
 from imagegen.worker.input_fetches import Images, InputFetches
@@ -58,11 +59,16 @@ async def slow(make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch) -> Sl
     monkeypatch.setattr(input_fetches, "SLOT_WAIT_S", 0.01)
     monkeypatch.setattr(input_fetches, "MIN_RETRY_S", 0.01)
     monkeypatch.setattr(input_fetches, "MAX_RETRY_S", 0.05)
+    monkeypatch.setattr(input_fetches, "LOOK_S", 0.05, raising=False)
     fetcher, spool = SlowFetcher(), FakeSpool()
     opener = InputOpener(FakeUploads(), fetcher, spool)
     harness = make_harness(inputs=opener, slots=1)
     harness.provider.editable = Edits(links=False)
     return SlowInputs(harness, fetcher, spool, opener)
+
+
+def fetch_tasks() -> list[asyncio.Task[object]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == input_fetches.TASK_NAME]
 
 
 async def test_a_task_whose_input_images_come_slowly_leaves_its_slot_to_others(slow: SlowInputs) -> None:
@@ -85,20 +91,51 @@ async def test_a_slow_link_that_fails_in_the_end_fails_its_task_without_a_call(s
     assert slow.harness.provider.calls == []
 
 
-async def test_images_of_a_task_that_was_cancelled_meanwhile_are_discarded(
+async def left_waiting(slow: SlowInputs, wanted: list[bool]) -> None:
+    """Begin a fetch, of which the task gives its slot up."""
+
+    async def fetch_all() -> Images:
+        return [await slow.fetcher.fetch(ImageLink(TARPIT), age_s=math.inf)]
+
+    with pytest.raises(input_fetches.SlowInputs):
+        await slow.opener.fetches.images(("task", TARPIT), fetch_all, slow.spool.discard, lambda: bool(wanted))
+
+
+async def test_fetched_images_of_a_task_that_is_cancelled_before_it_takes_them_are_discarded(slow: SlowInputs) -> None:
+    wanted = [True]
+    await left_waiting(slow, wanted)
+    slow.fetcher.host.set()
+    await asyncio.wait(fetch_tasks())
+    assert slow.spool.discarded == 0
+    wanted.clear()
+    await eventually(lambda: slow.spool.discarded == 1)
+
+
+async def test_fetched_images_that_no_attempt_takes_in_time_are_discarded(
     slow: SlowInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_fetches, "KEPT_S", 0.05)
-    task_id = await slow.waiting(reference_images=[LINK])
-    await slow.harness.instance.client_queue.cancel(task_id)
+    await left_waiting(slow, [True])
     slow.fetcher.host.set()
-    await eventually(lambda: slow.spool.discarded == 2)
-    assert slow.harness.provider.calls == []
+    await eventually(lambda: slow.spool.discarded == 1)
+
+
+async def test_the_fetch_of_a_cancelled_task_ends_and_takes_no_place_of_others(
+    slow: SlowInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_fetches, "MAX_SLOW", 1)
+    cancelled = await slow.waiting()
+    (fetch,) = fetch_tasks()
+    await slow.harness.instance.client_queue.cancel(cancelled)
+    await asyncio.wait([fetch])
+    await slow.waiting(prompt="second")
+    (other,) = await slow.harness.finished(await slow.harness.submit(prompt="other"))
+    assert other.state is State.COMPLETED
 
 
 async def test_at_the_end_of_the_service_no_fetch_and_no_image_is_left(slow: SlowInputs) -> None:
     await slow.waiting()
-    running = {task for task in asyncio.all_tasks() if task.get_name() == input_fetches.TASK_NAME}
+    running = fetch_tasks()
     assert len(running) == 1
     await slow.harness.drain(0.0)
     await slow.opener.fetches.close()
@@ -110,8 +147,7 @@ async def test_fetched_images_that_no_attempt_took_are_discarded_at_the_end(slow
     task_id = await slow.waiting()
     await slow.harness.instance.client_queue.cancel(task_id)
     slow.fetcher.host.set()
-    running = [task for task in asyncio.all_tasks() if task.get_name() == input_fetches.TASK_NAME]
-    await asyncio.wait(running)
+    await asyncio.wait(fetch_tasks())
     await slow.opener.fetches.close()
     assert slow.spool.discarded == 1
 
@@ -142,9 +178,9 @@ async def test_an_attempt_fetches_again_while_the_fetch_of_a_cancelled_one_still
     async def quick() -> Images:
         return ()
 
-    first = asyncio.create_task(fetches.images(("task", LINK), endless, FakeSpool().discard))
+    first = asyncio.create_task(fetches.images(("task", LINK), endless, FakeSpool().discard, lambda: True))
     await began.wait()
     first.cancel()
     await asyncio.wait([first])
-    assert await fetches.images(("task", LINK), quick, FakeSpool().discard) == ()
+    assert await fetches.images(("task", LINK), quick, FakeSpool().discard, lambda: True) == ()
     end.set()

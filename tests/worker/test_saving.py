@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -221,6 +223,63 @@ async def test_a_save_that_a_healthy_store_refuses_is_retried(make_harness: Make
     harness.image_saver.store_faults = [StoreUnavailable()]
     assert isinstance(await harness.attempts.run(await harness.claim()), Succeeded)
     assert len(harness.provider.calls) == 1
+
+
+class HangingFile(type(Path())):  # type: ignore[misc]  # the class of this system's paths
+    """File on a disk that answers once `released` is set."""
+
+    released = threading.Event()
+
+    def exists(self) -> bool:
+        return not self.released.wait(40)
+
+
+@pytest.mark.parametrize("received", [links(1), images(1)], ids=["link", "base64"])
+async def test_an_image_whose_file_is_on_a_disk_that_hangs_is_fetched_again_for_a_store_that_works(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, received: Reply
+) -> None:
+    harness = make_harness(received, pool=False)
+    harness.image_saver.store_faults = [StoreUnavailable()]
+    spooled = VerifiedImage("image/png", 10, 8, 8, "a" * 64, path=HangingFile("spool/image"))
+    again = VerifiedImage("image/png", 10, 8, 8, "a" * 64, b"a picture!")
+    saved, fetches = [], iter([spooled, again])
+
+    async def fetch(_image: GivenImage, *, age_s: float) -> VerifiedImage:
+        assert age_s >= 0
+        harness.image_saver.held += 1
+        return next(fetches)
+
+    async def save(task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Any) -> StoredImage:
+        saved.append(image)
+        return await type(harness.image_saver).save(harness.image_saver, task_id, index, image, seed, describe)
+
+    monkeypatch.setattr(HangingFile, "released", threading.Event())
+    monkeypatch.setattr(saving, "LOOK_S", 0.05)
+    monkeypatch.setattr(harness.image_saver, "fetch", fetch)
+    monkeypatch.setattr(harness.image_saver, "save", save)
+    try:
+        assert isinstance(await harness.attempts.run(await harness.claim()), Succeeded)
+    finally:
+        HangingFile.released.set()
+    assert saved == [spooled, again]
+    assert (harness.image_saver.held, len(harness.provider.calls)) == (0, 1)
+
+
+async def test_a_task_does_not_wait_for_the_store_any_more_once_its_image_proves_unusable(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness, reasons = make_harness(images(1), images(1), pool=False), []
+    harness.image_saver.store_faults = [StoreUnavailable()]
+    harness.image_saver.faults = [None, ImageRejected("not an image", lasting=False)]
+    claim = await harness.claim()
+
+    async def generate(call: Call, watcher: CallObserver) -> Reply:
+        reasons.append((harness.task(claim.task.id).reason, (await stored_checkpoint(harness, claim)).reason))
+        return await type(harness.provider).generate(harness.provider, call, watcher)
+
+    monkeypatch.setattr(harness.provider, "generate", generate)
+    assert isinstance(await harness.attempts.run(claim), Succeeded)
+    assert reasons == [(None, None)] * 2
 
 
 async def test_a_link_is_checkpointed_while_its_store_is_unavailable(
