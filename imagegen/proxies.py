@@ -73,11 +73,11 @@ class ProxyConnector(TCPConnector):
 
     def __init__(self, proxies: Proxies, **options: Any) -> None:
         super().__init__(**options)
-        self._proxies = proxies
+        self.proxies = proxies
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        if self._proxies:
-            route(req, self._proxies)
+        if self.proxies:
+            route(req, self.proxies)
         return await super().connect(req, traces, timeout)
 
 

@@ -157,7 +157,7 @@ class _GuardedConnector(ProxyConnector):
         host, port = req.url.raw_host or "", req.port or 0
         try:
             check_host(host, port, self._allowed)
-            if self._proxies:
+            if self.proxies:
                 await self._check_route(req, host, port)
         except AddressBlocked as error:
             raise ClientConnectorDNSError(req.connection_key, error) from error
@@ -165,8 +165,8 @@ class _GuardedConnector(ProxyConnector):
 
     async def _check_route(self, req: ClientRequest, host: str, port: int) -> None:
         """Refuse a name that is not public though a proxy would resolve it, and a proxy that is called itself."""
-        if self._proxies.of(req.url) is None:
-            if (host, port) in self._proxies.hosts and not _is_allowed(host, port, self._allowed):
+        if self.proxies.of(req.url) is None:
+            if (host, port) in self.proxies.hosts and not _is_allowed(host, port, self._allowed):
                 raise AddressBlocked(f"{host!r} is a proxy")
             return
         try:

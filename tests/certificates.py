@@ -6,10 +6,16 @@ Tests call nothing on the internet; those with TLS give their clients the certif
 from __future__ import annotations
 
 import os
+import ssl
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import certifi
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 FILE_SETTINGS = ("SSL_CERT_FILE", "AWS_CA_BUNDLE")
 """Environment variables with the path of a bundle: of OpenSSL and httpx, and of botocore."""
@@ -31,3 +37,16 @@ def shorten_bundle() -> None:
 def with_whole_bundle() -> dict[str, str]:
     """Return the environment for a program that downloads."""
     return {name: value for name, value in os.environ.items() if name not in FILE_SETTINGS} | _GIVEN
+
+
+def server_tls(folder: Path) -> ssl.SSLContext:
+    """Return the server side of TLS with a new self-signed certificate."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    signed = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    file = folder / "server.pem"
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + signed)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context

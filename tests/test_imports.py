@@ -23,6 +23,7 @@ LAYERS = [  # a package imports only from layers below its own
         "formats",
         "log_stream",
         "metrics",
+        "port_protocols",
         "resolver",
         "setting_parsers",
         "standard_streams",

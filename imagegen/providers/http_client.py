@@ -30,6 +30,8 @@ from imagegen.providers.post import NotSent, PaidPost, PartlySent, RawResponse, 
 from imagegen.providers.protocol import CallObserver, InputImage, Reply, forgotten_job
 from imagegen.providers.response_body import read_body
 from imagegen.providers.response_parser import error_from_response, parse_reply
+from imagegen.providers.wrong_address import probed_address, scheme_refused, wrong_scheme
+from imagegen.proxies import ProxyConnector
 from imagegen.tasks.provider_job import JobHandle
 
 USER_AGENT = f"imagegen/{__version__}"
@@ -67,6 +69,15 @@ _NEVER_SENT = (
 )
 """What `ClientSession` raises where nothing was sent."""
 
+_HUNG_UP = (
+    HttpProcessingError,
+    aiohttp.ClientResponseError,
+    aiohttp.ServerDisconnectedError,
+    aiohttp.ClientOSError,
+    ConnectionError,
+)
+"""What a request raises that a server does not take for one, as TLS is for a server without it."""
+
 
 class Account(Struct, frozen=True):
     """Credentials and headers of each request to a provider.
@@ -103,6 +114,7 @@ class ProviderClient:
         self._headers = _headers(account)
         self._generations = generations
         self._posts: dict[tuple[str, str], PaidPost] = {}
+        self._has_answered = False
         submit = URL(f"{base}/{generations}")
         self._jobs = JobPoller(jobs_of, base, submit, account.secret, self._poll) if jobs_of else None
 
@@ -171,16 +183,31 @@ class ProviderClient:
         try:
             answer = await post.send(body, observer.sent)
         except NotSent as error:
-            raise _not_reached(error.__cause__) from error
+            raise await self._cause(error.__cause__, _not_reached(error.__cause__)) from error
         except PartlySent as error:
-            raise _partly_sent(error.__cause__, self._timeout_s) from error
+            raise await self._cause(error.__cause__, _partly_sent(error.__cause__, self._timeout_s)) from error
         except HttpProcessingError as error:
-            raise _not_http() from error
+            raise await self._cause(error, _not_http()) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _lost_response(error, self._timeout_s) from error
+            raise await self._cause(error, _lost_response(error, self._timeout_s)) from error
+        self._check_gateway(answer)
+        self._has_answered = True
+        return answer
+
+    async def _cause(self, error: BaseException | None, otherwise: UpstreamError) -> UpstreamError:
+        """Return that the scheme of the base URL is wrong, if that is why a request failed; the other error if not."""
+        connector = self._session.connector
+        is_proxied = isinstance(connector, ProxyConnector) and connector.proxies.of(self._base)
+        if self._has_answered or is_proxied or not _may_be_wrong_address(error):
+            return otherwise
+        return await probed_address(self._base) or otherwise
+
+    def _check_gateway(self, answer: RawResponse) -> None:
+        """Raise UpstreamError for a response of a proxy, or of a port with TLS, that has read nothing."""
         if answer.status == _PROXY_LOGIN:
             raise _no_login()
-        return answer
+        if scheme_refused(self._base, answer.status, answer.headers, answer.body):
+            raise wrong_scheme(self._base)
 
     async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
@@ -193,12 +220,14 @@ class ProviderClient:
 
     async def get_json(self, path: str) -> object:
         """GET some JSON that costs nothing. Raises UpstreamError."""
-        answer = await self._request("GET", URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
+        try:
+            answer = await self._request("GET", URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
+        except UpstreamError as error:
+            raise await self._cause(error.__cause__, error) from error.__cause__
         if 200 <= answer.status < 300:
             with suppress(orjson.JSONDecodeError):
                 return load_json(answer.body)
-        if answer.status == _PROXY_LOGIN:
-            raise _no_login()
+        self._check_gateway(answer)
         raise error_from_response(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
     async def _request(
@@ -249,6 +278,13 @@ def _not_reached(cause: BaseException | None) -> UpstreamError:
     if cause and (fault := certificate_fault(cause)):
         reason = f"its TLS certificate is refused ({fault})"
     return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
+
+
+def _may_be_wrong_address(error: BaseException | None) -> bool:
+    """Return whether a request may have failed since one side speaks TLS and the other does not."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        return isinstance(error.os_error, ConnectionError) and not isinstance(error.os_error, ConnectionRefusedError)
+    return isinstance(error, _HUNG_UP) and not isinstance(error, TimeoutError)
 
 
 def _partly_sent(cause: BaseException | None, timeout_s: float) -> UpstreamError:

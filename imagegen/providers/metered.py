@@ -14,6 +14,7 @@ from imagegen.errors import UpstreamError
 from imagegen.formats import mask_quotes
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
+from imagegen.providers.wrong_address import WrongAddress
 from imagegen.tasks.provider_job import JobHandle
 
 OK, ABANDONED = "ok", "abandoned"
@@ -97,6 +98,8 @@ class MeteredProvider:
             code, ambiguous = error.code, error.ambiguous
             if code in _REFUSALS:
                 self._warn(error, call)
+            elif isinstance(error, WrongAddress):
+                self._warn_of_address(error)
             raise
         finally:
             self._meter.observe_provider_call(code, monotonic() - began_at, ambiguous=ambiguous)
@@ -122,6 +125,14 @@ class MeteredProvider:
             detail = mask_quotes(error.upstream_detail, (call.request.prompt, call.request.negative_prompt))
             logger.warning(_REFUSALS[code], setting, detail)
             self._on_refused(code, setting)
+
+    def _warn_of_address(self, error: WrongAddress) -> None:
+        """Warn the operator at most once a minute."""
+        if self._clock() - self._warned_at.get(error.code, -math.inf) >= WARN_AGAIN_S:
+            self._warned_at[error.code] = self._clock()
+            logger.warning(
+                "The provider of {} can't be reached: {}", self._key_name or self.name, error.upstream_detail
+            )
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return await self.plain.models()

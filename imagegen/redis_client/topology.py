@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from imagegen.errors import SettingsError
+from imagegen.port_protocols import answers_with_tls, first_bytes
 from imagegen.redis_client.url import SentinelUrl, sentinel_url
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Servers:
         if self._unix:
             return None
         tls = issubclass(self._pool.connection_class, SSLConnection)
-        has_other = _answers_without_tls if tls else _answers_with_tls
+        has_other = _answers_without_tls if tls else answers_with_tls
         for host, port in self._sentinel_places or [self.address]:
             try:
                 async with asyncio.timeout(NODE_TIMEOUT_S):
@@ -280,24 +281,8 @@ def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
     )
 
 
-async def _answers_with_tls(host: str, port: int) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent that a wrong server must not see
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        _, writer = await asyncio.open_connection(host, port, ssl=context)
-    except ssl.SSLError as error:
-        return "ALERT" in str(error)  # the server speaks TLS, and refuses a client without a certificate for example
-    writer.transport.abort()
-    return True
-
-
 async def _answers_without_tls(host: str, port: int) -> bool:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(b"PING\r\n")
-        return (await reader.read(1)) in {b"+", b"-"}
-    finally:
-        writer.transport.abort()
+    return (await first_bytes(host, port, b"PING\r\n"))[:1] in {b"+", b"-"}
 
 
 def _check_options(pool: ConnectionPool) -> None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import UpstreamError
-from imagegen.providers import response_body
+from imagegen.providers import response_body, wrong_address
 from imagegen.providers.http_client import USER_AGENT
 from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.together import TogetherProvider
@@ -31,6 +31,12 @@ LINK = "https://api.together.ai/shrt/jfS1HMmumnnmPemB"
 ANSWER = {"id": "o", "model": "m", "object": "list", "data": [{"index": 0, "url": LINK}]}
 BODY = json.dumps(ANSWER).encode()
 DEADLINE_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a server that speaks nothing known be probed for a moment alone."""
+    monkeypatch.setattr(wrong_address, "PROBE_S", 0.2)
 
 
 def together(session: aiohttp.ClientSession, base_url: str = ROOT, **more: Any) -> TogetherProvider:
@@ -223,7 +229,7 @@ async def test_a_failed_tls_handshake_is_not_ambiguous(
 ) -> None:
     async def serve_plaintext(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.write(b"no TLS is spoken here\r\n")
 
     url = await raw_server(serve_plaintext)
     error = await lost(together(session, url.replace("http:", "https:")), make_call(), watcher)
@@ -322,7 +328,7 @@ async def test_a_non_http_answer_is_a_bad_response(
 ) -> None:
     async def send_garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        writer.write(b"no HTTP is spoken here\r\n\r\n")
 
     error = await lost(together(session, await raw_server(send_garbage)), make_call(), watcher)
     assert (error.code, error.retryable) == ("upstream_bad_response", False)
