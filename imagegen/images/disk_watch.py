@@ -7,9 +7,10 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from imagegen.images.folder_mark import has_flat_mark, mark_of, read_flat_mark, read_id, read_mark
+from imagegen.images.folder_mark import has_flat_names, mark_flat_names, mark_of, read_id, read_mark
 from imagegen.images.folder_probe import ProbeFailed, check_access, check_space, step
 from imagegen.images.mounts import is_local
 from imagegen.images.spool_folder import SpoolFolder
@@ -76,8 +77,9 @@ class DiskWatch:
             self._health.mark_failed(error)
             return
         if not await self.check():
-            self.is_flat = await in_file_thread(has_flat_mark, self._folder)
-            self.folder_id = await in_file_thread(read_id, self._mark)
+            with suppress(OSError):
+                self.is_flat = await in_file_thread(has_flat_names, self._folder)
+                self.folder_id = await in_file_thread(read_id, self._mark)
 
     def saved(self, size_bytes: int) -> None:
         """Record the size of an image that was saved."""
@@ -154,7 +156,7 @@ class DiskWatch:
             self.spool.remove_abandoned()
         with step(f"reading {self._mark.name}"):
             if not self.folder_id:
-                self.is_flat = read_flat_mark(self._folder)
+                self.is_flat = mark_flat_names(self._folder)
                 self.folder_id = read_mark(self._mark)
 
     def _check_volume(self) -> None:

@@ -63,21 +63,21 @@ def _rename_new(part: Path, path: Path) -> None:
         part.unlink()
 
 
-def read_flat_mark(folder: Path) -> bool:
+def has_flat_names(folder: Path) -> bool:
     """Return whether the files of a folder have flat names (`imagegen.images.file_names`). Raises OSError.
 
     A folder with a mark of its id and none of flat names is of a version up to 0.5.6, which may still run, or run
-    again: it keeps the names that these read. So this mark is made before the other one, where no file has such a name.
+    again: it keeps the names that these read. Without both marks, its content decides.
     """
-    flat_mark = _flat_mark_of(folder)
-    if not flat_mark.exists() and not mark_of(folder).exists() and file_names.may_be_flat(folder):
-        flat_mark.touch()
-    return flat_mark.exists()
+    return _flat_mark_of(folder).exists() or (not mark_of(folder).exists() and file_names.may_be_flat(folder))
 
 
-def has_flat_mark(folder: Path) -> bool:
-    """Return whether there is a mark of flat names; none is made."""
-    return _flat_mark_of(folder).exists()
+def mark_flat_names(folder: Path) -> bool:
+    """Return whether a folder has flat names, and mark it then. This comes before the mark of its id."""
+    if has_flat_names(folder):
+        _flat_mark_of(folder).touch()
+        return True
+    return False
 
 
 def _flat_mark_of(folder: Path) -> Path:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from imagegen.images.disk import DiskStore
-from imagegen.images.folder_mark import has_flat_mark, mark_of, read_flat_mark, read_mark
+from imagegen.images.folder_mark import has_flat_names, mark_flat_names, mark_of, read_mark
 from imagegen.images.store import VerifiedImage
 from tests.images.backings import load, mark_as_former
 from tests.images.conftest import MakeImage
 from tests.support import Clock
+
+NameOf = Callable[..., Path]
 
 TASK, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 
@@ -59,9 +63,8 @@ async def test_a_folder_of_a_former_version_keeps_the_names_that_it_reads(
 
 @pytest.mark.parametrize("name", [flat, nested], ids=["flat", "nested"])
 async def test_images_that_were_copied_without_the_marks_of_their_folder_are_found(
-    tmp_path: Path, clock: Clock, make_image: MakeImage, name: object
+    tmp_path: Path, clock: Clock, make_image: MakeImage, name: NameOf
 ) -> None:
-    assert callable(name)
     image = make_image()
     write(name(tmp_path, image), image)
     write(tmp_path / "images" / "lost+found" / "#12", image)
@@ -69,6 +72,17 @@ async def test_images_that_were_copied_without_the_marks_of_their_folder_are_fou
     assert await load(store, TASK, image.stored_at(0)) == image.data
     await store.save(OTHER, 0, image, clock.now + 60)
     assert name(tmp_path, image, OTHER).exists()
+
+
+@pytest.mark.parametrize("name", [flat, nested], ids=["flat", "nested"])
+async def test_copied_images_are_served_from_a_disk_that_is_full(
+    tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, name: NameOf
+) -> None:
+    image, usage = make_image(), shutil.disk_usage(tmp_path)
+    write(name(tmp_path, image), image)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=0))
+    store = await open_store(tmp_path, clock)
+    assert await load(store, TASK, image.stored_at(0)) == image.data
 
 
 async def test_what_a_former_version_wrote_into_a_new_folder_is_served_reused_and_removed(
@@ -95,12 +109,12 @@ def test_two_instances_that_make_a_folder_at_once_name_its_files_alike(
 
     def take_step_later(path: Path, *args: str, **options: str) -> None:
         monkeypatch.setattr(Path, step, take_step)
-        names.append(read_flat_mark(folder))
+        names.append(mark_flat_names(folder))
         read_mark(mark_of(folder))
         (folder / TASK[:2] / TASK).mkdir(parents=True)  # as a former version does
         take_step(path, *args, **options)
 
     monkeypatch.setattr(Path, step, take_step_later)
-    names.append(read_flat_mark(folder))
+    names.append(mark_flat_names(folder))
     read_mark(mark_of(folder))
-    assert [*names, read_flat_mark(folder), has_flat_mark(folder)] == [True] * 4
+    assert [*names, mark_flat_names(folder), has_flat_names(folder)] == [True] * 4
