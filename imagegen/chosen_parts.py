@@ -33,6 +33,7 @@ from imagegen.providers.post import MAX_RESPONSE_HEAD_BYTES, UpstreamConnector
 from imagegen.providers.served_models import ServedModels
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
+from imagegen.queue.notifier import FLAT_FILE_NAMES
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.redis_client.connection import Connection
@@ -113,7 +114,11 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
         life_s=longest_life_s(settings),
         health=cache_health() if is_cache else None,
         clock=queue.connection.clock,
-        lookups=DiskLookups(lambda: not queue.notifier.alone, find_needed=nothing_needed if is_cache else needed.among),
+        lookups=DiskLookups(
+            others_live=lambda: not queue.notifier.alone,
+            find_needed=nothing_needed if is_cache else needed.among,
+            may_be_flat=lambda: queue.notifier.all_can(FLAT_FILE_NAMES),
+        ),
     )
 
 

@@ -1,8 +1,8 @@
 """Store of images as files in a folder, `IMAGE_STORE=disk`, and the cache in front of other stores.
 
 Names of files: `imagegen.images.file_names`. Next to the folder: `<folder>.expiry`, the index of when images expire;
-`<folder>.mark` and `<folder>.flat`, its marks; `spool/`, files that are not saved yet. Files decide what exists; the
-index in memory only holds which are oldest, so several processes may share a folder.
+`<folder>.mark`, its id; `<folder>.flat`, if its names are flat; `spool/`, files that are not saved yet. Files decide
+what exists; the index in memory only holds which are oldest, so several processes may share a folder.
 
 A file's content is hashed when this process reads it for the first time, and again when its inode, size or times differ
 from then; what this process wrote itself was hashed before. Its size is compared at each read.
@@ -28,8 +28,9 @@ from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_sweep import SweptFolder, sweep_folder
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import ExpiryIndex
-from imagegen.images.file_names import name_of, task_of
+from imagegen.images.file_names import task_of
 from imagegen.images.files import Signature
+from imagegen.images.folder_names import FolderNames
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
 from imagegen.images.store import (
     OpenedImage,
@@ -62,10 +63,12 @@ class DiskLookups:
 
     others_live: returns whether another instance may have an image that is missing here.
     find_needed: returns the uploads that stay though they are the oldest.
+    may_be_flat: see `FolderNames`.
     """
 
     others_live: Callable[[], bool] = lambda: False
     find_needed: FindNeeded = nothing_needed
+    may_be_flat: Callable[[], bool] = lambda: True
 
 
 class DiskStore:
@@ -98,6 +101,7 @@ class DiskStore:
         self._checked = CheckedFiles()
         self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
         self._calls = DiskCalls(self._watch)
+        self._names = FolderNames(folder, self._calls, self._index, self._lookups.may_be_flat)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -145,7 +149,12 @@ class DiskStore:
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Write the file, after the oldest ones are removed to fit it. The newest image always stays."""
-        name = self._name(task_id, index, image.sha256, image.content_type)
+        try:
+            await self._names.choose()
+        except StoreUnavailable as error:
+            self._watch.save_failed(image.size_bytes, error.__cause__ or error)
+            raise
+        name = self._names.new(task_id, index, image.sha256, image.content_type)
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
         self._watch.save_begins(name, image.size_bytes)
         try:
@@ -168,11 +177,11 @@ class DiskStore:
         """Give the file a name of the other task too. Return False if it is not in this folder."""
         if not await self._is_there(source_id, image):
             return False
-        name = self._name(task_id, index, image.sha256, image.content_type)
+        name = self._names.new(task_id, index, image.sha256, image.content_type)
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
         try:
             is_there = await self._calls.repeatable(
-                image.size_bytes, self._link, self._stored_name(source_id, image), name, image, expires_at_s
+                image.size_bytes, self._link, self._names.stored(source_id, image), name, image, expires_at_s
             )
         except StoreUnavailable as error:
             self._forget([name])
@@ -183,7 +192,7 @@ class DiskStore:
         if not is_there:
             self._forget([name])
             return False
-        self._index.share(self._stored_name(source_id, image))
+        self._index.share(self._names.stored(source_id, image))
         self._flush_soon()
         return True
 
@@ -200,7 +209,8 @@ class DiskStore:
         """
         if not image.sha256:
             return None
-        name = self._stored_name(task_id, image)
+        await self._names.learn()
+        name = self._names.stored(task_id, image)
         entry = self._index.get(name)
         if entry is not None and entry.expires_at_s <= self._clock() and await self._is_expired(name):
             self._check_elsewhere(image)
@@ -244,7 +254,8 @@ class DiskStore:
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the files expire; those that are gone stay gone."""
-        names = {self._stored_name(task_id, image): image for image in images if image.sha256}
+        await self._names.learn()
+        names = {self._names.stored(task_id, image): image for image in images if image.sha256}
         there = {name: image for name, image in names.items() if await self._has_file(name, image)}
         for name, image in there.items():
             self._index.add(name, image.size_bytes, expires_at_s)
@@ -382,7 +393,8 @@ class DiskStore:
         return False
 
     async def _is_there(self, task_id: str, image: StoredImage) -> bool:
-        name = self._stored_name(task_id, image)
+        await self._names.learn()
+        name = self._names.stored(task_id, image)
         return await self._has_file(name, image) and not await self._is_expired(name)
 
     async def _has_file(self, name: str, image: StoredImage) -> bool:
@@ -416,18 +428,6 @@ class DiskStore:
     def _elsewhere(self, image: StoredImage) -> bool:
         """Return whether an instance with its own folder keeps it."""
         return image.store_id not in ("", self.store_id) and self._lookups.others_live()
-
-    def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
-        return name_of(self._root, task_id, index, sha256, content_type, is_flat=self._watch.is_flat)
-
-    def _stored_name(self, task_id: str, image: StoredImage) -> str:
-        """Return the name of an image: in a flat folder a nested one, if a sweep found that."""
-        name = self._name(task_id, image.index, image.sha256, image.content_type)
-        if self._watch.is_flat and self._index.get(name) is None:
-            nested = name_of(self._root, task_id, image.index, image.sha256, image.content_type, is_flat=False)
-            if self._index.get(nested) is not None:
-                return nested
-        return name
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:

@@ -7,10 +7,9 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from imagegen.images.folder_mark import has_flat_names, mark_flat_names, mark_of, read_id, read_mark
+from imagegen.images.folder_mark import mark_of, read_id, read_mark
 from imagegen.images.folder_probe import ProbeFailed, check_access, check_space, step
 from imagegen.images.mounts import is_local
 from imagegen.images.spool_folder import SpoolFolder
@@ -38,7 +37,6 @@ class DiskWatch:
     """Watch that probes a folder at the start, and again after a failure until it succeeds; it sets `health`.
 
     folder_id: the id of the folder, empty until it could be written if it has no mark.
-    is_flat: whether its files have flat names.
     hangs: whether a check has not ended for SLOW_CHECK_S.
     newest: returns paths of the images that were saved last, up to a number.
     """
@@ -47,7 +45,6 @@ class DiskWatch:
         self, folder: Path, health: StoreHealth, clock: Callable[[], float], newest: Callable[[int], list[str]]
     ) -> None:
         self.folder_id = ""
-        self.is_flat = False
         self.hangs = False
         self.spool = SpoolFolder(folder.with_name("spool"))
         self._folder = folder
@@ -77,9 +74,7 @@ class DiskWatch:
             self._health.mark_failed(error)
             return
         if not await self.check():
-            with suppress(OSError):
-                self.is_flat = await in_file_thread(has_flat_names, self._folder)
-                self.folder_id = await in_file_thread(read_id, self._mark)
+            self.folder_id = await in_file_thread(read_id, self._mark)
 
     def saved(self, size_bytes: int) -> None:
         """Record the size of an image that was saved."""
@@ -155,9 +150,7 @@ class DiskWatch:
             self.spool.make()
             self.spool.remove_abandoned()
         with step(f"reading {self._mark.name}"):
-            if not self.folder_id:
-                self.is_flat = mark_flat_names(self._folder)
-                self.folder_id = read_mark(self._mark)
+            self.folder_id = self.folder_id or read_mark(self._mark)
 
     def _check_volume(self) -> None:
         """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""

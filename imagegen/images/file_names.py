@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
-from pathlib import Path
 
 from imagegen.tasks.image import extension_of
 
@@ -40,18 +38,3 @@ def is_image(root: str, name: str) -> bool:
     folder, file = os.path.split(name)
     is_nested = os.path.dirname(os.path.dirname(folder)) == root  # noqa: PTH120
     return (_NESTED if is_nested else _FLAT).fullmatch(file) is not None
-
-
-def may_be_flat(folder: Path) -> bool:
-    """Return whether a folder has a file with a flat name, or has no folder of a task. Raises OSError."""
-    has_nested = False
-    with suppress(FileNotFoundError), os.scandir(folder) as places:
-        for place in places:
-            if not place.is_dir(follow_symlinks=False):
-                continue
-            with suppress(FileNotFoundError), os.scandir(place.path) as entries:
-                for entry in entries:
-                    if _FLAT.fullmatch(entry.name):
-                        return True
-                    has_nested = has_nested or entry.is_dir(follow_symlinks=False)
-    return not has_nested

@@ -1,4 +1,4 @@
-"""Marks next to an image folder, which all instances on it read: its id, and how its files are named."""
+"""Mark next to an image folder, with an id that all instances on it share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from imagegen.images import file_names, files
+from imagegen.images import files
 
 _FOLDER_ID = re.compile(rb"[0-9a-f]{16}")
 _MARK_TRIES = 5
@@ -61,24 +61,3 @@ def _rename_new(part: Path, path: Path) -> None:
         part.replace(path)
     else:
         part.unlink()
-
-
-def has_flat_names(folder: Path) -> bool:
-    """Return whether the files of a folder have flat names (`imagegen.images.file_names`). Raises OSError.
-
-    A folder with a mark of its id and none of flat names is of a version up to 0.5.6, which may still run, or run
-    again: it keeps the names that these read. Without both marks, its content decides.
-    """
-    return _flat_mark_of(folder).exists() or (not mark_of(folder).exists() and file_names.may_be_flat(folder))
-
-
-def mark_flat_names(folder: Path) -> bool:
-    """Return whether a folder has flat names, and mark it then. This comes before the mark of its id."""
-    if has_flat_names(folder):
-        _flat_mark_of(folder).touch()
-        return True
-    return False
-
-
-def _flat_mark_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.flat")

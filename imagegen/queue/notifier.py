@@ -33,6 +33,10 @@ _BROADCAST = ("hello", "lost", "pause")
 _GREETINGS = ("hello", "here")
 """Kinds that describe their sender."""
 
+FLAT_FILE_NAMES = "flat-file-names"
+_ABILITIES = (FLAT_FILE_NAMES,)
+"""What instances of this version can do and those of former ones can't; each greeting names them."""
+
 GREETING_S = 1.0
 """Seconds after a subscription within which the peers usually have answered."""
 
@@ -114,6 +118,13 @@ class Notifier:
         """Return whether an instance of this name may be there: this one, a peer, or any while peers are unknown."""
         return not self._knows_peers or instance == self.instance or instance in self.peers
 
+    def all_can(self, ability: str) -> bool:
+        """Return whether each instance that is there has an ability; False while that is unknown."""
+        if self.silent or not self.has_met_peers:
+            return False
+        abilities = [self.greetings.get(peer, {}).get("can") for peer in self.peers]
+        return all(isinstance(names, list) and ability in names for names in abilities)
+
     async def get_to_know(self, instance: str) -> None:
         """Wait until this instance has learned whether another one is a peer, at most `GREETING_S`."""
         if instance == self.instance or instance in self.peers or self._knows_peers or self.silent:
@@ -174,7 +185,7 @@ class Notifier:
     def publish(self, kind: str, **content: Any) -> None:
         """Publish to the peers, if there are any, without waiting; a failure is no error."""
         if kind in _GREETINGS:
-            content |= self.greeting()
+            content |= {**self.greeting(), "can": _ABILITIES}
         if (self.peers and not self.silent) or kind in _BROADCAST:
             sending = asyncio.create_task(self._publish(kind, content), name=f"publish-{kind}")
             self._sending.add(sending)

@@ -35,11 +35,11 @@ class Disk:
 
 
 class FormerDisk(Disk):
-    """Folder that a version up to 0.5.6 has made."""
+    """Folder that is shared with an instance of a former version."""
 
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        super().__init__(request)
-        mark_as_former(self.folder)
+    def open(self, max_bytes: int, _: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
+        lookups = DiskLookups(find_needed=find_needed, may_be_flat=lambda: False)
+        return DiskStore(self.folder, max_bytes, lookups=lookups)
 
 
 class Remote:
@@ -86,12 +86,6 @@ class SpoolFolder:
 
     def __init__(self, folder: Path | None) -> None:
         self.spool_folder = folder
-
-
-def mark_as_former(folder: Path) -> None:
-    """Mark an image folder as one of a version up to 0.5.6, which has nested names."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.with_name(f"{folder.name}.mark").write_text("0123456789abcdef", encoding="ascii")
 
 
 def spool_in(folder: Path | None, memory: ByteBudget | None = None) -> Spool:

@@ -16,13 +16,13 @@ from PIL import Image
 from yarl import URL
 
 from imagegen.images import fetch
-from imagegen.images.disk import DiskStore
+from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
-from tests.images.backings import BACKINGS, Backing, mark_as_former
+from tests.images.backings import BACKINGS, Backing
 from tests.images.link_server import Upstream, make_fetcher, open_session, serve
 from tests.s3_server import Objects, S3Server
 from tests.support import Clock
@@ -114,34 +114,39 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=["flat", "nested"])
-def image_file(request: pytest.FixtureRequest, tmp_path: Path) -> ImageFile:
-    """Return the path of an image's file in `data/images`, which has either form of names."""
-    folder = tmp_path / "data" / "images"
-    if request.param == "nested":
-        mark_as_former(folder)
-    joint = "-" if request.param == "flat" else "/"
+def is_flat(request: pytest.FixtureRequest) -> bool:
+    """Return whether the files of images have flat names."""
+    return bool(request.param == "flat")
+
+
+@pytest.fixture
+def image_file(tmp_path: Path, *, is_flat: bool) -> ImageFile:
+    """Return the path of an image's file in `data/images`."""
 
     def path_of(task_id: str, image: VerifiedImage, index: int = 0, extension: str = "png") -> Path:
-        return folder / task_id[:2] / f"{task_id}{joint}{index}-{image.sha256[:12]}.{extension}"
+        folder, file = tmp_path / "data" / "images" / task_id[:2], f"{index}-{image.sha256[:12]}.{extension}"
+        return folder / f"{task_id}-{file}" if is_flat else folder / task_id / file
 
     return path_of
 
 
 @pytest.fixture
-async def store(tmp_path: Path, clock: Clock, image_file: ImageFile) -> AsyncIterator[DiskStore]:
-    store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
+async def store(tmp_path: Path, clock: Clock, *, is_flat: bool) -> AsyncIterator[DiskStore]:
+    lookups = DiskLookups(may_be_flat=lambda: is_flat)
+    store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock, lookups=lookups)
     await store.start()
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def open_disk(tmp_path: Path, clock: Clock, image_file: ImageFile) -> AsyncIterator[OpenDisk]:
+async def open_disk(tmp_path: Path, clock: Clock, *, is_flat: bool) -> AsyncIterator[OpenDisk]:
     """Open started stores: `await open_disk(folder)` uses `folder/images`."""
     stores: list[DiskStore] = []
 
     async def make(folder: Path = tmp_path / "data") -> DiskStore:
-        store = DiskStore(folder / "images", 10**8, life_s=LIFE_S, clock=clock)
+        lookups = DiskLookups(may_be_flat=lambda: is_flat)
+        store = DiskStore(folder / "images", 10**8, life_s=LIFE_S, clock=clock, lookups=lookups)
         stores.append(store)
         await store.start()
         return store

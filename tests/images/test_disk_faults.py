@@ -189,8 +189,7 @@ async def test_a_check_that_began_before_a_failure_does_not_end_it(
 async def test_an_obstacle_beside_the_images_is_named(
     tmp_path: Path, open_disk: OpenDisk, name: str, named: str
 ) -> None:
-    (tmp_path / "data").mkdir(exist_ok=True)
-    (tmp_path / "data" / name).unlink(missing_ok=True)
+    (tmp_path / "data").mkdir()
     (tmp_path / "data" / name).symlink_to(tmp_path / "data" / name)
     store = await open_disk()
     assert named in store.health.cause

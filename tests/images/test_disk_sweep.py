@@ -138,7 +138,7 @@ async def test_two_processes_hold_one_cap_between_them(
         await pair[index % 2].save(TASK, index, image, clock.now + 60 + index)
     for each in pair:
         await each.sweep_once()
-    assert [path.name[0] for path in files(tmp_path)] == ["3", "4", "5"]
+    assert [path.name.removeprefix(f"{TASK}-")[0] for path in files(tmp_path)] == ["3", "4", "5"]
 
 
 async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(

@@ -1,27 +1,31 @@
-"""Tests of the names of image files: flat in new folders, those of former versions in theirs."""
+"""Tests of the names of image files: flat in new folders, nested in those that former versions have or share."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
-from imagegen.images.disk import DiskStore
-from imagegen.images.folder_mark import has_flat_names, mark_flat_names, mark_of, read_mark
+from imagegen.chosen_parts import create_disk_store
+from imagegen.images.disk import DiskLookups, DiskStore
+from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.store import VerifiedImage
-from tests.images.backings import load, mark_as_former
+from imagegen.settings import Settings
+from tests.conftest import MakeInstance
+from tests.images.backings import load
 from tests.images.conftest import MakeImage
-from tests.support import Clock
+from tests.support import Clock, eventually
 
 NameOf = Callable[..., Path]
 
 TASK, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 
 
-async def open_store(tmp_path: Path, clock: Clock) -> DiskStore:
-    store = DiskStore(tmp_path / "images", 1_000_000, clock=clock)
+async def open_store(tmp_path: Path, clock: Clock, *, may_be_flat: bool = True) -> DiskStore:
+    lookups = DiskLookups(may_be_flat=lambda: may_be_flat)
+    store = DiskStore(tmp_path / "images", 1_000_000, clock=clock, lookups=lookups)
     await store.start()
     return store
 
@@ -48,17 +52,50 @@ async def test_a_new_folder_has_one_file_and_no_folder_for_a_task(
     assert [path.name for path in (tmp_path / "images").rglob("*")] == ["01", flat(tmp_path, image).name]
 
 
-async def test_a_folder_of_a_former_version_keeps_the_names_that_it_reads(
+async def test_names_are_nested_while_an_instance_of_a_former_version_is_there(
+    tmp_path: Path, make_instance: MakeInstance, make_image: MakeImage
+) -> None:
+    one, _two, image = make_instance(), make_instance(), make_image()
+    needed = NeededUploads(one.connection, one.keys)
+    await eventually(lambda: one.notifier.greetings)
+    forms = []
+    for kind in ("", "hello", "bye"):
+        if kind:
+            greeting = orjson.dumps({"from": "former", "kind": kind})
+            await one.connection.commands.publish(one.keys.notifications, greeting)
+        await eventually(lambda: ("former" in one.notifier.peers) is (kind == "hello"))  # noqa: B023 - called at once
+        folder = tmp_path / f"after {kind}"
+        store = create_disk_store(Settings(data_dir=folder), one.parts, needed, is_cache=False)
+        await store.start()
+        await store.save(TASK, 0, image, 2e9)
+        forms.append([name(folder, image).exists() for name in (flat, nested)])
+        await store.close()
+    assert forms == [[True, False], [False, True], [True, False]]
+
+
+async def test_names_stay_nested_after_a_former_version_has_left(
     tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    mark_as_former(tmp_path / "images")
     image = make_image()
-    for _ in range(2):
-        store = await open_store(tmp_path, clock)
-        await store.save(TASK, 0, image, clock.now + 60)
-        assert nested(tmp_path, image).exists()
+    for task_id, may_be_flat in ((TASK, False), (OTHER, True)):
+        store = await open_store(tmp_path, clock, may_be_flat=may_be_flat)
+        await store.save(task_id, 0, image, clock.now + 60)
+        assert nested(tmp_path, image, task_id).exists()
         await store.close()
-    assert not flat(tmp_path, image).exists()
+
+
+@pytest.mark.parametrize("may_be_flat", [True, False])
+async def test_an_instance_reads_the_names_that_another_one_has_chosen(
+    tmp_path: Path, clock: Clock, make_image: MakeImage, *, may_be_flat: bool
+) -> None:
+    ours = await open_store(tmp_path, clock, may_be_flat=not may_be_flat)
+    theirs = await open_store(tmp_path, clock, may_be_flat=may_be_flat)
+    image = make_image()
+    assert await load(ours, TASK, image.stored_at(0)) is None
+    await theirs.save(TASK, 0, image, clock.now + 60)
+    assert await load(ours, TASK, image.stored_at(0)) == image.data
+    await ours.save(OTHER, 0, image, clock.now + 60)
+    assert await load(theirs, OTHER, image.stored_at(0)) == image.data
 
 
 @pytest.mark.parametrize("name", [flat, nested], ids=["flat", "nested"])
@@ -67,25 +104,14 @@ async def test_images_that_were_copied_without_the_marks_of_their_folder_are_fou
 ) -> None:
     image = make_image()
     write(name(tmp_path, image), image)
-    write(tmp_path / "images" / "lost+found" / "#12", image)
+    write(tmp_path / "images" / "lost+found" / "#12" / "file", image)
     store = await open_store(tmp_path, clock)
     assert await load(store, TASK, image.stored_at(0)) == image.data
     await store.save(OTHER, 0, image, clock.now + 60)
     assert name(tmp_path, image, OTHER).exists()
 
 
-@pytest.mark.parametrize("name", [flat, nested], ids=["flat", "nested"])
-async def test_copied_images_are_served_from_a_disk_that_is_full(
-    tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, name: NameOf
-) -> None:
-    image, usage = make_image(), shutil.disk_usage(tmp_path)
-    write(name(tmp_path, image), image)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=0))
-    store = await open_store(tmp_path, clock)
-    assert await load(store, TASK, image.stored_at(0)) == image.data
-
-
-async def test_what_a_former_version_wrote_into_a_new_folder_is_served_reused_and_removed(
+async def test_what_a_former_version_wrote_among_flat_names_is_served_reused_and_removed(
     tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     store, ours, theirs = await open_store(tmp_path, clock), make_image("teal"), make_image("red")
@@ -99,22 +125,3 @@ async def test_what_a_former_version_wrote_into_a_new_folder_is_served_reused_an
     clock.now += 10_000_000
     await store.sweep_once()
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize("step", ["touch", "write_text"])
-def test_two_instances_that_make_a_folder_at_once_name_its_files_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    folder, take_step, names = tmp_path / "images", getattr(Path, step), list[bool]()
-
-    def take_step_later(path: Path, *args: str, **options: str) -> None:
-        monkeypatch.setattr(Path, step, take_step)
-        names.append(mark_flat_names(folder))
-        read_mark(mark_of(folder))
-        (folder / TASK[:2] / TASK).mkdir(parents=True)  # as a former version does
-        take_step(path, *args, **options)
-
-    monkeypatch.setattr(Path, step, take_step_later)
-    names.append(mark_flat_names(folder))
-    read_mark(mark_of(folder))
-    assert [*names, mark_flat_names(folder), has_flat_names(folder)] == [True] * 4
