@@ -134,26 +134,35 @@ class TaskLookup:
         return task
 
     def decode(self, task_id: str, rows: TaskRows) -> Task | None:
-        """Return the task of stored rows; None without a record. Raises InternalError, QueueUnavailable."""
+        """Return the task of stored rows; None without a readable record, which the next submit replaces.
+
+        Raises QueueUnavailable.
+        """
         record, stored, log = rows
         if record is None:
             return None
         try:
             head, task = decode_record(record)
-            task = with_delivery_log(task, log)
-            if task.state.is_final or stored is None:
-                return task
-            entry_id, checkpoint = decode_checkpoint(stored)
-            if entry_id != head.entry_id:
-                return task
-            if not self.notifier.may_live(checkpoint.owner):
-                checkpoint = checkpoint.without_owner()
-            return with_checkpoint(task, checkpoint)
         except NewerRecord as error:
             raise newer_version_error(task_id) from error
         except UnreadableRecord as error:
             self._verbs.unreadable.report("record", task_id, error)
-            raise InternalError from error
+            return None
+        task = with_delivery_log(task, log)
+        return task if task.state.is_final or stored is None else self._with_stored(task, head.entry_id, stored)
+
+    def _with_stored(self, task: Task, entry_id: str, stored: bytes) -> Task:
+        """Return an unfinished task with its stored checkpoint; unchanged if that is of another entry or unreadable."""
+        try:
+            started_entry, checkpoint = decode_checkpoint(stored)
+        except UnreadableRecord as error:
+            self._verbs.unreadable.report("checkpoint", task.id, error)
+            return task
+        if started_entry != entry_id:
+            return task
+        if not self.notifier.may_live(checkpoint.owner):
+            checkpoint = checkpoint.without_owner()
+        return with_checkpoint(task, checkpoint)
 
 
 def newer_version_error(task_id: str) -> QueueUnavailable:

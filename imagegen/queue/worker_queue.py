@@ -349,7 +349,7 @@ class WorkerQueue:
             existing = await self._write_over(claim, checkpoint, value, expected)
             if not existing or is_readable_checkpoint(existing):
                 return existing
-            self._unreadable.report("run", claim.task.id, existing)
+            self._unreadable.report("checkpoint", claim.task.id, existing)
             expected = existing
 
     async def _write_job(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
@@ -387,7 +387,7 @@ class WorkerQueue:
             except ResponseError as error:
                 if not wrong_type(error):
                     raise
-                self._unreadable.report("run", task.id, "of another type")
+                self._unreadable.report("checkpoint", task.id, "of another type")
         purpose = "start" if checkpoint.phase == "calling" else "retry"
         return await self._verbs.compare_and_set(CompareAndSetItem(task.id, expected or b"", value, purpose))
 

@@ -114,6 +114,35 @@ async def test_a_running_instance_continues_despite_any_bytes(make_instance: Mak
         await runs_tasks(instance, name)
 
 
+async def test_a_task_whose_record_can_not_be_read_is_unknown_and_can_be_submitted_again(
+    make_instance: MakeInstance,
+) -> None:
+    instance = make_instance()
+    for number, garbage in enumerate(garbage for garbage in GARBAGE if not garbage.endswith(b"\n{}")):
+        name = f"task {number}"
+        await put(instance, keys_of(instance, name)["record"], "string", garbage)
+        assert await instance.client_queue.get(submission(name).task_id) is None
+        await runs_tasks(instance, name)
+        task = await instance.client_queue.get(submission(name).task_id)
+        assert task is not None
+        assert task.state is State.COMPLETED
+
+
+async def test_a_running_task_is_shown_by_a_peer_although_its_checkpoint_can_not_be_read(
+    make_instance: MakeInstance,
+) -> None:
+    owner = make_instance()
+    peer = make_instance()
+    await owner.client_queue.submit(submission("runs"))
+    claim = await owner.claim()
+    assert await owner.worker_queue.start(claim) is StartResult.STARTED
+    for garbage in GARBAGE:
+        await put(owner, keys_of(owner, "runs")["run"], "string", garbage)
+        task = await peer.client_queue.fresh(claim.task.id)
+        assert task is not None
+        assert not task.state.is_final
+
+
 async def test_webhooks_are_delivered_and_kept_despite_an_outbox_of_another_type(make_instance: MakeInstance) -> None:
     instance = make_instance()
     outbox = instance.keys.outbox
