@@ -21,6 +21,7 @@ LAYERS = [  # a package imports only from layers below its own
         "did_you_mean",
         "errors",
         "formats",
+        "line_limit",
         "log_stream",
         "metrics",
         "port_protocols",

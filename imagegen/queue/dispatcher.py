@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from loguru import logger
 from msgspec.structs import replace
 
+from imagegen.line_limit import LineLimit
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_entry, peek_task_id, reused_images
@@ -51,6 +52,7 @@ class ClaimDispatcher:
         self._fresh = Checkpoint(instance)
         self.delivered = 0
         self.restoring = False
+        self._loss_lines = LineLimit(lambda _, count: logger.warning("{} more claims were lost", count))
 
     @property
     def open_tasks(self) -> int:
@@ -215,7 +217,8 @@ class ClaimDispatcher:
 
     def abandon(self, claim: Claim) -> None:
         """Stop the work for a claim that another instance has."""
-        logger.bind(taskId=claim.task.id).warning("The claim was lost")
+        if self._loss_lines.admits():
+            logger.bind(taskId=claim.task.id).warning("The claim was lost")
         claim.mark_lost()
         if claim.timer is not None and not claim.occupies_slot:
             self.drop(claim)

@@ -16,6 +16,7 @@ from itertools import islice
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable
+from imagegen.line_limit import LineLimit
 from imagegen.queue.claim import Claim, lease_of, take_over_state
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
@@ -87,6 +88,7 @@ class Takeover:
         """Consumer by id of the entries that had no idle time at the last look."""
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
+        self._lines = LineLimit(lambda _, count: logger.info("Took over {} more tasks", count))
         self.on_takeover: Callable[[], None] = lambda: None
         self.on_gone: Callable[[Sequence[str]], Awaitable[None]] = _do_nothing
 
@@ -375,7 +377,8 @@ class Takeover:
 
     def _offer(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            logger.bind(taskId=claim.task.id).info("Took over a task whose owner did not renew its lease")
+            if self._lines.admits():
+                logger.bind(taskId=claim.task.id).info("Took over a task whose owner did not renew its lease")
             self._connection.meter.takeovers += 1
             self._dispatcher.put(claim)
 

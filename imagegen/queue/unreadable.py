@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from loguru import logger
 
+from imagegen.line_limit import LineLimit
 from imagegen.metrics import Meter
 
 MAX_REPORTED = 1_000
 """Values remembered, so that each is logged and counted once."""
-
-MAX_LINES, COUNTED_S = 5, 60.0
-"""Lines of a kind of values in that time; then one line counts the others, and as many follow again."""
 
 _SHOWN = 80
 
@@ -24,8 +21,7 @@ class Unreadable:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._reported: dict[tuple[str, str], None] = {}
-        self._lines: dict[str, int] = {}
-        """Values by kind since its first line of the present period."""
+        self._limit = LineLimit(_log_more)
 
     def report(self, kind: str, name: str, value: object) -> None:
         """Log and count a value of a kind of key. Later reports of the same name do nothing."""
@@ -43,13 +39,9 @@ class Unreadable:
         self._log("entry", "Entry {} can't be read and goes to the dead-letter list: {}", entry_id, error)
 
     def _log(self, kind: str, text: str, *args: Any) -> None:
-        count = self._lines[kind] = self._lines.get(kind, 0) + 1
-        if count <= MAX_LINES:
+        if self._limit.admits(kind):
             logger.error(text, *args)
-        if count == 1:
-            asyncio.get_running_loop().call_later(COUNTED_S, self._end_period, kind)
 
-    def _end_period(self, kind: str) -> None:
-        more = self._lines.pop(kind) - MAX_LINES
-        if more > 0:
-            logger.error("{} more values in Redis of the kind {} can't be read since the line above", more, kind)
+
+def _log_more(kind: str, count: int) -> None:
+    logger.error("{} more values in Redis of the kind {} can't be read since the line above", count, kind)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from imagegen.queue import unreadable
+from imagegen import line_limit
 from imagegen.queue.claim import StartResult
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
@@ -180,7 +180,7 @@ async def test_foreign_entries_and_names_are_skipped(make_instance: MakeInstance
 async def test_a_flood_of_foreign_entries_is_a_few_lines_with_a_count(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unreadable, "COUNTED_S", 3.0)
+    monkeypatch.setattr(line_limit, "COUNTED_S", 3.0)
     with logged("ERROR", "{message}") as lines:
         instance = make_instance()
         await runs_tasks(instance, "before")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import pytest
 from redis.exceptions import ResponseError
 
+from imagegen import line_limit
 from imagegen.queue import takeover
 from imagegen.queue.claim import Claim
 from imagegen.queue.verbs.group import PendingEntry
@@ -18,7 +20,7 @@ from imagegen.tasks.task import WaitReason
 from tests.conftest import Instance, MakeInstance
 from tests.faults.proxy import FaultProxy
 from tests.faults.servers import pid_of
-from tests.support import Stopwatch, eventually, submission
+from tests.support import Stopwatch, eventually, logged, submission
 
 LEASE_S = 1.2
 
@@ -299,3 +301,33 @@ async def test_a_consumer_with_claims_is_not_removed(make_instance: MakeInstance
     (claim,) = await fill(one, 1)
     assert await one.verbs.retire([one.parts.dispatcher.instance]) == 0
     assert await owners(one) == {claim.entry_id: one.parts.dispatcher.instance}
+
+
+def about(lines: list[str], *words: str) -> list[str]:
+    return [line for line in lines if any(word in line for word in words)]
+
+
+async def test_many_claims_that_are_taken_over_or_lost_are_a_few_lines_with_a_count(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_limit, "COUNTED_S", 2.0)
+    one = make_instance(lease_s=LEASE_S, slots=20)
+    runs = [asyncio.create_task(one.claim()) for _ in range(20)]
+    for number in range(20):
+        await one.client_queue.submit(submission(number))
+    for claim in await asyncio.gather(*runs):
+        await one.worker_queue.start(claim)
+    with logged("INFO", "{message}") as lines:
+        await one.crash()
+        two = make_instance(lease_s=LEASE_S, slots=20)
+        taken = await asyncio.gather(*(two.claim() for _ in range(20)))
+        await eventually(lambda: "Took over 15 more tasks\n" in lines, within_s=20)
+        assert len(about(lines, "Took over")) == 6
+        for claim in taken:
+            record = two.keys.record(claim.task.id)
+            ended = re.sub(rb" (pending|processing) ", b" completed ", await two.stored(record), count=1)
+            await two.connection.commands.set(record, ended)
+        await two.connection.multiplexer.execute("XACK", two.keys.stream, "pool", *(claim.entry_id for claim in taken))
+        await eventually(lambda: all(claim.lost for claim in taken), within_s=20)
+        await eventually(lambda: "15 more claims were lost\n" in lines, within_s=20)
+        assert len(about(lines, "claim was lost", "claims were lost")) == 6
