@@ -21,7 +21,10 @@ OVERDUE_S = 1.5
 REFUSED_RETRY_S = 3.0
 """Seconds between two reads that Redis refuses permanently."""
 
-_GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
+_GROUP_GONE = ("NOGROUP", "no longer exists")
+
+_UNBLOCKED = "UNBLOCKED"
+"""Also the error of a read that a server ends as it becomes a replica, and of CLIENT UNBLOCK."""
 
 
 class StreamConsumer:
@@ -116,18 +119,20 @@ class StreamConsumer:
 
     async def _recover(self, error: BaseException) -> None:
         """Create the group again if it is gone, and check for entries that were lost on the way."""
-        is_group_gone = any(word in str(error) for word in _GROUP_GONE)
+        is_group_gone, is_unblocked = any(word in str(error) for word in _GROUP_GONE), _UNBLOCKED in str(error)
         if isinstance(error, QueueUnavailable):
             await asyncio.sleep(0.1)
         elif unavailable(error):
             self._connection.health.failed(error)
             await asyncio.sleep(REFUSED_RETRY_S if self._connection.health.refused else 0.1)
-        elif not is_group_gone:
+        elif not is_group_gone and not is_unblocked:
             logger.error("The stream can't be read: {}", error)
             await asyncio.sleep(1.0)
-        if (is_created := await self._connection.retry_until_available(self._verbs.create_group)) or is_group_gone:
+        is_created = await self._connection.retry_until_available(self._verbs.create_group)
+        if is_created or is_group_gone:
             is_moving = not is_created and self._connection.servers.clustered  # a moving slot takes the stream along
             if not is_moving:
                 logger.warning("The stream or its group was deleted; it is created again")
+        if is_created or is_group_gone or is_unblocked:
             self.on_loss()
         self._leases.check_now()

@@ -17,7 +17,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from tests.conftest import Instance, MakeInstance
 from tests.faults.servers import pid_of
-from tests.support import Stopwatch, eventually, submission
+from tests.support import Stopwatch, eventually, logged, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -67,6 +67,27 @@ async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(
     await redis.execute_command("REPLICAOF", "NO", "ONE")
     assert await asyncio.wait_for(starting, 20) is StartResult.STARTED
     assert claim.checkpoint.attempts == 1
+
+
+async def test_a_primary_that_becomes_a_replica_is_no_deleted_stream(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
+    instance = make_instance(url=own_redis.url)
+    redis = instance.connection.commands
+    waiting = asyncio.create_task(instance.claim())
+
+    async def reads_are_blocked() -> bool:
+        return bool((await redis.info("clients"))["blocked_clients"])
+
+    with logged("INFO", "{message}") as lines:
+        await eventually(reads_are_blocked, within_s=20)
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await eventually(lambda: any("Redis can't be used: ReadOnlyError" in line for line in lines), within_s=20)
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: any("Redis is back" in line for line in lines), within_s=20)
+        await instance.client_queue.submit(submission("after"))
+        assert (await asyncio.wait_for(waiting, 20)).task.id == submission("after").task_id
+    assert not any("deleted" in line or "can't be read" in line for line in lines), lines
 
 
 async def test_after_flushall_waiting_and_running_tasks_are_finished(
