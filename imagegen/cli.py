@@ -27,10 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
     given = sys.argv[1:] if arguments is None else arguments
     chosen = _parsed(given) if given else None
-    if (fault := _environment_fault()) is not None:
-        print(fault, file=sys.stderr)
-        return USAGE
-    return _run(chosen) if chosen else _serve()
+    is_service = chosen is None or chosen.command in (None, "serve")
+    if is_service:
+        for number in (signal.SIGTERM, signal.SIGINT):  # the kernel ignores them in a container's first process
+            signal.signal(number, _exit_before_start)
+    try:
+        if (fault := _environment_fault()) is not None:
+            print(fault, file=sys.stderr)
+            return USAGE
+        return _run(chosen) if chosen and not is_service else _serve()
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -53,11 +60,18 @@ def _run(chosen: argparse.Namespace) -> int:
         from imagegen import key_command  # noqa: PLC0415 - as below
 
         return key_command.run(chosen)
-    if chosen.command == "usage":
-        from imagegen import usage_command  # noqa: PLC0415 - as below
+    from imagegen import usage_command  # noqa: PLC0415 - as below
 
-        return usage_command.run(chosen)
-    return _serve()
+    return usage_command.run(chosen)
+
+
+def _serve() -> int:
+    gc.disable()  # there is next to no garbage: searching for it is a tenth of the time of a start
+    from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
+
+    gc.freeze()
+    gc.enable()
+    return serve()
 
 
 def _environment_fault() -> str | None:
@@ -69,17 +83,6 @@ def _environment_fault() -> str | None:
     except ValueError as error:
         return f"LOGURU_: {error}; take the variable away, since LOG_LEVEL and LOG_FORMAT set the log"
     return None
-
-
-def _serve() -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):  # the kernel ignores them in a container's first process otherwise
-        signal.signal(number, _exit_before_start)
-    gc.disable()  # there is next to no garbage: searching for it is a tenth of the time of a start
-    from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
-
-    gc.freeze()
-    gc.enable()
-    return serve()
 
 
 def _exit_before_start(_number: int, _frame: object) -> NoReturn:
@@ -95,8 +98,6 @@ def _generate(chosen: argparse.Namespace) -> int:
             raise
         print(f"imagegen generate needs httpx: {sys.executable} -m pip install httpx", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return generate_command.run(chosen)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from imagegen import __version__
-from tests.service.running import RUN, run, run_to_its_end
+from tests.service.running import RUN, environment, run, run_to_its_end
 
 STARTS = ([sys.executable, str(RUN)], [sys.executable, "-m", "imagegen"])
 
@@ -75,3 +78,46 @@ def test_a_bad_models_file_stops_the_start_with_one_message(tmp_path: Path) -> N
     ended = run_to_its_end(tmp_path, MODELS_FILE=str(path))
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines() == [f"MODELS_FILE: {path}: row 1 (mine): max_n must be at least 1"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "keys list", "keys create name", "usage"])
+def test_ctrl_c_ends_a_command_that_waits_for_redis_without_a_traceback(tmp_path: Path, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"}
+        process = subprocess.Popen(
+            [sys.executable, str(RUN), *command.split()],
+            cwd=tmp_path,
+            env=environment(tmp_path, settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("arguments", "code"), [((), 0), (("serve",), 0), (("doctor",), 130)])
+def test_ctrl_c_within_the_first_imports_has_no_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    interrupting = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "loguru":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from imagegen.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    ended = run(tmp_path, *arguments, start=[sys.executable, "-c", interrupting])
+    assert (ended.returncode, ended.stderr) == (code, "")
