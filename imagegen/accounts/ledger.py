@@ -30,6 +30,8 @@ MAX_MODELS = 300
 
 OTHER_MODELS = "other"
 
+_OF_SUBMITS = ("submitted", "cached", "coalesced", "saved_by_cache", "saved_by_coalescing")
+
 MAX_ROWS = 1_000
 """Most rows of a day in one report. One script writes a report; this number of rows takes Redis 10 to 20 ms."""
 
@@ -39,6 +41,7 @@ class Ledger:
 
     Attributes:
         unwritten: reports by number.
+        on_read: called before a report is read.
         lost: reports of this instance that could not be added.
         total: costs and savings since the start of this process.
     """
@@ -55,6 +58,7 @@ class Ledger:
         self._writing = asyncio.Lock()
         self._day, self._models = 0, set[str]()
         self.unwritten: dict[int, Usage] = {}
+        self.on_read: Callable[[], None] = lambda: None
         self.lost = 0
         self.total = Counts()
 
@@ -102,6 +106,7 @@ class Ledger:
         """Write all reports that are not written. Raises QueueUnavailable; a repeat goes on where it failed."""
         if self._marks.number in self.unwritten:
             self._marks.begin_next()
+        lost = self.lost
         for number in sorted(number for number in self.unwritten if number < self._marks.number):
             await self._marks.closed(number)
             usage = self.unwritten[number]
@@ -109,6 +114,8 @@ class Ledger:
                 await self._write_day(number, day, usage)
                 del usage[day]
             del self.unwritten[number]
+        if self.lost > lost and self._marks.number in self.unwritten:
+            await self.write()  # what is left of a report that was refused
 
     async def close(self) -> None:
         """Write the rest, if Redis answers in time."""
@@ -134,13 +141,22 @@ class Ledger:
         if before > number:
             self.lost += 1
             self._marks.begin_next(at_least=before + 1)
+            self._keep_submits(day, usage[day])
             logger.warning("Another instance took this one for dead: up to a minute of its usage report may be missing")
+
+    def _keep_submits(self, day: int, rows: Rows) -> None:
+        """Move the counts of submits of a refused report to the next one: no other instance has counted them."""
+        for name, counts in rows.items():
+            row = self._row(self._marks.number, day, name.key, name.model)
+            for field in _OF_SUBMITS:
+                setattr(row, field, getattr(row, field) + getattr(counts, field))
 
     async def read(self, days: Iterable[int]) -> AsyncIterator[tuple[int, Rows]]:
         """Yield the rows of days in parts, with what this instance has not written yet. Raises QueueUnavailable.
 
         Each part is of one day. If a row is in several parts, its value is their sum.
         """
+        self.on_read()
         for day in days:
             async with self._writing:
                 mark = 0

@@ -7,6 +7,8 @@ any more, before this.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,38 +20,50 @@ from imagegen.accounts.ledger import Ledger, add_end
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.queue.end_marks import report_number, writer_name, writer_of
 from imagegen.queue.instance import QueueInstance
-from imagegen.queue.queue_verbs import QueueVerbs
-from imagegen.queue.task_list import TaskList
-from imagegen.redis_client.connection import Connection
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.task import Task
 
 SURE_DEAD_S = 65.0
 """A consumer that is alive reads at least every 57 s, and is in the group again then."""
 
+ABSENT_S = 6.0
+"""Time between the two greetings that an instance must leave unanswered: one that lives has subscribed again by then.
+
+It is not subscribed at either, though all that are have answered, and has sent no command between.
+"""
+
+ROUND_GAP_S, MAX_ROUNDS = 5.0, 6
+"""Seconds between two searches for instances that do not answer; searches that follow each other without a result."""
+
 SKIPPED_NUMBERS = 1_000_000
 """The mark of a dead writer rises by this, so that a frozen one can't add its last report too."""
 
 
 class LedgerRecovery:
-    """Loop that counts what dead instances ended and did not report. sure_dead_s: see `SURE_DEAD_S`."""
+    """Loops that count what dead instances ended and did not report.
+
+    sure_dead_s, absent_s: see `SURE_DEAD_S`, `ABSENT_S`.
+    """
 
     def __init__(
         self,
-        connection: Connection,
+        queue: QueueInstance,
         store: UsageStore,
-        tasks: TaskList,
-        verbs: QueueVerbs,
         *,
-        sure_dead_s: float,
+        sure_dead_s: float = SURE_DEAD_S,
+        absent_s: float = ABSENT_S,
     ) -> None:
-        self._connection = connection
+        self._connection = queue.connection
+        self._tasks = queue.client_queue.listing
+        self._verbs = queue.verbs
+        self._notifier = queue.notifier
         self._store = store
-        self._tasks = tasks
-        self._verbs = verbs
         self._sure_dead_s = sure_dead_s
+        self._absent_s = absent_s
         self._gone: set[str] = set()
         self._changed = asyncio.Event()
+        self._suspected = asyncio.Event()
+        self._counted: set[str] = set()
 
     async def on_gone(self, instances: Sequence[str]) -> None:
         """Record instances of which only a consumer is left, so that this or another instance counts for them.
@@ -59,26 +73,79 @@ class LedgerRecovery:
         await self._store.add_dead(instances)
         self._gone.update(instances)
         self._changed.set()
+        self._suspected.set()
 
     async def recover_forever(self) -> None:
         """Wait until instances are surely dead, and count for them; first for those that others did not get to."""
         self._gone.update(await self._connection.retry_until_available(self._store.dead))
         if self._gone:
             self._changed.set()
+            self._suspected.set()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            instances, self._gone = self._gone, set()
+            if not (instances := frozenset(self._gone)):
+                continue
             await asyncio.sleep(self._sure_dead_s)
             await self._connection.retry_until_available(self._recover, instances)
+            self._gone -= instances
+
+    def suspect(self) -> None:
+        """Search soon for instances that do not answer: one may have died."""
+        self._suspected.set()
+
+    def on_read(self) -> None:
+        """Search soon if there are others, since their last minute is of interest now."""
+        if self._notifier.peers:
+            self._suspected.set()
+
+    async def search_forever(self) -> None:
+        """Count for instances that are seen to be dead, without the long wait for those that may live."""
+        rounds = 0
+        while True:
+            await self._suspected.wait()
+            self._suspected.clear()
+            is_certain = await self._connection.retry_until_available(self._verbs.with_key_repair, self._count_absent)
+            rounds = 0 if is_certain else rounds + 1
+            await asyncio.sleep(ROUND_GAP_S)
+            if 0 < rounds < MAX_ROUNDS:
+                self._suspected.set()
+
+    async def _count_absent(self) -> bool:
+        """Return whether it was certain which instances are there."""
+        if not (first := await self._absent()):
+            return first is not None
+        began = time.monotonic()
+        await asyncio.sleep(self._absent_s)
+        passed_s = time.monotonic() - began
+        if (last := await self._absent()) is None:
+            return False
+        dead = [name for name in first.keys() & last.keys() if last[name] >= passed_s]
+        await self._count(dead)
+        self._counted.update(dead)
+        return True
+
+    async def _absent(self) -> dict[str, float] | None:
+        """Return the instances with a consumer that do not answer, and their seconds without a command.
+
+        None if an instance that receives the greeting does not answer it, or that is unknown.
+        """
+        own, suspects = self._notifier.instance, dict.fromkeys(self._gone, math.inf)
+        suspects |= {consumer.name: consumer.idle_s for consumer in await self._verbs.consumers()}
+        for name in (own, *self._counted):
+            suspects.pop(name, None)
+        if not suspects:
+            return {}
+        attending = await self._notifier.attending()
+        return None if attending is None else {name: at for name, at in suspects.items() if name not in attending}
 
     async def _recover(self, instances: Collection[str]) -> None:
-        await self._count(instances)
+        living = {consumer.name for consumer in await self._verbs.consumers()}
+        await self._count([instance for instance in instances if instance not in living])
         await self._store.remove_dead(instances)
 
     async def _count(self, instances: Collection[str]) -> None:
-        living = {consumer.name for consumer in await self._verbs.consumers()}
-        writers = {writer_name(instance): instance for instance in instances if instance not in living}
+        writers = {writer_name(instance): instance for instance in instances}
         if not writers:
             return
         ended: dict[str, dict[int, Usage]] = {writer: {} for writer in writers}
@@ -115,13 +182,15 @@ async def open_ledger(queue: QueueInstance, supervisor: Supervisor) -> AsyncIter
     """Yield the ledger of an instance, with its loops; its last report is written at the end."""
     marks, store = queue.verbs.end_marks, UsageStore(queue.connection, queue.keys)
     ledger = Ledger(queue.connection, store, marks)
-    listing = queue.client_queue.listing
-    recovery = LedgerRecovery(queue.connection, store, listing, queue.verbs, sure_dead_s=SURE_DEAD_S)
-    marks.on_ended, queue.takeover.on_gone = ledger.on_ended, recovery.on_gone
+    recovery = LedgerRecovery(queue, store)
+    marks.on_ended, queue.takeover.on_gone, ledger.on_read = ledger.on_ended, recovery.on_gone, recovery.on_read
+    queue.notifier.on_join.append(recovery.suspect)
+    queue.notifier.on_silence = recovery.suspect
     queue.client_queue.canceller.on_taken_back = ledger.on_taken_back
     loops = [
         asyncio.create_task(ledger.write_forever(), name="ledger"),
         asyncio.create_task(recovery.recover_forever(), name="ledger-recovery"),
+        asyncio.create_task(recovery.search_forever(), name="ledger-search"),
     ]
     supervisor.watch(loops)
     yield ledger

@@ -279,6 +279,7 @@ def _on_peer_left(parts: QueueInstance, message: Message) -> None:
 def _on_takeover(parts: QueueInstance) -> None:
     parts.outbox.check_now()
     parts.mover.reload()
+    parts.notifier.on_silence()
 
 
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:

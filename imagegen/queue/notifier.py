@@ -68,6 +68,7 @@ class Notifier:
         is_informed: whether this instance receives messages that are published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
+        on_silence: called when a peer does not answer, which may have died.
         greeting: returns the content of greetings about this instance.
         greetings: contents of the peers' greetings; without those of earlier versions, and of peers not greeted yet.
     """
@@ -88,10 +89,12 @@ class Notifier:
         self._subscribed_at = 0.0
         self._others = math.inf
         self._met_all = asyncio.Event()
+        self._heard = asyncio.Event()
         self._listening_since, self._was_greeted = math.inf, False
         self.handlers: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
+        self.on_silence: Callable[[], None] = lambda: None
         self._reported_unreadable = False
 
     @property
@@ -111,6 +114,7 @@ class Notifier:
     def add_peer(self, name: str) -> None:
         """Record that another instance is there."""
         self.peers[name] = time.monotonic()
+        self._heard.set()
         self._count_peers()
         self._update_alone_since()
 
@@ -174,13 +178,37 @@ class Notifier:
         self._ping_timer = None
         if not self.subscribed or self._subscribed_at >= since or self._connection.health.down_since is not None:
             return
-        for name in [name for name, seen_at in self.peers.items() if seen_at < since]:
-            self._forget(name)
+        if silent := self.peers.keys() - self._seen_since(since):
+            for name in silent:
+                self._forget(name)
+            self.on_silence()
 
     def _forget(self, peer: str) -> None:
         self.peers.pop(peer, None)
         self.greetings.pop(peer, None)
         self._doubt_peers()
+
+    async def attending(self) -> frozenset[str] | None:
+        """Return the peers that answer a greeting; None unless all that receive it answer. The others are forgotten."""
+        since = time.monotonic()
+        receivers = await self.request("hello", **self.greeting())
+        if receivers is None:
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SILENT_S):
+                while len(self._seen_since(since)) < receivers:
+                    self._heard.clear()
+                    await self._heard.wait()
+        attending = self._seen_since(since)
+        if len(attending) < receivers or self._subscribed_at >= since:
+            return None
+        for name in self.peers.keys() - attending:
+            self._forget(name)
+        return attending
+
+    def _seen_since(self, since: float) -> frozenset[str]:
+        """Return the peers that have sent something since a monotonic time."""
+        return frozenset(name for name, seen_at in self.peers.items() if seen_at >= since)
 
     def publish(self, kind: str, **content: Any) -> None:
         """Publish to the peers, if there are any, without waiting; a failure is no error."""
@@ -338,9 +366,15 @@ class Notifier:
         if kind == "hello" and self.subscribed:
             self._others = receivers - 1
             self._count_peers()
+        others = max(receivers - self.subscribed, 0)
         if receivers <= 1 and kind not in _BROADCAST:
+            has_left = bool(self.peers)
             self._forget_all()
-        return max(receivers - self.subscribed, 0)
+            if has_left:
+                self.on_silence()
+        elif others < len(self.peers) and kind not in _GREETINGS:
+            self.ping_peers()
+        return others
 
 
 def ids_of(message: Message) -> list[str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from imagegen.accounts import ledger_recovery
 from imagegen.accounts.counts import Counts, RowName, Rows, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
 from imagegen.accounts.ledger_recovery import LedgerRecovery
 from imagegen.accounts.usage_store import UsageStore
+from imagegen.queue import notifier
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.end_marks import writer_name
 from imagegen.tasks import transitions
@@ -48,8 +50,7 @@ class Books:
         self.store = UsageStore(queue.connection, queue.keys)
         self.ledger = Ledger(queue.connection, self.store, queue.verbs.end_marks, interval_s=0.0)
         queue.verbs.end_marks.on_ended = self.ledger.on_ended
-        listing = queue.client_queue.listing
-        self.recovery = LedgerRecovery(queue.connection, self.store, listing, queue.verbs, sure_dead_s=0.0)
+        self.recovery = LedgerRecovery(queue.parts, self.store, sure_dead_s=0.0)
 
     async def submit(self, name: object, *, client: str = "ann", model: str = "m", estimated: int = 100) -> CacheResult:
         sent = replace(submission(name), client=client, model=model, cost=Cost(estimated=estimated))
@@ -81,6 +82,13 @@ class Books:
 
 
 MakeBooks = Callable[..., Books]
+
+
+@pytest.fixture(autouse=True)
+def _quick_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_recovery, "ROUND_GAP_S", 0.02)
+    monkeypatch.setattr(ledger_recovery, "MAX_ROUNDS", 1_000)
+    monkeypatch.setattr(notifier, "SILENT_S", 0.2)
 
 
 @pytest.fixture
@@ -233,7 +241,7 @@ async def test_what_a_dead_instance_ended_and_did_not_report_is_counted_once(mak
     assert dead.ledger.lost == 1
     await dead.submit("d")
     await dead.ledger.write()
-    assert (await one.total()).submitted == 2, "it counts on"
+    assert (await one.total()).submitted == 4, "it counts on, and its submits are not lost"
     for each in recovering:
         each.cancel()
 
@@ -288,6 +296,86 @@ async def test_nothing_is_counted_for_an_instance_that_lives(make_books: MakeBoo
     await living.ledger.write()
     assert (await one.total()).spent == 90
     recovering.cancel()
+
+
+@asynccontextmanager
+async def searching(books: Books) -> AsyncIterator[LedgerRecovery]:
+    """Search for dead instances, without the long wait for those that may live."""
+    recovery = LedgerRecovery(books.queue.parts, books.store, sure_dead_s=3_600.0, absent_s=0.05)
+    books.queue.parts.takeover.on_gone = recovery.on_gone
+    loops = [asyncio.create_task(recovery.search_forever()), asyncio.create_task(recovery.recover_forever())]
+    await eventually(lambda: books.queue.notifier.subscribed)
+    yield recovery
+    for loop in loops:
+        loop.cancel()
+
+
+async def test_an_instance_that_is_seen_to_be_dead_is_counted_for_at_once(make_books: MakeBooks) -> None:
+    dead, one = make_books(), make_books()
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.queue.crash()
+    async with searching(one) as recovery:
+        recovery.suspect()
+
+        async def is_counted() -> bool:
+            return (await one.total()).spent == 90
+
+        await eventually(is_counted)
+        await dead.ledger.write()
+        assert await one.total() == Counts(submitted=1, completed=1, images=1, spent=90)
+
+
+async def test_an_instance_with_unfinished_tasks_is_counted_for_before_they_are_taken_over(
+    make_books: MakeBooks,
+) -> None:
+    dead, one = make_books(), make_books()
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.submit("b")
+    await dead.queue.claim()
+    await dead.queue.crash()
+    async with searching(one) as recovery:
+        recovery.suspect()
+
+        async def is_counted() -> bool:
+            return (await one.total()).spent == 90
+
+        await eventually(is_counted)
+        assert await one.queue.verbs.pending_entries()
+
+
+async def searched(books: Books, recovery: LedgerRecovery, rounds: int = 3) -> None:
+    """Wait until the instance has greeted the others some times, so that all but the last search are over."""
+    for _ in range(rounds):
+        greetings = books.queue.connection.meter.commands["control"]
+        recovery.suspect()
+        await eventually(lambda: books.queue.connection.meter.commands["control"] > greetings)  # noqa: B023
+
+
+async def test_nothing_is_counted_for_an_instance_that_answers(make_books: MakeBooks) -> None:
+    living, one = make_books(), make_books()
+    await living.submit("a")
+    await living.run(charged=90)
+    await eventually(lambda: one.queue.notifier.peers)
+    async with searching(one) as recovery:
+        await searched(one, recovery)
+    assert (await one.total()).spent == 0
+    await living.ledger.write()
+    assert (await one.total()).spent == 90
+
+
+async def test_nothing_is_counted_soon_while_an_instance_that_stands_still_may_be_the_one(
+    make_books: MakeBooks,
+) -> None:
+    frozen, one = make_books(), make_books()
+    await frozen.submit("a")
+    await frozen.run(charged=90)
+    await frozen.queue.crash()
+    subscriptions = frozen.queue.connection.subscriptions
+    async with subscriptions.subscribed(frozen.queue.keys.notifications), searching(one) as recovery:
+        await searched(one, recovery)
+        assert (await one.total()).spent == 0
 
 
 async def test_models_that_clients_make_up_share_one_row(make_books: MakeBooks) -> None:
