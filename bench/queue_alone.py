@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from imagegen.memory_tuning import tune_gc
 from imagegen.queue.claim import StartResult
+from imagegen.queue.dispatcher import CLAIMS_PER_SLOT
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks import transitions
@@ -21,7 +22,6 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.submission import Submission, TaskIdentity
 from imagegen.tasks.task import Task
-from imagegen.worker.pool import LOOPS_PER_SLOT
 
 IN_FLIGHT = 50
 WARM_UP = 200
@@ -85,7 +85,7 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
     room = open_queue(connection, rules, instance="bench")
     work = Work(room, takes_s)
     loops = {asyncio.create_task(loop) for loop in room.loops().values()}
-    loops |= {asyncio.create_task(work.loop()) for _ in range(LOOPS_PER_SLOT * concurrency)}
+    loops |= {asyncio.create_task(work.loop()) for _ in range(CLAIMS_PER_SLOT * concurrency)}
     try:
         work.takes_s = 0.0
         await asyncio.gather(submit_all(room, submissions(WARM_UP)), work.until_finished(WARM_UP))

@@ -38,6 +38,10 @@ hosts answer with a page until the image is made, and caches pass on what they h
 _FLUSH_BYTES = 2_500_000
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
 
+_FULL_BUFFERS = 4
+"""Images that are received at once with buffers of _FLUSH_BYTES; those of further ones are smaller, since slow hosts
+may keep dozens of them waiting."""
+
 _FLUSH_COMPRESSED_BYTES = 64 * 1024
 """Of a compressed image, which may become a thousand times as large."""
 
@@ -88,6 +92,7 @@ class ImageFetcher:
         self._max_bytes = max_bytes
         self._subject = subject
         self._client = LinkClient(session, _HEADERS, timeout_s / MAX_TRIES)
+        self._receiving = 0
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
         """Return the checked image; pass it to `Spool.discard` after use. age_s: seconds since its link came.
@@ -195,7 +200,11 @@ class ImageFetcher:
             if body.length is None:
                 return await self._read_pieces(body, encoding)
             if body.length > SMALL_BYTES:
-                return await self._receive(body, body.length, encoding)
+                self._receiving += 1
+                try:
+                    return await self._receive(body, body.length, encoding)
+                finally:
+                    self._receiving -= 1
             return await self._check_small(await body.rest(), encoding)
         except NotAnImage as error:
             if (ended := body.take_error()) is None:
@@ -235,7 +244,8 @@ class ImageFetcher:
 
     async def _receive(self, body: LinkBody, length: int, encoding: str) -> VerifiedImage:
         """Read a large body of declared length."""
-        buffer = memoryview(bytearray(min(length, _FLUSH_BYTES)))
+        most_bytes = _FLUSH_BYTES * _FULL_BUFFERS // max(self._receiving, _FULL_BUFFERS)
+        buffer = memoryview(bytearray(min(length, most_bytes)))
         sink = self._spool.sink()
         try:
             piece = await body.fill(buffer)

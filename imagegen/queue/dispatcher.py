@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from loguru import logger
 from msgspec.structs import replace
@@ -19,11 +20,18 @@ from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.consume import Entry
 from imagegen.tasks.task import State, Task
 
+CLAIMS_PER_SLOT = 2
+"""Claims of a slot: while the result of one is written, another fills the slot that it has left."""
+
+MAX_AWAY = 64
+"""Running claims without a slot; a further one that waits for a slow host keeps its slot."""
+
 
 class ClaimDispatcher:
     """Claims of this instance, and the loops that wait for one.
 
-    A claim leaves its slot before its result is written, so that the next one starts meanwhile.
+    A claim leaves its slot before its result is written, so that the next one starts meanwhile. It may also be away
+    from its slot while it waits for a slow host.
 
     Attributes:
         task_cache: states of the tasks of this instance.
@@ -48,6 +56,9 @@ class ClaimDispatcher:
         self._ready: deque[Claim] = deque()
         self._waiters: deque[asyncio.Future[Claim | None]] = deque()
         self.slots = self._slots_left = slots
+        self._away: set[Claim] = set()
+        self._ending: set[Claim] = set()
+        self._returning: deque[tuple[Claim, asyncio.Future[None]]] = deque()
         self._quiet = self.paused = False
         self._fresh = Checkpoint(instance)
         self.delivered = 0
@@ -79,11 +90,16 @@ class ClaimDispatcher:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+        for _, returned in self._returning:
+            if not returned.done():
+                returned.set_result(None)
 
     @property
     def free_slots(self) -> int:
         """Slots that a loop waits to fill, none while claiming is paused."""
-        return 0 if self.paused else min(self._slots_left, sum([not waiter.done() for waiter in self._waiters]))
+        if self.paused or (free := self._takeable) <= 0:
+            return 0
+        return sum(1 for _ in islice((waiter for waiter in self._waiters if not waiter.done()), free))
 
     @property
     def takes_claims(self) -> bool:
@@ -97,11 +113,33 @@ class ClaimDispatcher:
 
     def leave_slot(self, claim: Claim) -> None:
         """Free the slot of a claim for another one."""
+        if self._away:
+            self._away.discard(claim)
         if claim.occupies_slot:
             claim.occupies_slot = False
             self._slots_left += 1
             self._dispatch()
             self.demand.set()
+
+    def end(self, claim: Claim) -> None:
+        """Free the slot of a claim whose result is being written until `forget`."""
+        claim.ending = True
+        self._ending.add(claim)
+        self.leave_slot(claim)
+
+    def go_away(self, claim: Claim) -> None:
+        """Free the slot of a claim that goes on to run, unless there are many such ones."""
+        if claim.occupies_slot and len(self._away) < MAX_AWAY:
+            self.leave_slot(claim)
+            self._away.add(claim)
+
+    async def come_back(self, claim: Claim) -> None:
+        """Wait for a slot for a claim that has none, before all that wait for a loop; not after `quiet`."""
+        if not (claim.occupies_slot or self._quiet):
+            returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._returning.append((claim, returned))
+            self._dispatch()
+            await returned
 
     def put(self, claim: Claim) -> None:
         """Give a claim to a waiting loop, or keep it for the next one."""
@@ -120,13 +158,26 @@ class ClaimDispatcher:
         self.put(claim)
 
     def _dispatch(self) -> None:
-        while self._ready and self._waiters and self._slots_left > 0 and (claim := self._next_claim()):
+        while self._returning and self._slots_left > 0:
+            back, returned = self._returning.popleft()
+            if not returned.done():
+                self._away.discard(back)
+                back.occupies_slot = True
+                self._slots_left -= 1
+                returned.set_result(None)
+        while self._ready and self._waiters and self._takeable > 0 and (claim := self._next_claim()):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 self._ready.remove(claim)
                 claim.occupies_slot = True
                 self._slots_left -= 1
                 waiter.set_result(claim)
+
+    @property
+    def _takeable(self) -> int:
+        """Claims that may go to loops now: for free slots, but few while results can't be written."""
+        left = self._slots_left
+        return min(left, (CLAIMS_PER_SLOT - 1) * self.slots + left - len(self._ending))
 
     def _next_claim(self) -> Claim | None:
         """Return the first ready claim that may go to a loop now."""
@@ -185,6 +236,7 @@ class ClaimDispatcher:
 
     def forget(self, claim: Claim) -> None:
         """Free the slot of a claim, and stop renewing its lease."""
+        self._ending.discard(claim)
         self.leave_slot(claim)
         self.held.pop(claim.entry_id, None)
         self.estimates.ended(claim.task, None)

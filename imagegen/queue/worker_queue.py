@@ -90,6 +90,14 @@ class WorkerQueue:
         """Forget a lost claim, and the task's cached state."""
         self._dispatcher.drop(claim)
 
+    def go_away(self, claim: Claim) -> None:
+        """Free the slot of a running claim that waits for a slow host, unless many claims do."""
+        self._dispatcher.go_away(claim)
+
+    async def come_back(self, claim: Claim) -> None:
+        """Wait for a slot for a running claim that is away from its own."""
+        await self._dispatcher.come_back(claim)
+
     async def read_released(self, claim: Claim) -> None:
         """Copy what an earlier owner released with the task into a claim that is not started; costs one command."""
         if claim.stored_bytes is not None:
@@ -278,8 +286,7 @@ class WorkerQueue:
     async def _finish(self, claim: Claim, final: Task) -> Task:
         """Finish with a marked task. An existing record with its mark is its own: the first reply was lost."""
         item = finish_item(claim.entry_id, final, claim.cost)
-        claim.ending = True
-        self._dispatcher.leave_slot(claim)
+        self._dispatcher.end(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
         reply = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
         is_ours = not reply.existing

@@ -191,7 +191,8 @@ class Attempt:
             self._places.give_up(range(self._request.n))
 
     async def _fetch_paid(self) -> None:
-        """Save the images that an earlier attempt paid for; no call is made before that."""
+        """Save the images that an earlier attempt paid for; no call is made before that, so it needs no slot."""
+        self._runner.claims.go_away(self._claim)
         await self._waiting.store_writable()
         await self._write()
         links, again = self._claim.checkpoint.links, self._claim.checkpoint.missing_requested

@@ -50,6 +50,8 @@ class PermitWaiting:
         Stopping is raised too if claiming is paused and the attempt is not begun. Raises UpstreamError if no channel
         can take the call before an operator acts.
         """
+        if not self.claim.occupies_slot:
+            await self.claims.come_back(self.claim)
         if self.image_saver.writable and (permit := self.permits.try_acquire(model, choice)):
             return self._unless_paused(permit)
         while True:

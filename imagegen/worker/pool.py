@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
+from imagegen.queue.dispatcher import CLAIMS_PER_SLOT, MAX_AWAY
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks import transitions
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
@@ -19,9 +20,6 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.parking import Parking
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.unserved import OtherInstances, UnservedTasks
-
-LOOPS_PER_SLOT = 2
-"""While one writes a result, another fills the slot that it has left."""
 
 UNFORESEEN_RETRY_S = 5.0
 """Delay of the next attempt after an unforeseen error, where paid images are not saved yet."""
@@ -56,9 +54,8 @@ class Pool:
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the loops; they end only after `quiet`."""
-        self._loops = [
-            asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(LOOPS_PER_SLOT * self._claims.slots)
-        ]
+        count = CLAIMS_PER_SLOT * self._claims.slots + MAX_AWAY
+        self._loops = [asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(count)]
         return self._loops
 
     def quiet(self) -> None:

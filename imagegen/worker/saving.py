@@ -25,8 +25,9 @@ from imagegen.tasks.retry import Outcome, Retry
 from imagegen.tasks.task import WaitReason, image_progress
 from imagegen.worker.slow_saving import LOOK_S, SaveLeft, SaveWatch
 
-CHECKPOINT_AFTER_S = 1.0
-"""A download that takes longer is written to the checkpoint, so that a crash does not lose a paid image."""
+SLOW_AFTER_S = 1.0
+"""Downloads of an answer that take longer in all leave their slot to other tasks, since their host may never answer,
+and are written to the checkpoint, so that a crash does not lose a paid image."""
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
 """Delay before a link is tried again: half of its age within these bounds."""
@@ -135,6 +136,7 @@ class ClaimImageSaver:
     jitter: Callable[[], float] = random.random
     _writing: asyncio.Task[bool] | None = field(default=None, init=False)
     _stalled: bool = field(default=False, init=False)
+    _slow_at_s: float = field(default=0.0, init=False)
 
     async def save(self, images: Sequence[ReceivedImage]) -> None:
         """Save images. Those that can't be used are passed to `on_rejected`.
@@ -163,6 +165,7 @@ class ClaimImageSaver:
         links = [received for received in images if isinstance(received.image, ImageLink)]
         failures: list[tuple[ReceivedImage, DownloadFailed]] = []
         died: list[ReceivedImage] = []
+        self._slow_at_s = asyncio.get_running_loop().time() + SLOW_AFTER_S
         for received in sorted(images, key=lambda received: isinstance(received.image, ImageLink)):
             if links and received is links[0]:
                 self._note_links(links)
@@ -276,11 +279,11 @@ class ClaimImageSaver:
             return self.image_saver.writable
 
     async def _fetch(self, received: ReceivedImage) -> VerifiedImage:
-        """Return the checked image; a link with a long download is checkpointed meanwhile."""
+        """Return the checked image; a link with a long download is checkpointed meanwhile, without a slot."""
         age_s = max(self.clock() - received.received_at, 0.0)
-        if not self.claim.checkpoint.links or self.claim.checkpoint is self.claim.stored_checkpoint:
+        if not self.claim.checkpoint.links:
             return await self.image_saver.fetch(received.image, age_s=age_s)
-        timer = asyncio.get_running_loop().call_later(CHECKPOINT_AFTER_S, self._checkpoint_soon)
+        timer = asyncio.get_running_loop().call_at(self._slow_at_s, self._download_is_slow)
         try:
             return await self.image_saver.fetch(received.image, age_s=age_s)
         finally:
@@ -291,6 +294,11 @@ class ClaimImageSaver:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             await writing
+
+    def _download_is_slow(self) -> None:
+        self.claims.go_away(self.claim)
+        if self.claim.checkpoint is not self.claim.stored_checkpoint:
+            self._checkpoint_soon()
 
     def _checkpoint_soon(self) -> None:
         self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.checkpoint))

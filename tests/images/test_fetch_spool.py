@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gzip
 import os
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,6 +54,34 @@ async def test_an_image_that_is_received_in_several_parts_is_whole(
     async with open_session(own) as session:
         image = await make_fetcher(session, own, folder=tmp_path).fetch(upstream.link("/x"))
     assert contents(image.path) == LARGE
+
+
+async def test_many_large_images_of_hosts_that_stall_take_little_memory(upstream: Upstream, tmp_path: Path) -> None:
+    waiting, count = 0, 40
+
+    async def stall(request: web.Request) -> web.StreamResponse:
+        nonlocal waiting
+        response = web.StreamResponse(headers={"Content-Length": "8000000"})
+        await response.prepare(request)
+        await response.write(LARGE[:1000])
+        waiting += 1
+        await asyncio.Event().wait()
+        return response
+
+    upstream.paths["/x"] = stall
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        fetcher = make_fetcher(session, own, folder=tmp_path)
+        tracemalloc.start()
+        fetches = [asyncio.create_task(fetcher.fetch(upstream.link("/x"))) for _ in range(count)]
+        try:
+            await eventually(lambda: waiting == count)
+            assert tracemalloc.get_traced_memory()[1] < count * 1_000_000
+        finally:
+            tracemalloc.stop()
+            for fetch_of_one in fetches:
+                fetch_of_one.cancel()
+            await asyncio.gather(*fetches, return_exceptions=True)
 
 
 def names(folder: Path) -> list[str]:

@@ -101,7 +101,7 @@ async def test_a_slow_download_is_checkpointed_before_it_ends(
         await go_on.wait()
         return await type(harness.image_saver).fetch(harness.image_saver, image, age_s=age_s)
 
-    monkeypatch.setattr(saving, "CHECKPOINT_AFTER_S", 0.0)
+    monkeypatch.setattr(saving, "SLOW_AFTER_S", 0.0)
     harness, go_on = make_harness(links(1), pool=False), asyncio.Event()
     monkeypatch.setattr(harness.image_saver, "fetch", slow)
     claim = await harness.claim()
