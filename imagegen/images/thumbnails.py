@@ -23,6 +23,7 @@ from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage
 from imagegen.images.threads import WorkThreads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import wrong_type_ignored
 from imagegen.tasks.image import StoredImage
 from imagegen.turn_queue import TurnQueue
 
@@ -41,6 +42,8 @@ MAX_KNOWN = 10_000
 """Records, and unusable images, in memory."""
 
 _CLAIM = b"making"
+_OTHER_TYPE = b""
+"""Stands for the value of a key of another type, which is replaced as any foreign value."""
 
 _in_thread = WorkThreads(1, "thumbnails").run
 """Make thumbnails in one thread: each may take 256 MiB."""
@@ -154,11 +157,13 @@ class Thumbnails:
         """Return the record of a thumbnail; None once this instance has to make it. Raises QueueUnavailable."""
         key, life_ms = self._keys.thumbnail(name), int(CLAIM_S * 1000)
         while True:
-            async with self._connection.deadline():
-                stored = cast(
-                    bytes | None,
-                    await self._connection.commands.set(key, _CLAIM, px=life_ms, nx=True, get=True),
-                )
+            stored: bytes | None = _OTHER_TYPE
+            with wrong_type_ignored():
+                async with self._connection.deadline():
+                    stored = cast(
+                        bytes | None,
+                        await self._connection.commands.set(key, _CLAIM, px=life_ms, nx=True, get=True),
+                    )
             self._count(1)
             if stored is None:
                 return None

@@ -11,6 +11,7 @@ from msgspec import Struct
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.redis_errors import wrong_type_ignored
 from imagegen.tasks.image import StoredImage
 
 KEPT_LONGER_MS = 60_000
@@ -71,8 +72,10 @@ class UploadRecords:
         cached = self._cached.pop(sha256, None)
         if cached is not None and self.clock() < cached.expires_at:
             return self._remember(sha256, cached)
-        async with self._connection.deadline():
-            stored = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))
+        stored: bytes | None = None
+        with wrong_type_ignored():
+            async with self._connection.deadline():
+                stored = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))
         self._count(1)
         record = _parse(stored) if stored is not None else None
         return record and self._remember(sha256, record)

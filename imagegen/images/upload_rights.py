@@ -8,6 +8,7 @@ from typing import cast
 
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type, wrong_type_ignored
 
 MAX_KNOWN = 10_000
 """Rights in memory."""
@@ -29,7 +30,13 @@ class UploadRights:
         """Let the key of a scope use an image until a Unix time. Return whether it could not before."""
         name = self._name(sha256, scope)
         until_ms = int(until * 1000)
-        before = await self._connection.multiplexer.execute("SET", name, until_ms, "GET", "PXAT", until_ms)
+        try:
+            before = await self._connection.multiplexer.execute("SET", name, until_ms, "GET", "PXAT", until_ms)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            before = None
+            await self._connection.multiplexer.execute("SET", name, until_ms, "PXAT", until_ms)
         self._connection.meter.redis_commands_sent("pictures", 1)
         self._remember(name, until)
         return before is None
@@ -39,7 +46,9 @@ class UploadRights:
         name = self._name(sha256, scope)
         if self._cached.get(name, 0.0) > self._clock():
             return True
-        until_ms = cast(bytes | None, await self._connection.multiplexer.execute("GET", name))
+        until_ms: bytes | None = None
+        with wrong_type_ignored():
+            until_ms = cast(bytes | None, await self._connection.multiplexer.execute("GET", name))
         self._connection.meter.redis_commands_sent("pictures", 1)
         until = int(until_ms) / 1000 if until_ms and until_ms.isdigit() else 0.0  # else it is a foreign value
         self._remember(name, until)

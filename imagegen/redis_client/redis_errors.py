@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from redis.asyncio.connection import DefaultParser
@@ -45,6 +46,7 @@ __all__ = [
     "shown",
     "unavailable",
     "wrong_type",
+    "wrong_type_ignored",
 ]
 
 _UNAVAILABLE = (
@@ -125,6 +127,16 @@ def unavailable(error: BaseException) -> bool:
 def wrong_type(error: BaseException) -> bool:
     """Return whether a key holds another type than a command needs."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+@contextmanager
+def wrong_type_ignored() -> Iterator[None]:
+    """Return a context that ends at a read of a key that holds another type, which counts as missing."""
+    try:
+        yield
+    except ResponseError as error:
+        if not wrong_type(error):
+            raise
 
 
 def remedy(error: BaseException) -> str | None:

@@ -204,6 +204,15 @@ async def test_a_foreign_record_is_replaced(start: Start) -> None:
     assert await instance.bytes_of(image) is not None
 
 
+async def test_a_record_of_another_type_is_replaced(start: Start) -> None:
+    instance = await start()
+    image = await save(instance, picture())
+    key = instance.thumbnails._keys.thumbnail(ThumbnailSpec(TASK, image, 256, None).name)
+    await instance.connection.commands.rpush(key, b"of another program")
+    assert await instance.bytes_of(image) is not None
+    assert isinstance(await instance.connection.commands.get(key), bytes)
+
+
 async def test_an_image_that_cannot_be_decoded_is_tried_once(start: Start) -> None:
     instance = await start()
     image = await save(instance, undecodable())

@@ -310,6 +310,32 @@ async def test_an_upload_is_found_only_by_the_keys_that_sent_it(open_uploads: Op
     assert await here.find(upload.id) is not None
 
 
+async def test_an_upload_whose_keys_hold_another_type_is_not_found_but_can_be_uploaded_again(
+    open_uploads: OpenUploads, redis_url: str, prefix: str
+) -> None:
+    first, second, third = await open_uploads(), await open_uploads(), await open_uploads()
+    data, connection = image_file(), Connection(redis_url)
+    upload, _ = await first.save(in_pieces(data), scope="a")
+    names = [key async for key in _keys(connection, f"{{{prefix}}}:upload:*")]
+    assert len(names) == 2
+    for name in names:
+        await connection.commands.delete(name)
+        await connection.commands.rpush(name, b"of another program")
+    await connection.close()
+    assert await second.find(upload.id, "a") is None
+    assert await second.find(upload.id) is None
+    assert (await second.save(in_pieces(data), scope="a"))[0].id == upload.id
+    assert await third.find(upload.id, "a") is not None
+
+
+async def _keys(connection: Connection, match: str) -> AsyncIterator[bytes]:
+    cursor = -1
+    while cursor:
+        cursor, names = await connection.scan(max(cursor, 0), match, 1000)
+        for name in names:
+            yield name
+
+
 async def test_no_upload_is_removed_for_space_while_redis_is_away(open_uploads: OpenUploads) -> None:
     needed = NeededUploads(Connection("redis://127.0.0.1:1"), Keys("nowhere"))
     assert set(await needed.among({"a" * 64, "b" * 64})) == {"a" * 64, "b" * 64}

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from loguru import logger
 
+from imagegen import line_limit
 from imagegen.app import CONNECTION, QUEUE
 from imagegen.web.openapi.document import Operation
 from imagegen.web.ops.key_routes import KEY_STORE
 from imagegen.web.routes import ROUTES
-from tests.support import ADMIN_TOKEN, AS_ADMIN, over_rows
+from tests.support import ADMIN_TOKEN, AS_ADMIN, eventually, logged, over_rows
 from tests.web.api_keys import KEYS, OTHER_SECRET, SECRET, bearer, make_key
 from tests.web.conftest import Client, StartService
 
@@ -316,3 +317,17 @@ async def test_keys_of_another_type_in_redis_are_unavailable_without_a_traceback
     (text,) = [text for text in texts if "/api/admin/keys" in text]  # the loop that reads the keys may report it too
     assert "WRONGTYPE" in text
     assert not any("Traceback" in text for text in texts)
+
+
+async def test_many_commands_that_redis_refuses_are_a_few_lines_with_a_count(
+    service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_limit, "COUNTED_S", 2.0)
+    connection, keys = service.app[CONNECTION], service.app[QUEUE].keys
+    await connection.commands.delete(keys.api_keys)
+    await connection.commands.rpush(keys.api_keys, "of another program")
+    with logged("ERROR", "{message}") as lines:
+        for _ in range(12):
+            assert (await service.get("/api/admin/keys", headers=AS_ADMIN)).status == 503
+        await eventually(lambda: "Redis refused 7 more commands of /api/admin/keys\n" in lines, within_s=20)
+    assert sum("refused a command of /api/admin/keys" in line for line in lines) == 5

@@ -18,6 +18,7 @@ from yarl import URL
 from imagegen import log
 from imagegen.did_you_mean import nearest
 from imagegen.errors import ApiError, Forbidden, InternalError, QueueUnavailable, RouteNotFound
+from imagegen.line_limit import LineLimit
 from imagegen.metrics import Histogram, Meter
 from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
@@ -96,12 +97,14 @@ class RequestPipeline:
 
     meter: counts every request. access_log: whether INFO is logged; if not, no time is spent on the line.
     prefix: path of PUBLIC_URL, which a proxy in front may have removed. origins: which web pages may use the service.
+    refused: limit of the lines about commands that Redis refused, by route.
     """
 
     meter: Meter
     access_log: bool
     prefix: str = ""
     origins: CrossOriginPolicy = field(default_factory=CrossOriginPolicy)
+    refused: LineLimit = field(default_factory=lambda: LineLimit(_log_more_refused))
 
     def tidy_path(self, raw_path: str) -> str:
         """Return the path that is routed: without the prefix, and on `/v1` and `/mcp` without empty segments."""
@@ -265,8 +268,14 @@ def _log_unforeseen(request: web.Request, error: Exception) -> None:
 
 def _log_refused(request: web.Request, error: RedisError) -> None:
     """Log a command that Redis refused, such as one for a key of which another program changed the type."""
+    if not request.app[PIPELINE].refused.admits(_names(route_of(request))[1]):
+        return
     where, request_id = _printable(request.rel_url.raw_path), request_id_of(request)
     logger.error("Redis refused a command of {}, request {}: {}", where, request_id, shown(error))
+
+
+def _log_more_refused(route: str, count: int) -> None:
+    logger.error("Redis refused {} more commands of {}", count, route)
 
 
 def _printable(text: str) -> str:
