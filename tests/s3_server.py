@@ -47,6 +47,7 @@ class S3Server:
     """Server whose `buckets` a test may read and change.
 
     page_keys: most keys of one page of a listing. hides: returns whether an object is not shown yet.
+    refuses: returns the response that a request gets in place of the usual one, or None.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class S3Server:
         self.clock: Callable[[], float] = time.time
         self.page_keys = 1000
         self.hides: Callable[[str], bool] = lambda _key: False
+        self.refuses: Callable[[web.Request], web.Response | None] = lambda _request: None
         self.url = ""
 
     @contextmanager
@@ -80,10 +82,13 @@ class S3Server:
         await runner.cleanup()
 
     async def _respond(self, request: web.Request) -> web.Response:
+        if (refusal := self.refuses(request)) is not None:
+            await request.read()
+            return refusal
         name, _, key = request.path.lstrip("/").partition("/")
         objects = self.buckets.get(name)
         if objects is None:
-            return _error(HTTPStatus.NOT_FOUND, "NoSuchBucket")
+            return error_response(HTTPStatus.NOT_FOUND, "NoSuchBucket")
         if not key:
             return self._list(objects, request.query)
         if request.method == "PUT":
@@ -112,10 +117,10 @@ class S3Server:
         if source is not None:
             bucket, _, source_key = unquote(source).lstrip("/").partition("/")
             if source_key not in self.buckets.get(bucket, {}):
-                return _error(HTTPStatus.NOT_FOUND, "NoSuchKey")
+                return error_response(HTTPStatus.NOT_FOUND, "NoSuchKey")
             data = self.buckets[bucket][source_key].data
         elif base64.b64decode(request.headers.get("Content-MD5", "")) not in (b"", _md5(data)):
-            return _error(HTTPStatus.BAD_REQUEST, "BadDigest")
+            return error_response(HTTPStatus.BAD_REQUEST, "BadDigest")
         metadata = {
             name.lower().removeprefix(METADATA): value
             for name, value in request.headers.items()
@@ -136,7 +141,7 @@ def _get(objects: Objects, key: str, request: web.Request) -> web.Response:
     """Return an object or a part of it; aiohttp leaves the body out of the response to a HEAD."""
     found = objects.get(key)
     if found is None:
-        return _error(HTTPStatus.NOT_FOUND, "NoSuchKey")
+        return error_response(HTTPStatus.NOT_FOUND, "NoSuchKey")
     headers = {
         "ETag": found.etag,
         "Last-Modified": formatdate(found.modified_at_s, usegmt=True),
@@ -157,7 +162,8 @@ def _entry(key: str, found: S3Object) -> str:
     return f"<Contents><Key>{quote(key)}</Key><LastModified>{modified}</LastModified><Size>{size}</Size></Contents>"
 
 
-def _error(status: HTTPStatus, code: str) -> web.Response:
+def error_response(status: HTTPStatus, code: str) -> web.Response:
+    """Return an error; aiohttp leaves its body out of the response to a HEAD."""
     return _xml("Error", f"<Code>{code}</Code><Message>{code}</Message>", status)
 
 

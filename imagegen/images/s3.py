@@ -13,7 +13,7 @@ import base64
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,14 @@ LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
 
-_MISSING = {"404", "NoSuchKey", "NotFound"}
+_NO_OBJECT = frozenset({"NoSuchKey"})
+"""A 404 without this code is that of a bucket, or of something else than the service, such as a proxy without it."""
+
+_NO_OBJECT_OF_HEAD = _NO_OBJECT | {"404"}
+"""The response to a HEAD has no body, so it has no code."""
+
 _PASSING = {408, 425, 429}
+_PASSING_CODES = {"OperationAborted", "RequestTimeTooSkewed", "RequestTimeout"}
 _PROBE = b"imagegen probe\n"
 _EXPIRES_METADATA = "imagegen-expires-at"
 
@@ -54,7 +60,13 @@ _HINTS = {
     "AccessDenied": "S3_ACCESS_KEY_ID: this key may not list the bucket; it has to list, read, write and delete",
     "AuthorizationHeaderMalformed": "S3_REGION: it is not the region of the bucket",
     "PermanentRedirect": "S3_REGION, S3_ENDPOINT: the bucket is elsewhere",
+    "ExpiredToken": "S3_ACCESS_KEY_ID: this key is a temporary one that has ended",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the service differ too much",
 }
+
+
+class BucketRefusal(Exception):
+    """Refusal of a request, with what the operator has to change if that is clear."""
 
 
 class _Missing(Exception):
@@ -121,10 +133,10 @@ class S3BlobStore:
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
                 await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
         except self._refused as error:
-            if not _passes(_status(error)):
+            if not _passes(error):
                 hint = _HINTS.get(_code(error), "S3_ENDPOINT, S3_BUCKET: the service refuses us")
                 raise SettingsError(f"{hint} ({error})") from error
-            raise StoreUnavailable from error
+            raise StoreUnavailable from _refusal(error)
         except self._cause as error:
             raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
         except self._failures as error:
@@ -177,7 +189,7 @@ class S3BlobStore:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
         part = {} if length == image.size_bytes else {"Range": f"bytes={offset}-{offset + length - 1}"}
         try:
-            async with self._request():
+            async with self._request(missing=_NO_OBJECT):
                 reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
         except _Missing:
             self._check_settled(self._key(task_id, image))
@@ -185,6 +197,8 @@ class S3BlobStore:
         with closing(reply["Body"]) as body:
             async with self._request():
                 _check_origin(reply)
+                if part and not reply.get("ContentRange"):
+                    raise OSError("the response is the whole object in place of a part")
             if not self._is_current(reply, image):
                 return
             while True:
@@ -244,14 +258,28 @@ class S3BlobStore:
         return entries
 
     async def _has(self, task_id: str, image: StoredImage) -> bool:
+        key = self._key(task_id, image)
         try:
-            async with self._request():
-                reply = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
-                _check_origin(reply)
+            try:
+                async with self._request(missing=_NO_OBJECT_OF_HEAD):
+                    reply = await self._client.head_object(Bucket=self._bucket.name, Key=key)
+                    _check_origin(reply)
+            except _Missing:
+                reply = await self._get_first_byte(key)
         except _Missing:
-            self._check_settled(self._key(task_id, image))
+            self._check_settled(key)
             return False
         return self._is_current(reply, image)
+
+    async def _get_first_byte(self, key: str) -> Mapping[str, Any]:
+        """Return the response for an object that a HEAD did not find; only an error with a body shows why."""
+        async with self._request(missing=_NO_OBJECT):
+            reply: Mapping[str, Any] = await self._client.get_object(
+                Bucket=self._bucket.name, Key=key, Range="bytes=0-0"
+            )
+            reply["Body"].close()
+            _check_origin(reply)
+        return reply
 
     def _check_settled(self, key: str) -> None:
         """Raise StoreUnavailable if an object was saved so recently that it is not gone."""
@@ -265,7 +293,7 @@ class S3BlobStore:
 
     async def _copy(self, source: str, key: str, image: StoredImage, expires_at_s: float) -> None:
         """Copy an object with a new end. Raises _Missing, StoreUnavailable."""
-        async with self._request():
+        async with self._request(missing=_NO_OBJECT):
             reply = await self._client.copy_object(
                 Bucket=self._bucket.name,
                 Key=key,
@@ -283,29 +311,32 @@ class S3BlobStore:
 
     async def _delete_one(self, key: str) -> None:
         with suppress(_Missing):
-            async with self._request():
+            async with self._request(missing=_NO_OBJECT):
                 await self._client.delete_object(Bucket=self._bucket.name, Key=key)
 
     @asynccontextmanager
-    async def _request(self, deadline_s: float = CALL_S) -> AsyncIterator[None]:
-        """Raise _Missing if the object is not there, StoreUnavailable for any other failure."""
+    async def _request(
+        self, deadline_s: float = CALL_S, *, missing: Collection[str] = frozenset()
+    ) -> AsyncIterator[None]:
+        """Raise _Missing for an error with one of the codes `missing`, StoreUnavailable for any other failure."""
         try:
             async with asyncio.timeout(deadline_s):
                 yield
         except self._refused as error:
-            if _code(error) in _MISSING:
+            if _code(error) in missing:
                 raise _Missing from error
-            raise StoreUnavailable from error
-        except self._failures as error:
+            raise StoreUnavailable from _refusal(error)
+        except (*self._failures, LookupError, ValueError) as error:  # the last two: odd responses
             raise StoreUnavailable from error
 
     def _key(self, task_id: str, image: StoredImage) -> str:
         return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{image.extension}"
 
     def _is_current(self, reply: Mapping[str, Any], image: StoredImage) -> bool:
+        """Return whether an object is an image that has not expired. A proxy may hide its size."""
         end = reply["Metadata"].get(_EXPIRES_METADATA, "")
         whole_bytes = parse_digits(str(reply.get("ContentRange", "")).rpartition("/")[2])
-        size_bytes = reply["ContentLength"] if whole_bytes is None else whole_bytes
+        size_bytes = reply.get("ContentLength", image.size_bytes) if whole_bytes is None else whole_bytes
         return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
     def _sweep_at(self, saved_at_s: float) -> float:
@@ -379,9 +410,15 @@ def _task_of(key: str) -> str:
     return key.rpartition("/")[0].rpartition("/")[2]
 
 
-def _passes(status: int) -> bool:
-    """Return whether a refusal may be over soon."""
-    return status >= 500 or status in _PASSING
+def _passes(error: Any) -> bool:
+    """Return whether a refusal may be over soon, as that of a proxy which names no code."""
+    status, code = _status(error), _code(error)
+    return status >= 500 or status in _PASSING or code in _PASSING_CODES or code == str(status)
+
+
+def _refusal(error: Any) -> BucketRefusal:
+    hint = _HINTS.get(_code(error), "")
+    return BucketRefusal(f"{hint} ({error})" if hint else str(error))
 
 
 def _code(error: Any) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from aiohttp import web
 
 from tests.emulator_fixtures import EmulatorProcess
 from tests.s3_server import Objects, S3Server
 from tests.service.conftest import StartService
-from tests.service.running import Service, calls_about
+from tests.service.image_hosts import calls, image_host
+from tests.service.running import Service, calls_about, eventually
 
 _numbers = itertools.count()
 
@@ -23,6 +25,7 @@ def bucket(s3: S3Server) -> Iterator[str]:
     s3.buckets[name] = {}
     yield name
     s3.hides = lambda _key: False
+    s3.refuses = lambda _request: None
 
 
 def settings_of(s3: S3Server, bucket: str) -> dict[str, str]:
@@ -66,3 +69,26 @@ def test_an_image_that_only_the_cache_still_has_is_made_again_once(
     task = service.completed(answer.json["taskId"])
     assert service.get(task["data"][0]["url"]).status == 200
     assert len(calls_about(upstream, "deleted in the bucket")) == 2
+
+
+@pytest.mark.parametrize("form", ["link", "base64"])
+def test_a_proxy_without_its_bucket_service_costs_no_image_and_ends_no_process(
+    start_service: StartService, s3: S3Server, bucket: str, form: str
+) -> None:
+    with image_host(form) as url:
+        service: Service = start_service(url, **settings_of(s3, bucket))
+        service.made(prompt="before")
+        service.end()
+        age(s3.buckets[bucket])
+        service.start()
+        s3.refuses = lambda _request: web.Response(status=404, text="404 page not found")
+        task_id = service.accepted(prompt="while it is away")
+        eventually(lambda: service.task(task_id)["reason"] == "store_unavailable")
+        assert service.submit(prompt="before").error == (503, "store_unavailable")
+        eventually(lambda: "Images can't be saved in the image store" in service.log)
+        s3.refuses = lambda _request: None
+        task = service.completed(task_id)
+        assert (task["attempts"], "possiblyBilledTwice" in task) == (1, False)
+        assert service.get(task["data"][0]["url"]).status == 200
+        assert service.submit(prompt="before").json["cached"] is True
+        assert calls(service) == 1
