@@ -8,6 +8,7 @@ files that start programs and wait for them, `COMPUTING` of them with the others
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import socket
@@ -32,6 +33,9 @@ File = list[pytest.Item]
 
 COMPUTING = 2
 """Processes that run files without programs first."""
+
+TIME_LIMITS = 5
+"""A worker whose test runs for this many time limits is killed: a callback may catch the exception of the limit."""
 
 END_S = 20.0
 """For the fixtures of interrupted workers."""
@@ -149,11 +153,15 @@ class _Sender:
 
 @dataclass
 class _Worker:
-    """Worker as the first process sees it: its pid, its pipe, the test that it runs and whether it has ended."""
+    """Worker as the first process sees it: its pid, its pipe, the test that it runs and whether it has ended.
+
+    started_at: of the test, by time.monotonic().
+    """
 
     pid: int
     results: Connection
     running: str = ""
+    started_at: float = math.inf
     ended: bool = False
 
     def ends_before(self, deadline: float) -> bool:
@@ -185,8 +193,12 @@ def _end(workers: Sequence[_Worker]) -> None:
 def _collect_results(session: pytest.Session, workers: dict[Connection, _Worker]) -> None:
     """Report the results of the workers until all have ended, or until the session is to stop."""
     hook = session.config.hook
+    longest_s = TIME_LIMITS * (session.config.getoption("timeout") or float(session.config.getini("timeout")))
     while workers:
-        for results in wait(list(workers)):
+        for worker in workers.values():
+            if time.monotonic() - worker.started_at > longest_s:
+                os.kill(worker.pid, signal.SIGKILL)
+        for results in wait(list(workers), longest_s / 10):
             assert isinstance(results, Connection)
             worker = workers[results]
             try:
@@ -197,7 +209,7 @@ def _collect_results(session: pytest.Session, workers: dict[Connection, _Worker]
                     hook.pytest_runtest_logreport(report=_report_of_death(worker.running, code))
                 continue
             if isinstance(message, str):
-                worker.running = message
+                worker.running, worker.started_at = message, time.monotonic()
                 continue
             report = hook.pytest_report_from_serializable(config=session.config, data=message)
             hook.pytest_runtest_logreport(report=report)

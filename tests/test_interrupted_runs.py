@@ -156,6 +156,14 @@ def test_an_interrupted_run_ends_its_fixtures_and_leaves_no_process(start: Start
     eventually(lambda: not run.left(), 60)
 
 
+def test_a_test_that_outlives_its_time_limit_fails(tmp_path: Path) -> None:
+    arguments = ["-p", "no:cacheprovider", "-p", "no:schemathesis", "--forks", "2", "--timeout", "0.5"]
+    path = "tests/hanging/swallowed_limits.py"
+    command = [sys.executable, "-m", "pytest", *arguments, f"--basetemp={tmp_path / 'tests'}", path]
+    run = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert "the process that ran it ended with -9" in run.stdout
+
+
 def test_runs_at_once_take_different_ports() -> None:
     command = [sys.executable, "-c", PORTS]
     pipe = subprocess.PIPE
