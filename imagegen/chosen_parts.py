@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import aiohttp
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
@@ -241,8 +241,7 @@ def seed_support(routes: Routes, table: ModelTable) -> SeedSupport:
     return SeedSupport(routes.sends_seed, published)
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(Struct, frozen=True):
     """The routes of calls, what saves their images, and what opens the input images of attempts."""
 
     routes: Routes

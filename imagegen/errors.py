@@ -13,8 +13,9 @@ ImagegenError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 
 class ImagegenError(Exception):
@@ -25,8 +26,7 @@ class SettingsError(ImagegenError):
     """The service can't start with these settings; the text names every fault and its remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class FieldError:
+class FieldError(Struct, frozen=True):
     """One fault of a request: the field as the client spelled it (`requests[2].width`) and the rule it breaks."""
 
     field: str

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from msgspec import Struct
+
 from imagegen import setting_parsers as values
 from imagegen.channels_file import KINDS, SANDBOX, Channel, Channels, read_channels
 from imagegen.did_you_mean import nearest
@@ -78,8 +80,7 @@ _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
 
-@dataclass(frozen=True, slots=True)
-class _SettingRule:
+class _SettingRule(Struct, frozen=True):
     name: str
     parse: Callable[[str], object]
     default: object

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collections")
@@ -151,3 +154,20 @@ def test_no_file_of_tests_imports_another() -> None:
     assert len(files) > 200
     found = {(path.name, name) for path in files for name in imports(path) if re.match(r"tests\.(\w+\.)*test_", name)}
     assert not found
+
+
+def test_no_record_has_the_placeholder_of_another_kind_of_record_as_a_default() -> None:
+    for path in FILES:
+        if path.name != "__main__.py":
+            importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    records = list(subclasses(msgspec.Struct))
+    assert len(records) > 200
+    assert not [
+        each for each in records if any(isinstance(made, dataclasses.Field) for made in each.__struct_defaults__)
+    ]
+
+
+def subclasses(kind: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)

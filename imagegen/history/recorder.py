@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from loguru import logger
+from msgspec import Struct, field
 
 from imagegen.errors import QueueUnavailable
 from imagegen.history.history_store import KEPT_S, HistoryStore
@@ -28,8 +28,7 @@ SAMPLES_PER_STEP = 12
 CLOSE_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """State of the queue at one moment, from the memory of this process. Money: micro-dollars since the start."""
 
     depth: int
@@ -39,8 +38,7 @@ class Sample:
     saved: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Totals:
+class _Totals(Struct, frozen=True):
     """Counters since the start of the process."""
 
     submits: Mapping[str, int] = field(default_factory=dict)

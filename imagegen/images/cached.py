@@ -8,12 +8,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.disk_watch import limit_s
@@ -87,8 +87,7 @@ class BlobStore(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
+class _Fetched(Struct, frozen=True):
     """Outcome of fetching an image: its bytes, or whether it is whole, and then in the cache if that works."""
 
     data: bytes | None = None

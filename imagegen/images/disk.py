@@ -15,10 +15,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
@@ -57,8 +57,7 @@ ORPHAN_S = 600.0
 """An unfinished file that a sweep finds again after this time was left by a process that died while it wrote."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskLookups:
+class DiskLookups(Struct, frozen=True):
     """Look-ups outside of a disk store.
 
     others_live: returns whether another instance may have an image that is missing here.

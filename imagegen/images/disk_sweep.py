@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from imagegen.images import files
 from imagegen.images.disk_index import IndexEntry, oldest_first
@@ -13,8 +14,7 @@ from imagegen.images.file_names import is_image, task_of
 from imagegen.images.files import FoundFile
 
 
-@dataclass(frozen=True, slots=True)
-class SweptFolder:
+class SweptFolder(Struct, frozen=True):
     """Result of a sweep.
 
     entries: the files by name, the oldest first. gone: files that the index had and the folder has not.

@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 _ASCII, _LONG, _UNDEFINED = 2, 4, 7
 _DESCRIPTION, _EXIF_POINTER, _VERSION, _USER_COMMENT = 0x010E, 0x8769, 0x9000, 0x9286
 _UNICODE, _PLAIN = b"UNICODE\0", b"ASCII\0\0\0"
@@ -50,8 +52,7 @@ def parameters_block(existing: bytes, text: str, description: str, max_bytes: in
     return block.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
+class _Value(Struct, frozen=True):
     """A value of an entry. data: its bytes, or in an existing entry the four bytes of value or offset."""
 
     kind: int

@@ -16,7 +16,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -75,8 +74,7 @@ class FoundFile(Struct, frozen=True, gc=False):
     links: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFile:
+class ReadFile(Struct, frozen=True):
     """A file with the content of its image: as an open file, or its bytes if it is small."""
 
     signature: Signature

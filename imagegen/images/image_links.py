@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import ip_address
 
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
+from msgspec import Struct, field
 from yarl import URL
 
 from imagegen.ssrf import is_public
@@ -25,8 +25,7 @@ _DIGITS = re.compile(r"[0-9]{1,12}")
 _UTC_TIME = re.compile(r"[0-9]{8}T[0-9]{6}Z|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """An upstream as the links in its answers see it.
 
     own_hosts: `host` or `host:port` that may be fetched from though their addresses are not public.

@@ -15,12 +15,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import aiohttp
 from loguru import logger
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import SettingsError, StoreUnavailable
@@ -73,8 +73,7 @@ class _Missing(Exception):
     """There is no such object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(Struct, frozen=True):
     """Address and credentials of a bucket. endpoint: None at AWS itself; prefix: of every object, without a slash."""
 
     name: str

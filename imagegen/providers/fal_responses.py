@@ -7,9 +7,9 @@ faults) and https://fal.ai/docs/documentation/model-apis/request-errors (of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
@@ -40,8 +40,7 @@ _GONE = frozenset({404, 410})
 _FLAGGED = "The content was withheld by the provider's content checker"
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatus:
+class JobStatus(Struct, frozen=True):
     """State of a job in the queue. phase: once it is `done`, failed or not, its result is to be fetched.
 
     error: that it ended with, empty if none. progress: 0 to 1 until its end, None if the state shows none.

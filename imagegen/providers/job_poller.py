@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 from yarl import URL
 
@@ -18,8 +18,7 @@ from imagegen.providers.relay_jobs import parse_acceptance, parse_failure, parse
 from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 
 
-@dataclass(frozen=True, slots=True)
-class JobPoller:
+class JobPoller(Struct, frozen=True):
     """Poller of the jobs of one account.
 
     provider: its name; base: no other host is requested; submit: address of the call.
@@ -61,8 +60,7 @@ class JobPoller:
         return await poll_until_end(handle, observer, addresses.poll, delay_s)
 
 
-@dataclass(frozen=True, slots=True)
-class NotingObserver(ForwardingObserver):
+class NotingObserver(ForwardingObserver, frozen=True):
     """Observer of a call that adds the call's warnings to the handle of its job."""
 
     warnings: tuple[str, ...]

@@ -6,8 +6,9 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
@@ -55,8 +56,7 @@ def phase_of(word: str) -> Phase:
     return _PHASE_OF_WORD.get(word.strip().lower().replace(" ", "_"), "running")
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
+class JobState(Struct, frozen=True):
     """State of a job.
 
     phase: `forgotten` if the upstream does not find the job. reply: of a job that is done; error: of a failed job, as

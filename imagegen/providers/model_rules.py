@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -220,8 +219,7 @@ class Pricing:
         return row.price if row else None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRules:
+class ModelRules(Struct, frozen=True):
     """Checks by the rows of a table; a model without a row has none."""
 
     table: ModelTable
@@ -368,8 +366,7 @@ def _value(ratio: str) -> float:
     return int(across) / int(down)
 
 
-@dataclass(frozen=True, slots=True)
-class EditRules:
+class EditRules(Struct, frozen=True):
     """Rules of a provider. edits: what it takes for a model. then: the rules that follow."""
 
     edits: Callable[[str], Edits | None]

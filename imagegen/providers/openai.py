@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
 import aiohttp
-from msgspec import structs
+from msgspec import Struct, structs
+from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
@@ -32,8 +32,7 @@ _DIFFUSION = frozenset({"image_loras", "disable_safety_checker", "prompt_upsampl
 _GPT_ONLY = frozenset({"quality", "background", "moderation", "style", "input_fidelity"})
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """Differences of a service from the others.
 
     steps_name, format_name: its words for `steps` and `output_format`.

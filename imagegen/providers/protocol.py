@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -116,8 +115,7 @@ class CallObserver(Protocol):
         """Report the last polls of the job in sequence if they failed, no polls after a good one; it may run on."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardingObserver:
+class ForwardingObserver(Struct, frozen=True):
     """Observer of a call that reports every event to another one; a subclass changes some of them."""
 
     observer: CallObserver

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import chain
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+
+class Meaning(Struct, frozen=True):
     """A task error code, and how services express it.
 
     codes: exact values, lower case, of an error's code, type, name, status or reason.

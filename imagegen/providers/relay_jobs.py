@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import orjson
+from msgspec import Struct
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -80,8 +80,7 @@ _ACCEPTED = 202
 """The response may have only the address of the job: https://www.rfc-editor.org/rfc/rfc9110.html#name-202-accepted"""
 
 
-@dataclass(frozen=True, slots=True)
-class Acceptance:
+class Acceptance(Struct, frozen=True):
     """An accepted job. address: as the upstream gave it, not checked. guess: the path below the base to try without."""
 
     id: str

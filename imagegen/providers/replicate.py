@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
 from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.formats import parse_http_date

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import orjson
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
@@ -38,8 +38,7 @@ _ENDED = frozenset({"succeeded", "failed", "canceled", "aborted"})
 _OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth"})
 
 
-@dataclass(frozen=True, slots=True)
-class ListedPrediction:
+class ListedPrediction(Struct, frozen=True):
     """A prediction of a list. created_at: Unix time by Replicate's clock."""
 
     call: AcceptedCall
@@ -49,8 +48,7 @@ class ListedPrediction:
     created_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionPage:
+class PredictionPage(Struct, frozen=True):
     """A page of a list. next_url: of the next page, not checked; empty if it is the last one."""
 
     listed: tuple[ListedPrediction, ...]

@@ -10,11 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 import pybase64
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.formats import declares_base64, plain_base64
@@ -104,8 +104,7 @@ _OPERATOR_MUST_ACT = {
 """What the client reads; the provider's advice is for the owner of the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class _ErrorInfo:
+class _ErrorInfo(Struct, frozen=True):
     """Details of an error response; empty if absent.
 
     param: the request field that it names. codes: its code, type, name, status and reasons, lower case.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from imagegen.channels_file import Channels
 from imagegen.errors import FieldError, InvalidRequest
@@ -11,8 +12,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import Adjust
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModels:
+class ServedModels(Struct, frozen=True):
     """Rule of the channels. fallbacks: models that may take the place of others.
 
     elsewhere: returns whether another instance may serve a model. then: the rules that follow.

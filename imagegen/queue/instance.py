@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Coroutine
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from imagegen.queue.change_relay import ChangeRelay
 from imagegen.queue.claim import Claim, consumer_name
@@ -45,8 +46,7 @@ from imagegen.redis_client.keys import Keys
 from imagegen.tasks.task import Task
 
 
-@dataclass(frozen=True, slots=True)
-class QueueConfig:
+class QueueConfig(Struct, frozen=True):
     """Limits and lifetimes of a queue.
 
     Args:
@@ -70,8 +70,7 @@ class QueueConfig:
     open_limit_of: OpenLimitOf = lambda _client: None
 
 
-@dataclass(frozen=True, slots=True)
-class QueueInstance:
+class QueueInstance(Struct, frozen=True):
     """All parts of one instance: `client_queue` for requests of clients, `worker_queue` for the pool."""
 
     connection: Connection

@@ -11,8 +11,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.dispatcher import ClaimDispatcher
@@ -32,8 +33,7 @@ KEPT_ENDED = 100
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
-class BacklogSize:
+class BacklogSize(Struct, frozen=True):
     """Size of the backlog.
 
     depth: tasks that no instance has claimed yet, in the stream and in lines.
@@ -45,8 +45,7 @@ class BacklogSize:
     oldest_age_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceStatus:
+class InstanceStatus(Struct, frozen=True):
     """Status of this instance.
 
     Attributes:

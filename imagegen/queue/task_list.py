@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import cast
+
+from msgspec import Struct
 
 from imagegen.errors import ListRefused
 from imagegen.queue.checkpoint import owner_of
@@ -22,8 +23,7 @@ Cursor = tuple[int, str]
 """Place of a task in the list: its epoch, which rises with the time of the submit, and its id."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskPage:
+class TaskPage(Struct, frozen=True):
     """Page of a list of tasks.
 
     next: first task of the next page, None at the end.

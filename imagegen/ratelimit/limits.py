@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from ipaddress import IPv6Network
 from typing import Any, NamedTuple, NoReturn
@@ -19,13 +18,13 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from aiohttplimiter import Limiter
 from limits.aio.strategies import MovingWindowRateLimiter
+from msgspec import Struct
 
 from imagegen.errors import RateLimited, TaskNotFound
 from imagegen.ratelimit.stores import LimitState, LocalRateLimitStore, Window
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Limits of a client in `window_s` seconds: requests, generations among them, and units; 0 sets no limit.
 
     units: of 512 x 512 pixels, see `GenerationRequest.units`. units_per_generation: those of a client with a separate

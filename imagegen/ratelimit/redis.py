@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
+
+from msgspec import Struct
 
 from imagegen.ratelimit.stores import LimitState, Window
 from imagegen.redis_client.connection import Connection
@@ -13,8 +14,7 @@ from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Batcher, CommandBatch
 
 
-@dataclass(frozen=True, slots=True)
-class _Hit:
+class _Hit(Struct, frozen=True):
     windows: Sequence[Window]
     cost: int
 

@@ -10,8 +10,9 @@ import mmap
 import re
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 _LAST_FILE = re.compile(rb"^file (\S+) seq \d+ type i", re.MULTILINE)
 _NUMBER = re.compile(rb"[*$](\d{1,10})\r\n")
@@ -20,8 +21,7 @@ _FIRST_WORDS = 64
 """Bytes of a command's first argument that are compared with MULTI and EXEC."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(Struct, frozen=True):
     """Result of a repair: cut bytes, bytes before, and the copy of the whole damaged file."""
 
     cut_bytes: int

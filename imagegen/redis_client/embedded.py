@@ -16,11 +16,11 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.backoff import Backoff
 from imagegen.errors import SettingsError
@@ -71,8 +71,7 @@ _PONG = b"+PONG\r\n"
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _DataFolder:
+class _DataFolder(Struct, frozen=True):
     """Data folder of one engine and major version, as one often can't read another's files."""
 
     folder: Path

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 GROUP = "pool"
 
 _PATTERN_SIGNS, _ESCAPED = r"[*?\[\]\\^]", r"\\\g<0>"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Struct, frozen=True):
     """Names of the keys of one prefix.
 
     prefix: the hash tag, `imagegen` unless set otherwise.

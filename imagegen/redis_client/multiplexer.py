@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import hiredis
+from msgspec import Struct
 from redis.exceptions import ClusterDownError, InvalidResponse, NoScriptError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -83,8 +84,7 @@ class InFlight:
     replies: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class MultiplexerEvents:
+class MultiplexerEvents(Struct, frozen=True):
     """Callbacks of a multiplexer.
 
     Attributes:

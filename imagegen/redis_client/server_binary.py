@@ -7,9 +7,10 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from msgspec import Struct
 
 from imagegen.errors import SettingsError
 
@@ -22,8 +23,7 @@ _NO_PROGRAM = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerBinary:
+class ServerBinary(Struct, frozen=True):
     """Server program that runs here. `engine` is `valkey` or `redis`."""
 
     path: str

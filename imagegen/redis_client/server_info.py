@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 SAFE_POLICY = "noeviction"
 
@@ -18,8 +20,7 @@ def eviction_warning(policy: str) -> str | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(Struct, frozen=True):
     """Fields of one reply of INFO. A field that the server does not report is empty, or None for numbers.
 
     Attributes:

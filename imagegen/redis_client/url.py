@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from msgspec import Struct
 
 from imagegen.setting_parsers import is_host
 
@@ -39,8 +40,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """Of `sun_path` without its end: https://man7.org/linux/man-pages/man7/unix.7.html"""
 
 
-@dataclass(frozen=True, slots=True)
-class SentinelUrl:
+class SentinelUrl(Struct, frozen=True):
     """Parts of a redis+sentinel:// address. master_url: URL of the master without its host and port."""
 
     hosts: tuple[tuple[str, int], ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -95,8 +94,7 @@ def is_useless_response(error: UpstreamError) -> bool:
     return error.code == "upstream_bad_response" and not (refused or error.ambiguous)
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True):
     """Policy of the attempts of a task.
 
     max_attempts: calls that count; base_s: the first delay, doubled each time, with jitter.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -85,8 +84,7 @@ def _unknown_cost(_request: GenerationRequest, _most: int | None = None) -> Cost
     return Cost()
 
 
-@dataclass(frozen=True, slots=True)
-class TaskIdentity:
+class TaskIdentity(Struct, frozen=True):
     """Rules by which a request becomes a task id. secret: see fingerprint.
 
     provider: of the default model. provider_of: returns that of a model, as its canonical form has it; None if all

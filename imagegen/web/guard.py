@@ -6,7 +6,6 @@ That is decided before the rate limit of the route counts, and before its body i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Self
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -71,8 +70,7 @@ class Client(Struct, frozen=True, gc=False):
 CLIENT = web.RequestKey("client", Client)
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRules:
+class AccessRules(Struct, frozen=True):
     """Rules of the guard.
 
     Args:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 
 from aiohttp import web
+from msgspec import Struct, field
 
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.links import Links
@@ -44,8 +44,7 @@ class Readiness:
         self.draining = False
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAIOptions:
+class OpenAIOptions(Struct, frozen=True):
     """Options of `/v1`: the settings that begin with V1.
 
     reuse: `always` if equal calls are one task. max_wait_s: how long a client that never repeats is held.
@@ -58,8 +57,7 @@ class OpenAIOptions:
     response_format: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(Struct, frozen=True):
     """Services of the handlers.
 
     max_attempts: shown in views. models: published rows of models. channels: which serve them.

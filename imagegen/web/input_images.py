@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import Struct
 from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
@@ -37,8 +38,7 @@ def api_name(field_name: str) -> str:
     return to_camel(name) + bracket + place
 
 
-@dataclass(frozen=True, slots=True)
-class InputImages:
+class InputImages(Struct, frozen=True):
     """Input images of submitted requests.
 
     task_life_s: the longest time from a submit to the end of its task. clock: Unix time.

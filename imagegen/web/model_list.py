@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from aiohttp import web
 from loguru import logger
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.model_rules import ModelRow
@@ -50,8 +50,7 @@ class ModelListCache:
 MODEL_LIST = web.AppKey("model_list", ModelListCache)
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
+class ListedModel(Struct, frozen=True):
     """A model that a client may name.
 
     entry: as the provider lists it, None if it does not. row: what the model table has about it. ended: its end passed.

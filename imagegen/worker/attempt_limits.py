@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Failed, RetryPolicy
@@ -16,8 +17,7 @@ MAX_KNOWN_COUNTS = 200
 """Models; clients may name any."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptLimits:
+class AttemptLimits(Struct, frozen=True):
     """Limits of the attempts of a task.
 
     deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from dataclasses import replace as dataclass_replace
 
 from loguru import logger
+from msgspec import Struct, field
 from msgspec.structs import replace
 from yarl import URL
 
@@ -40,8 +39,7 @@ _COLLECTED_BY_OTHERS = (
 _IMAGES_LOST = ", so its images can't be fetched; keep a key in the file until its jobs have ended"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Route:
+class Route(Struct, frozen=True, eq=False):
     """One key of a channel, as attempts call it.
 
     account: fingerprint of the key, as in the handles of its jobs. pricing: of the channel. counts: of its calls.
@@ -54,7 +52,7 @@ class Route:
     account: str
     provider: MeteredProvider
     pricing: Pricing
-    key: ChannelKey = ChannelKey()  # noqa: RUF009 - immutable
+    key: ChannelKey = ChannelKey()
     title: str = ""
     base: URL | None = None
     counts: CallCounts = field(default_factory=CallCounts)
@@ -136,8 +134,7 @@ class Route:
         return await self.provider.resume(handle, observer)
 
 
-@dataclass(frozen=True, slots=True)
-class _NamingObserver(ForwardingObserver):
+class _NamingObserver(ForwardingObserver, frozen=True):
     """Observer of a call that adds its channel to the handle of its job, which has none from a relay."""
 
     channel: str
@@ -150,8 +147,7 @@ class _PollsFail(Exception):
     """Polls with one of several keys fail: the next key is tried at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class _KeyTrial(ForwardingObserver):
+class _KeyTrial(ForwardingObserver, frozen=True):
     """Observer of the polls with one of several keys; it ends them when a poll fails."""
 
     def polls_failed(self, polls: FailedPolls) -> None:
@@ -234,12 +230,12 @@ class Routes:
     def _with_others(self, route: Route) -> Route:
         """Return a route that polls with the other keys of its channel first: its own may have been revoked."""
         others = [other for other in self.of_channel(route.channel) if other is not route]
-        return dataclass_replace(route, others=tuple(others[:MAX_SUBSTITUTES]))
+        return replace(route, others=tuple(others[:MAX_SUBSTITUTES]))
 
     def _substitute(self, channel: str) -> Route | None:
         """Return the keys of a channel in place of a key that left it, None without a channel of the name."""
         routes = self._by_channel.get(channel, ())[:MAX_SUBSTITUTES]
-        return dataclass_replace(routes[0], others=routes[1:]) if routes else None
+        return replace(routes[0], others=routes[1:]) if routes else None
 
     def _shares_jobs(self, channel: str) -> bool:
         """Return whether each key of an account of a channel reads all its jobs."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from loguru import logger
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -29,8 +29,7 @@ LAST_TAKE_JOB_S = 60.0
 """Time to find the task of a job in the last search of a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallSearch:
+class CallSearch(Struct, frozen=True):
     """Search of one claim; no call is made before it. clock: Unix time."""
 
     claims: WorkerQueue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from imagegen.backoff import Backoff
 from imagegen.tasks.task import WaitReason
@@ -20,8 +21,7 @@ WARN_AGAIN_S = 60.0
 _FULL_STEPS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerConfig:
+class BreakerConfig(Struct, frozen=True):
     """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream; each
     further pause is twice as long, up to probe_s. It is short because a few faulty tasks look like a dead upstream.
     longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.

@@ -6,9 +6,10 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
+
+from msgspec import Struct, field
 
 from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.fetch import ImageFetcher
@@ -29,8 +30,7 @@ UNAVAILABLE_RETRY_S = 5.0
 """Until the inputs are opened again if Redis or the store did not answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputOpener:
+class InputOpener(Struct, frozen=True):
     """Parts that the input images of all attempts need. spool: holds what `fetcher` returns."""
 
     uploads: Uploads

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from loguru import logger
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -22,8 +22,7 @@ from imagegen.worker.permit_waiting import resting_error
 from imagegen.worker.permits import Choice, Permit, PermitLine
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
+class Judge(Struct, frozen=True):
     """Judge of one claim. clock: Unix time. lists_jobs: returns whether jobs of a channel's lost calls can be found.
 
     refusals: of keys and channels of the present model, after which another one was called. prompts: are not logged,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -26,8 +27,7 @@ OVER_MOST = "a further call would cost more than maxCostUsd, so it was not made"
 _BAD_RESPONSE = "upstream_bad_response"
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentRules:
+class PaymentRules(Struct, frozen=True):
     """Rules of payments that all claims share.
 
     limits_of_slots: returns the present limits of the budgets of a task.

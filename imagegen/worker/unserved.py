@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loguru import logger
+from msgspec import Struct, field
 
 from imagegen.backoff import Backoff
 from imagegen.errors import QueueUnavailable
@@ -43,8 +44,7 @@ class _UnservedTask:
     times_given: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OtherInstances:
+class OtherInstances(Struct, frozen=True):
     """Other instances as the pool sees them. hand_over: gives a claim to the instance of a name.
 
     ping_peers: forgets those that are gone. alone: whether there is none, so that none could run the claims parked

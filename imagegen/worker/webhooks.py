@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from loguru import logger
+from msgspec import Struct, field
 from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
 
@@ -54,8 +54,7 @@ PayloadFactory = Callable[[Task, Webhook], Mapping[str, Any]]
 """The GET body of a task, with links for this webhook."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverResponse:
+class ReceiverResponse(Struct, frozen=True):
     """Response of a receiver.
 
     status: None if there was no response. refused: whether the address may not be called.
@@ -96,8 +95,7 @@ async def webhook_session(
         yield session
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookSender:
+class WebhookSender(Struct, frozen=True):
     """Sender of single webhooks.
 
     signing: of webhooks without a secret of their own. allow_private: see `webhook_session`.

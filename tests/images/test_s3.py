@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
 

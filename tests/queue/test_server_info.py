@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from imagegen.redis_client.server_info import ServerInfo
 from tests.support import over_rows

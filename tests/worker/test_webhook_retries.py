@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook

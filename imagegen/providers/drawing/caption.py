@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from msgspec import Struct
 from PIL import Image, ImageDraw, ImageFilter
 
 from imagegen.providers.drawing.canvas import Canvas
@@ -15,8 +14,7 @@ _MAX_PROMPT_CHARS = 2_000
 """More never fits at a size that can be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """Place and content of the card, in pixels."""
 
     left: int

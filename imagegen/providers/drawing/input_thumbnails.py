@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
 
+from msgspec import Struct
 from PIL import Image, ImageDraw, ImageOps
 
 from imagegen.providers.drawing.canvas import Canvas
@@ -28,8 +28,7 @@ class UnreadableInput(ValueError):
     """The bytes of an input image can't be decoded; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputThumbnails:
+class InputThumbnails(Struct, frozen=True):
     """Small copies of the input images and of the mask."""
 
     images: Sequence[Image.Image]

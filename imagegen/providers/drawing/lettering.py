@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
+from msgspec import Struct
 from PIL import ImageDraw, ImageFont
 
 from imagegen.providers.drawing.palette import Rgb
@@ -32,8 +32,7 @@ def readable(text: str) -> str:
     return " ".join("".join(shown).split())
 
 
-@dataclass(frozen=True, slots=True)
-class TextLines:
+class TextLines(Struct, frozen=True):
     """Text broken to fit: size in pixels, a whole word to a line or cut, all of it or with an ellipsis."""
 
     size: int

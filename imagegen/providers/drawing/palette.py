@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Rgb = tuple[int, int, int]
 
 WHITE: Rgb = (255, 255, 255)
 
 
-@dataclass(frozen=True, slots=True)
-class Palette:
+class Palette(Struct, frozen=True):
     """Colours of one image.
 
     shades: a ramp from the darkest colour to the lightest; accent: a contrast to it.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from random import Random
+
+from msgspec import Struct
 
 from imagegen.providers.drawing import abstracts, landscapes
 from imagegen.providers.drawing.canvas import Canvas
@@ -30,8 +31,7 @@ _SAVING: dict[str, dict[str, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DrawingSpec:
+class DrawingSpec(Struct, frozen=True):
     """Parameters of a sandbox image.
 
     output_format: `png`, `jpeg` or `webp`. repeat: 0, or a number for another image of the same parameters.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest, RateLimited
 from imagegen.ratelimit.limits import RATE_LIMITS

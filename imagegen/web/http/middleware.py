@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -12,6 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 from loguru import logger
+from msgspec import Struct, field
 from multidict import istr
 from yarl import URL
 
@@ -89,8 +89,7 @@ class RouteCache:
         self._routes[key] = match, match.handler
 
 
-@dataclass(frozen=True, slots=True)
-class RequestPipeline:
+class RequestPipeline(Struct, frozen=True):
     """Outermost layer around an application, installed by `server.ImagegenRunner`.
 
     It is no aiohttp middleware, since one costs each request as much time as this whole layer.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from pydantic.alias_generators import to_snake
 
 from imagegen.errors import FieldError, InvalidRequest
@@ -44,8 +44,7 @@ _SHAPE = (*_SIDES, "aspect_ratio", "resolution")
 _SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAIRequest:
+class OpenAIRequest(Struct, frozen=True):
     """Parsed body. as_base64: the response holds the bytes instead of links, None if the client named no form.
 
     streamed: it is an event stream. named_model: as the client spelled it, which may be an alias.

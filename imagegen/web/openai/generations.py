@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.accounts.api_keys import check_allowed
 from imagegen.errors import FieldError, InvalidRequest, TaskNotFound

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp.typedefs import Handler
+from msgspec import Struct, field
 
 from imagegen.errors import (
     ApiError,
@@ -41,8 +41,7 @@ IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMe
 BUDGET_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """A part of a path, of a query, or a request header."""
 
     name: str
@@ -53,8 +52,7 @@ class Parameter:
     example: object = None
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(Struct, frozen=True):
     """Body of a request. shape: the model, or a JSON Schema, None if it is no JSON; examples: by name.
 
     others: JSON Schemas of bodies of other media types, by type.
@@ -66,8 +64,7 @@ class Body:
     required: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class EventStreamDoc:
+class EventStreamDoc(Struct, frozen=True):
     """Server-sent events. names: of the events; data: the type of each one's JSON; samples: events as they come."""
 
     names: tuple[str, ...]
@@ -75,8 +72,7 @@ class EventStreamDoc:
     samples: Mapping[str, Mapping[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseDoc:
+class ResponseDoc(Struct, frozen=True):
     """Response with a status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
 
     others: JSON Schemas of other media types, by type. events: of the stream that the response is or may be.
@@ -94,8 +90,7 @@ class ResponseDoc:
     links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """Documentation of one route. name: its operationId; errors: besides those of every route, of bodies and of limits.
 
     failures: codes that no error of ours has, by status. needs: what its caller must show; `link`: an API key or

@@ -6,9 +6,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from aiohttp import web
+from msgspec import Struct
 
 from imagegen.accounts.budget_watch import BudgetWatch
 from imagegen.accounts.counts import Counts
@@ -19,8 +19,7 @@ from imagegen.queue.monitor import QueueMonitor
 _NUMBER = re.compile(r"-\d+$")
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderLimits:
+class ProviderLimits(Struct, frozen=True):
     """Limits of calls to the provider.
 
     concurrency: simultaneous calls; rate_per_min: calls a minute, None for no limit.
@@ -37,8 +36,7 @@ class ProviderLimits:
         return max(blocked[1] - time.time(), 0.0) if blocked else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Telemetry:
+class Telemetry(Struct, frozen=True):
     """Sources of /metrics, /api/stats and the board.
 
     loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
