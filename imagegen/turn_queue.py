@@ -60,6 +60,35 @@ class TurnQueue:
             asyncio.get_running_loop().call_soon(self._take_turn)
 
 
+class TurnLimit:
+    """Limit of what begins in one turn of the event loop; the rest waits for later turns.
+
+    Whoever begins adds one to `begun`, and calls `is_reached` if that is `noticed` by then.
+    So one at a time costs no call.
+
+    per_turn: begins at once, and as much again of what has waited.
+    """
+
+    def __init__(self, per_turn: int = PER_TURN) -> None:
+        self.begun = 0
+        self.noticed = per_turn // 2
+        self._per_turn = per_turn
+        self._waiting = TurnQueue()
+
+    def is_reached(self) -> bool:
+        """Return whether what begins now has to wait."""
+        if self.begun == self.noticed:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        return self.begun > self._per_turn
+
+    async def wait(self) -> None:
+        """Wait for a turn, first in first out."""
+        await self._waiting.turn(max(1, PER_TURN // self._per_turn))
+
+    def _begin_turn(self) -> None:
+        self.begun = 0
+
+
 class _Turn:
     def __init__(self, cost: int) -> None:
         self.cost = cost

@@ -14,6 +14,7 @@ from imagegen.web.guard import Guard, client_of
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body_admission import BODY_ADMISSION, BodyAdmission
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
+from imagegen.web.http.read_slots import READ_SLOTS, ReadSlots
 from imagegen.web.lookup import is_cached
 from imagegen.web.mcp import operations as mcp
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
@@ -59,6 +60,7 @@ def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
             admin_routes.update(routes)
     app[MODEL_LIST], app[SUBMISSIONS] = ModelListCache(), SubmissionCache()
     app[BODY_ADMISSION] = BodyAdmission()
+    app[READ_SLOTS] = ReadSlots()
     app[DOCUMENT_FILE] = DocumentFile(build_document)
     app.on_shutdown.append(events.end_streams)
 

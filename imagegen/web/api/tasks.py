@@ -38,6 +38,7 @@ from imagegen.web.guard import GUARD, client_of, still_admits
 from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.read_slots import in_read_slot
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
 from imagegen.web.response_cache import ResponseKey
@@ -148,13 +149,14 @@ async def retry(request: web.Request) -> web.StreamResponse:
     return json_response(response.view, status=response.status, headers=response.headers)
 
 
+@in_read_slot
 async def list_tasks(request: web.Request) -> web.StreamResponse:
     """Return a page of tasks, newest first, as `get_task` shows each. Raises InvalidRequest, QueueUnavailable."""
     services = request.app[SERVICES]
     state, before, limit = _parse_page(request)
     page = await services.queue.listing.page(state, before, limit)
     tasks = await find_tasks(request, page.task_ids)
-    listed = await asyncio.gather(*(_listed(request, task) for task in tasks if task is not None))
+    listed = [await _listed(request, task) for task in tasks if task is not None]
     next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
     body: TaskListView = {"success": True, "tasks": listed, "nextCursor": next_cursor}
     return json_response(body)

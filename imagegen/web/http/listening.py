@@ -14,6 +14,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen.errors import SettingsError, TooManyConnections
+from imagegen.turn_queue import TurnLimit
 from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
 from imagegen.web.http.responses import SECURITY_HEADERS, fresh_request_id
 
@@ -21,7 +22,10 @@ BACKLOG = 4_096
 """Connections that wait to be accepted, Linux's own limit. A client over it tries again only after a second."""
 
 ACCEPTS_PER_TURN = 16
-"""Connections that are accepted in one turn of the event loop: each leads to a request that takes up to 0.5 ms."""
+"""Connections that are accepted in one turn of the event loop: each leads to a request that takes up to 0.5 ms.
+
+As many that were accepted before, and have sent a whole head now, are passed on.
+"""
 
 LATE_PER_TURN = 2
 """Connections with a part of a head only that are passed on in a turn: hundreds of them delay no whole request."""
@@ -162,6 +166,7 @@ class _Acceptor:
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._turns = TurnLimit(ACCEPTS_PER_TURN)
         self._late = deque[_EarlyConnection]()
         self._resume: asyncio.TimerHandle | None = None
         self._exhaustion = Outage()
@@ -218,6 +223,9 @@ class _Acceptor:
         connecting.add_done_callback(self._connecting.discard)
 
     async def _connect(self, accepted: socket.socket) -> None:
+        self._turns.begun += 1
+        if self._turns.begun >= self._turns.noticed and self._turns.is_reached():
+            await self._turns.wait()
         try:
             await self._loop.connect_accepted_socket(self._factory, accepted)
         except OSError as error:

@@ -21,6 +21,7 @@ from imagegen.errors import ApiError, Forbidden, InternalError, QueueUnavailable
 from imagegen.line_limit import LineLimit
 from imagegen.metrics import Histogram, Meter
 from imagegen.redis_client.redis_errors import RedisError, shown
+from imagegen.turn_queue import TurnLimit
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.error_responses import error_response, from_http_exception
 from imagegen.web.http.responses import (
@@ -117,8 +118,11 @@ class RequestPipeline(Struct, frozen=True):
         return raw_path
 
     def wrap(self, handle: Handle, app: web.Application) -> Handle:
-        """Wrap a handler: assign the request id, turn errors into responses, count the request and log one line."""
-        meter, access_log = self.meter, self.access_log
+        """Wrap a handler: assign the request id, turn errors into responses, count the request and log one line.
+
+        Of hundreds of requests that come at once some begin in each turn of the event loop, so that no turn is long.
+        """
+        meter, access_log, turns = self.meter, self.access_log, TurnLimit()
         admit, preflight = self._admission(), self._preflight if self.origins.allowed else None
         counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
@@ -126,6 +130,9 @@ class RequestPipeline(Struct, frozen=True):
             began_at, status = monotonic(), _CLIENT_GONE
             meter.open_requests += 1
             try:
+                turns.begun += 1
+                if turns.begun >= turns.noticed and turns.is_reached():
+                    await turns.wait()
                 try:
                     admit(request)
                     if preflight is None or request.method != hdrs.METH_OPTIONS:

@@ -28,7 +28,7 @@ from imagegen.web.mcp.messages import (
     unknown_method,
 )
 from imagegen.web.mcp.progress_stream import ProgressStream
-from imagegen.web.mcp.tool_definitions import INSTRUCTIONS, listing
+from imagegen.web.mcp.tool_definitions import INSTRUCTIONS, encoded_listing
 from imagegen.web.mcp.tool_results import MAX_STREAMED_BYTES, ToolResult, refusal, task_result
 from imagegen.web.mcp.tools import Started, start_call
 from imagegen.web.mcp.versions import LEGACY, SUPPORTED, TASKS_EXTENSION, Protocol, negotiate
@@ -135,7 +135,7 @@ async def _discover(_request: web.Request, _protocol: Protocol, _message: RpcMes
 
 
 async def _list_tools(_request: web.Request, protocol: Protocol, _message: RpcMessage) -> dict[str, Any]:
-    return {"tools": listing()} | (_CACHEABLE if protocol.is_modern else {})
+    return {"tools": encoded_listing()} | (_CACHEABLE if protocol.is_modern else {})
 
 
 async def _initialize(_request: web.Request, _protocol: Protocol, message: RpcMessage) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -156,6 +157,12 @@ def tools() -> tuple[ToolDefinition, ...]:
 def listing() -> list[Json]:
     """Return the tools as `tools/list` shows them."""
     return [_shown(tool) for tool in tools()]
+
+
+@cache
+def encoded_listing() -> orjson.Fragment:
+    """Return `listing` as it is sent: 20 KB, of which each request would take 0.5 ms to look through."""
+    return orjson.Fragment(orjson.dumps(listing()))
 
 
 def _shown(tool: ToolDefinition) -> Json:

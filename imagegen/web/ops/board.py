@@ -23,6 +23,7 @@ from imagegen.queue.pause import ClaimingPause, PauseState
 from imagegen.queue.unfinished import UnfinishedTask, UnfinishedTasks
 from imagegen.tasks.cost import day_of, dollars
 from imagegen.web.handler_services import SERVICES
+from imagegen.web.http.read_slots import in_read_slot
 from imagegen.web.http.responses import json_response
 from imagegen.web.ops.board_views import (
     BoardInstanceView,
@@ -80,6 +81,7 @@ class Board:
 BOARD = web.AppKey("board", Board)
 
 
+@in_read_slot
 async def get_board(request: web.Request) -> web.StreamResponse:
     """Return the state of the service; most of it is from the memory of this process."""
     board, telemetry = request.app[BOARD], request.app[OBSERVED]
@@ -106,6 +108,7 @@ async def get_board(request: web.Request) -> web.StreamResponse:
     return json_response(body)
 
 
+@in_read_slot
 async def get_history(request: web.Request) -> web.StreamResponse:
     """Return the minutes since a time. Raises InvalidRequest, QueueUnavailable."""
     since = request.query.get("since", "0")

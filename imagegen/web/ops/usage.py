@@ -15,6 +15,7 @@ from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.guard import GUARD, client_of
 from imagegen.web.handler_services import SERVICES
+from imagegen.web.http.read_slots import in_read_slot
 from imagegen.web.http.responses import json_response, quality_of
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
@@ -65,6 +66,7 @@ UsageView = TypedDict(
 )
 
 
+@in_read_slot
 async def get_usage(request: web.Request) -> web.StreamResponse:
     """Return submits, images, costs and savings: of all clients to the operator, of itself to a key.
 
