@@ -315,6 +315,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         clock=clock,
         counts=ImageCounts(app[MODEL_TABLE].max_images_per_call),
         seeds=seed_support(app[ROUTES], app[MODEL_TABLE]),
+        began_at=clock(),
     )
     pool = Pool(
         queue.worker_queue,

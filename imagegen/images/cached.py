@@ -14,6 +14,7 @@ from typing import Protocol
 
 from loguru import logger
 from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.disk_watch import limit_s
@@ -216,6 +217,14 @@ class CachedStore:
             return not ours or await self._blobs.contains_all(task_id, ours)
         except _UNAVAILABLE as error:
             raise self._unavailable(error) from error
+
+    async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
+        """Return the images of a task that are in the cache and in the store behind it."""
+        cached: list[StoredImage] = []
+        with suppress(StoreUnavailable):
+            cached = await self._cache.find(task_id, since_s)
+        images = [replace(image, store_id="") for image in cached]
+        return [image for image in images if await self.contains_all(task_id, [image])]
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set the expiry in both."""

@@ -32,6 +32,7 @@ from imagegen.images.file_names import task_of
 from imagegen.images.files import Signature
 from imagegen.images.folder_names import FolderNames
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
+from imagegen.images.saved_files import find_images
 from imagegen.images.store import (
     OpenedImage,
     SpooledImageLost,
@@ -250,6 +251,11 @@ class DiskStore:
             return False
         missing = [image for image in here if not await self._is_there(task_id, image)]
         return all(map(self._elsewhere, missing))
+
+    async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
+        """Return the images of a task that are here, by their names."""
+        await self._calls.quick(self._watch.require_volume)
+        return await self._calls.unlimited(find_images, self._root, task_id, since_s, self.store_id)
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the files expire; those that are gone stay gone."""

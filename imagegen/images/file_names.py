@@ -33,6 +33,12 @@ def task_of(name: str) -> str:
     return flat[1] if flat else os.path.basename(folder)  # noqa: PTH119
 
 
+def place_of(name: str) -> tuple[int, str]:
+    """Return the index and the first digits of the SHA-256 in the path of an image."""
+    index, digits = os.path.splitext(name)[0].rsplit("-", 2)[-2:]  # noqa: PTH122
+    return int(os.path.basename(index)), digits  # noqa: PTH119
+
+
 def is_image(root: str, name: str) -> bool:
     """Return whether a path below `root` is that of an image."""
     folder, file = os.path.split(name)

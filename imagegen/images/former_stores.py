@@ -68,6 +68,10 @@ class StoreWithFormer:
         """Return whether one of the stores has an image."""
         return self._store.contains(task_id, image) if self._is_ours(image) else self._former_has(task_id, image)
 
+    async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
+        """Return the images of a task that the current store finds."""
+        return await self._store.find(task_id, since_s)
+
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Return whether each image is in one of the stores."""
         if all(map(self._is_ours, images)):

@@ -19,6 +19,7 @@ class UpstreamStore:
         self.open = fallback.open
         self.reuse = fallback.reuse
         self.contains = fallback.contains
+        self.find = fallback.find
         self.start = fallback.start
         self.close = fallback.close
 

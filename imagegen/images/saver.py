@@ -71,6 +71,10 @@ class StoringSaver:
         await self._store.save(task_id, index, image, self._clock() + self._life_s)
         return image.stored_at(index, seed=seed, store_id=self._store.store_id)
 
+    async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
+        """Return the images of a task in the store that were saved since a Unix time. Raises StoreUnavailable."""
+        return await self._store.find(task_id, since_s)
+
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage]) -> None:
         """Let images live as long as if they were saved now. Raises StoreUnavailable."""
         await self._store.extend_expiry(task_id, images, self._clock() + self._life_s)
@@ -88,6 +92,7 @@ class LinkOnlySaver:
         self._bytes_came = False
         self.save = saver.save
         self.discard = saver.discard
+        self.find = saver.find
         self.wait_writable = saver.wait_writable
 
     @property

@@ -198,6 +198,13 @@ class ImageStore(Protocol):
         """Return whether `open` finds the image, without reading it. Raises StoreUnavailable."""
         ...
 
+    async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
+        """Return images of a task that were saved since a Unix time and can be opened, those that are quickly found.
+
+        Raises StoreUnavailable.
+        """
+        ...
+
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the images expire, if they are there. Raises StoreUnavailable."""
         ...

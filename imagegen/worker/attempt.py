@@ -29,6 +29,7 @@ from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.failover import without_refusing, without_tried
+from imagegen.worker.found_images import FoundImages, with_saved_images
 from imagegen.worker.image_places import ImagePlaces
 from imagegen.worker.input_fetches import SlowInputs
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
@@ -54,7 +55,7 @@ MAX_CALLS_WITHOUT_IMAGE = 2
 
 @dataclass(frozen=True, slots=True)
 class AttemptRunner:
-    """Runner of the attempts of all claims. clock: Unix time."""
+    """Runner of the attempts of all claims. clock: Unix time. began_at: when this instance was started."""
 
     claims: WorkerQueue
     routes: Routes
@@ -66,33 +67,25 @@ class AttemptRunner:
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     counts: ImageCounts = field(default_factory=ImageCounts, kw_only=True)
     seeds: SeedSupport = field(default_factory=SeedSupport, kw_only=True)
+    began_at: float = field(default=0.0, kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:
         """Run one attempt, from the wait for its permit to the outcome.
 
-        It writes its start, its checkpoints, its progress and its waits to the queue, never the outcome.
+        It writes its start, checkpoints, progress and waits to the queue, never the outcome.
         """
+        if found := await FoundImages(self.image_saver, self.began_at).outcome(claim):
+            return found
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
-                return self.with_saved_images(claim, spent)
+                return with_saved_images(claim, spent)
             try:
                 with ClaimScope(claim):
-                    return self.with_saved_images(claim, await Attempt(self, claim).run())
+                    return with_saved_images(claim, await Attempt(self, claim).run())
             except ClaimWasLost:
                 return ClaimLost()
             except _Inherited:
                 continue
-
-    @staticmethod
-    def with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
-        """Complete a task that only lacks time or budget with the images that it has: they are paid for."""
-        images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
-        if not isinstance(outcome, Failed) or not outcome.keeps_images or not keeps:
-            return outcome
-        count = GenerationRequest.from_json(claim.task.request_json).n
-        why = outcome.error.detail or outcome.error.code
-        warning = missing_images_warning(len(images), count, why)
-        return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
 
 
 class _FewerImages(Exception):
@@ -403,10 +396,9 @@ class Attempt:
         except (QueueUnavailable, StoreUnavailable, SlowInputs) as error:
             # an attempt that has not begun is not counted yet
             counts = self._places.paid_without_result or not self._waiting.begun
-            pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
-            if isinstance(error, SlowInputs):
-                pause = Retry(error.delay_s, WaitReason.RETRYING, counts_as_attempt=counts)
-            raise AttemptEnded(pause) from error
+            is_slow, delay_s = isinstance(error, SlowInputs), getattr(error, "delay_s", UNAVAILABLE_RETRY_S)
+            reason = WaitReason.RETRYING if is_slow else WaitReason.STORE_UNAVAILABLE
+            raise AttemptEnded(Retry(delay_s, reason, counts_as_attempt=counts)) from error
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
             raise AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
@@ -444,6 +436,5 @@ class Attempt:
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        return self._judging.outcome(
-            error, upstream_dead=upstream_dead, paid_without_result=self._places.paid_without_result
-        )
+        is_paid = self._places.paid_without_result
+        return self._judging.outcome(error, upstream_dead=upstream_dead, paid_without_result=is_paid)

@@ -17,6 +17,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.found_images import with_saved_images
 from imagegen.worker.parking import Parking
 from imagegen.worker.permits import PermitLine
 from imagegen.worker.unserved import OtherInstances, UnservedTasks
@@ -79,7 +80,7 @@ class Pool:
         while (claim := await self._claims.claim()) is not None:
             if not await self._unserved.runs_here(claim):
                 if failed := await self._unserved.leave(claim):
-                    await self._report(claim, self._attempts.with_saved_images(claim, failed))
+                    await self._report(claim, with_saved_images(claim, failed))
             elif self.parking.admits(claim):
                 self.active_claims.add(claim)
                 try:

@@ -68,6 +68,10 @@ class ImageSaver(Protocol):
         """Save a fetched image, with its description in the file if that is set. Raises StoreUnavailable."""
         ...
 
+    async def find(self, task_id: str, since_s: float) -> Sequence[StoredImage]:
+        """Return images of a task in the store that were saved since a Unix time. Raises StoreUnavailable."""
+        ...
+
     def discard(self, image: VerifiedImage) -> None:
         """Forget a fetched image, saved or not."""
         ...

@@ -299,3 +299,12 @@ async def test_a_failing_disk_costs_a_fetch_and_no_image(
 async def test_an_expired_image_is_not_saved(store: CachedStore, port: RemoteStore, make_image: MakeImage) -> None:
     await store.save(TASK, 0, make_image(), time.time() - 1)
     assert port.data_by_key == {}
+
+
+async def test_an_image_that_only_the_cache_has_is_not_found_by_its_task(
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
+) -> None:
+    await store.save(TASK, 0, make_image(), time.time() + 60)
+    assert len(await store.find(TASK, 0.0)) == 1
+    port.data_by_key.clear()
+    assert await store.find(TASK, 0.0) == []

@@ -139,6 +139,7 @@ class MemoryImageSaver:
     store_faults: list[Exception | None] = field(default_factory=list)
     fetched: list[GivenImage] = field(default_factory=list)
     described: list[tuple[str, str]] = field(default_factory=list)
+    found: list[StoredImage] = field(default_factory=list)
     held: int = 0
     health: StoreHealth = field(default_factory=lambda: StoreHealth("memory"))
 
@@ -169,6 +170,10 @@ class MemoryImageSaver:
         if self.store_faults and (error := self.store_faults.pop(0)):
             raise error
         return image.stored_at(index, seed=seed)
+
+    async def find(self, _task_id: str, since_s: float) -> list[StoredImage]:
+        assert since_s > 0
+        return self.found
 
     def discard(self, _image: VerifiedImage) -> None:
         self.held -= 1

@@ -1,0 +1,96 @@
+"""Images in the store that the task of a claim does not know: its record is older than they are.
+
+An instance was killed before it wrote that it had them, or Redis was restored from a backup while all were stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loguru import logger
+from msgspec.structs import replace
+
+from imagegen.errors import StoreUnavailable
+from imagegen.queue.claim import Claim
+from imagegen.tasks.cost import Cost
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
+from imagegen.tasks.task import WaitReason, missing_images_warning
+from imagegen.worker.inputs import UNAVAILABLE_RETRY_S
+from imagegen.worker.saving import ImageSaver
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImages:
+    """Search of all claims. began_at: Unix time from which on this instance knows the tasks that are submitted."""
+
+    image_saver: ImageSaver
+    began_at: float
+
+    async def outcome(self, claim: Claim) -> Outcome | None:
+        """Add images to the checkpoint of a claim that may have some, and count their call as paid.
+
+        Return the outcome of an attempt for which that is enough, or that must wait since the store can't be read.
+        """
+        if not self._may_have_some(claim):
+            return None
+        try:
+            saved = await self.image_saver.find(claim.task.id, claim.task.epoch / 1e6)
+            have = {image.index for image in claim.checkpoint.images}
+            count = GenerationRequest.from_json(claim.task.request_json).n
+            new = [image for image in saved if image.index < count and image.index not in have]
+            if new:
+                await self.image_saver.extend_expiry(claim.task.id, new)
+        except StoreUnavailable as error:
+            logger.bind(taskId=claim.task.id).info("The store can't be searched for images of a task: {!r}", error)
+            return Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=False)
+        if not new:
+            return None
+        _add(claim, new, count)
+        logger.bind(taskId=claim.task.id).info("The store has {} images that the task did not name", len(new))
+        checkpoint = claim.checkpoint
+        if len(checkpoint.images) < count:
+            return None
+        return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
+
+    def _may_have_some(self, claim: Claim) -> bool:
+        """Return whether a claim may lack images. Those of a task that is generated again are its former ones."""
+        checkpoint, task = claim.checkpoint, claim.task
+        if task.stale_images or checkpoint.is_paid:
+            return False
+        return claim.contested or entry_time(claim.entry_id) < self.began_at
+
+
+def with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
+    """Complete a task that only lacks time or budget with the images that it has: they are paid for."""
+    images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
+    if not isinstance(outcome, Failed) or not outcome.keeps_images or not keeps:
+        return outcome
+    count = GenerationRequest.from_json(claim.task.request_json).n
+    why = outcome.error.detail or outcome.error.code
+    warning = missing_images_warning(len(images), count, why)
+    return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
+
+
+def entry_time(entry_id: str) -> float:
+    """Return the Unix time of a stream entry, by the server's clock."""
+    return int(entry_id.partition("-")[0]) / 1000
+
+
+def _add(claim: Claim, new: list[StoredImage], count: int) -> None:
+    checkpoint = claim.checkpoint
+    images = tuple(sorted((*checkpoint.images, *new), key=lambda image: image.index))
+    claim.checkpoint = replace(checkpoint, images=images)
+    places, sent = {image.index for image in images}, checkpoint.sent
+    if not checkpoint.ambiguous_calls:
+        claim.checkpoint = replace(claim.checkpoint, cost=_with_paid(claim.cost, len(new), count))
+    elif places.issuperset(sent.indexes if sent else range(count)):  # that call was answered
+        cost = claim.cost.found(sent.price).paid(None if sent.price < 0 else sent.price) if sent else claim.cost
+        calls = checkpoint.ambiguous_calls - 1
+        cost = cost if calls else replace(cost, unsure=0)
+        claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=calls, sent=None, cost=cost)
+
+
+def _with_paid(cost: Cost, images: int, count: int) -> Cost:
+    return cost.paid(None if cost.total is None else cost.total * images // count)
