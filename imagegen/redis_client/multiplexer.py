@@ -252,6 +252,7 @@ class Multiplexer:
                 if self._events.greet is not None:
                     await self._events.greet(connection)
         except Exception as error:  # noqa: BLE001 - every error goes to the callers
+            self._servers.doubt()
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, unreadable(error) if isinstance(error, DECODE_ERRORS) else error)
         else:

@@ -42,6 +42,9 @@ DRIVER = DriverInfo()
 
 Address = tuple[str, int]
 
+_NO_CLUSTER: Address = ("", 0)
+"""In place of the owner of our slot."""
+
 
 class Servers:
     """Connections to the server that holds our keys.
@@ -94,16 +97,14 @@ class Servers:
         if not self._nodes:
             return await self.connect_to(self.address)
         try:
-            if self._doubted and (owner := await self._query_nodes()) is not None:
-                self._set(owner)
+            if self._doubted:
+                await self._find_holder()
             self._doubted = False
             return await self.connect_to(self.address, NODE_TIMEOUT_S)
         except (RedisError, OSError, TimeoutError):
-            owner = await self._query_nodes()
-            if owner is None:
+            if not await self._find_holder():
                 raise
-            self._set(owner)
-            return await self.connect_to(owner, NODE_TIMEOUT_S)
+            return await self.connect_to(self.address, NODE_TIMEOUT_S)
 
     def moved(self, host: str, port: int) -> None:
         """Use the node of a redirect as the holder of our keys."""
@@ -111,7 +112,7 @@ class Servers:
         self._set((host or self.address[0], port))
 
     def doubt(self) -> None:
-        """Query the other nodes of a cluster before the next connect: this one reports that the cluster is down."""
+        """Query the other nodes of a cluster before the next connect: this one can't be used."""
         self._doubted = True
 
     async def learn_nodes(self, connection: Any) -> frozenset[str]:
@@ -119,7 +120,10 @@ class Servers:
 
         Return the ids of those that have our slot, the owner and its replicas, as the connection's node reports them.
         """
-        return frozenset(name for _, name in await self._holders(connection))
+        try:
+            return frozenset(name for _, name in await self._holders(connection))
+        except ResponseError:
+            return frozenset()
 
     async def unknown_service(self) -> str | None:
         """Return a text if a sentinel answers and watches no service of our name; else None."""
@@ -211,14 +215,26 @@ class Servers:
             raise
         return connection
 
-    async def _query_nodes(self) -> Address | None:
-        """Return the owner of our slot that a reachable node reports, if possible another than the present one."""
-        nodes = dict.fromkeys([*self._nodes, self._named])
-        reported = await asyncio.gather(*(self._query_node(node) for node in nodes if node != self.address))
-        owners = [owner for owner in reported if owner is not None]
-        return next((owner for owner in owners if owner != self.address), owners[0] if owners else None)
+    async def _find_holder(self) -> bool:
+        """Use the owner of our slot that a reachable node reports, if possible another than the present one.
+
+        If there is none, and the server of the URL is no node of a cluster, such as the successor of one, use that.
+        Return False if no holder is known.
+        """
+        nodes = [node for node in dict.fromkeys([*self._nodes, self._named]) if node != self.address]
+        reported = dict(zip(nodes, await asyncio.gather(*map(self._query_node, nodes)), strict=True))
+        owners = [owner for owner in reported.values() if owner not in {None, _NO_CLUSTER}]
+        if owners:
+            self._set(next((owner for owner in owners if owner != self.address), owners[0]))
+            return True
+        if reported.get(self._named) != _NO_CLUSTER:
+            return False
+        self._set(self._named)
+        self._nodes.clear()
+        return True
 
     async def _query_node(self, node: Address) -> Address | None:
+        """Return the owner of our slot that a node reports, `_NO_CLUSTER` from a server that is no node."""
         try:
             async with asyncio.timeout(NODE_TIMEOUT_S):
                 connection = await self.connect_to(node)
@@ -227,19 +243,18 @@ class Servers:
                     return holders[0][0] if holders else None
                 finally:
                     await connection.disconnect(nowait=True)
+        except ResponseError as error:
+            return _NO_CLUSTER if "disabled" in str(error) else None
         except (RedisError, OSError, TimeoutError):
             return None
 
     async def _holders(self, connection: Any, node: Address | None = None) -> list[tuple[Address, str]]:
         """Return the owner of our slot and its replicas, with their ids, as the connection's node reports them.
 
-        Its own address has no host.
+        Its own address has no host. Raises ResponseError.
         """
-        try:
-            await connection.send_command("CLUSTER", "SLOTS")
-            ranges = await connection.read_response()
-        except ResponseError:
-            return []
+        await connection.send_command("CLUSTER", "SLOTS")
+        ranges = await connection.read_response()
         holders: list[tuple[Address, str]] = []
         for first, last, *nodes in ranges:
             named = [

@@ -30,6 +30,7 @@ from imagegen.redis_client.multiplexer import (
 )
 from imagegen.redis_client.topology import Servers
 from tests.conftest import MakeInstance
+from tests.faults.garbling_proxy import GarblingProxy
 from tests.faults.proxy import FaultProxy
 from tests.support import eventually
 
@@ -182,6 +183,41 @@ async def test_a_read_only_server_is_left_for_its_successor(
             assert await wire.execute("SET", "a", 3) == b"OK"
         finally:
             await successor.stop()
+
+
+@pytest.mark.parametrize("speaks_http", [False, True])
+async def test_a_single_server_is_found_again_after_a_redirect_to_another_address(
+    own_redis: EmbeddedRedis, *, speaks_http: bool
+) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    if not speaks_http:
+        other.close()
+    async with GarblingProxy(own_redis.url.removeprefix("unix://")) as proxy:
+        connection = Connection(proxy.url)
+        redirects = [b"-MOVED 5 127.0.0.1:%d\r\n" % port]
+        proxy.garble = lambda words: redirects.pop() if words[0] == b"SET" and redirects else None
+
+        async def is_written() -> bool:
+            async with asyncio.timeout(20):
+                try:
+                    return bool(await connection.multiplexer.execute("SET", "a", 1) == b"OK")
+                except QueueUnavailable:
+                    return False
+
+        await eventually(is_written, within_s=20)
+        assert proxy.garbled == 1
+        assert not connection.servers.clustered
+        await connection.close()
+    for writer in writers:
+        writer.close()
+    other.close()
 
 
 async def test_a_tls_server_with_a_password_is_reached_after_a_cut(
