@@ -36,6 +36,7 @@ __all__ = [
     "OLD_REMEDY",
     "RIGHTS_REMEDY",
     "TLS_REMEDY",
+    "InvalidResponse",
     "OutOfMemoryError",
     "ReadOnlyError",
     "RedisError",

@@ -10,13 +10,16 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from imagegen.redis_client.redis_errors import ResponseError, remedy, shown
+from imagegen.redis_client.redis_errors import InvalidResponse, ResponseError, remedy, shown
 
 REFUSED_S, PARTLY_S = 10.0, 3.0
 """Seconds that a permanent refusal counts, or one of a full or read-only server or a cluster that is down.
 
 Other commands succeed there meanwhile, and must not report Redis as back.
 """
+
+UNREADABLE_S = 3.0
+"""Seconds after an invalid reply in which no reply ends a wait: it was valid for the connection alone."""
 
 MAX_OUTAGES, OUTAGES_S, LONG_S = 3, 60.0, 5.0
 """Outages that are logged in a period, as when one of several connections is refused now and then.
@@ -38,7 +41,7 @@ class Health:
     def __init__(self) -> None:
         self.down_since: float | None = None
         self.cause = ""
-        self._refused_until = -math.inf
+        self._refused_until = self._unreadable_until = -math.inf
         self.back_at = -math.inf
         self.on_down: list[Callable[[bool], None]] = []
         self._back = asyncio.Event()
@@ -56,6 +59,8 @@ class Health:
     def failed(self, error: BaseException) -> None:
         to_do, now = remedy(error), time.monotonic()
         self.cause = shown(error)
+        if isinstance(error, InvalidResponse):
+            self._unreadable_until = now + UNREADABLE_S
         if to_do is not None or isinstance(error, ResponseError):
             self._refused_until = now + (PARTLY_S if to_do is None else REFUSED_S)
         if begins := self.down_since is None:
@@ -90,8 +95,8 @@ class Health:
             self._back.set()
 
     async def wait(self, at_most_s: float) -> None:
-        """Wait until Redis is back, or the time is over."""
-        if self._back.is_set():
+        """Wait until Redis is back, or the time is over; after an invalid reply wait until that."""
+        if self._back.is_set() or time.monotonic() < self._unreadable_until:
             await asyncio.sleep(at_most_s)
             return
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -178,6 +179,23 @@ async def test_a_service_between_unreadable_replies_loses_no_task_and_pays_each_
             await service.ensure_dead()
     lines = [line for line in service.log.read_text().splitlines() if "can't be read" not in line]
     assert [line for line in lines if any(fault in line for fault in ("Traceback", "ERROR", "CRITICAL"))] == []
+
+
+async def test_scripts_that_get_invalid_replies_alone_are_sent_again_ever_more_rarely(
+    make_instance: MakeInstance, garbling: GarblingProxy
+) -> None:
+    instance = make_instance(url=garbling.url, slots=8)
+    claims = [await started(instance, f"number {number}") for number in range(8)]
+    garbling.garble = lambda words: b"*0\r\n" if words[0] == b"EVALSHA" else None
+    ends = [asyncio.create_task(end(instance, claim)) for claim in claims]
+    await eventually(lambda: garbling.garbled > 8)
+    before, began_at = garbling.garbled, time.monotonic()
+    for _ in range(30):
+        await instance.connection.ping()  # Redis is back for all other commands
+        await asyncio.sleep(0.1)
+    assert (garbling.garbled - before) / (time.monotonic() - began_at) < len(claims) * 10
+    garbling.garble = lambda _words: None
+    await asyncio.gather(*ends)
 
 
 async def submit(http: aiohttp.ClientSession, url: str, number: int) -> str:
