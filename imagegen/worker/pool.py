@@ -10,9 +10,11 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
+from imagegen.line_limit import LineLimit
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import CLAIMS_PER_SLOT, MAX_AWAY
 from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.tasks import transitions
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import Task, TaskError, WaitReason
@@ -52,6 +54,7 @@ class Pool:
         self.parking = Parking(claims, permits, attempts.rules.deadline, alone=others.alone, clock=clock)
         self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, others, clock=clock)
         self.active_claims: set[Claim] = set()
+        self._refusals = LineLimit(lambda _, count: logger.error("Redis refused the end of {} more attempts", count))
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start the loops; they end only after `quiet`."""
@@ -100,39 +103,46 @@ class Pool:
     async def _report(self, claim: Claim, outcome: Outcome) -> None:
         """Turn the outcome of an attempt into exactly one verb of the queue."""
         try:
-            now, ttl_s = self._clock(), self._result_ttl_s
-            task = replace(
-                claim.task,
-                attempts=claim.checkpoint.attempts,
-                possibly_billed_twice=claim.checkpoint.billed_again,
-                cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
-                channel=claim.checkpoint.channel or claim.task.channel,
-                jobs=claim.checkpoint.begun_jobs,
-            )
-            match outcome:
-                case Succeeded(images, warnings, details):
-                    task = replace(task, details=details)
-                    await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
-                case NotStarted() if self._claims.is_paused:
-                    self._claims.put_back(claim)
-                case NotStarted():
-                    pass
-                case ClaimLost():
-                    self._permits.finished(task.id)
-                    self._claims.drop(claim)
-                case Retry():
-                    claim.task = task
-                    await self._claims.retry(claim, outcome)
-                case Failed(error) if task.stale_images:
-                    warning = f"fresh images could not be generated ({error.code}); these are from before"
-                    warnings = (*claim.checkpoint.warnings, warning)
-                    await self._keep_previous_images(task)
-                    await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
-                case Failed(error):
-                    await self._finish(claim, transitions.failed(task, error, now=now, ttl_s=ttl_s))
+            await self._write(claim, outcome)
+        except RedisError as error:  # about the command, so no outage; the claim is taken over as below
+            if self._refusals.admits():
+                logger.bind(taskId=claim.task.id).error("Redis refused the end of an attempt: {}", shown(error))
+            self._claims.drop(claim)
         except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
             logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
             self._claims.drop(claim)
+
+    async def _write(self, claim: Claim, outcome: Outcome) -> None:
+        now, ttl_s = self._clock(), self._result_ttl_s
+        task = replace(
+            claim.task,
+            attempts=claim.checkpoint.attempts,
+            possibly_billed_twice=claim.checkpoint.billed_again,
+            cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
+            channel=claim.checkpoint.channel or claim.task.channel,
+            jobs=claim.checkpoint.begun_jobs,
+        )
+        match outcome:
+            case Succeeded(images, warnings, details):
+                task = replace(task, details=details)
+                await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+            case NotStarted() if self._claims.is_paused:
+                self._claims.put_back(claim)
+            case NotStarted():
+                pass
+            case ClaimLost():
+                self._permits.finished(task.id)
+                self._claims.drop(claim)
+            case Retry():
+                claim.task = task
+                await self._claims.retry(claim, outcome)
+            case Failed(error) if task.stale_images:
+                warning = f"fresh images could not be generated ({error.code}); these are from before"
+                warnings = (*claim.checkpoint.warnings, warning)
+                await self._keep_previous_images(task)
+                await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
+            case Failed(error):
+                await self._finish(claim, transitions.failed(task, error, now=now, ttl_s=ttl_s))
 
     async def _keep_previous_images(self, task: Task) -> None:
         """Extend the life of the previous images, which are the result once more."""

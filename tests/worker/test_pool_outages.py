@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.exceptions import ResponseError
 
+from imagegen import line_limit
 from imagegen.tasks.task import State, Task, WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
-from tests.support import eventually
+from tests.support import eventually, logged
 from tests.worker.conftest import MakeHarness, WorkerHarness, failure, fault, loss, refused
 from tests.worker.pool_load import Switch, states, submit_many
 
@@ -92,3 +94,22 @@ async def test_an_overloaded_upstream_is_excused_for_as_long_as_it_lasts(make_ha
     await eventually(lambda: len(harness.provider.calls) > 40)
     upstream.error = None
     assert await states(harness, task_ids) == {State.COMPLETED}
+
+
+async def test_ends_that_redis_refuses_are_a_few_lines_without_a_traceback(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_limit, "COUNTED_S", 1.0)
+    harness = make_harness()
+    finish = harness.instance.verbs.finish
+
+    async def refuse(*_: object) -> None:
+        raise ResponseError("script tried accessing undeclared key")
+
+    monkeypatch.setattr(harness.instance.verbs, "finish", refuse)
+    with logged("ERROR", "{message}\n{exception}") as lines:
+        await submit_many(harness, 9)
+        await eventually(lambda: "Redis refused the end of 4 more attempts\n\n" in lines, within_s=20)
+    monkeypatch.setattr(harness.instance.verbs, "finish", finish)
+    assert len(lines) == 6
+    assert not any("Traceback" in line for line in lines)
