@@ -12,9 +12,21 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, log, standard_streams, start_checks
+from imagegen.accounts.admin_token import read_admin_token
 from imagegen.accounts.key_store import KeyRing
-from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFECYCLE, QUEUE, SUPERVISOR, create_app
+from imagegen.app import (
+    ADMIN_TOKEN,
+    ALERT_DELIVERIES,
+    DELIVERIES,
+    LEDGER,
+    LIFECYCLE,
+    QUEUE,
+    SETTINGS,
+    SUPERVISOR,
+    create_app,
+)
 from imagegen.channel_parts import call_slots, load_tables
+from imagegen.disk_patience import until_answered
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
 from imagegen.memory_tuning import return_freed_memory, tune_gc, tune_malloc
@@ -25,6 +37,7 @@ from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
+from imagegen.web.ops.admin import ADMIN
 from imagegen.web.ops.starting import starting_responses
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
@@ -59,8 +72,7 @@ async def serve(settings: Settings) -> int:
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
-        base_url = settings.public_url or local_address(sockets[0])
-        app[ADMIN_TOKEN].log_place(base_url, is_local=settings.is_loopback and not settings.on_render)
+        _show_admin_token(app, settings.public_url or local_address(sockets[0]))
         exposed = asyncio.create_task(_until_exposed(app[GUARD].ring, settings))
         ends = [exposed, *map(asyncio.create_task, (app[SUPERVISOR].failed.wait(), stop.wait()))]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +89,22 @@ async def serve(settings: Settings) -> int:
         for listening in sockets:
             listening.close()
         _ignore_signals()
+
+
+def _show_admin_token(app: web.Application, base_url: str) -> None:
+    """Log where the admin token is. A token on a disk that does not answer is used once it does."""
+    settings, token, auth = app[SETTINGS], app[ADMIN_TOKEN], app[ADMIN]
+    is_local = settings.is_loopback and not settings.on_render
+
+    async def use_when_read() -> None:
+        read = await until_answered(read_admin_token, settings.data_dir)
+        auth.replace(read.secret)
+        read.log_place(base_url, is_local=is_local)
+        await asyncio.Event().wait()  # the end of a loop would count as its death
+
+    token.log_place(base_url, is_local=is_local)
+    if token.is_late:
+        app[SUPERVISOR].run("admin-token", use_when_read())
 
 
 async def _set_up(runner: ImagegenRunner, stop: asyncio.Event, responses: AbstractAsyncContextManager[None]) -> bool:

@@ -11,7 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from loguru import logger
+
 from imagegen.channels_file import KINDS
+from imagegen.disk_patience import answer_soon
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
 from imagegen.ssrf import check_host
@@ -40,7 +43,10 @@ _TASK_KEY = b"}:task:"
 
 
 def check_data_dir(path: Path) -> None:
-    """Make the data folder and a file in it. Raises SettingsError if this can't ever work."""
+    """Make the data folder and a file in it. Raises SettingsError if this can't ever work.
+
+    A disk that does not answer may do so later.
+    """
     try:
         folder = path.absolute()
     except OSError as error:
@@ -48,9 +54,9 @@ def check_data_dir(path: Path) -> None:
         raise SettingsError(f"DATA_DIR: {where}; set an absolute path, or start in another folder") from error
     probe = folder / f".probe-{secrets.token_hex(PROBE_NAME_BYTES)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        answer_soon(_probe, probe)
+    except TimeoutError:
+        logger.warning("DATA_DIR: {} does not answer, as a mount of a network without its server", folder)
     except RecursionError as error:
         raise SettingsError("DATA_DIR: has too many folders in each other; set a shorter path") from error
     except OSError as error:
@@ -58,6 +64,12 @@ def check_data_dir(path: Path) -> None:
             why = f"{str(folder)[:200]} can't be used as a folder to write to ({error.strerror})"
             way = "set a shorter path" if error.errno == errno.ENAMETOOLONG else "set another one"
             raise SettingsError(f"DATA_DIR: {why}; make it writable for this user, or {way}") from error
+
+
+def _probe(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    file.unlink()
 
 
 def check_exposure(settings: Settings, *, has_keys: bool) -> None:
@@ -156,6 +168,12 @@ def _useless_times(settings: Settings) -> Iterator[str]:
 
 def _recent_embedded_data(settings: Settings) -> Path | None:
     """Return the folder of an embedded Redis that may have tasks which have not expired, None if there is none."""
+    with suppress(OSError):
+        return answer_soon(_find_embedded_data, settings)
+    return None
+
+
+def _find_embedded_data(settings: Settings) -> Path | None:
     since = time.time() - settings.task_deadline_s - settings.result_ttl_s
     with suppress(OSError):
         for file in settings.data_dir.glob("*-*/appendonlydir/*"):

@@ -22,6 +22,7 @@ LAYERS = [  # a package imports only from layers below its own
         "backoff",
         "client",
         "did_you_mean",
+        "disk_patience",
         "errors",
         "formats",
         "line_limit",

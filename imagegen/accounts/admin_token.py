@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from loguru import logger
 
+from imagegen.disk_patience import answer_soon
 from imagegen.setting_parsers import MIN_SECRET_CHARS
 
 FILE_NAME = "admin.token"
@@ -33,11 +34,13 @@ class AdminToken:
     """A token, and where the operator finds it.
 
     place: a setting or a file. fault: why the file could not be used; then no client has the token.
+    is_late: whether its disk did not answer, so that the file may still be read.
     """
 
     secret: str = field(repr=False)
     place: str
     fault: str = ""
+    is_late: bool = False
 
     def log_place(self, base_url: str, *, is_local: bool) -> None:
         """Log where the token is, and the address of the board.
@@ -52,6 +55,8 @@ class AdminToken:
     def _log_place(self) -> None:
         if self.fault:
             remedy = "set ADMIN_TOKEN, or repair that file and restart"
+            if self.is_late:
+                remedy = "they open once it does"
             logger.warning(
                 "The admin routes are closed, since {} can't be used ({}): {}", self.place, self.fault, remedy
             )
@@ -62,10 +67,19 @@ class AdminToken:
 def load_admin_token(setting: str | None, data_dir: Path) -> AdminToken:
     """Return the token of the setting, else that of the file, which is made if it is missing.
 
-    Instances that share the folder share the token. If the file can't be used, the token is random.
+    Instances that share the folder share the token. If the file can't be used, the token is random, for now if its disk
+    does not answer.
     """
     if setting:
         return AdminToken(setting, SETTING)
+    try:
+        return answer_soon(read_admin_token, data_dir)
+    except TimeoutError:
+        return AdminToken(_new_token(), str(data_dir.absolute() / FILE_NAME), "its disk does not answer", is_late=True)
+
+
+def read_admin_token(data_dir: Path) -> AdminToken:
+    """Return the token of the file as `load_admin_token` does, however long that takes. Blocks."""
     path = data_dir.absolute() / FILE_NAME
     try:
         return AdminToken(_read_or_create(path), str(path))

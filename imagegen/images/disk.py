@@ -275,7 +275,7 @@ class DiskStore:
                 self._sweep_failed = False
             except StoreUnavailable as error:
                 if not self._sweep_failed:
-                    logger.warning("the image folder can't be swept: {}", error.__cause__)
+                    logger.warning("the image folder can't be swept: {}", error.__cause__ or "the disk does not answer")
                 self._sweep_failed = True
             await asyncio.sleep(SWEEP_INTERVAL_S)
 

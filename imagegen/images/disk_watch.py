@@ -56,6 +56,7 @@ class DiskWatch:
         self._newest = newest
         self._checking_since_s: float | None = None
         self._save_ends_by_s: dict[str, float] = {}
+        self._beginning: asyncio.Future[None] | None = None
         self._is_local = False
         self._device: int | None = None
         self._images_device: int | None = None
@@ -67,14 +68,31 @@ class DiskWatch:
         return self._is_local and (since_s is None or time.monotonic() - since_s < QUICK_CHECK_S)
 
     async def start(self) -> None:
-        """Make the folder and probe it."""
+        """Make the folder and probe it. For a disk that does not answer, `run` waits on."""
+        self._beginning = asyncio.ensure_future(self._begin())
+        if (await asyncio.wait([self._beginning], timeout=SLOW_CHECK_S + QUICK_CHECK_S))[0]:
+            await self._beginning
+
+    async def _begin(self) -> None:
+        call = asyncio.ensure_future(in_file_thread(self._folder.parent.mkdir, parents=True, exist_ok=True))
         try:
-            await in_file_thread(self._folder.parent.mkdir, parents=True, exist_ok=True)
+            await self._result_of(call)
         except OSError as error:
             self._health.mark_failed(error)
             return
+        finally:
+            self._checking_since_s, self.hangs = None, False
         if not await self.check():
             self.folder_id = await in_file_thread(read_id, self._mark)
+
+    async def _result_of(self, call: asyncio.Future[None]) -> bool:
+        """Wait for a call, and set meanwhile whether the disk hangs; return whether it did. Raises as the call."""
+        self._checking_since_s = time.monotonic()
+        hung = self.hangs = bool((await asyncio.wait({call}, timeout=SLOW_CHECK_S))[1])
+        if hung:
+            self._health.mark_failed(NO_ANSWER)
+        await call
+        return hung
 
     def saved(self, size_bytes: int) -> None:
         """Record the size of an image that was saved."""
@@ -97,6 +115,8 @@ class DiskWatch:
     async def run(self) -> None:
         """Check until cancelled; less often if each recovery is soon followed by a failure."""
         pace = RecoveryPace(CHECK_INTERVAL_S)
+        if self._beginning is not None:
+            await self._beginning
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             if self._save_ends_by_s and min(self._save_ends_by_s.values()) < time.monotonic():
@@ -111,13 +131,8 @@ class DiskWatch:
         may_end_failure = not self._health.writable
         newest = self._newest(KNOWN_IMAGES)
         call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed.size_bytes, newest))
-        self._checking_since_s = time.monotonic()
         try:
-            self.hangs = bool((await asyncio.wait({call}, timeout=SLOW_CHECK_S))[1])
-            if self.hangs:
-                self._health.mark_failed(NO_ANSWER)
-                may_end_failure = True
-            await call
+            may_end_failure = await self._result_of(call) or may_end_failure
         except ProbeFailed as error:
             self._health.mark_failed(str(error))
         except OSError as error:

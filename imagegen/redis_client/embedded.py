@@ -23,6 +23,7 @@ from loguru import logger
 from msgspec import Struct
 
 from imagegen.backoff import Backoff
+from imagegen.disk_patience import until_answered
 from imagegen.errors import SettingsError
 from imagegen.redis_client.aof_repair import lacks_manifest, repair
 from imagegen.redis_client.folder_lock import FolderLock, is_owner_gone, try_lock
@@ -142,7 +143,7 @@ class EmbeddedRedis:
     async def start(self) -> None:
         """Start the server, or attach to it, and wait until it answers. Raises SettingsError with a remedy."""
         self._binary = find_binary(self._named)
-        self._home = _DataFolder.make(self._data_dir, self._binary)
+        self._home = await until_answered(_DataFolder.make, self._data_dir, self._binary)
         with _usable(self._home.folder):
             self._home.warn_of_other_data()
         try:

@@ -1,7 +1,7 @@
 """`python hanging_disk.py`: the service with its images on a network mount, which hangs while `HANG_FILE` exists.
 
-Calls of the system for the folders of images and of the spool then wait, as those on NFS do without its server. A disk
-that does not answer for a second counts as one that does not answer.
+Calls of the system for the folders of images and of the spool then wait, as those on NFS do without its server; others
+may be in HANG_PLACES, with colons between. A disk that does not answer for a second counts as one that does not answer.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imagegen import disk_patience
 from imagegen.images import disk_watch, mounts, spool, store
 from imagegen.process import main
 
 HANG = os.environ["HANG_FILE"]
-PLACES = tuple(f"{os.sep}{name}{os.sep}" for name in ("images", "spool"))
+PLACES = os.environ.get("HANG_PLACES", f"{os.sep}images{os.sep}:{os.sep}spool{os.sep}").split(":")
 
 stat = os.stat
 
@@ -43,5 +44,6 @@ if __name__ == "__main__":
     for name in ("link", "mkdir", "open", "replace", "scandir", "stat", "statvfs", "unlink", "utime"):
         setattr(os, name, waiting(getattr(os, name)))
     mounts.MOUNTS = Path(os.environ["MOUNTS_FILE"])
+    disk_patience.ANSWER_S = 0.5
     disk_watch.SLOW_CHECK_S = spool.FILL_S = store.READ_S = 1.0
     main()

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from bench.imagehost import noise_png
 from tests.emulator_fixtures import EmulatorProcess
+from tests.ports import free_port
 from tests.service.conftest import StartService
 from tests.service.image_hosts import calls, image_host
 from tests.service.running import Service, calls_about, eventually
@@ -25,14 +27,15 @@ class Mount:
     """The mount of a service's data folder; it hangs while its file exists."""
 
     def __init__(self, folder: Path, start_service: StartService) -> None:
+        self.data_dir = folder / "data"
         self._file = folder / "hangs"
         self._mounts = folder / "mounts"
         self._mounts.write_text(f"29 1 0:40 / {folder} rw,relatime - nfs4 server:/images rw,vers=4.2\n")
         self._start_service = start_service
 
-    def start(self, upstream_url: str, **settings: str) -> Service:
+    def start(self, upstream_url: str, *, ready: bool = True, **settings: str) -> Service:
         files = {"HANG_FILE": str(self._file), "MOUNTS_FILE": str(self._mounts)}
-        return self._start_service(upstream_url, program=PROGRAM, **files, **settings)
+        return self._start_service(upstream_url, ready=ready, program=PROGRAM, **files, **settings)
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
@@ -40,7 +43,11 @@ class Mount:
         try:
             yield
         finally:
-            self._file.unlink()
+            self.answer()
+
+    def answer(self) -> None:
+        """End the hang."""
+        self._file.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -135,3 +142,48 @@ def test_a_task_ends_at_its_deadline_though_the_mount_hangs(mount: Mount, upstre
         task = service.finished(service.accepted(prompt="without an end"))
         assert task["status"] == "failed"
     assert len(calls_about(upstream, "without an end")) == 1
+
+
+def test_a_start_on_a_mount_that_hangs_serves_all_but_images_until_it_answers(
+    mount: Mount, upstream: EmulatorProcess, redis_url: str
+) -> None:
+    settings = {"REDIS_URL": redis_url, "REDIS_PREFIX": "hanging-start", "HANG_PLACES": str(mount.data_dir)}
+    with mount.hanging():
+        service = mount.start(upstream.url, ready=False, **settings)
+        assert service.get("/api/models").status == 200
+        task_id = service.accepted(prompt="before the disk answers")
+        eventually(lambda: service.task(task_id)["reason"] == "store_unavailable")
+        assert service.get("/readyz").status == 503
+        assert service.get("/api/stats", Authorization="Bearer no-token").status == 401
+        assert f"DATA_DIR: {mount.data_dir} does not answer" in service.log
+    task = service.completed(task_id)
+    assert service.get(task["data"][0]["url"]).status == 200
+    eventually(lambda: service.get_as_admin("/api/stats").status == 200)
+    assert service.get("/readyz").status == 200
+    assert len(calls_about(upstream, "before the disk answers")) == 1
+
+
+def test_a_start_with_its_redis_on_a_mount_that_hangs_answers_health_checks_until_it_goes_on(
+    mount: Mount, upstream: EmulatorProcess
+) -> None:
+    with mount.hanging(), ThreadPoolExecutor(1) as pool:
+        port = free_port()
+        starting = pool.submit(mount.start, upstream.url, PORT=str(port), HANG_PLACES=str(mount.data_dir))
+        assert eventually(lambda: status_of(port, "/healthz")) == 200
+        assert status_of(port, "/readyz") == 503
+        mount.answer()
+        service = starting.result()
+    assert service.made(prompt="after the disk answers")["attempts"] == 1
+    assert service.get_as_admin("/api/stats").status == 200
+
+
+def status_of(port: int, path: str) -> int:
+    """Return the status of a response, 0 while there is none."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
