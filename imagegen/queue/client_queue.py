@@ -18,7 +18,7 @@ from imagegen.queue.canceller import CancelResult, TaskCanceller
 from imagegen.queue.checkpoint import calls_under_way
 from imagegen.queue.codec import MAX_SKEW_S, decode_record
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
-from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.families import FamiliesWithImages
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.joined_clients import JoinedClients
 from imagegen.queue.line_mover import LineMover
@@ -81,7 +81,7 @@ class ClientQueue:
         idempotency: IdempotencyKeys,
         listing: TaskList,
         *,
-        families: CompletedFamilies,
+        families: FamiliesWithImages,
     ) -> None:
         lookup = mover.lookup
         self.idempotency, self.listing = idempotency, listing

@@ -1,4 +1,4 @@
-"""Index of the request families that have a completed task, so that only their submits read sibling records."""
+"""Index of the request families that have a task with images, so that only their submits read sibling records."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _COUNT = re.compile(rb',"n":[0-9]+')
 """In a stored request no string contains it, since quotes are escaped, and no other object comes before it."""
 
 
-class CompletedFamilies:
-    """Families with a completed task: those that this instance completed, and those that it read from Redis.
+class FamiliesWithImages:
+    """Families with a finished task that has images: those of this instance, and those that it read from Redis.
 
     These are all of them while there is no other instance. Otherwise any family may have one.
 
@@ -60,8 +60,8 @@ class CompletedFamilies:
         self._dropped_until = -1.0
 
     def add(self, task: Task) -> None:
-        """Add the family of a completed task."""
-        if task.state is not State.COMPLETED or not task.request_json:
+        """Add the family of a task that is completed, or has ended otherwise with images."""
+        if not has_images(task) or not task.request_json:
             return
         key = family_key(task.request_json, task.scope)
         self._expiries[key] = max(task.expires_at or 0.0, self._expiries.pop(key, 0.0))
@@ -75,7 +75,7 @@ class CompletedFamilies:
             del self._expiries[oldest]
 
     def may_include(self, request_json: bytes, scope: str | None = None) -> bool:
-        """Return whether a family may have a completed task. Costs no command."""
+        """Return whether a family may have such a task. Costs no command."""
         if family_key(request_json, scope) in self._expiries:
             return True
         if self._is_complete():
@@ -147,6 +147,11 @@ class CompletedFamilies:
     def _count(self) -> None:
         self._commands += 1
         self._connection.meter.redis_commands_sent("list", 1)
+
+
+def has_images(task: Task) -> bool:
+    """Return whether a task is finished and may have images for others."""
+    return task.state is State.COMPLETED or (task.state.is_final and bool(task.images) and not task.stale_images)
 
 
 def family_key(request_json: bytes, scope: str | None = None) -> int:

@@ -16,7 +16,7 @@ from imagegen.queue.delivery_store import DeliveryStore
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.eta import EtaEstimator
-from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.families import FamiliesWithImages
 from imagegen.queue.feed import Feed
 from imagegen.queue.handover import Handover
 from imagegen.queue.idempotency import IdempotencyKeys
@@ -92,7 +92,7 @@ class QueueInstance(Struct, frozen=True):
     recovery: Recovery
     lost_calls: LostCalls
     open_calls: OpenCalls
-    families: CompletedFamilies
+    families: FamiliesWithImages
     lines: ClientLines
     mover: LineMover
     open_tasks: OpenTasks
@@ -150,7 +150,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     takeover = Takeover(connection, verbs, leases, notifier, config.lease_s)
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
-    families = CompletedFamilies(connection, keys, notifier, ttl_s=config.result_ttl_s)
+    families = FamiliesWithImages(connection, keys, notifier, ttl_s=config.result_ttl_s)
     listing = TaskList(connection, keys, notifier.may_live)
     mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s)
     client_queue = ClientQueue(verbs, mover, outbox, IdempotencyKeys(connection, keys), listing, families=families)

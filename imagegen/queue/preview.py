@@ -9,20 +9,20 @@ from msgspec.structs import replace
 
 from imagegen.errors import ApiError, FieldError, MaxCostExceeded, MaxCostPriceUnknown
 from imagegen.queue.eta import QueuePosition
-from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.families import FamiliesWithImages, has_images
 from imagegen.queue.line_mover import LineMover
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.budget_counters import Limits
 from imagegen.tasks.cost import day_of, dollars
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.submission import Submission
-from imagegen.tasks.task import IN_LINE, State, Task
+from imagegen.tasks.task import IN_LINE, Task
 
 
 class SubmitPreview:
     """Preview of submits on this instance."""
 
-    def __init__(self, verbs: QueueVerbs, mover: LineMover, families: CompletedFamilies) -> None:
+    def __init__(self, verbs: QueueVerbs, mover: LineMover, families: FamiliesWithImages) -> None:
         self._verbs = verbs
         self._lines = verbs.lines
         self._lookup = mover.lookup
@@ -30,7 +30,7 @@ class SubmitPreview:
         self._clock = verbs.clock
 
     async def tasks_with_images(self, submission: Submission, family: RequestFamily) -> Sequence[Task]:
-        """Return the tasks with images for a submission: completed ones that differ only in `n`, and its own.
+        """Return the tasks with images for a submission: finished ones that differ only in `n`, and its own.
 
         Raises QueueUnavailable.
         """
@@ -39,7 +39,7 @@ class SubmitPreview:
         if not submission.has_siblings or not self._families.may_include(submission.request_json, submission.scope):
             return own_tasks
         tasks = await asyncio.gather(*map(self._lookup.get, family.sibling_ids()))
-        return [*own_tasks, *(task for task in tasks if task is not None and task.state is State.COMPLETED)]
+        return [*own_tasks, *(task for task in tasks if task is not None and has_images(task))]
 
     async def reused_within_limit(self, submission: Submission, reuse: ReuseImages | None) -> ReusedImages:
         """Return images that exist for a submission that is within its own limit only with these.

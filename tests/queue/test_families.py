@@ -168,17 +168,39 @@ async def test_a_failed_or_cancelled_task_is_completed_by_a_sibling(make_instanc
     assert (await instance.read(old.id)).sequence == hit.task.sequence
 
 
-@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
-async def test_a_failed_or_cancelled_sibling_does_not_count(make_instance: MakeInstance, state: State) -> None:
-    instance = make_instance()
+async def ended_without_success(instance: Instance, state: State, images: tuple[StoredImage, ...]) -> None:
+    """Submit a task of four images, and let it fail or be cancelled with some of them."""
     old = (await instance.client_queue.submit(family_submission("shared", 4), reuse)).task
+    claim = await instance.claim()
+    await instance.worker_queue.start(claim)
+    claim.task = replace(claim.task, images=images)
+    claim.checkpoint = replace(claim.checkpoint, images=images)
+    instance.worker_queue.progress(claim, 50)
     if state is State.CANCELLED:
         await instance.client_queue.cancel(old.id)
     else:
-        claim = await instance.claim()
-        claim.task = replace(claim.task, images=IMAGES[:2])
         await fail(instance, claim)
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+async def test_a_failed_or_cancelled_sibling_without_an_image_does_not_count(
+    make_instance: MakeInstance, state: State
+) -> None:
+    instance = make_instance()
+    await ended_without_success(instance, state, ())
     assert (await instance.client_queue.submit(family_submission("shared", 2), reuse)).cached is CacheResult.MISS
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+async def test_the_images_of_a_failed_or_cancelled_sibling_are_used_on_every_instance(
+    make_instance: MakeInstance, state: State
+) -> None:
+    instance = make_instance()
+    await ended_without_success(instance, state, IMAGES[:3])
+    for other in (instance, make_instance()):
+        hit = await other.client_queue.submit(family_submission("shared", 2), reuse)
+        assert hit.cached is CacheResult.HIT
+        assert [image.sha256 for image in hit.task.images] == [image.sha256 for image in IMAGES[:2]]
 
 
 async def test_a_topped_up_task_begins_with_the_reused_images_on_every_instance(make_instance: MakeInstance) -> None:

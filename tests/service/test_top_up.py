@@ -254,6 +254,19 @@ def test_a_cancelled_task_keeps_its_paid_images_for_the_next_submit(
     upstream.release()
 
 
+def test_a_request_with_another_n_uses_the_images_of_a_failed_one(service: Service, upstream: EmulatorProcess) -> None:
+    prompt = "the fifth of five is refused"
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    failed = service.finished(service.accepted(prompt=prompt, n=5))
+    assert (failed["status"], len(failed["data"])) == ("failed", 4)
+    three = service.request("POST", "/api/images/generate", {"prompt": prompt, "n": 3})
+    assert three.json["cached"] is True
+    assert shas(service.completed(three.json["taskId"])) == shas(failed)[:3]
+    six = service.made(prompt=prompt, n=6)
+    assert (shas(six)[:4], reused(six)) == (shas(failed), [True] * 4 + [False] * 2)
+    assert paid(upstream, prompt) == [4, 1, 2]
+
+
 def test_a_completed_task_that_lacks_an_image_keeps_the_others(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="one of three is removed", n=3, seed=7)
     files_of(service, task)[1].unlink()

@@ -4,7 +4,7 @@
 -- consumer can read it. A new task costs two commands.
 --
 -- If a task has siblings, one command reads the records of the whole batch first: a new task is not enqueued if a
--- sibling is completed, since it may need fewer calls then; and a task that exists costs no entry.
+-- sibling has images, since it may need fewer calls then; and a task that exists costs no entry.
 --
 -- A task that waits in a line gets no entry (see line_args.lua), and costs as many commands.
 --
@@ -24,8 +24,8 @@
 --         commands for budgets, and four for each value of a budget: see budget.lua; then the length of each line
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
---         'siblings' (these are completed, or are this task with images that it failed or was cancelled with; nothing
---         was changed), 'budget' (over a budget)
+--         'siblings' (these are completed, or failed or cancelled with images, as this task may be; nothing was
+--         changed), 'budget' (over a budget)
 local stream, capacity, depth, count = KEYS[1], tonumber(ARGV[2]), -1, tonumber(ARGV[6])
 local days, budget_life = tonumber(ARGV[7]), ARGV[8]
 if ARGV[3] ~= '' then
@@ -50,12 +50,22 @@ if days > 0 then reserve(budgets, budget_life, count, function(i) return ARGV[i 
 local records = #KEYS - days > count + 1 and redis.call('MGET', unpack(KEYS, 2, #KEYS - days))
 local next_sibling = count
 
--- Adds the records of completed siblings to a list, and returns whether there are any.
-local function add_completed(list, siblings)
+-- Returns whether a record is of a task that failed or was cancelled, and has images.
+local function ended_with_images(record)
+  return (string.find(record, '^%d+ failed ') or string.find(record, '^%d+ cancelled '))
+    and string.find(record, '"images":[{', 1, true)
+end
+
+-- Adds the records of finished siblings that may have images to a list, and returns whether there are any.
+local function add_finished(list, siblings)
   local found = false
   for i = next_sibling + 1, next_sibling + siblings do
-    local version = records[i] and string.match(records[i], '^(%d+) completed ')
-    if version and tonumber(version) <= tonumber(ARGV[5]) then found, list[#list + 1] = true, records[i] end
+    local record = records[i]
+    local version = record and string.match(record, '^(%d+) ')
+    if version and tonumber(version) <= tonumber(ARGV[5])
+      and (string.find(record, '^%d+ completed ') or ended_with_images(record)) then
+      found, list[#list + 1] = true, record
+    end
   end
   next_sibling = next_sibling + siblings
   return found
@@ -75,7 +85,7 @@ local function submit(i)
   local epoch, digest, entry_json, record_json, replaced, version =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local with_siblings = {'siblings', '', epoch, ''}
-  local has_completed = add_completed(with_siblings, tonumber(ARGV[at + 6]))
+  local has_finished = add_finished(with_siblings, tonumber(ARGV[at + 6]))
   local entry, existing
   local affordable = fits(i)
   if records then
@@ -97,12 +107,10 @@ local function submit(i)
     local existing_kind, new_epoch = judge(stream, existing, epoch, digest, replaced, ARGV[5])
     if existing_kind then return {existing_kind, '', epoch, type(existing) == 'table' and '' or existing} end
     kind, epoch = 'again', string.format('%.0f', new_epoch)
-    has_own_images = replaced == 'images' and type(existing) == 'string'
-      and (string.find(existing, '^%d+ failed ') or string.find(existing, '^%d+ cancelled '))
-      and string.find(existing, '"images":[{', 1, true)
+    has_own_images = replaced == 'images' and type(existing) == 'string' and ended_with_images(existing)
     if has_own_images then with_siblings[#with_siblings + 1] = existing end
   end
-  if has_completed or has_own_images then return with_siblings end
+  if has_finished or has_own_images then return with_siblings end
   if not affordable then return {'budget', '', '', ''} end
   if capacity <= 0 then return {'full', '', '', ''} end
   entry = add(i, version, epoch, entry_json)

@@ -42,7 +42,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     """A pending task in its stored form.
 
     replaced_epoch: of a task to replace, finished or without an entry.
-    siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
+    siblings: ids of the tasks that may have images of this one; if one has images, the task is not enqueued.
     cost: to reserve. limits: of the budgets that it counts against. replaced_cost: of an unfinished task to replace.
     line: the client with the line in which the task waits, '' if it goes to the stream.
     with_own_images: whether a failed or cancelled task of this id with images is returned, and not replaced.
@@ -71,8 +71,8 @@ class SubmitReply(Struct, frozen=True, gc=False):
 
     kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
 
-    siblings: records of completed siblings, and that of the task itself if it ended with images and without success, if
-    the kind is `siblings`.
+    siblings: records of siblings with images, and that of the task itself if it ended with some and without success,
+    if the kind is `siblings`.
     added_at: Unix time of the server at which the entry was added; 0 if none was.
     """
 
