@@ -109,7 +109,7 @@ def test_an_unreadable_record_is_logged_once_until_resubmitted(
             redis.set(key, "no record at all")
         service.start()
         answers = [service.get(f"/api/images/{task_id}") for _ in range(3)]
-        assert [answer.error for answer in answers] == [(500, "internal_error")] * 3
+        assert [(answer.status, answer.json["status"]) for answer in answers] == [(404, "not_found")] * 3
         assert not any(text in answers[0].body for text in (b"Traceback", b".py", b"no record"))
         (line,) = [line for line in service.log.splitlines() if " ERROR " in line]
         assert task_id in line
