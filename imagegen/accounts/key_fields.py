@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -11,9 +12,10 @@ from pydantic.alias_generators import to_camel
 
 from imagegen.accounts.api_keys import NAME, ApiKey
 from imagegen.errors import FieldError, InvalidRequest
+from imagegen.formats import printable
 from imagegen.tasks.cost import micro_usd_limit
 from imagegen.tasks.field_faults import field_errors, unknown_field
-from imagegen.tasks.validation import MAX_FIELD_ERRORS
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS
 
 DEFAULT_GRACE_S = 86_400.0
 MAX_DURATION_S = 315_360_000.0
@@ -162,14 +164,17 @@ _Model = TypeVar("_Model", bound=_Fields)
 
 
 def parse_fields(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
-    """Return the fields of a body. Raises InvalidRequest with every error."""
+    """Return the fields of a body. Raises InvalidRequest with at most `MAX_FIELD_ERRORS` errors; no more are made."""
     names = tuple(field.alias or name for name, field in model.model_fields.items())
+    known = {name: value for name, value in fields.items() if name in names or name in model.model_fields}
+    unknown = islice((name for name in fields if name not in known), MAX_FIELD_ERRORS)
+    errors = [FieldError(printable(name, MAX_KEY_CHARS), unknown_field(name, names)) for name in unknown]
+    long = [name for name, value in known.items() if isinstance(value, list) and len(value) > MAX_PATTERNS]
+    errors += [FieldError(to_camel(name), f"must have at most {MAX_PATTERNS} entries") for name in long]
     try:
-        return model.model_validate(dict(fields))
+        parsed = model.model_validate({name: value for name, value in known.items() if name not in long})
     except ValidationError as error:
-        unknown = {str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "extra_forbidden"}
-        details = [
-            FieldError(detail.field, unknown_field(detail.field, names)) if detail.field in unknown else detail
-            for detail in field_errors(error)
-        ]
-        raise InvalidRequest(details=details[:MAX_FIELD_ERRORS]) from error
+        raise InvalidRequest(details=[*field_errors(error), *errors][:MAX_FIELD_ERRORS]) from error
+    if errors:
+        raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
+    return parsed

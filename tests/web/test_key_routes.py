@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from types import FrameType
 from typing import Any
 
 from imagegen.web.guard import GUARD
@@ -68,6 +70,34 @@ async def test_a_bad_change_of_a_key_is_an_error(
 ) -> None:
     answer = await keyed.request(method, f"/api/admin/keys{path}", json=body, headers=AS_ADMIN)
     assert (answer.status, (await answer.json())["code"]) == (status, code)
+
+
+@over_rows(
+    ("body", "field"),
+    [
+        ({f"f{number}": 1 for number in range(9_000)}, "f9"),
+        ({"k" * 100_000: 1, "name": "a"}, "k" * 60),
+        ({"name": "a", "models": [1] * 9_000}, "models"),
+        ({"name": "a", "rate": [1] * 9_000}, "rate"),
+    ],
+)
+async def test_a_key_of_thousands_of_faults_is_a_short_error(service: Client, body: Any, field: str) -> None:
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        response = await service.post("/api/admin/keys", json=body, headers=AS_ADMIN)
+    finally:
+        sys.setprofile(None)
+    fields = [detail["field"] for detail in (await response.json())["details"]]
+    assert response.status == 400
+    assert field in fields
+    assert len(await response.text()) < 10_000
+    assert calls < 60_000
 
 
 async def test_a_name_is_taken_once(service: Client) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from imagegen.errors import ApiError, FieldError, FormOrJsonNeeded, InvalidReque
 from imagegen.formats import printable
 from imagegen.images.uploads import Uploads
 from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
-from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody, check_type, parse_object, receive_json
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
@@ -67,7 +68,7 @@ class EditBody:
         if self.mask is not None:
             errors += _source_errors([self.mask])
         if errors:
-            raise InvalidRequest(details=errors)
+            raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
         (_, first), *rest = self.images
         fields = {**self.fields, "image_url": first}
         if rest:
@@ -168,9 +169,9 @@ def _value(name: str, text: str) -> object:
 
 def _read_object(body: Mapping[str, Any]) -> EditBody:
     edit = EditBody()
-    for name in _SOURCE_NAMES:
-        for where, entry in _entries(name, body.get(name)):
-            _add_entry(edit, where, entry)
+    entries = chain.from_iterable(_entries(name, body.get(name)) for name in _SOURCE_NAMES)
+    for where, entry in islice(entries, MAX_FIELD_ERRORS):  # more than may be images
+        _add_entry(edit, where, entry)
     if body.get(_MASK) not in (None, ""):
         _add_entry(edit, _MASK, body[_MASK])
     edit.fields = {name: value for name, value in body.items() if name not in _SOURCE_NAMES and name != _MASK}

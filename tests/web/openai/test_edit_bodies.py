@@ -227,3 +227,20 @@ async def test_a_body_that_is_neither_form_nor_json_is_told_of_both(editing: Ser
     assert (response.status, error["code"]) == (415, "unsupported_media_type")
     assert "multipart/form-data" in error["message"]
     assert "application/json" in error["message"]
+
+
+@over_rows(
+    ("images", "field"),
+    [
+        ({"referenceImages": ["data:,x"] * 9_000}, "referenceImages[0]"),
+        ({"images": [{}] * 2_000, "image": [{}] * 2_000}, "image[0]"),
+        ({"image": ["https://example.org/a.png"] * 9_000}, "image[0]"),
+    ],
+)
+async def test_an_edit_with_thousands_of_faulty_images_is_a_short_error(
+    editing: Service, images: dict[str, Any], field: str
+) -> None:
+    status, answer = await post_json(editing, **images)
+    assert status == 400
+    assert field in answer["error"]["message"]
+    assert len(json.dumps(answer)) < 10_000
