@@ -27,7 +27,9 @@ from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
 from imagegen.images.disk_index import DiskIndex, IndexEntry, oldest_first
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
+from imagegen.images.s3_errors import NO_OBJECT, NO_OBJECT_OF_HEAD, BucketRefusal, code_of, may_pass
 from imagegen.images.store import PIECE_BYTES, READ_S, StoreFull, file_threads, in_file_thread, in_hash_thread
+from imagegen.images.store_health import describe
 from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 3600.0
@@ -41,32 +43,11 @@ CALL_S = 30.0
 LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
+MAX_REFUSED_DELETES = 64
+"""Deletes of one sweep that may be refused: locked objects must not keep the others, and each try is a request."""
 
-_NO_OBJECT = frozenset({"NoSuchKey"})
-"""A 404 without this code is that of a bucket, or of something else than the service, such as a proxy without it."""
-
-_NO_OBJECT_OF_HEAD = _NO_OBJECT | {"404"}
-"""The response to a HEAD has no body, so it has no code."""
-
-_PASSING = {408, 425, 429}
-_PASSING_CODES = {"OperationAborted", "RequestTimeTooSkewed", "RequestTimeout"}
 _PROBE = b"imagegen probe\n"
 _EXPIRES_METADATA = "imagegen-expires-at"
-
-_HINTS = {
-    "NoSuchBucket": "S3_BUCKET, S3_ENDPOINT: there is no such bucket",
-    "InvalidAccessKeyId": "S3_ACCESS_KEY_ID: the service does not know this key",
-    "SignatureDoesNotMatch": "S3_SECRET_ACCESS_KEY: it does not belong to S3_ACCESS_KEY_ID",
-    "AccessDenied": "S3_ACCESS_KEY_ID: this key may not list the bucket; it has to list, read, write and delete",
-    "AuthorizationHeaderMalformed": "S3_REGION: it is not the region of the bucket",
-    "PermanentRedirect": "S3_REGION, S3_ENDPOINT: the bucket is elsewhere",
-    "ExpiredToken": "S3_ACCESS_KEY_ID: this key is a temporary one that has ended",
-    "RequestTimeTooSkewed": "the clocks of this machine and of the service differ too much",
-}
-
-
-class BucketRefusal(Exception):
-    """Refusal of a request, with what the operator has to change if that is clear."""
 
 
 class _Missing(Exception):
@@ -118,6 +99,7 @@ class S3BlobStore:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._index = DiskIndex(max_bytes)
+        self._logged_refusal = False
 
     async def start(self) -> None:
         """List, write, read and delete once.
@@ -132,10 +114,10 @@ class S3BlobStore:
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
                 await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
         except self._refused as error:
-            if not _passes(error):
-                hint = _HINTS.get(_code(error), "S3_ENDPOINT, S3_BUCKET: the service refuses us")
-                raise SettingsError(f"{hint} ({error})") from error
-            raise StoreUnavailable from _refusal(error)
+            refusal = BucketRefusal(error)
+            if not may_pass(error):
+                raise SettingsError(refusal.with_advice) from error
+            raise StoreUnavailable from refusal
         except self._cause as error:
             raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
         except self._failures as error:
@@ -188,7 +170,7 @@ class S3BlobStore:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
         part = {} if length == image.size_bytes else {"Range": f"bytes={offset}-{offset + length - 1}"}
         try:
-            async with self._request(missing=_NO_OBJECT):
+            async with self._request(missing=NO_OBJECT):
                 reply = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
         except _Missing:
             self._check_settled(self._key(task_id, image))
@@ -260,7 +242,7 @@ class S3BlobStore:
         key = self._key(task_id, image)
         try:
             try:
-                async with self._request(missing=_NO_OBJECT_OF_HEAD):
+                async with self._request(missing=NO_OBJECT_OF_HEAD):
                     reply = await self._client.head_object(Bucket=self._bucket.name, Key=key)
                     _check_origin(reply)
             except _Missing:
@@ -272,7 +254,7 @@ class S3BlobStore:
 
     async def _get_first_byte(self, key: str) -> Mapping[str, Any]:
         """Return the response for an object that a HEAD did not find; only an error with a body shows why."""
-        async with self._request(missing=_NO_OBJECT):
+        async with self._request(missing=NO_OBJECT):
             reply: Mapping[str, Any] = await self._client.get_object(
                 Bucket=self._bucket.name, Key=key, Range="bytes=0-0"
             )
@@ -292,7 +274,7 @@ class S3BlobStore:
 
     async def _copy(self, source: str, key: str, image: StoredImage, expires_at_s: float) -> None:
         """Copy an object with a new end. Raises _Missing, StoreUnavailable."""
-        async with self._request(missing=_NO_OBJECT):
+        async with self._request(missing=NO_OBJECT):
             reply = await self._client.copy_object(
                 Bucket=self._bucket.name,
                 Key=key,
@@ -304,13 +286,30 @@ class S3BlobStore:
             _check_origin(reply.get("CopyObjectResult", {}))
 
     async def _delete(self, keys: Sequence[str]) -> None:
-        """Delete one by one: not every service supports multi-object deletes."""
+        """Delete one by one: not every service supports multi-object deletes. Objects that are refused, as locks of the
+        bucket do it, stay. Raises StoreUnavailable.
+        """
+        refusals: list[BaseException] = []
         for at in range(0, len(keys), DELETES_AT_ONCE):
-            await asyncio.gather(*(self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]))
+            deletes = [self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]]
+            for error in await asyncio.gather(*deletes, return_exceptions=True):
+                if error is not None and not isinstance(error.__cause__, BucketRefusal):
+                    raise error
+                if error is not None and error.__cause__:
+                    refusals.append(error.__cause__)
+            if len(refusals) >= MAX_REFUSED_DELETES:
+                break
+        self._log_refusals(refusals)
+
+    def _log_refusals(self, refusals: Sequence[BaseException]) -> None:
+        """Log that objects can't be deleted, once until all can."""
+        if refusals and not self._logged_refusal:
+            logger.warning("Expired images can't be deleted in the bucket: {}", describe(refusals[0]))
+        self._logged_refusal = bool(refusals)
 
     async def _delete_one(self, key: str) -> None:
         with suppress(_Missing):
-            async with self._request(missing=_NO_OBJECT):
+            async with self._request(missing=NO_OBJECT):
                 await self._client.delete_object(Bucket=self._bucket.name, Key=key)
 
     @asynccontextmanager
@@ -322,9 +321,9 @@ class S3BlobStore:
             async with asyncio.timeout(deadline_s):
                 yield
         except self._refused as error:
-            if _code(error) in missing:
+            if code_of(error) in missing:
                 raise _Missing from error
-            raise StoreUnavailable from _refusal(error)
+            raise StoreUnavailable from BucketRefusal(error)
         except (*self._failures, LookupError, ValueError) as error:  # the last two: odd responses
             raise StoreUnavailable from error
 
@@ -407,25 +406,6 @@ def _md5(source: bytes | Path) -> str:
 
 def _task_of(key: str) -> str:
     return key.rpartition("/")[0].rpartition("/")[2]
-
-
-def _passes(error: Any) -> bool:
-    """Return whether a refusal may be over soon, as that of a proxy which names no code."""
-    status, code = _status(error), _code(error)
-    return status >= 500 or status in _PASSING or code in _PASSING_CODES or code == str(status)
-
-
-def _refusal(error: Any) -> BucketRefusal:
-    hint = _HINTS.get(_code(error), "")
-    return BucketRefusal(f"{hint} ({error})" if hint else str(error))
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _seconds(text: str) -> float:

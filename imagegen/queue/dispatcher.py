@@ -133,6 +133,10 @@ class ClaimDispatcher:
             self.leave_slot(claim)
             self._away.add(claim)
 
+    def runs(self, claim: Claim) -> bool:
+        """Return whether an attempt runs, in its slot or away from it; its result is not being written yet."""
+        return claim.occupies_slot or claim in self._away
+
     async def come_back(self, claim: Claim) -> None:
         """Wait for a slot for a claim that has none, before all that wait for a loop; not after `quiet`."""
         if not (claim.occupies_slot or self._quiet):

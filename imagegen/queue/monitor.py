@@ -102,7 +102,7 @@ class QueueMonitor:
         """Return the status of this instance; costs no command."""
         claims = self._dispatcher.held.values()
         return InstanceStatus(
-            sum(claim.occupies_slot and claim.task.state is State.PROCESSING for claim in claims),
+            sum(self._dispatcher.runs(claim) and claim.task.state is State.PROCESSING for claim in claims),
             sum(claim.task.state is not State.PROCESSING for claim in claims),
             self._dispatcher.free_slots,
             self._feed.count,

@@ -204,7 +204,7 @@ async def served(
     [
         (403, "InvalidAccessKeyId", "S3_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "S3_SECRET_ACCESS_KEY"),
-        (403, "AccessDenied", "may not list"),
+        (403, "AccessDenied", "lacks a right"),
         (401, "Unauthorized", "the service refuses us"),
         (503, "SlowDown", None),
     ],

@@ -10,11 +10,12 @@ import pytest
 from aiohttp import web
 
 from imagegen.errors import SettingsError, StoreUnavailable
-from imagegen.images.s3 import SETTLING_S, Bucket, S3BlobStore
+from imagegen.images.s3 import SETTLING_S, SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.images.store_health import describe
 from tests.images.conftest import MakeImage
 from tests.s3_server import Objects, S3Server, error_response
+from tests.support import logged
 
 TASK, OTHER = "0123456789abcdef0123456789abcdef", "f123456789abcdef0123456789abcdef"
 LIFE_S = 600.0
@@ -214,3 +215,28 @@ async def test_a_listing_without_readable_entries_ends_no_sweep_loop(
     with pytest.raises(StoreUnavailable):
         await held.sweep()
     assert len(objects) == 1
+
+
+async def test_an_object_that_is_locked_keeps_no_other_one_from_being_deleted(
+    bucket: Bucket, refuse: Refuse, objects: Objects, make_image: MakeImage
+) -> None:
+    ahead_s = LIFE_S + SWEEP_MARGIN_S + 1
+    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+    await store.start()
+    for index in range(20):
+        image = make_image()
+        await store.put(TASK, image.stored_at(index), image.source, time.time() + LIFE_S)
+    locked = sorted(objects)[:2]
+    refuse(
+        lambda request: (
+            error_response(HTTPStatus.FORBIDDEN, "AccessDenied")
+            if request.method == "DELETE" and any(key in request.path for key in locked)
+            else None
+        )
+    )
+    with logged("WARNING") as lines:
+        for _ in range(2):
+            await store.sweep_once()
+            assert sorted(objects) == locked
+    assert len([line for line in lines if "can't be deleted in the bucket" in line]) == 1
+    await store.close()

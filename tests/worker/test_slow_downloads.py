@@ -65,6 +65,7 @@ async def test_tasks_whose_image_host_never_answers_leave_their_slots_to_others(
     (other,) = await host.harness.finished(await host.harness.submit("other"))
     assert other.state is State.COMPLETED
     assert not any(host.harness.task(task_id).state.is_final for task_id in slow)
+    assert host.harness.instance.parts.monitor.local_status().in_flight == 4
     host.answers.set()
     tasks = await host.harness.finished(*slow)
     assert [(task.state, task.attempts) for task in tasks] == [(State.COMPLETED, 1)] * 4
