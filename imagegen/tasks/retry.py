@@ -94,6 +94,11 @@ def is_useless_response(error: UpstreamError) -> bool:
     return error.code == "upstream_bad_response" and not (refused or error.ambiguous)
 
 
+def may_be_paid(error: UpstreamError) -> bool:
+    """Return whether a call that ended so may have been paid."""
+    return error.ambiguous or error.charged or error.refund_unsure or is_useless_response(error)
+
+
 class RetryPolicy(Struct, frozen=True):
     """Policy of the attempts of a task.
 

@@ -21,7 +21,16 @@ from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import ReplyDetails, add_details
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded, is_useless_response
+from imagegen.tasks.retry import (
+    ClaimLost,
+    Failed,
+    NotStarted,
+    Outcome,
+    Retry,
+    Succeeded,
+    is_useless_response,
+    may_be_paid,
+)
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.attempt_limits import AttemptLimits, ImageCounts, SeedSupport
 from imagegen.worker.call_form import CallForm, add_warnings, alternatives
@@ -267,10 +276,8 @@ class Attempt:
 
         again: whether its images were requested before, so that they are not requested a third time.
         """
-        if again:
-            self._places.count_repeat(share.indexes)
         try:
-            reply = await self._call(share)
+            reply = await self._call(share, share.indexes if again else ())
         except UpstreamError as error:
             self._places.got_no_image(share.indexes, again=again or error.lasting)
             return error
@@ -325,10 +332,10 @@ class Attempt:
         text = infotext(request, model=self._form.model, seed=seed, width=image.width, height=image.height)
         return text, request.prompt
 
-    async def _call(self, share: PlannedCall) -> Reply:
+    async def _call(self, share: PlannedCall, again: Sequence[int]) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.
 
-        Raises UpstreamError for a bad response, AttemptEnded for any other failure.
+        again: its places that are requested again. Raises UpstreamError for a bad response, else AttemptEnded.
         """
         choice, count = self._first_choice(), len(share.indexes)
         while True:
@@ -340,12 +347,15 @@ class Attempt:
                     continue
                 sent = self._form.sent(share, self._runner.clock())
                 self._change(sent=sent, channel=route.channel.name, account=route.account)
+                self._places.count_repeat(again)
                 await self._write()
                 call = self._form.call(share, inputs)
                 try:
                     reply = await self._job_wait.reply(self._form.as_sent(share), model, partial(route.generate, call))
                 except UpstreamError as error:
                     self._payments.failed(route, model, error)
+                    if not may_be_paid(error):
+                        self._places.count_repeat(again, -1)
                     choice = self._failed(permit, error, count, choice)
                 else:
                     self._payments.answered(route, model, count, reply)

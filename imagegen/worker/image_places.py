@@ -60,11 +60,14 @@ class ImagePlaces:
             settled -= self._unusable  # other images are usable, so the fault may not repeat
         return settled
 
-    def count_repeat(self, places: Collection[int]) -> None:
-        """Count a call for places of which an earlier response may be paid for without a usable image."""
+    def count_repeat(self, places: Collection[int], number: int = 1) -> None:
+        """Count a call for places of which an earlier response may be paid for without a usable image.
+
+        number: -1 to take it back, since it was certainly not paid.
+        """
         if not self._wasted.isdisjoint(places):
             checkpoint = self._claim.checkpoint
-            self._claim.checkpoint = replace(checkpoint, repeated=checkpoint.repeated + 1)
+            self._claim.checkpoint = replace(checkpoint, repeated=checkpoint.repeated + number)
 
     def got_no_image(self, places: Collection[int], *, again: bool) -> None:
         """Record a response without any usable image, which may be paid for."""

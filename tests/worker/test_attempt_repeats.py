@@ -91,6 +91,20 @@ async def test_a_call_repeated_after_a_bad_response_is_recorded(make_harness: Ma
     assert claim.checkpoint.billed_again == 1
 
 
+@pytest.mark.parametrize("between", [fault(429, retry_after_s=0.0), fault(500), fault(503)], ids=["429", "500", "503"])
+async def test_a_repeat_that_is_refused_is_not_recorded_as_paid(
+    make_harness: MakeHarness, between: UpstreamError
+) -> None:
+    harness = make_harness(images(0), between, images(1), pool=False)
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    if isinstance(outcome, Retry):
+        assert claim.checkpoint.billed_again == 0
+        await settled(harness, claim, outcome)
+        assert isinstance(await harness.attempts.run(claim), Succeeded)
+    assert claim.checkpoint.billed_again == len(harness.provider.calls) - 2
+
+
 async def test_an_interrupted_second_request_resumes(make_harness: MakeHarness) -> None:
     harness = make_harness(images(0), images(1), images(0), images(1), fault(500), per_call=1, pool=False)
     claim = await harness.claim(n=3, seed=10)
