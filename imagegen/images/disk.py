@@ -101,7 +101,7 @@ class DiskStore:
         self._checked = CheckedFiles()
         self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
         self._calls = DiskCalls(self._watch)
-        self._names = FolderNames(folder, self._calls, self._index, self._lookups.may_be_flat)
+        self._names = FolderNames(folder, self._calls, self._lookups.may_be_flat)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -150,6 +150,7 @@ class DiskStore:
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Write the file, after the oldest ones are removed to fit it. The newest image always stays."""
         try:
+            await self._calls.quick(self._watch.require_volume)
             await self._names.choose()
         except StoreUnavailable as error:
             self._watch.save_failed(image.size_bytes, error.__cause__ or error)
@@ -158,7 +159,6 @@ class DiskStore:
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
         self._watch.save_begins(name, image.size_bytes)
         try:
-            await self._calls.quick(self._watch.require_volume)
             signature = await self._evict_and_write(name, task_id, image, expires_at_s)
         except StoreUnavailable as error:
             self._forget([name])
@@ -175,14 +175,12 @@ class DiskStore:
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Give the file a name of the other task too. Return False if it is not in this folder."""
-        if not await self._is_there(source_id, image):
+        if (source := await self._find(source_id, image)) is None:
             return False
         name = self._names.new(task_id, index, image.sha256, image.content_type)
         self._index.add_unwritten(name, image.size_bytes, expires_at_s)
         try:
-            is_there = await self._calls.repeatable(
-                image.size_bytes, self._link, self._names.stored(source_id, image), name, image, expires_at_s
-            )
+            is_there = await self._calls.repeatable(image.size_bytes, self._link, source, name, image, expires_at_s)
         except StoreUnavailable as error:
             self._forget([name])
             self._watch.save_failed(image.size_bytes, error.__cause__ or error)
@@ -192,7 +190,7 @@ class DiskStore:
         if not is_there:
             self._forget([name])
             return False
-        self._index.share(self._names.stored(source_id, image))
+        self._index.share(source)
         self._flush_soon()
         return True
 
@@ -210,10 +208,14 @@ class DiskStore:
         if not image.sha256:
             return None
         await self._names.learn()
-        name = self._names.stored(task_id, image)
-        entry = self._index.get(name)
-        if entry is not None and entry.expires_at_s <= self._clock() and await self._is_expired(name):
-            self._check_elsewhere(image)
+        for name in self._names.stored(task_id, image):
+            if (opened := await self._open(name, image)) is not None:
+                return opened
+        self._check_elsewhere(image)
+        return None
+
+    async def _open(self, name: str, image: StoredImage) -> OpenedImage | None:
+        if await self._is_expired(name):
             return None
         if (cached := await self._cached(name, image)) is not None:
             return OpenedImage(image.size_bytes, cached.data, reservation=cached.reservation)
@@ -230,7 +232,6 @@ class DiskStore:
             raise
         if read is None:
             self._forget([name])
-            self._check_elsewhere(image)
             return None
         cached = CachedImage(read.data, reservation) if read.data is not None and reservation is not None else None
         self._checked.add(name, image.sha256, read.signature, cached)
@@ -239,7 +240,7 @@ class DiskStore:
 
     async def contains(self, task_id: str, image: StoredImage) -> bool:
         """Return whether the file is there. Raises StoreUnavailable also as `open` does."""
-        if image.sha256 and await self._is_there(task_id, image):
+        if image.sha256 and await self._find(task_id, image) is not None:
             return True
         self._check_elsewhere(image)
         return False
@@ -249,7 +250,7 @@ class DiskStore:
         here = [image for image in images if image.sha256]
         if len(here) + sum(image.url is not None for image in images) < len(images):
             return False
-        missing = [image for image in here if not await self._is_there(task_id, image)]
+        missing = [image for image in here if await self._find(task_id, image) is None]
         return all(map(self._elsewhere, missing))
 
     async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
@@ -259,9 +260,8 @@ class DiskStore:
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the files expire; those that are gone stay gone."""
-        await self._names.learn()
-        names = {self._names.stored(task_id, image): image for image in images if image.sha256}
-        there = {name: image for name, image in names.items() if await self._has_file(name, image)}
+        files_of = [(await self._file_of(task_id, image), image) for image in images if image.sha256]
+        there = {name: image for name, image in files_of if name is not None}
         for name, image in there.items():
             self._index.add(name, image.size_bytes, expires_at_s)
         if there:
@@ -397,10 +397,17 @@ class DiskStore:
         self._index.add(name, entry.size_bytes, later_s)
         return False
 
-    async def _is_there(self, task_id: str, image: StoredImage) -> bool:
+    async def _find(self, task_id: str, image: StoredImage) -> str | None:
+        """Return the path of an image's file; None if it is gone or expired."""
+        name = await self._file_of(task_id, image)
+        return None if name is None or await self._is_expired(name) else name
+
+    async def _file_of(self, task_id: str, image: StoredImage) -> str | None:
         await self._names.learn()
-        name = self._names.stored(task_id, image)
-        return await self._has_file(name, image) and not await self._is_expired(name)
+        for name in self._names.stored(task_id, image):
+            if await self._has_file(name, image):
+                return name
+        return None
 
     async def _has_file(self, name: str, image: StoredImage) -> bool:
         size_bytes = await self._calls.quick(files.stat_file, self._root, name)

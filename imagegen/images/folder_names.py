@@ -1,17 +1,17 @@
 """Form of the file names in one image folder, and the names in it.
 
 Former versions find nested names only. They may still run, or run again, so a folder that has files keeps its form.
+Two instances can choose different forms at once, or after the folder was empty: each one finds the names of both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from imagegen.images.disk_calls import DiskCalls
-from imagegen.images.disk_index import DiskIndex
 from imagegen.images.file_names import is_image, name_of
 from imagegen.tasks.image import StoredImage
 
@@ -20,15 +20,13 @@ class FolderNames:
     """Names in one folder. Before they are used, the form has to be known, by `learn`.
 
     Args:
-        index: of the files in the folder.
         may_be_flat: returns whether all instances that may read the folder know flat names.
     """
 
-    def __init__(self, folder: Path, calls: DiskCalls, index: DiskIndex, may_be_flat: Callable[[], bool]) -> None:
+    def __init__(self, folder: Path, calls: DiskCalls, may_be_flat: Callable[[], bool]) -> None:
         self._folder = folder
         self._root = str(folder)
         self._calls = calls
-        self._index = index
         self._may_be_flat = may_be_flat
         self._is_flat: bool | None = None
 
@@ -43,17 +41,17 @@ class FolderNames:
             self._is_flat = await self._calls.repeatable(0, _choose_form, self._folder, self._may_be_flat())
 
     def new(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
-        """Return the path of a file to be written. Raises ValueError for a task id that can't be in a path."""
-        return name_of(self._root, task_id, index, sha256, content_type, is_flat=self._is_flat or False)
+        """Return the path of a file to be written: nested while an instance of a former version is there.
 
-    def stored(self, task_id: str, image: StoredImage) -> str:
-        """Return the path of an image's file: in a flat folder a nested one, if a sweep found that."""
-        name = self.new(task_id, image.index, image.sha256, image.content_type)
-        if self._is_flat and self._index.get(name) is None:
-            nested = name_of(self._root, task_id, image.index, image.sha256, image.content_type, is_flat=False)
-            if self._index.get(nested) is not None:
-                return nested
-        return name
+        Raises ValueError for a task id that can't be in a path.
+        """
+        is_flat = bool(self._is_flat) and self._may_be_flat()
+        return name_of(self._root, task_id, index, sha256, content_type, is_flat=is_flat)
+
+    def stored(self, task_id: str, image: StoredImage) -> Iterator[str]:
+        """Yield the paths that an image's file may have, first the one in the form of the folder."""
+        for is_flat in (bool(self._is_flat), not self._is_flat):
+            yield name_of(self._root, task_id, image.index, image.sha256, image.content_type, is_flat=is_flat)
 
 
 def _read_form(folder: Path) -> bool | None:
@@ -64,7 +62,7 @@ def _choose_form(folder: Path, may_be_flat: bool) -> bool:  # noqa: FBT001 - pas
     is_flat = _read_form(folder)
     if is_flat is None:
         is_flat = may_be_flat
-    if is_flat:
+    if is_flat and not _mark_of(folder).exists():  # another user may have made it, who alone may touch it
         _mark_of(folder).touch()
     return is_flat
 

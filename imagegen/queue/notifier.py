@@ -124,7 +124,7 @@ class Notifier:
 
     def all_can(self, ability: str) -> bool:
         """Return whether each instance that is there has an ability; False while that is unknown."""
-        if self.silent or not self.has_met_peers:
+        if not self._knows_peers:
             return False
         abilities = [self.greetings.get(peer, {}).get("can") for peer in self.peers]
         return all(isinstance(names, list) and ability in names for names in abilities)
@@ -213,7 +213,7 @@ class Notifier:
     def publish(self, kind: str, **content: Any) -> None:
         """Publish to the peers, if there are any, without waiting; a failure is no error."""
         if kind in _GREETINGS:
-            content |= {**self.greeting(), "can": _ABILITIES}
+            content |= self.greeting()
         if (self.peers and not self.silent) or kind in _BROADCAST:
             sending = asyncio.create_task(self._publish(kind, content), name=f"publish-{kind}")
             self._sending.add(sending)
@@ -342,7 +342,8 @@ class Notifier:
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
 
     def _message(self, kind: str, content: Mapping[str, Any]) -> bytes:
-        return orjson.dumps({"from": self.instance, "kind": kind, **content})
+        abilities = {"can": _ABILITIES} if kind in _GREETINGS else {}
+        return orjson.dumps({"from": self.instance, "kind": kind, **abilities, **content})
 
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> int | None:
         """Publish a message. Return how many others receive it, None if that is unknown."""

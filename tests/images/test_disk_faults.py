@@ -298,6 +298,16 @@ async def test_a_volume_that_is_unmounted_from_the_images_alone_loses_none_of_th
     assert await load(store, TASK, stored) == image.data
 
 
+async def test_an_image_that_comes_while_the_volume_is_gone_marks_nothing(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, small_disk: Path
+) -> None:
+    store, folder = await open_disk(), tmp_path / "data" / "images"
+    with mounted(small_disk, folder):
+        with pytest.raises(StoreUnavailable):
+            await store.save(TASK, 0, make_image(), clock.now + 600)
+        assert not (tmp_path / "data" / "images.flat").exists()
+
+
 async def test_images_that_are_moved_to_another_file_system_are_found(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, small_disk: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from imagegen.chosen_parts import create_disk_store
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.store import VerifiedImage
+from imagegen.queue.notifier import FLAT_FILE_NAMES
 from imagegen.settings import Settings
 from tests.conftest import MakeInstance
-from tests.images.backings import load
+from tests.images.backings import fails_with, load
 from tests.images.conftest import MakeImage
 from tests.support import Clock, eventually
 
@@ -57,7 +59,7 @@ async def test_names_are_nested_while_an_instance_of_a_former_version_is_there(
 ) -> None:
     one, _two, image = make_instance(), make_instance(), make_image()
     needed = NeededUploads(one.connection, one.keys)
-    await eventually(lambda: one.notifier.greetings)
+    await eventually(lambda: one.notifier.all_can(FLAT_FILE_NAMES))
     forms = []
     for kind in ("", "hello", "bye"):
         if kind:
@@ -82,6 +84,88 @@ async def test_names_stay_nested_after_a_former_version_has_left(
         await store.save(task_id, 0, image, clock.now + 60)
         assert nested(tmp_path, image, task_id).exists()
         await store.close()
+
+
+async def test_peers_still_know_what_an_instance_can_do_after_it_counts_those_that_answer(
+    make_instance: MakeInstance,
+) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: all(each.notifier.peers and each.notifier.all_can(FLAT_FILE_NAMES) for each in (one, two)))
+    assert await two.notifier.attending() == frozenset({one.notifier.instance})
+    assert one.notifier.all_can(FLAT_FILE_NAMES)
+
+
+async def test_names_are_nested_while_an_instance_can_not_see_who_else_is_there(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, joined = make_instance(), list[bool]()
+    await eventually(lambda: one.notifier.all_can(FLAT_FILE_NAMES))
+    one.notifier.on_join.append(lambda: joined.append(one.notifier.all_can(FLAT_FILE_NAMES)))
+    one.connection.subscriptions.hang_up()
+    await eventually(lambda: joined)
+    assert joined == [False]
+    await eventually(lambda: one.notifier.all_can(FLAT_FILE_NAMES))
+
+
+async def test_images_are_nested_in_a_flat_folder_while_an_instance_of_a_former_version_is_there(
+    tmp_path: Path, clock: Clock, make_image: MakeImage
+) -> None:
+    may_be_flat, image = [True, False, True], make_image()
+    lookups = DiskLookups(may_be_flat=lambda: may_be_flat[0])
+    store = DiskStore(tmp_path / "images", 1_000_000, clock=clock, lookups=lookups)
+    await store.start()
+    tasks = [TASK, OTHER, "e" * 32]
+    for task_id, name in zip(tasks, (flat, nested, flat), strict=True):
+        await store.save(task_id, 0, image, clock.now + 60)
+        assert name(tmp_path, image, task_id).exists()
+        may_be_flat.pop(0)
+    may_be_flat.append(True)
+    assert [await load(store, task_id, image.stored_at(0)) for task_id in tasks] == [image.data] * 3
+
+
+async def test_instances_that_choose_different_names_find_the_images_of_each_other(
+    tmp_path: Path, clock: Clock, make_image: MakeImage
+) -> None:
+    first = await open_store(tmp_path, clock, may_be_flat=False)
+    await first.save(TASK, 0, make_image("red"), clock.now + 60)
+    clock.now += 100
+    await first.sweep_once()  # the folder is empty again
+    second = await open_store(tmp_path, clock)
+    image, stored = make_image(), make_image().stored_at(0)
+    for ours, theirs, name, task_id in ((second, first, flat, TASK), (first, second, nested, OTHER)):
+        await ours.save(task_id, 0, image, clock.now + 60)
+        assert name(tmp_path, image, task_id).exists()
+        assert await theirs.contains_all(task_id, [stored])
+        assert await load(theirs, task_id, stored) == image.data
+        await theirs.extend_expiry(task_id, [stored], clock.now + 600)
+        copy_id = f"{task_id[:31]}-"
+        assert await theirs.reuse(task_id, stored, copy_id, 0, clock.now + 600)
+        assert await load(ours, copy_id, stored) == image.data
+    clock.now += 300
+    for store in (first, second):
+        await store.sweep_once()
+        assert [await load(store, task_id, stored) for task_id in (TASK, OTHER)] == [image.data] * 2
+
+
+async def test_images_of_both_forms_that_were_copied_without_the_marks_of_their_folder_are_found(
+    tmp_path: Path, clock: Clock, make_image: MakeImage
+) -> None:
+    image = make_image()
+    write(nested(tmp_path, image), image)
+    write(flat(tmp_path, image, OTHER), image)
+    store = await open_store(tmp_path, clock)
+    assert [await load(store, task_id, image.stored_at(0)) for task_id in (TASK, OTHER)] == [image.data] * 2
+
+
+async def test_an_instance_of_another_user_saves_beside_the_mark_of_the_first(
+    tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = await open_store(tmp_path, clock)
+    await ours.save(TASK, 0, make_image(), clock.now + 60)
+    theirs = await open_store(tmp_path, clock)
+    monkeypatch.setattr(Path, "touch", fails_with(errno.EACCES))
+    await theirs.save(OTHER, 0, make_image(), clock.now + 60)
+    assert flat(tmp_path, make_image(), OTHER).exists()
 
 
 @pytest.mark.parametrize("may_be_flat", [True, False])
