@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from typing import Annotated, Any, Literal, NotRequired
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import (
@@ -56,6 +57,9 @@ _TEXTS = ("prompt", "negative_prompt")
 _NEVER_EMPTY = frozenset({"prompt", "model"})
 _WHOLE = re.compile(r"[+-]?[0-9]{1,25}(\.0*)?")
 _UPLOAD = re.compile(UPLOAD_PATTERN)
+_ADDRESS = re.compile(r"https?://[^/?#\s\\]+(?=[/?#]|$)", re.IGNORECASE)
+"""Scheme and authority of an address."""
+
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -88,9 +92,22 @@ def _image_source(value: str) -> str:
         raise PydanticCustomError(
             "image_source", "must be an http(s) address, a data:image/ URI, or upload: and 64 hex digits"
         )
-    if len(value) > MAX_ADDRESS_CHARS and value[:5].lower() != "data:":
-        raise PydanticCustomError("long_address", f"must be an address of at most {MAX_ADDRESS_CHARS} characters")
+    if value[:4].lower() == "http":
+        if len(value) > MAX_ADDRESS_CHARS:
+            raise PydanticCustomError("long_address", f"must be an address of at most {MAX_ADDRESS_CHARS} characters")
+        if not _has_host(value):
+            raise PydanticCustomError("no_host", "must be an address with a valid host and port")
     return value
+
+
+def _has_host(address: str) -> bool:
+    """Return whether an address names a host. Without one, a provider may draw, and be paid, without the image."""
+    match = _ADDRESS.match(address)
+    try:
+        parts = urlsplit(match[0]) if match else None
+        return parts is not None and bool((parts.hostname or "").strip(".-")) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _at_most(count: int) -> BeforeValidator:
@@ -143,7 +160,11 @@ ImageSource = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, pattern=NO_CONTROL),
     AfterValidator(_image_source),
-    Field(json_schema_extra={"pattern": rf"^(https?://[!-~]+|data:image/[!-~]+|{UPLOAD_PATTERN})$"}),
+    Field(
+        json_schema_extra={
+            "pattern": rf"^(https?://[A-Za-z0-9][A-Za-z0-9.-]*([/?#][!-~]*)?|data:image/[!-~]+|{UPLOAD_PATTERN})$"
+        }
+    ),
 ]
 Option = Annotated[str, _visible_text(MAX_OPTION_CHARS)]
 """A word that a provider understands, such as a quality."""

@@ -123,6 +123,50 @@ def test_a_control_character_is_named_as_the_fault(name: str) -> None:
     ]
 
 
+@over_rows("name", ["image_url", "reference_images", "mask"])
+@over_rows(
+    "address",
+    [
+        "http://",
+        "https:///a.png",
+        "https://?x",
+        "https://[",
+        "https://[::1",
+        "https://h:99999/a",
+        "https://h:x/a",
+        "https://ho st/a",
+        "https://h\\@other/a",
+        "https://.",
+        "https://ho\tst/a",
+        "https://@/a",
+        "HTTP://",
+        "https://h:0/",
+    ],
+)
+def test_an_address_of_an_image_without_a_valid_host_is_refused(name: str, address: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requested(**{name: [address] if name == "reference_images" else address})
+    assert [fault.message for fault in caught.value.details] == ["must be an address with a valid host and port"]
+
+
+@over_rows(
+    "address",
+    [
+        "https://host",
+        "HTTPS://Host.example:8443/a b.png?x=1#y",
+        "https://[2001:db8::1]:8443/a",
+        "https://user:pw@h/a",
+        "https://例子.example/图.png",
+        "http://xn--fsqu00a.example/a?b=/c",
+        "https://h?x",
+        "https://1.2.3.4/a",
+        "https://a_b.example.",
+    ],
+)
+def test_an_address_of_an_image_is_kept_as_it_is_written(address: str) -> None:
+    assert requested(image_url=address).image_url == address
+
+
 @over_rows("name", ["width", "steps", "seed", "guidance_scale"])
 @over_rows("digits", ["٦٤", "６４", "6_4"])
 def test_digits_of_other_scripts_are_refused(name: str, digits: str) -> None:
