@@ -142,7 +142,9 @@ class Pool:
                 await self._keep_previous_images(task)
                 await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
             case Failed(error):
-                await self._finish(claim, transitions.failed(task, error, now=now, ttl_s=ttl_s))
+                attempts = max(task.attempts, claim.checkpoint.ambiguous_calls)  # stops release without a count
+                failed = transitions.failed(replace(task, attempts=attempts), error, now=now, ttl_s=ttl_s)
+                await self._finish(claim, failed)
 
     async def _keep_previous_images(self, task: Task) -> None:
         """Extend the life of the previous images, which are the result once more."""

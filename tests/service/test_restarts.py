@@ -203,6 +203,24 @@ def test_a_second_signal_ends_the_service_at_once(service: Service, upstream: Em
     assert service.wait(15) == 0
 
 
+def test_a_task_that_two_stops_broke_off_shows_the_attempts_that_were_made(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    prompt = "broken off twice {{fault:hang times=2}}"
+    task_id = service.accepted(prompt=prompt)
+    for _ in range(2):
+        eventually(lambda: in_flight(upstream, prompt))
+        service.signal(signal.SIGTERM)
+        eventually(lambda: service.get("/readyz").status == 503)
+        service.signal(signal.SIGTERM)
+        assert service.wait(15) == 0
+        service.start()
+    eventually(lambda: service.task(task_id)["status"] == "failed")
+    task = service.task(task_id)
+    assert (task["error"]["code"], task["attempts"], task["possiblyBilledTwice"]) == ("interrupted", 2, 2)
+    assert len(calls_about(upstream, prompt)) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_hang_up_does_not_hasten_the_end(service: Service, upstream: EmulatorProcess, number: signal.Signals) -> None:
     prompt = f"closed terminal after {number.name} {{{{fault:ok held=1}}}}"
