@@ -175,7 +175,7 @@ def test_a_task_without_its_upload_fails_and_costs_nothing(
     image = upload(service, image_file("gold"))["uploadId"]
     task = service.accepted(prompt="its upload is gone", imageUrl=image, model=EDITS)
     service.end()
-    for file in (tmp_path / "data" / "images").rglob("*-0-*.png"):
+    for file in (tmp_path / "data" / "images").rglob("*0-*.png"):
         file.unlink()
     again = start_service(upstream.url)
     failed = again.finished(task)

@@ -273,7 +273,7 @@ async def test_a_retry_needs_the_uploads_of_its_task(start_service: Any) -> None
     assert (await service.post(f"{path}/retry")).status == 202
     await service.post(f"{path}/cancel")
     store = service.app[UPLOADS]._store
-    for file in (store.spool_folder.parent.parent / "images").rglob("*-0-*"):
+    for file in (store.spool_folder.parent.parent / "images").rglob("*0-*.png"):
         file.unlink()
     refused = await service.post(f"{path}/retry")
     assert (refused.status, (await refused.json())["code"]) == (400, "upload_not_found")
