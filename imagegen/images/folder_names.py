@@ -17,10 +17,10 @@ from imagegen.tasks.image import StoredImage
 
 
 class FolderNames:
-    """Names in one folder. Before they are used, the form has to be known, by `learn`.
+    """Names in one folder. Await `choose` before `new`, and `learn` before `stored`.
 
     Args:
-        may_be_flat: returns whether all instances that may read the folder know flat names.
+        may_be_flat: returns whether all instances that may read the folder find flat names.
     """
 
     def __init__(self, folder: Path, calls: DiskCalls, may_be_flat: Callable[[], bool]) -> None:
@@ -55,27 +55,30 @@ class FolderNames:
 
 
 def _read_form(folder: Path) -> bool | None:
-    return True if _mark_of(folder).exists() else _first_is_flat(folder)
+    return True if _flat_mark_of(folder).exists() else _first_is_flat(folder)
 
 
 def _choose_form(folder: Path, may_be_flat: bool) -> bool:  # noqa: FBT001 - passed through a thread
     is_flat = _read_form(folder)
     if is_flat is None:
         is_flat = may_be_flat
-    if is_flat and not _mark_of(folder).exists():  # another user may have made it, who alone may touch it
-        _mark_of(folder).touch()
+    if is_flat and not _flat_mark_of(folder).exists():  # another user may have made it, who alone may touch it
+        _flat_mark_of(folder).touch()
     return is_flat
 
 
-def _mark_of(folder: Path) -> Path:
+def _flat_mark_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.flat")
 
 
 def _first_is_flat(folder: Path) -> bool | None:
-    """Return whether the first image found in a folder has a flat name, None if there is none. Raises OSError."""
+    """Return whether the first image found in a folder has a flat name, None if there is none.
+
+    Raises OSError if the folder can't be read. A damaged folder in it is left out: most images are in other ones.
+    """
     with suppress(FileNotFoundError), os.scandir(folder) as places:
         for place in [place for place in places if len(place.name) == 2 and place.is_dir(follow_symlinks=False)]:
-            with suppress(FileNotFoundError), os.scandir(place.path) as entries:
+            with suppress(OSError), os.scandir(place.path) as entries:
                 for entry in entries:
                     if is_image(str(folder), entry.path):
                         return True

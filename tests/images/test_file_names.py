@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,20 @@ async def test_an_instance_of_another_user_saves_beside_the_mark_of_the_first(
     monkeypatch.setattr(Path, "touch", fails_with(errno.EACCES))
     await theirs.save(OTHER, 0, make_image(), clock.now + 60)
     assert flat(tmp_path, make_image(), OTHER).exists()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+async def test_a_damaged_folder_keeps_no_image_of_another_one_from_being_read_or_saved(
+    tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    image, scan = make_image(), os.scandir
+    damaged = tmp_path / "images" / "00"
+    damaged.mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", lambda path: fails_with(code)() if str(path) == str(damaged) else scan(path))
+    store = await open_store(tmp_path, clock)
+    assert not await store.contains_all(TASK, [image.stored_at(0)])
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert await load(store, TASK, image.stored_at(0)) == image.data
 
 
 @pytest.mark.parametrize("may_be_flat", [True, False])
