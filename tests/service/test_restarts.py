@@ -208,8 +208,12 @@ def test_a_task_that_two_stops_broke_off_shows_the_attempts_that_were_made(
 ) -> None:
     prompt = "broken off twice {{fault:hang times=2}}"
     task_id = service.accepted(prompt=prompt)
-    for _ in range(2):
-        eventually(lambda: in_flight(upstream, prompt))
+
+    def runs(calls: int) -> bool:
+        return len(calls_about(upstream, prompt)) == calls and in_flight(upstream, prompt)
+
+    for calls in (1, 2):
+        eventually(partial(runs, calls))
         service.signal(signal.SIGTERM)
         eventually(lambda: service.get("/readyz").status == 503)
         service.signal(signal.SIGTERM)
