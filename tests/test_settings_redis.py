@@ -74,6 +74,8 @@ def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
         "redis://h?socket_read_size=-1",
         "redis://h?socket_read_size=0",
         "redis://h?socket_keepalive=maybe",
+        "redis://h?client_name=two%20words",
+        "redis://h?client_name=b\u00fccher",
         "rediss://h?ssl_check_hostname=maybe",
         "redis+sentinel://a..b/main",
         "redis+sentinel://h/main/hunter2",
@@ -103,6 +105,11 @@ def test_a_database_that_is_named_twice_is_the_one_that_redis_py_takes(url: str,
     parsed = sentinel_url(settings.redis_url or "")
     assert parse_url(parsed.master_url if parsed else settings.redis_url or "")["db"] == database
     assert len(list(warnings(settings))) == warns
+
+
+@over_rows("port", ["0", "65536", "99999"])
+def test_a_port_that_can_not_be_is_named(port: str) -> None:
+    assert "port must be from 1 to 65535" in faults(REDIS_URL=f"redis://h:{port}")["REDIS_URL"]
 
 
 def test_a_password_that_is_there_twice_is_not_shown() -> None:

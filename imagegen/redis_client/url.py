@@ -30,11 +30,14 @@ _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 
 _VALUES = {
     "db": (r"[0-9]{1,9}", "must be the number of a database"),
+    "client_name": (r"[!-~]{1,500}", "must be printable ASCII without spaces"),
     "socket_read_size": (r"[1-9][0-9]{0,8}", "must be a number of bytes"),
     "socket_keepalive": (r"(?i:true|false|yes|no|1|0)", "must be true or false"),
     "ssl_check_hostname": (r"(?i:true|false|yes|no|1|0)", "must be true or false"),
 }
 """Options with values that redis-py misunderstands in silence otherwise, each with its pattern and its rule."""
+
+_WRONG_PORT = "its port must be from 1 to 65535"
 
 MAX_SOCKET_PATH_BYTES = 107
 """Of `sun_path` without its end: https://man7.org/linux/man-pages/man7/unix.7.html"""
@@ -173,11 +176,13 @@ def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its own text quotes the password, so it is not chained
+    except ValueError as error:  # its own text quotes the password, so it is not chained
+        if "out of range" in str(error):
+            raise ValueError(_WRONG_PORT) from None
         message = "it can't be read as an address; write characters like / # ? @ in the password as %2F %23 %3F %40"
         raise ValueError(message) from None
     if port == 0:
-        raise ValueError("its port must be from 1 to 65535")
+        raise ValueError(_WRONG_PORT)
     return parts
 
 
