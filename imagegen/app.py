@@ -255,7 +255,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         supervisor.run("image-store-watch", store.watch())
     for name, loop in (shared.loops if shared else {}).items():
         supervisor.run(name, loop())
-    former = former_folder(settings, app[QUEUE])
+    former = former_folder(settings, app[QUEUE], disk)
     if former is not None:
         await former.start()
         supervisor.run("former-image-sweeper", former.sweep())

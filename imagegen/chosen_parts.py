@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import aiohttp
 from loguru import logger
@@ -12,7 +12,6 @@ from msgspec import Struct
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
-from imagegen.disk_patience import answer_soon
 from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, CachedStore, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.fetch import ImageFetcher
@@ -123,14 +122,17 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
     )
 
 
-def former_folder(settings: Settings, queue: QueueInstance) -> DiskStore | None:
-    """Return the store of the images that an earlier `IMAGE_STORE=disk` or `upstream` left in `DATA_DIR`, if any."""
+def former_folder(settings: Settings, queue: QueueInstance, cache: DiskStore) -> DiskStore | None:
+    """Return the store of the images that an earlier `IMAGE_STORE=disk` or `upstream` left in `DATA_DIR`, if any.
+
+    cache: in the same folder; it was started.
+    """
     folder = settings.data_dir / "images"
     if settings.image_store not in ("redis", "s3"):
         return None
-    with suppress(TimeoutError):  # a disk that does not answer may have images
-        if not answer_soon(mark_of(folder).exists):
-            return None
+    hangs = cache.spool_folder is None  # such a disk may have images
+    if not hangs and not mark_of(folder).exists():
+        return None
     health, clock = StoreHealth(f"the former folder {folder}", "it is only read from"), queue.connection.clock
     return DiskStore(folder, NO_CAP_BYTES, life_s=longest_life_s(settings), health=health, clock=clock)
 

@@ -163,6 +163,19 @@ def test_a_start_on_a_mount_that_hangs_serves_all_but_images_until_it_answers(
     assert len(calls_about(upstream, "before the disk answers")) == 1
 
 
+def test_a_start_whose_cache_hangs_makes_and_serves_images_in_redis(
+    mount: Mount, upstream: EmulatorProcess, redis_url: str
+) -> None:
+    settings = {"REDIS_URL": redis_url, "REDIS_PREFIX": "hanging-cache", "HANG_PLACES": str(mount.data_dir)}
+    with mount.hanging():
+        service = mount.start(upstream.url, ready=True, IMAGE_STORE="redis", **settings)
+        task = service.made(prompt="without its cache")
+        assert service.get(task["data"][0]["url"]).status == 200
+    eventually(lambda: "Images can be saved in the disk cache again" in service.log)
+    assert service.get(task["data"][0]["url"]).status == 200
+    assert len(calls_about(upstream, "without its cache")) == 1
+
+
 def test_a_start_with_its_redis_on_a_mount_that_hangs_answers_health_checks_until_it_goes_on(
     mount: Mount, upstream: EmulatorProcess
 ) -> None:
