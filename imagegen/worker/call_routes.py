@@ -83,7 +83,9 @@ class Route(Struct, frozen=True, eq=False):
         """Make a call with the channel's name of its model. Raises UpstreamError."""
         self.counts.in_flight += 1
         try:
-            reply = await self.provider.generate(self._as_sent(call), _NamingObserver(observer, self.channel.name))
+            reply = await self.provider.generate(
+                self._as_sent(call), _NamingObserver(observer, self.channel.name, self.account)
+            )
         except UpstreamError as error:
             self.counts.errors[error.code] += 1
             raise
@@ -135,12 +137,15 @@ class Route(Struct, frozen=True, eq=False):
 
 
 class _NamingObserver(ForwardingObserver, frozen=True):
-    """Observer of a call that adds its channel to the handle of its job, which has none from a relay."""
+    """Observer of a call that adds its channel and its key to the handle of its job, if that has none from a relay."""
 
     channel: str
+    account: str
 
     async def accepted(self, handle: JobHandle) -> None:
-        await self.observer.accepted(handle if handle.channel else replace(handle, channel=self.channel))
+        if not handle.channel:
+            handle = replace(handle, channel=self.channel, account=self.account)
+        await self.observer.accepted(handle)
 
 
 class _PollsFail(Exception):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from imagegen.worker.call_routes import MAX_SUBSTITUTES
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.running import KEY, Service, calls_about, eventually, redis_server
@@ -119,6 +120,29 @@ def test_another_key_of_a_relay_collects_the_job_of_a_removed_key(
         second = start_service(CHANNELS_FILE=write(tmp_path / "2.toml", keyed(*NEW_KEYS)), REDIS_URL=redis_url)
         task = second.completed(task_id, 60)
         assert (len(upstream.ledger()["calls"]), task.get("possiblyBilledTwice", 0)) == (1, 0)
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/v1/"])
+def test_a_job_of_a_relay_is_collected_by_its_own_key_among_many(
+    start_service: Start, redis_url: str, tmp_path: Path, path: str
+) -> None:
+    with EmulatorProcess("--dialect", "newapi", "--image", "tiny") as upstream:
+
+        def keyed(*keys: str) -> dict[str, object]:
+            address = f"{upstream.url}{path}"
+            return {"name": "relay", "provider": "openai", "base_url": address, "keys": keys, "models": ["drawn"]}
+
+        file = write(tmp_path / "1.toml", keyed(LEFT))
+        first = start_service(CHANNELS_FILE=file, REDIS_URL=redis_url, DRAIN_SECONDS="0")
+        task_id = first.accepted(prompt="one of many {{fault:job times=1 job_s=3}}", model="drawn")
+        eventually(lambda: any(call["job"]["polls"] for call in upstream.ledger()["calls"] if call["job"]))
+        first.end()
+        others = [f"other-key-{number:010d}" for number in range(MAX_SUBSTITUTES + 1)]
+        file = write(tmp_path / "2.toml", keyed(*others, LEFT))
+        second = start_service(CHANNELS_FILE=file, REDIS_URL=redis_url)
+        task = second.completed(task_id, 60)
+        assert (len(upstream.ledger()["calls"]), task.get("possiblyBilledTwice", 0)) == (1, 0)
+        assert "belongs to a key" not in second.log
 
 
 def test_a_retired_key_in_its_own_channel_only_collects_its_jobs(
