@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from yarl import URL
+
+from imagegen.images.s3 import Bucket
+from imagegen.providers.http_client import Account
+from imagegen.providers.job_poller import JobPoller
+from imagegen.tasks import validation
+from imagegen.tasks.family import RequestFamily
+from imagegen.tasks.submission import TaskIdentity
 from tests.loaded_settings import faults, load
 from tests.support import over_rows
 
@@ -52,3 +60,19 @@ def test_no_secret_is_in_the_repr() -> None:
 @over_rows("name", SECRETS)
 def test_no_secret_is_in_a_message(name: str) -> None:
     assert "hunter2" not in str(faults(**{name: "hunter2\x07 hunter2", "PORT": "x"}))
+
+
+URL_OF_JOBS = URL("https://relay.example")
+REQUEST = validation.parse({"prompt": "a fox"}, default_model="a-model", aliases={})
+RECORDS = [
+    Bucket("pictures", "hunter2-id", "hunter2-s3"),
+    Account("Bearer hunter2", "hunter2", (("X-Key", "hunter2"),)),
+    JobPoller("relay", URL_OF_JOBS, URL_OF_JOBS, "hunter2", None),  # type: ignore[arg-type]  # nothing is requested
+    TaskIdentity("together", "a-model", {}, "hunter2"),
+    RequestFamily(REQUEST, "together", None, "hunter2"),
+]
+
+
+@over_rows("record", RECORDS)
+def test_no_record_shows_the_secret_that_it_has(record: object) -> None:
+    assert "hunter2" not in repr(record)

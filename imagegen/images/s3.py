@@ -64,6 +64,9 @@ class Bucket(Struct, frozen=True):
     region: str | None = None
     prefix: str = "imagegen"
 
+    def __repr__(self) -> str:
+        return f"Bucket({self.name!r})"
+
 
 class S3BlobStore:
     """IMAGE_STORE=s3: one request an image to put, to get and to check.

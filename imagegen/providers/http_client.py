@@ -89,6 +89,9 @@ class Account(Struct, frozen=True):
     secret: str = ""
     headers: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        return "Account()"
+
 
 class ProviderClient:
     """A provider's base URL, and what goes with each request to it and to no other host.

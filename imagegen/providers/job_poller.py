@@ -31,6 +31,9 @@ class JobPoller(Struct, frozen=True):
     secret: str
     get: Callable[[URL, float], Awaitable[RawResponse]]
 
+    def __repr__(self) -> str:
+        return f"JobPoller({self.provider!r})"
+
     async def collect(self, answer: RawResponse, observer: CallObserver) -> Reply | None:
         """Return the result of the job that a call has begun; None if its response is no acceptance of one.
 

@@ -24,6 +24,9 @@ class RequestFamily(Struct, frozen=True, gc=False):
     scope: str | None
     secret: str | None
 
+    def __repr__(self) -> str:
+        return f"RequestFamily({self.request!r})"
+
     def sibling_ids(self) -> tuple[str, ...]:
         """Return the task ids of the same request with every other `n`."""
         before, after = self._around_n()

@@ -104,6 +104,9 @@ class TaskIdentity(Struct, frozen=True):
     estimate: Callable[[GenerationRequest, int | None], Cost] = _unknown_cost
     provider_of: Callable[[str], str] | None = None
 
+    def __repr__(self) -> str:
+        return f"TaskIdentity({self.provider!r}, {self.default_model!r})"
+
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = (), client: str = ""
     ) -> Submission:
