@@ -33,8 +33,7 @@ from imagegen.chosen_parts import (
     create_rate_limits,
     create_thumbnails,
     create_uploads,
-    former_blobs,
-    former_folder,
+    open_formers,
     open_upstream,
     other_instances,
     reused_image_ttl_s,
@@ -255,25 +254,18 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         supervisor.run("image-store-watch", store.watch())
     for name, loop in (shared.loops if shared else {}).items():
         supervisor.run(name, loop())
-    former = former_folder(settings, app[QUEUE], disk)
-    if former is not None:
-        await former.start()
-        supervisor.run("former-image-sweeper", former.sweep())
-        supervisor.run("former-image-disk-watch", former.watch())
-    formers = [place for place in (former, former_blobs(settings, app[QUEUE], disk)) if place is not None]
     others_live, others_differ = (
         lambda: not app[QUEUE].notifier.alone,
         lambda: app[PEER_SETTINGS].differs("IMAGE_STORE"),
     )
-    app[STORE] = store = StoreWithFormer(store, formers, others_live, others_differ)
-    app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
-    app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
-    app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
-    app[IMAGE_SENDER] = ImageSender()
-    yield
-    await app[THUMBNAILS].close()
-    if former is not None:
-        await former.close()
+    async with open_formers(settings, app[QUEUE], supervisor, disk) as formers:
+        app[STORE] = store = StoreWithFormer(store, formers, others_live, others_differ)
+        app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
+        app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
+        app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
+        app[IMAGE_SENDER] = ImageSender()
+        yield
+        await app[THUMBNAILS].close()
     await store.close()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import aiohttp
 from loguru import logger
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
+from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images.cached import CACHE_MAX_BYTES, BlobStore, CachedStore, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.fetch import ImageFetcher
@@ -61,6 +63,8 @@ POLL_KEEPALIVE_S = 15.0
 """Of polls, which are repeated at once then. It is longer than the time between two of them."""
 
 NO_CAP_BYTES = 2**62
+FORMER_START_S = 5.0
+"""Time for a bucket that is only read from, after which the start goes on."""
 """Of a former store: nothing is saved there any more."""
 
 UNITS_PER_GENERATION = 64
@@ -98,12 +102,18 @@ def create_blob_store(settings: Settings, queue: QueueInstance, needed: NeededUp
     clock, max_bytes = queue.connection.clock, settings.image_store_max_bytes
     if settings.image_store == "redis":
         return RedisBlobStore(queue.connection, queue.keys, max_bytes, clock=clock, find_needed=needed.among)
-    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
-    if settings.image_store == "s3" and key and secret and bucket:
-        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
+    if settings.image_store == "s3" and (bucket := _bucket(settings)):
         life_s = longest_life_s(settings)
-        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock, find_needed=needed.among)
+        return S3BlobStore(bucket, max_bytes=max_bytes, life_s=life_s, clock=clock, find_needed=needed.among)
     return None
+
+
+def _bucket(settings: Settings) -> Bucket | None:
+    """Return the bucket of the settings, None if they lack a part of it."""
+    key, secret, name = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
+    if not (key and secret and name):
+        return None
+    return Bucket(name, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
 
 
 def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUploads, *, is_cache: bool) -> DiskStore:
@@ -122,7 +132,47 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
     )
 
 
-def former_folder(settings: Settings, queue: QueueInstance, cache: DiskStore) -> DiskStore | None:
+@asynccontextmanager
+async def open_formers(
+    settings: Settings, queue: QueueInstance, supervisor: Supervisor, disk: DiskStore
+) -> AsyncIterator[list[ImageStore]]:
+    """Yield the stores that an earlier `IMAGE_STORE` may have filled. disk: in `DATA_DIR`, started."""
+    clock = queue.connection.clock
+    async with AsyncExitStack() as stack:
+        stores: list[ImageStore] = []
+        if (folder := _former_folder(settings, queue, disk)) is not None:
+            await folder.start()
+            stack.push_async_callback(folder.close)
+            supervisor.run("former-image-sweeper", folder.sweep())
+            supervisor.run("former-image-disk-watch", folder.watch())
+            stores.append(folder)
+        if settings.image_store != "redis":
+            blobs = RedisBlobStore(queue.connection, queue.keys, NO_CAP_BYTES, clock=clock)
+            stores.append(CachedStore(blobs, disk, clock=clock))
+        if bucket := await _former_bucket(settings, queue, stack):
+            stores.append(CachedStore(bucket, disk, clock=clock))
+        yield stores
+
+
+async def _former_bucket(settings: Settings, queue: QueueInstance, stack: AsyncExitStack) -> S3BlobStore | None:
+    """Return the bucket that an earlier `IMAGE_STORE=s3` filled, None without its settings, or if it refuses us."""
+    if settings.image_store == "s3" or (bucket := _bucket(settings)) is None:
+        return None
+    try:
+        blobs = S3BlobStore(
+            bucket, max_bytes=NO_CAP_BYTES, life_s=longest_life_s(settings), clock=queue.connection.clock
+        )
+        stack.push_async_callback(blobs.close)
+        with suppress(StoreUnavailable, TimeoutError):  # it may be back when an image is requested
+            async with asyncio.timeout(FORMER_START_S):
+                await blobs.start_reading()
+    except SettingsError as error:
+        logger.warning("Images that IMAGE_STORE=s3 left in the bucket are not served: {}", error)
+        return None
+    return blobs
+
+
+def _former_folder(settings: Settings, queue: QueueInstance, cache: DiskStore) -> DiskStore | None:
     """Return the store of the images that an earlier `IMAGE_STORE=disk` or `upstream` left in `DATA_DIR`, if any.
 
     cache: in the same folder; it was started.
@@ -135,14 +185,6 @@ def former_folder(settings: Settings, queue: QueueInstance, cache: DiskStore) ->
         return None
     health, clock = StoreHealth(f"the former folder {folder}", "it is only read from"), queue.connection.clock
     return DiskStore(folder, NO_CAP_BYTES, life_s=longest_life_s(settings), health=health, clock=clock)
-
-
-def former_blobs(settings: Settings, queue: QueueInstance, cache: DiskStore) -> CachedStore | None:
-    """Return the store of the images that an earlier `IMAGE_STORE=redis` left in Redis, None if that is the store."""
-    if settings.image_store == "redis":
-        return None
-    clock = queue.connection.clock
-    return CachedStore(RedisBlobStore(queue.connection, queue.keys, NO_CAP_BYTES, clock=clock), cache, clock=clock)
 
 
 def image_ttl_s(settings: Settings) -> float:

@@ -134,7 +134,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     with_redis, keys = settings.redis_url is not None, settings.api_keys
     token_hash = sha256((settings.admin_token or "").encode()).hexdigest()
     rules = {
-        f"S3_BUCKET has no effect with IMAGE_STORE={settings.image_store}: set IMAGE_STORE=s3": (
+        f"S3_BUCKET is only read from with IMAGE_STORE={settings.image_store}: set IMAGE_STORE=s3 to save there": (
             settings.s3_bucket and settings.image_store != "s3"
         ),
         "REDIS_SERVER has no effect while REDIS_URL is set": with_redis and settings.redis_server,

@@ -109,13 +109,23 @@ class S3BlobStore:
 
         Raises: SettingsError if the bucket refuses us; StoreUnavailable if it is away, which may pass.
         """
+        async with self._starting():
+            await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
+
+    async def start_reading(self) -> None:
+        """List once, for a store that is only read from. Raises as `start`."""
+        async with self._starting():
+            pass
+
+    @asynccontextmanager
+    async def _starting(self) -> AsyncIterator[None]:
         try:
             opening = self._session.create_client("s3", **_client_options(self._bucket))
             self._client = await self._stack.enter_async_context(opening)
             self._client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
             async with asyncio.timeout(CALL_S):
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
-                await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
+                yield
         except self._refused as error:
             refusal = BucketRefusal(error)
             if not may_pass(error):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http import HTTPStatus
 
 import pytest
 from aiohttp import web
 
 from tests.emulator_fixtures import EmulatorProcess
-from tests.s3_server import Objects, S3Server
+from tests.s3_server import Objects, S3Server, error_response
 from tests.service.conftest import StartService
 from tests.service.image_hosts import calls, image_host
 from tests.service.running import Service, calls_about, eventually
@@ -92,3 +94,54 @@ def test_a_proxy_without_its_bucket_service_costs_no_image_and_ends_no_process(
         assert service.get(task["data"][0]["url"]).status == 200
         assert service.submit(prompt="before").json["cached"] is True
         assert calls(service) == 1
+
+
+def left_bucket(service: Service, image_store: str) -> None:
+    """Restart a service with another store and without its cache; the settings of its bucket stay."""
+    service.end()
+    shutil.rmtree(service.folder.parent / "data" / "cache")
+    service.settings["IMAGE_STORE"] = image_store
+    service.start()
+
+
+@pytest.mark.parametrize("image_store", ["disk", "redis", "upstream"])
+def test_images_in_a_bucket_are_served_and_not_paid_again_after_a_change_of_the_store(
+    start_service: StartService, upstream: EmulatorProcess, s3: S3Server, bucket: str, image_store: str
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    prompt = f"before a change to {image_store}"
+    url = service.made(prompt=prompt)["data"][0]["url"].removeprefix(service.url)
+    count = len(s3.buckets[bucket])
+    left_bucket(service, image_store)
+    assert service.get(url).status == 200
+    assert service.submit(prompt=prompt).json["cached"] is True
+    service.made(prompt=prompt, n=2)
+    assert [call["n"] for call in calls_about(upstream, prompt)] == [1, 1]
+    assert len(s3.buckets[bucket]) == count, "nothing is written there"
+
+
+def test_an_image_in_a_bucket_that_is_away_after_a_change_of_the_store_is_not_paid_again(
+    start_service: StartService, upstream: EmulatorProcess, s3: S3Server, bucket: str
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    url = service.made(prompt="left and away")["data"][0]["url"].removeprefix(service.url)
+    s3.refuses = lambda _request: web.Response(status=503)
+    left_bucket(service, "disk")
+    assert service.get(url).error == service.submit(prompt="left and away").error == (503, "store_unavailable")
+    s3.refuses = lambda _request: None
+    assert service.get(url).status == 200
+    assert service.submit(prompt="left and away").json["cached"] is True
+    assert len(calls_about(upstream, "left and away")) == 1
+
+
+def test_an_image_in_a_bucket_that_refuses_us_after_a_change_of_the_store_is_made_again(
+    start_service: StartService, upstream: EmulatorProcess, s3: S3Server, bucket: str
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    service.made(prompt="left for ever")
+    s3.refuses = lambda _request: error_response(HTTPStatus.FORBIDDEN, "InvalidAccessKeyId")
+    left_bucket(service, "disk")
+    assert "Images that IMAGE_STORE=s3 left in the bucket are not served: S3_ACCESS_KEY_ID" in service.log
+    task = service.made(prompt="left for ever")
+    assert service.get(task["data"][0]["url"]).status == 200
+    assert len(calls_about(upstream, "left for ever")) == 2
