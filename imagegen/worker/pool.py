@@ -124,7 +124,7 @@ class Pool:
         )
         match outcome:
             case Succeeded(images, warnings, details):
-                task = replace(task, details=details)
+                task = replace(task, details=details, attempts=_attempts_at_end(claim))
                 await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
             case NotStarted() if self._claims.is_paused:
                 self._claims.put_back(claim)
@@ -142,7 +142,7 @@ class Pool:
                 await self._keep_previous_images(task)
                 await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
             case Failed(error):
-                attempts = max(task.attempts, claim.checkpoint.ambiguous_calls)  # stops release without a count
+                attempts = max(_attempts_at_end(claim), claim.checkpoint.ambiguous_calls)  # stops release uncounted
                 failed = transitions.failed(replace(task, attempts=attempts), error, now=now, ttl_s=ttl_s)
                 await self._finish(claim, failed)
 
@@ -158,3 +158,10 @@ class Pool:
         stored = await self._claims.finish(claim, final)
         fault = f": {stored.error.code}" if stored.error else ""
         logger.info("{}{}", stored.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)
+
+
+def _attempts_at_end(claim: Claim) -> int:
+    """Return the attempts of a task that ends: at least one if a call was paid, also while its image was waited for."""
+    checkpoint, cost = claim.checkpoint, claim.cost
+    is_paid = checkpoint.has_new_images or cost.charged or cost.unpriced
+    return max(checkpoint.attempts, 1 if is_paid else 0)

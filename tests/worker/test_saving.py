@@ -24,6 +24,7 @@ from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import saving
 from tests.support import eventually
+from tests.worker.attempt_steps import settled
 from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, links, urls
 
 
@@ -327,6 +328,21 @@ async def test_bytes_that_a_stop_discards_are_recorded_as_paid(
     taken = await two.instance.claim()
     assert isinstance(await two.attempts.run(taken), Succeeded)
     assert taken.checkpoint.ambiguous_calls == 1
+
+
+async def test_a_task_that_ends_while_its_link_is_tried_again_has_an_attempt(make_harness: MakeHarness) -> None:
+    harness = make_harness(links(2), pool=False, deadline_s=600.0)
+    harness.image_saver.faults = [None, *[DownloadFailed("503") for _ in range(9)]]
+    claim = await harness.claim(n=2)
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Retry)
+    assert claim.checkpoint.attempts == 1
+    await settled(harness, claim, outcome)
+    await harness.pass_time(700.0)
+    last = await harness.attempts.run(claim)
+    assert isinstance(last, Succeeded)
+    await settled(harness, claim, last)
+    assert (await harness.instance.read(claim.task.id)).attempts == 1
 
 
 async def test_the_deadline_ends_the_wait_for_a_store(make_harness: MakeHarness) -> None:
