@@ -18,8 +18,10 @@ from loguru import logger
 from imagegen.accounts.counts import Counts, RowName, Rows, Usage
 from imagegen.accounts.ledger import Ledger, add_end
 from imagegen.accounts.usage_store import UsageStore
+from imagegen.errors import ListRefused
 from imagegen.queue.end_marks import report_number, writer_name, writer_of
 from imagegen.queue.instance import QueueInstance
+from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.task import Task
 
@@ -105,7 +107,11 @@ class LedgerRecovery:
         while True:
             await self._suspected.wait()
             self._suspected.clear()
-            is_certain = await self._connection.retry_until_available(self._verbs.with_key_repair, self._count_absent)
+            try:
+                is_certain = await self._connection.retry_until_available(self._count_absent)
+            except RedisError as error:
+                logger.debug("Redis refuses the search for instances that died: {}", shown(error))
+                is_certain = True
             rounds = 0 if is_certain else rounds + 1
             await asyncio.sleep(ROUND_GAP_S)
             if 0 < rounds < MAX_ROUNDS:
@@ -149,8 +155,12 @@ class LedgerRecovery:
         if not writers:
             return
         ended: dict[str, dict[int, Usage]] = {writer: {} for writer in writers}
-        async for task in self._tasks.counted_by(writers):
-            add_end(task, partial(_row, ended[writer_of(task.counted_in)], task))
+        try:
+            async for task in self._tasks.counted_by(writers):
+                add_end(task, partial(_row, ended[writer_of(task.counted_in)], task))
+        except ListRefused as error:
+            logger.warning("The usage report lacks what {} had ended last: {}", ", ".join(writers.values()), error)
+            return
         for writer, instance in writers.items():
             for day, reports in ended[writer].items():
                 await self._add(writer, instance, day, reports)

@@ -353,6 +353,37 @@ async def searched(books: Books, recovery: LedgerRecovery, rounds: int = 3) -> N
         await eventually(lambda: books.queue.connection.meter.commands["control"] > greetings)  # noqa: B023
 
 
+async def test_a_dead_instance_is_not_searched_for_again_if_the_user_may_not_list_the_tasks(
+    make_books: MakeBooks, redis_url: str
+) -> None:
+    dead, one = make_books(), make_books()
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.queue.crash()
+    commands = one.queue.connection.commands
+    await commands.acl_setuser(
+        "listless", enabled=True, passwords=["+word"], keys=["*"], channels=["*"], commands=["+@all", "-scan"]
+    )
+    address = redis_url.replace("unix://", "unix://listless:word@")
+    other = make_books(url=address)
+    with logged("WARNING") as lines:
+        async with searching(other) as recovery:
+            recovery.suspect()
+            await eventually(lambda: any("may not run SCAN" in line for line in lines))
+            await searched_alone(other, recovery)
+    assert sum("may not run SCAN" in line for line in lines) == 1
+    assert (await other.total()).spent == 0
+    await commands.acl_deluser("listless")
+
+
+async def searched_alone(books: Books, recovery: LedgerRecovery) -> None:
+    """Wait until two more searches have ended."""
+    for _ in range(2):
+        looks = books.queue.connection.meter.commands["takeover"]
+        recovery.suspect()
+        await eventually(lambda: books.queue.connection.meter.commands["takeover"] > looks)  # noqa: B023
+
+
 async def test_nothing_is_counted_for_an_instance_that_answers(make_books: MakeBooks) -> None:
     living, one = make_books(), make_books()
     await living.submit("a")
