@@ -1,8 +1,8 @@
 """`python dying.py`: the service, which kills itself at the step that the file `KILL_FILE` names.
 
 Steps: `sent` (the submit is on the wire, and the provider has it), `accepted` (the provider has answered, and the
-handle of the job is not written), `polled N` (before poll N of a job). The instance that dies removes the file, so that
-of several with one file one dies.
+handle of the job is not written), `polled N` (before poll N of a job), `saved` (an image is in DATA_DIR). The instance
+that dies removes the file, so that of several with one file one dies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from imagegen.images.disk import DiskStore
 from imagegen.process import main
 from imagegen.providers.job_api import JobApiProvider
 from imagegen.queue.worker_queue import WorkerQueue
@@ -68,7 +69,17 @@ def on_ask(ask: Any) -> Any:
     return watched
 
 
+def on_save(save: Any) -> Any:
+    async def watched(self: DiskStore, *args: Any) -> None:
+        await save(self, *args)
+        if reached("saved"):
+            kill()
+
+    return watched
+
+
 if __name__ == "__main__":
+    DiskStore.save = on_save(DiskStore.save)  # type: ignore[method-assign]
     ProgressReporter.sent = on_sent(ProgressReporter.sent)  # type: ignore[method-assign]
     WorkerQueue.record_job = on_record_job(WorkerQueue.record_job)  # type: ignore[method-assign]
     JobApiProvider._poll_checked = on_ask(JobApiProvider._poll_checked)  # type: ignore[method-assign]

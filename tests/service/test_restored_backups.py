@@ -15,6 +15,7 @@ from tests.ports import free_port
 from tests.service.conftest import StartService
 from tests.service.running import Service, calls_about, redis_server, release
 
+DYING = Path(__file__).with_name("dying.py")
 BUDGET = {"BUDGET_DAILY_USD": "5", "UNKNOWN_PRICE_USD": "0.01"}
 
 
@@ -88,6 +89,24 @@ def test_what_was_made_since_the_backup_is_found_in_the_store_and_not_paid_again
     assert service.get(after[1]["data"][1]["url"]).status == 200
     assert len(upstream.ledger()["calls"]) == 3
     assert spent(service) == pytest.approx(sum(task["cost"]["charged"] for task in after))
+    service.end()
+
+
+def test_a_kill_between_the_save_of_an_image_and_the_end_of_its_task_costs_no_second_call(
+    start_service: StartService, upstream: EmulatorProcess, redis: RestoredRedis, tmp_path: Path
+) -> None:
+    upstream.clear()
+    (kill_file := tmp_path / "kill").write_text("saved")
+    settings = {"REDIS_URL": redis.url, "LEASE_SECONDS": "2", "KILL_FILE": str(kill_file), **BUDGET}
+    service = start_service(upstream.url, program=DYING, **settings)
+    task_id = service.accepted(prompt="it dies then")
+    assert service.wait() == -9
+    service = start_service(upstream.url, program=DYING, **settings)
+    task = service.completed(task_id)
+    assert task.get("possiblyBilledTwice") is None
+    assert task["cost"]["charged"] == task["cost"]["estimated"]
+    assert len(upstream.ledger()["calls"]) == 1
+    assert service.get(task["data"][0]["url"]).status == 200
     service.end()
 
 
