@@ -37,6 +37,13 @@ _WEBP_PIXEL_BYTES = 16
 _PROGRESSIVE_PIXEL_BYTES = 8
 """libjpeg holds the coefficients of the whole image: two bytes for each of four channels."""
 
+MAX_SCANS = 64
+"""Of a progressive JPEG. Encoders make about ten; each one takes libjpeg as long as a pass over the whole image, and
+needs only some bytes of the file: https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf"""
+
+_START_OF_SCAN = b"\xff\xda"
+_COUNTED_BYTES = 1024 * 1024
+
 _WIDE_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
@@ -87,6 +94,8 @@ def _shrunk(file: BinaryIO, size: int) -> tuple[Image.Image, bytes]:
     with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
         if image.width * image.height * _decoded_pixel_bytes(image) > MAX_DECODED_BYTES:
             raise NoThumbnail(f"it has {image.width}x{image.height} pixels, too many for a thumbnail")
+        if image.format == "JPEG" and image.info.get("progressive") and _scans(file) > MAX_SCANS:
+            raise NoThumbnail("it has too many scans for a thumbnail")
         orientation = _orientation(image)
         image.draft("RGB", (MARGIN * size, MARGIN * size))
         image.load()
@@ -103,6 +112,17 @@ def _decoded_pixel_bytes(image: Image.Image) -> int:
     if image.format == "WEBP":
         return _WEBP_PIXEL_BYTES
     return _PROGRESSIVE_PIXEL_BYTES if image.info.get("progressive") else _PIXEL_BYTES
+
+
+def _scans(file: BinaryIO) -> int:
+    """Return how many scans a JPEG has at most. The position in the file is the same after it."""
+    at, count, before = file.tell(), 0, b""
+    file.seek(0)
+    while piece := file.read(_COUNTED_BYTES):
+        count += (before + piece).count(_START_OF_SCAN)
+        before = piece[-1:]
+    file.seek(at)
+    return count
 
 
 def _orientation(image: Image.Image) -> int:

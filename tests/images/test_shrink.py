@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagegen.images.shrink import NoThumbnail, shrink
+from imagegen.images.shrink import MAX_SCANS, NoThumbnail, shrink
 from tests.image_bytes import black_webp, decoded, deflated_zeros, encoded, png_file
 from tests.support import over_rows
 
@@ -147,6 +147,19 @@ def test_a_truncated_jpeg_is_shown_in_part_and_a_truncated_png_refused() -> None
     data = file_of(Image.effect_noise((500, 500), 90))
     with pytest.raises(NoThumbnail):
         shrink(data[: len(data) // 2], 256)
+
+
+def with_scans(count: int) -> bytes:
+    """Return a progressive JPEG with this many more scans, each of 12 bytes."""
+    data = file_of(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+def test_a_jpeg_that_is_decoded_very_many_times_is_refused() -> None:
+    assert thumbnail(with_scans(MAX_SCANS // 2)).size == (64, 64)
+    with pytest.raises(NoThumbnail, match="scans"):
+        shrink(with_scans(100_000), 256)
 
 
 @over_rows("data", [b"", b"GIF89a", b"<svg/>", b"\xff\xd8\xff\xd9", b"RIFF\x04\0\0\0WEBP", png(8, 8, b"x")])
