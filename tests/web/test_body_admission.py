@@ -16,7 +16,7 @@ import pytest
 from imagegen.errors import TooManyConnections
 from imagegen.web.http import body_admission
 from imagegen.web.http.body_admission import BodyAdmission
-from tests.support import Turns, eventually
+from tests.support import ADMIN_TOKEN, Turns, eventually
 from tests.web.conftest import Client, StartService
 
 
@@ -97,6 +97,8 @@ async def test_stalled_bodies_take_no_more_than_the_memory_for_all(small: Client
     ("path", "body", "parser", "per_turn"),
     [
         ("/api/images/generate", {"prompt": "p", "negativePrompt": "n" * 30_000}, "submitter.parse_object", 32),
+        ("/api/images/generate", {f"f{number}": 1 for number in range(3_000)}, "submitter.parse_object", 2),
+        ("/api/admin/keys", {f"f{number}": 1 for number in range(3_000)}, "ops.key_routes.parse_object", 2),
         ("/v1/images/generations/async", {"prompt": "p" * 30_000}, "openai.generations.parse_object", 32),
         ("/api/images/batch", {"requests": [{"prompt": "p"}] * 20}, "api.batch.submit_parsed", 40),
     ],
@@ -117,6 +119,6 @@ async def test_few_of_many_bodies_that_are_complete_at_once_are_handled_in_one_t
     with connections(service, 80) as clients:
         turns = Turns(lambda: len(calls))
         for client in clients:
-            client.sendall(request(path, data, f"Content-Length: {len(data)}"))
+            client.sendall(request(path, data, f"Content-Length: {len(data)}", f"Authorization: Bearer {ADMIN_TOKEN}"))
         await eventually(lambda: len(calls) >= 80)
         assert turns.most() <= per_turn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from aiohttp import web
 from pydantic import Field
@@ -18,6 +18,7 @@ from imagegen.web.api.schemas import Timestamp
 from imagegen.web.guard import GUARD
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.body import parse_object, read_body
+from imagegen.web.http.body_admission import BODY_ADMISSION
 from imagegen.web.http.responses import json_response
 
 KEY_STORE = web.AppKey("key_store", KeyStore)
@@ -101,7 +102,7 @@ def _views(ring: KeyRing) -> list[KeyView]:
 
 async def create_key(request: web.Request) -> web.StreamResponse:
     """Make a key. Raises InvalidRequest, ApiKeyExists, ApiKeyIsFixed, QueueUnavailable."""
-    fields = parse_fields(NewKeyFields, parse_object(await read_body(request)))
+    fields = parse_fields(NewKeyFields, await _receive_object(request))
     key, secret = await request.app[KEY_STORE].create(fields.to_key(request.app[SERVICES].queue.clock()))
     body: MadeKeyView = {"success": True, "key": key_view(key), "secret": secret}
     return json_response(body, status=201)
@@ -111,7 +112,7 @@ async def rotate_key(request: web.Request) -> web.StreamResponse:
     """Give a key a second secret. Raises InvalidRequest, ApiKeyNotFound, ApiKeyIsFixed, QueueUnavailable."""
     fields = RotationFields()
     if request.can_read_body:
-        fields = parse_fields(RotationFields, parse_object(await read_body(request)))
+        fields = parse_fields(RotationFields, await _receive_object(request))
     key, secret = await request.app[KEY_STORE].rotate(request.match_info["name"], fields.grace_s)
     body: MadeKeyView = {"success": True, "key": key_view(key), "secret": secret}
     return json_response(body)
@@ -125,6 +126,12 @@ async def revoke_key(request: web.Request) -> web.StreamResponse:
     if not request.app[GUARD].needs_keys():
         body["open"] = True
     return json_response(body)
+
+
+async def _receive_object(request: web.Request) -> dict[str, Any]:
+    body = await read_body(request)
+    await request.app[BODY_ADMISSION].turn(len(body))
+    return parse_object(body)
 
 
 def _time(unix_s: float | None) -> str | None:
