@@ -34,12 +34,15 @@ _PIXEL_BYTES = 4
 _WEBP_PIXEL_BYTES = 16
 """libwebp's decoder of animations, which Pillow uses for every WebP, holds two canvases, and Pillow two more."""
 
-_PROGRESSIVE_PIXEL_BYTES = 8
-"""libjpeg holds the coefficients of the whole image: two bytes for each of four channels."""
+_SCANS_PIXEL_BYTES = 8
+"""Of a JPEG with several scans libjpeg holds all coefficients: two bytes for each of four channels."""
 
 MAX_SCANS = 64
-"""Of a progressive JPEG. Encoders make about ten; each one takes libjpeg as long as a pass over the whole image, and
+"""Of a JPEG. Encoders make about ten; each one takes libjpeg as long as a pass over the whole image, and
 needs only some bytes of the file: https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf"""
+
+_JPEG_FORMATS = {"JPEG", "MPO"}
+"""MPO is Pillow's name for a JPEG that says that others follow it."""
 
 _START_OF_SCAN = b"\xff\xda"
 _COUNTED_BYTES = 1024 * 1024
@@ -92,9 +95,10 @@ def _shrunk(file: BinaryIO, size: int) -> tuple[Image.Image, bytes]:
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-        if image.width * image.height * _decoded_pixel_bytes(image) > MAX_DECODED_BYTES:
+        scans = _scans(file) if image.format in _JPEG_FORMATS else 1
+        if image.width * image.height * _decoded_pixel_bytes(image, scans) > MAX_DECODED_BYTES:
             raise NoThumbnail(f"it has {image.width}x{image.height} pixels, too many for a thumbnail")
-        if image.format == "JPEG" and image.info.get("progressive") and _scans(file) > MAX_SCANS:
+        if scans > MAX_SCANS:
             raise NoThumbnail("it has too many scans for a thumbnail")
         orientation = _orientation(image)
         image.draft("RGB", (MARGIN * size, MARGIN * size))
@@ -108,16 +112,18 @@ def _shrunk(file: BinaryIO, size: int) -> tuple[Image.Image, bytes]:
     return ImageOps.exif_transpose(small), profile
 
 
-def _decoded_pixel_bytes(image: Image.Image) -> int:
+def _decoded_pixel_bytes(image: Image.Image, scans: int) -> int:
     if image.format == "WEBP":
         return _WEBP_PIXEL_BYTES
-    return _PROGRESSIVE_PIXEL_BYTES if image.info.get("progressive") else _PIXEL_BYTES
+    return _SCANS_PIXEL_BYTES if scans > 1 or image.info.get("progressive") else _PIXEL_BYTES
 
 
 def _scans(file: BinaryIO) -> int:
-    """Return how many scans a JPEG has at most. The position in the file is the same after it."""
-    at, count, before = file.tell(), 0, b""
-    file.seek(0)
+    """Return how many scans a JPEG has at most, with the one before the position, which is the same after it.
+
+    Those of a preview in the metadata are before it.
+    """
+    at, count, before = file.tell(), 1, b""
     while piece := file.read(_COUNTED_BYTES):
         count += (before + piece).count(_START_OF_SCAN)
         before = piece[-1:]
