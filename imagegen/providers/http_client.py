@@ -201,7 +201,7 @@ class ProviderClient:
         """Return that the scheme of the base URL is wrong, if that is why a request failed; the other error if not."""
         connector = self._session.connector
         is_proxied = isinstance(connector, ProxyConnector) and connector.proxies.of(self._base)
-        if self._has_answered or is_proxied or not _may_be_wrong_address(error):
+        if self._has_answered or is_proxied or not _may_be_wrong_address(error, self._base.scheme):
             return otherwise
         return await probed_address(self._base) or otherwise
 
@@ -283,8 +283,13 @@ def _not_reached(cause: BaseException | None) -> UpstreamError:
     return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
 
 
-def _may_be_wrong_address(error: BaseException | None) -> bool:
-    """Return whether a request may have failed since one side speaks TLS and the other does not."""
+def _may_be_wrong_address(error: BaseException | None, scheme: str) -> bool:
+    """Return whether a request may have failed since one side speaks TLS and the other does not.
+
+    Once a connection of `https` is made, the server speaks TLS, and may have read the request.
+    """
+    if scheme == "https" and not isinstance(error, aiohttp.ClientConnectorError):
+        return False
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         return isinstance(error.os_error, ConnectionError) and not isinstance(error.os_error, ConnectionRefusedError)
     return isinstance(error, _HUNG_UP) and not isinstance(error, TimeoutError)

@@ -148,6 +148,37 @@ async def test_an_answer_that_is_lost_by_a_server_without_tls_stays_unsure(
     assert paid(error) == "unsure"
 
 
+async def test_an_answer_that_is_lost_over_tls_stays_unsure_though_the_port_answers_without_tls_too(
+    tls: ssl.SSLContext, make_call: MakeCall
+) -> None:
+    async def read_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while part := await source.read(2**16):
+            target.write(part)
+        target.close()
+
+    async def both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(1)
+        if first != b"\x16":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+            return
+        behind, ahead = await asyncio.open_connection("127.0.0.1", inner_port)
+        ahead.write(first)
+        await asyncio.gather(pass_on(reader, ahead), pass_on(behind, writer), return_exceptions=True)
+
+    inner = await asyncio.start_server(read_and_hang_up, "127.0.0.1", 0, ssl=tls)
+    outer = await asyncio.start_server(both, "127.0.0.1", 0)
+    inner_port, port = (each.sockets[0].getsockname()[1] for each in (inner, outer))
+    async with inner, outer, aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
+        _, error = await failed(provider(session, f"https://127.0.0.1:{port}"), make_call())
+    assert not isinstance(error, WrongAddress)
+    assert paid(error) == "unsure"
+
+
 async def test_a_port_with_tls_that_fails_for_another_reason_is_waited_for(
     session: aiohttp.ClientSession, tls: ssl.SSLContext, make_call: MakeCall
 ) -> None:
