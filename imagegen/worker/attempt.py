@@ -84,7 +84,8 @@ class AttemptRunner:
         It writes its start, checkpoints, progress and waits to the queue, never the outcome.
         """
         if found := await FoundImages(self.image_saver, self.began_at).outcome(claim):
-            return found
+            is_over = isinstance(found, Retry) and self.clock() >= self.rules.deadline(claim.task)
+            return with_saved_images(claim, self.rules.deadline_failure(claim.task)) if is_over else found
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
                 return with_saved_images(claim, spent)
@@ -328,9 +329,8 @@ class Attempt:
 
     def _describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
         """Return the parameters and the title of an image, for the metadata of its file."""
-        request = self._request
-        text = infotext(request, model=self._form.model, seed=seed, width=image.width, height=image.height)
-        return text, request.prompt
+        text = infotext(self._request, model=self._form.model, seed=seed, width=image.width, height=image.height)
+        return text, self._request.prompt
 
     async def _call(self, share: PlannedCall, again: Sequence[int]) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.

@@ -59,7 +59,8 @@ class FoundImages:
         checkpoint, task = claim.checkpoint, claim.task
         if task.stale_images or checkpoint.is_paid:
             return False
-        return claim.contested or entry_time(claim.entry_id) < self.began_at
+        entered_at = min(entry_time(claim.entry_id), task.created_at)  # an entry of a client's line is made late
+        return claim.contested or entered_at < self.began_at
 
 
 def with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:

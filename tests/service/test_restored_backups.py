@@ -13,7 +13,7 @@ from redis import Redis
 from tests.emulator_fixtures import EmulatorProcess
 from tests.ports import free_port
 from tests.service.conftest import StartService
-from tests.service.running import Service, calls_about, redis_server, release
+from tests.service.running import Service, calls_about, eventually, redis_server, release
 
 DYING = Path(__file__).with_name("dying.py")
 BUDGET = {"BUDGET_DAILY_USD": "5", "UNKNOWN_PRICE_USD": "0.01"}
@@ -127,4 +127,32 @@ def test_a_task_that_is_generated_again_gets_no_image_of_before(
     again = service.completed(task["taskId"])
     assert again["data"][0]["sha256"] != task["data"][0]["sha256"]
     assert len(calls_about(upstream, "anew")) == 2
+    service.end()
+
+
+def test_tasks_that_waited_in_the_line_of_their_client_are_not_paid_again_either(
+    start_service: StartService, upstream: EmulatorProcess, redis: RestoredRedis
+) -> None:
+    upstream.clear()
+    key = "a-key-of-32-characters-for-tests"
+    settings = {"REDIS_URL": redis.url, "WORKER_CONCURRENCY": "1", "LEASE_SECONDS": "2", "API_KEYS": f"web:{key}"}
+    prompts = ["first {{fault:ok held=1}}", *(f"then number {number}" for number in range(5))]
+
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def images() -> list[str]:
+        tasks = [service.get(f"/api/images/{task_id}?wait=30", **headers).json for task_id in task_ids]
+        return [task["data"][0]["sha256"] for task in tasks if task["status"] == "completed"]
+
+    service = start_service(upstream.url, **settings)
+    submits = [service.request("POST", "/api/images/generate", {"prompt": text}, headers=headers) for text in prompts]
+    task_ids = [submit.json["taskId"] for submit in submits]
+    redis.save()
+    release(upstream, "first")
+    before = eventually(lambda: images() if len(images()) == len(prompts) else None)
+    service.end()
+    redis.restore()
+    service = start_service(upstream.url, **settings)
+    assert eventually(lambda: images() if len(images()) == len(prompts) else None) == before
+    assert len(upstream.ledger()["calls"]) == len(prompts)
     service.end()

@@ -12,7 +12,7 @@ from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.retry import Retry, Succeeded
+from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt import AttemptRunner
 from tests.conftest import MakeInstance
@@ -87,16 +87,41 @@ async def test_a_task_that_is_generated_again_does_not_take_its_former_images(ma
     assert len(one.provider.calls) == 1
 
 
+async def fail(_task_id: str, _since_s: float) -> list[StoredImage]:
+    raise StoreUnavailable
+
+
 async def test_no_call_is_made_while_the_store_cannot_be_searched(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_task_id: str, _since_s: float) -> list[StoredImage]:
-        raise StoreUnavailable
-
     one = harness_of(make_instance())
     claim, attempts = await before_start(one)
     monkeypatch.setattr(one.image_saver, "find", fail)
     outcome = await attempts.run(claim)
     assert isinstance(outcome, Retry)
     assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.STORE_UNAVAILABLE, False)
+    assert one.provider.calls == []
+
+
+async def test_a_task_fails_at_its_deadline_if_the_store_could_not_be_searched_until_then(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = harness_of(make_instance(), deadline_s=0.0)
+    claim, attempts = await before_start(one)
+    monkeypatch.setattr(one.image_saver, "find", fail)
+    outcome = await attempts.run(claim)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.error.retryable) == ("upstream_timeout", True)
+    assert one.provider.calls == []
+
+
+async def test_a_task_that_left_the_line_of_its_client_after_a_start_is_searched_for_too(
+    make_instance: MakeInstance,
+) -> None:
+    one = harness_of(make_instance())
+    claim = await one.claim()
+    claim.task = replace(claim.task, created_at=claim.task.created_at - 60.0)
+    attempts = dataclasses.replace(one.attempts, began_at=claim.task.created_at + 30.0)
+    one.image_saver.found = [stored(0)]
+    assert await attempts.run(claim) == Succeeded((stored(0),))
     assert one.provider.calls == []
