@@ -63,9 +63,10 @@ POLL_KEEPALIVE_S = 15.0
 """Of polls, which are repeated at once then. It is longer than the time between two of them."""
 
 NO_CAP_BYTES = 2**62
+"""Of a former store: nothing is saved there any more."""
+
 FORMER_START_S = 5.0
 """Time for a bucket that is only read from, after which the start goes on."""
-"""Of a former store: nothing is saved there any more."""
 
 UNITS_PER_GENERATION = 64
 """Default of IMAGE_UNITS_PER_MINUTE for each request of IMAGE_RATE_LIMIT_MAX: 4 images of 2048 x 2048 pixels."""

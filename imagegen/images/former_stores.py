@@ -95,6 +95,35 @@ class StoreWithFormer:
             return False
         if (opened := await self._open_former(source_id, image)) is None:
             return False
+        await self._save_opened(opened, image, task_id, index, expires_at_s)
+        return True
+
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Set when images expire, in the current store, or in the former ones if it lacks them."""
+        here = [image for image in images if self._store in self._places(image)]
+        if here:
+            await self._store.extend_expiry(task_id, here, expires_at_s)
+        for image in images:
+            formers = [store for store in self._places(image) if store is not self._store]
+            if not formers or (image in here and await self._store.contains_all(task_id, [image])):
+                continue
+            for store in formers:
+                await self._extend_in_former(store, task_id, image, expires_at_s)
+
+    async def _extend_in_former(self, store: ImageStore, task_id: str, image: StoredImage, expires_at_s: float) -> None:
+        """Set when an image expires in a former store. Of one that may only be read, it goes to the current store."""
+        try:
+            await store.extend_expiry(task_id, [image], expires_at_s)
+        except StoreUnavailable:
+            if self._store not in self._places(image):
+                raise
+            if (opened := await store.open(task_id, image)) is not None:
+                await self._save_opened(opened, image, task_id, image.index, expires_at_s)
+
+    async def _save_opened(
+        self, opened: OpenedImage, image: StoredImage, task_id: str, index: int, expires_at_s: float
+    ) -> None:
+        """Save an image of a former store in the current one, and close it."""
         try:
             data = await opened.read_all()
         except OSError as error:
@@ -102,14 +131,6 @@ class StoreWithFormer:
         finally:
             opened.close()
         await self._store.save(task_id, index, VerifiedImage.of(image, data=data), expires_at_s)
-        return True
-
-    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Set when images expire, in the stores that have them."""
-        for store in (self._store, *self._formers):
-            here = [image for image in images if store in self._places(image)]
-            if here:
-                await store.extend_expiry(task_id, here, expires_at_s)
 
     def _is_ours(self, image: StoredImage) -> bool:
         """Return whether no store but the current one can have an image."""

@@ -12,6 +12,7 @@ from http import HTTPStatus
 import pytest
 from aiohttp import web
 
+from bench.imagehost import noise_png
 from tests.emulator_fixtures import EmulatorProcess
 from tests.s3_server import Objects, S3Server, error_response
 from tests.service.conftest import StartService
@@ -145,3 +146,46 @@ def test_an_image_in_a_bucket_that_refuses_us_after_a_change_of_the_store_is_mad
     task = service.made(prompt="left for ever")
     assert service.get(task["data"][0]["url"]).status == 200
     assert len(calls_about(upstream, "left for ever")) == 2
+
+
+def uploaded_id(service: Service, image: bytes) -> object:
+    answer = service.request("POST", "/api/uploads", image, headers={"Content-Type": "image/png"})
+    assert answer.status in (200, 201), answer.body
+    return answer.json["uploadId"]
+
+
+@pytest.mark.parametrize("image_store", ["disk", "redis"])
+def test_a_bucket_that_may_only_be_read_after_a_change_of_the_store_gives_what_is_used_again(
+    start_service: StartService, upstream: EmulatorProcess, s3: S3Server, bucket: str, image_store: str
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    prompt, image = f"left to be read with {image_store}", noise_png(20_000)
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    failed = service.finished(service.accepted(prompt=prompt, n=5))
+    upload_id = uploaded_id(service, image)
+    left_bucket(service, image_store)
+    objects = dict(s3.buckets[bucket])
+    s3.refuses = lambda request: (
+        error_response(HTTPStatus.FORBIDDEN, "AccessDenied") if request.method in ("PUT", "DELETE") else None
+    )
+    assert uploaded_id(service, image) == upload_id
+    again = service.made(prompt=prompt, n=5)
+    assert [made["sha256"] for made in again["data"][:4]] == [made["sha256"] for made in failed["data"]]
+    assert [call["n"] for call in calls_about(upstream, prompt)] == [4, 1, 1]
+    assert [service.get(made["url"]).status for made in again["data"]] == [200] * 5
+    assert s3.buckets[bucket] == objects
+
+
+def test_a_bucket_that_is_away_after_a_change_of_the_store_stops_no_use_of_images_that_redis_has(
+    start_service: StartService, s3: S3Server, bucket: str, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    left_bucket(service, "redis")
+    s3.refuses = lambda _request: web.Response(status=503)
+    prompt, image = "beside a bucket that is away", noise_png(20_000)
+    upstream.script({"fault": "ok", "match": prompt}, {"fault": "400", "match": prompt})
+    failed = service.finished(service.accepted(prompt=prompt, n=5))
+    assert uploaded_id(service, image) == uploaded_id(service, image)
+    again = service.made(prompt=prompt, n=5)
+    assert [made["sha256"] for made in again["data"][:4]] == [made["sha256"] for made in failed["data"]]
+    assert [call["n"] for call in calls_about(upstream, prompt)] == [4, 1, 1]
