@@ -60,6 +60,12 @@ _UPLOAD = re.compile(UPLOAD_PATTERN)
 _ADDRESS = re.compile(r"https?://[^/?#\s\\]+(?=[/?#]|$)", re.IGNORECASE)
 """Scheme and authority of an address."""
 
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_PLAIN_ADDRESS = (
+    rf"https?://([A-Za-z0-9._~-]+(:[A-Za-z0-9._~-]*)?@)?[A-Za-z0-9][A-Za-z0-9._-]*(:{_PORT})?([/?#][!-~]*)?"
+)
+"""Addresses that the schema of the API names, by which clients check what they send: in ASCII, of no IPv6 host."""
+
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -160,11 +166,7 @@ ImageSource = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, pattern=NO_CONTROL),
     AfterValidator(_image_source),
-    Field(
-        json_schema_extra={
-            "pattern": rf"^(https?://[A-Za-z0-9][A-Za-z0-9.-]*([/?#][!-~]*)?|data:image/[!-~]+|{UPLOAD_PATTERN})$"
-        }
-    ),
+    Field(json_schema_extra={"pattern": rf"^({_PLAIN_ADDRESS}|data:image/[!-~]+|{UPLOAD_PATTERN})$"}),
 ]
 Option = Annotated[str, _visible_text(MAX_OPTION_CHARS)]
 """A word that a provider understands, such as a quality."""

@@ -244,6 +244,21 @@ def test_numeric_limits_are_json_schema_keywords(document: dict[str, Any]) -> No
     assert b'"ge"' not in orjson.dumps(document)
 
 
+ADDRESSES = [
+    "https://h.example/a.png?x=1#y",
+    "http://h:8443/a",
+    "https://h:65535",
+    "https://u:pw@a_b/a",
+    "http://1.2.3.4:1",
+]
+
+
+@over_rows("address", ADDRESSES)
+def test_addresses_of_images_in_ascii_match_the_document(document: dict[str, Any], address: str) -> None:
+    pattern = document["components"]["schemas"]["GenerationBody"]["properties"]["imageUrl"]["pattern"]
+    assert re.search(pattern, address)
+
+
 @pytest.mark.parametrize(
     "text", ["client that cancels a task leaves it", "MD5", "`sequence`", "never by a timer", "paid for once"]
 )
