@@ -83,19 +83,19 @@ class AttemptRunner:
 
         It writes its start, checkpoints, progress and waits to the queue, never the outcome.
         """
-        if found := await FoundImages(self.image_saver, self.began_at).outcome(claim):
-            is_over = isinstance(found, Retry) and self.clock() >= self.rules.deadline(claim.task)
-            return with_saved_images(claim, self.rules.deadline_failure(claim.task)) if is_over else found
         while True:
-            if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
-                return with_saved_images(claim, spent)
             try:
-                with ClaimScope(claim):
-                    return with_saved_images(claim, await Attempt(self, claim).run())
+                with ClaimScope(claim), suppress(_Inherited):
+                    if found := await FoundImages(self.waiting(claim), self.rules, self.began_at).outcome(claim):
+                        return found
+                    spent = self.rules.exhausted(claim.task, claim.checkpoint, self.clock())
+                    return with_saved_images(claim, spent or await Attempt(self, claim).run())
             except ClaimWasLost:
                 return ClaimLost()
-            except _Inherited:
-                continue
+
+    def waiting(self, claim: Claim) -> PermitWaiting:
+        ends_at = partial(self.rules.deadline, claim.task)  # it moves with jumps of the server's clock
+        return PermitWaiting(self.claims, claim, self.permits, self.image_saver, ends_at, self.clock)
 
 
 class _FewerImages(Exception):
@@ -117,9 +117,9 @@ class Attempt:
         self._inputs = AttemptInputs(runner.inputs, self._request, claim)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._places = ImagePlaces(claim, self._request.n)
-        ends_at = partial(runner.rules.deadline, claim.task)  # it moves with jumps of the server's clock
-        self._waiting = PermitWaiting(runner.claims, claim, runner.permits, runner.image_saver, ends_at, runner.clock)
-        self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
+        self._waiting = runner.waiting(claim)
+        ends_at, job_wait_s = self._waiting.ends_at, runner.rules.job_wait_s
+        self._job_wait = JobWait(runner.claims, claim, self._request.n, job_wait_s, ends_at, runner.clock)
         self._spent = self._spent_but_for_paid()
         self._saver = ClaimImageSaver(
             runner.claims,

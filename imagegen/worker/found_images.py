@@ -5,6 +5,7 @@ An instance was killed before it wrote that it had them, or Redis was restored f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from loguru import logger
@@ -15,44 +16,58 @@ from imagegen.queue.claim import Claim
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
+from imagegen.tasks.retry import Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import WaitReason, missing_images_warning
+from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S
-from imagegen.worker.saving import ImageSaver
+from imagegen.worker.permit_waiting import PermitWaiting, Stopping
+from imagegen.worker.saving import DeadlinePassed
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImages:
-    """Search of all claims. began_at: Unix time from which on this instance knows the tasks that are submitted."""
+    """Search for one attempt. began_at: Unix time from which on this instance knows the tasks that are submitted."""
 
-    image_saver: ImageSaver
+    waiting: PermitWaiting
+    rules: AttemptLimits
     began_at: float
 
     async def outcome(self, claim: Claim) -> Outcome | None:
         """Add images to the checkpoint of a claim that may have some, and count their call as paid.
 
-        Return the outcome of an attempt for which that is enough, or that must wait since the store can't be read.
+        Return the outcome of an attempt for which that is enough, or that can't be made since the store can't be read.
+        A store that can't be written is waited for in the slot: its images may be away too, as those of a volume.
         """
         if not self._may_have_some(claim):
             return None
+        count = GenerationRequest.from_json(claim.task.request_json).n
         try:
-            saved = await self.image_saver.find(claim.task.id, claim.task.epoch / 1e6)
-            have = {image.index for image in claim.checkpoint.images}
-            count = GenerationRequest.from_json(claim.task.request_json).n
-            new = [image for image in saved if image.index < count and image.index not in have]
-            if new:
-                await self.image_saver.extend_expiry(claim.task.id, new)
+            with suppress(DeadlinePassed):
+                await self.waiting.store_writable()
+            new = await self._unnamed(claim, count)
+        except Stopping:
+            return NotStarted()
         except StoreUnavailable as error:
+            if self.waiting.clock() >= self.waiting.ends_at():
+                return with_saved_images(claim, self.rules.deadline_failure(claim.task))
             logger.bind(taskId=claim.task.id).info("The store can't be searched for images of a task: {!r}", error)
             return Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=False)
-        if not new:
-            return None
-        _add(claim, new, count)
-        logger.bind(taskId=claim.task.id).info("The store has {} images that the task did not name", len(new))
+        if new:
+            _add(claim, new, count)
+            logger.bind(taskId=claim.task.id).info("The store has {} images that the task did not name", len(new))
         checkpoint = claim.checkpoint
-        if len(checkpoint.images) < count:
+        if not new or len(checkpoint.images) < count:
             return None
         return Succeeded(checkpoint.images, checkpoint.warnings, checkpoint.details)
+
+    async def _unnamed(self, claim: Claim, count: int) -> list[StoredImage]:
+        """Return the images of a task that its claim does not name. Raises StoreUnavailable."""
+        saver, have = self.waiting.image_saver, {image.index for image in claim.checkpoint.images}
+        saved = await saver.find(claim.task.id, claim.task.epoch / 1e6)
+        new = [image for image in saved if image.index < count and image.index not in have]
+        if new:
+            await saver.extend_expiry(claim.task.id, new)
+        return new
 
     def _may_have_some(self, claim: Claim) -> bool:
         """Return whether a claim may lack images. Those of a task that is generated again are its former ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -12,10 +13,11 @@ from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.retry import Failed, Retry, Succeeded
+from imagegen.tasks.retry import ClaimLost, Failed, Retry, Succeeded
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.attempt import AttemptRunner
 from tests.conftest import MakeInstance
+from tests.support import eventually
 from tests.worker.conftest import WorkerHarness
 from tests.worker.lost_calls import cut_off, hang, harness_of, taken_over
 
@@ -125,3 +127,39 @@ async def test_a_task_that_left_the_line_of_its_client_after_a_start_is_searched
     one.image_saver.found = [stored(0)]
     assert await attempts.run(claim) == Succeeded((stored(0),))
     assert one.provider.calls == []
+
+
+async def test_the_store_is_searched_once_it_works_since_its_images_may_be_away_with_it(
+    make_instance: MakeInstance,
+) -> None:
+    one = harness_of(make_instance())
+    claim, attempts = await before_start(one)
+    one.image_saver.health.mark_failed(OSError("not mounted yet"))
+    attempt = asyncio.ensure_future(attempts.run(claim))
+    await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
+    one.image_saver.found = [stored(0)]
+    one.image_saver.health.mark_ok()
+    assert await attempt == Succeeded((stored(0),))
+    assert one.provider.calls == []
+
+
+async def test_a_task_ends_by_a_cancel_while_its_store_is_waited_for_before_the_search(
+    make_instance: MakeInstance,
+) -> None:
+    one = harness_of(make_instance())
+    claim, attempts = await before_start(one)
+    one.image_saver.health.mark_failed(OSError("not mounted yet"))
+    attempt = asyncio.ensure_future(attempts.run(claim))
+    await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
+    await one.instance.client_queue.cancel(claim.task.id)
+    assert await attempt == ClaimLost()
+
+
+async def test_images_in_a_store_that_is_full_are_found_at_the_deadline(
+    make_instance: MakeInstance,
+) -> None:
+    one = harness_of(make_instance(), deadline_s=0.0)
+    claim, attempts = await before_start(one)
+    one.image_saver.health.mark_failed(OSError("the disk is full"))
+    one.image_saver.found = [stored(0)]
+    assert await attempts.run(claim) == Succeeded((stored(0),))
