@@ -129,6 +129,7 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
             others_live=lambda: not queue.notifier.alone,
             find_needed=nothing_needed if is_cache else needed.among,
             may_be_flat=lambda: queue.notifier.all_can(FLAT_FILE_NAMES),
+            meet_peers=queue.notifier.meet_peers,
         ),
     )
 

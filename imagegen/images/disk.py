@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from loguru import logger
@@ -63,12 +64,13 @@ class DiskLookups(Struct, frozen=True):
 
     others_live: returns whether another instance may have an image that is missing here.
     find_needed: returns the uploads that stay though they are the oldest.
-    may_be_flat: see `FolderNames`.
+    may_be_flat, meet_peers: see `FolderNames`.
     """
 
     others_live: Callable[[], bool] = lambda: False
     find_needed: FindNeeded = nothing_needed
     may_be_flat: Callable[[], bool] = lambda: True
+    meet_peers: Callable[[], Awaitable[None]] = partial(asyncio.sleep, 0)
 
 
 class DiskStore:
@@ -101,7 +103,7 @@ class DiskStore:
         self._checked = CheckedFiles()
         self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
         self._calls = DiskCalls(self._watch)
-        self._names = FolderNames(folder, self._calls, self._lookups.may_be_flat)
+        self._names = FolderNames(folder, self._calls, self._lookups.may_be_flat, self._lookups.meet_peers)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
         self._flush_timer: asyncio.TimerHandle | None = None

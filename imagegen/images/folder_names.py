@@ -7,7 +7,7 @@ Two instances can choose different forms at once, or after the folder was empty:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,13 +21,21 @@ class FolderNames:
 
     Args:
         may_be_flat: returns whether all instances that may read the folder find flat names.
+        meet_peers: waits shortly until that is certain, which it is not right after a start.
     """
 
-    def __init__(self, folder: Path, calls: DiskCalls, may_be_flat: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        calls: DiskCalls,
+        may_be_flat: Callable[[], bool],
+        meet_peers: Callable[[], Awaitable[None]],
+    ) -> None:
         self._folder = folder
         self._root = str(folder)
         self._calls = calls
         self._may_be_flat = may_be_flat
+        self._meet_peers = meet_peers
         self._is_flat: bool | None = None
 
     async def learn(self) -> None:
@@ -38,6 +46,7 @@ class FolderNames:
     async def choose(self) -> None:
         """Read the form, and choose it if the folder has no file. Raises StoreUnavailable."""
         if self._is_flat is None:
+            await self._meet_peers()
             self._is_flat = await self._calls.repeatable(0, _choose_form, self._folder, self._may_be_flat())
 
     def new(self, task_id: str, index: int, sha256: str, content_type: str) -> str:

@@ -131,10 +131,14 @@ class Notifier:
 
     async def get_to_know(self, instance: str) -> None:
         """Wait until this instance has learned whether another one is a peer, at most `GREETING_S`."""
-        if instance == self.instance or instance in self.peers or self._knows_peers or self.silent:
-            return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._met_all.wait(), GREETING_S)
+        if instance != self.instance and instance not in self.peers:
+            await self.meet_peers()
+
+    async def meet_peers(self) -> None:
+        """Wait until all peers are known, at most `GREETING_S`."""
+        if not self._knows_peers and not self.silent:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._met_all.wait(), GREETING_S)
 
     @property
     def _knows_peers(self) -> bool:

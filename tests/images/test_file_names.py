@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable
@@ -74,6 +75,20 @@ async def test_names_are_nested_while_an_instance_of_a_former_version_is_there(
         forms.append([name(folder, image).exists() for name in (flat, nested)])
         await store.close()
     assert forms == [[True, False], [False, True], [True, False]]
+
+
+async def test_the_first_image_waits_for_the_greetings_of_a_start(
+    tmp_path: Path, make_instance: MakeInstance, make_image: MakeImage
+) -> None:
+    one, image = make_instance(start=False), make_image()
+    needed = NeededUploads(one.connection, one.keys)
+    store = create_disk_store(Settings(data_dir=tmp_path), one.parts, needed, is_cache=False)
+    await store.start()
+    saving = asyncio.create_task(store.save(TASK, 0, image, 2e9))
+    one.start()
+    await saving
+    assert flat(tmp_path, image).exists()
+    await store.close()
 
 
 async def test_names_stay_nested_after_a_former_version_has_left(

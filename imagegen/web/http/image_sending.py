@@ -94,9 +94,7 @@ class ImageSender:
     async def _write_rest(
         self, request: web.BaseRequest, transport: asyncio.Transport, transfer: MemoryTransfer
     ) -> None:
-        for (
-            piece
-        ) in transfer.rest():  # `writelines` does not pause it in 3.12.0 to 3.12.8, 3.13.0, 3.13.1: CVE-2024-12254
+        for piece in transfer.rest():  # `writelines` does not pause it in some 3.12 and 3.13: CVE-2024-12254
             transport.write(piece)
         await request.writer.drain()
 
