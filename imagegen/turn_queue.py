@@ -63,8 +63,7 @@ class TurnQueue:
 class TurnLimit:
     """Limit of what begins in one turn of the event loop; the rest waits for later turns.
 
-    Whoever begins adds one to `begun`, and calls `is_reached` if that is `noticed` by then.
-    So one at a time costs no call.
+    The caller adds one to `begun`, and calls `is_reached` if that is `noticed` or more: one at a time costs no call.
 
     per_turn: begins at once, and as much again of what has waited.
     """

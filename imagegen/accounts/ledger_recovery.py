@@ -29,9 +29,9 @@ SURE_DEAD_S = 65.0
 """A consumer that is alive reads at least every 57 s, and is in the group again then."""
 
 ABSENT_S = 6.0
-"""Time between the two greetings that an instance must leave unanswered: one that lives has subscribed again by then.
+"""Time between two greetings. An instance that lives has subscribed again by then.
 
-It is not subscribed at either, though all that are have answered, and has sent no command between.
+An instance counts as dead if it answers neither, while every subscribed instance does, and has sent no command between.
 """
 
 ROUND_GAP_S, MAX_ROUNDS = 5.0, 6

@@ -302,6 +302,8 @@ class S3BlobStore:
         """Delete one by one: not every service supports multi-object deletes. Objects that are refused, as locks of the
         bucket do it, stay. Raises StoreUnavailable.
         """
+        if not keys:
+            return
         refusals: list[BaseException] = []
         for at in range(0, len(keys), DELETES_AT_ONCE):
             deletes = [self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]]

@@ -42,7 +42,7 @@ MAX_SCANS = 64
 needs only some bytes of the file: https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf"""
 
 _JPEG_FORMATS = {"JPEG", "MPO"}
-"""MPO is Pillow's name for a JPEG that says that others follow it."""
+"""MPO is Pillow's name for a JPEG with a list of images that follow it."""
 
 _START_OF_SCAN = b"\xff\xda"
 _COUNTED_BYTES = 1024 * 1024

@@ -43,7 +43,7 @@ MAX_KNOWN = 10_000
 
 _CLAIM = b"making"
 _OTHER_TYPE = b""
-"""Stands for the value of a key of another type, which is replaced as any foreign value."""
+"""In place of the value of a key of another type, which is replaced as any foreign value."""
 
 _in_thread = WorkThreads(1, "thumbnails").run
 """Make thumbnails in one thread: each may take 256 MiB."""

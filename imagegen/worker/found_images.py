@@ -1,4 +1,4 @@
-"""Images in the store that the task of a claim does not know: its record is older than they are.
+"""Images in the store that the record of a claim's task lacks, since it is older than they are.
 
 An instance was killed before it wrote that it had them, or Redis was restored from a backup while all were stopped.
 """

@@ -223,8 +223,8 @@ async def test_an_object_that_is_locked_keeps_no_other_one_from_being_deleted(
     ahead_s = LIFE_S + SWEEP_MARGIN_S + 1
     store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
     await store.start()
+    image = make_image()
     for index in range(20):
-        image = make_image()
         await store.put(TASK, image.stored_at(index), image.source, time.time() + LIFE_S)
     locked = sorted(objects)[:2]
     refuse(
@@ -236,6 +236,7 @@ async def test_an_object_that_is_locked_keeps_no_other_one_from_being_deleted(
     )
     with logged("WARNING") as lines:
         for _ in range(2):
+            await store.put(OTHER, image.stored_at(0), image.source, time.time() + LIFE_S)
             await store.sweep_once()
             assert sorted(objects) == locked
     assert len([line for line in lines if "can't be deleted in the bucket" in line]) == 1
