@@ -5,6 +5,7 @@ An instance was killed before it wrote that it had them, or Redis was restored f
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ class FoundImages:
     async def _unnamed(self, claim: Claim, count: int) -> list[StoredImage]:
         """Return the images of a task that its claim does not name. Raises StoreUnavailable."""
         saver, have = self.waiting.image_saver, {image.index for image in claim.checkpoint.images}
-        saved = await saver.find(claim.task.id, claim.task.epoch / 1e6)
+        server_ahead_s = self.waiting.clock() - time.time()  # files have times of this machine
+        saved = await saver.find(claim.task.id, claim.task.epoch / 1e6 - server_ahead_s)
         new = [image for image in saved if image.index < count and image.index not in have]
         if new:
             await saver.extend_expiry(claim.task.id, new)

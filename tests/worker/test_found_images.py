@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from typing import Any
 
 import pytest
@@ -163,3 +164,19 @@ async def test_images_in_a_store_that_is_full_are_found_at_the_deadline(
     one.image_saver.health.mark_failed(OSError("the disk is full"))
     one.image_saver.found = [stored(0)]
     assert await attempts.run(claim) == Succeeded((stored(0),))
+
+
+async def test_images_are_searched_for_by_the_clock_of_the_machine_though_that_of_redis_is_ahead(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since: list[float] = []
+
+    async def find(_task_id: str, since_s: float) -> list[StoredImage]:
+        since.append(since_s)
+        return [stored(0)]
+
+    one = harness_of(make_instance())
+    claim, attempts = await before_start(one)
+    monkeypatch.setattr(one.image_saver, "find", find)
+    assert await dataclasses.replace(attempts, clock=lambda: time.time() + 30.0).run(claim) == Succeeded((stored(0),))
+    assert since == [pytest.approx(claim.task.epoch / 1e6 - 30.0, abs=1.0)]
