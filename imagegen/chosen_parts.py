@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 from loguru import logger
@@ -160,18 +160,24 @@ async def _former_bucket(settings: Settings, queue: QueueInstance, stack: AsyncE
     """Return the bucket that an earlier `IMAGE_STORE=s3` filled, None without its settings, or if it refuses us."""
     if settings.image_store == "s3" or (bucket := _bucket(settings)) is None:
         return None
+    life_s, clock = longest_life_s(settings), queue.connection.clock
     try:
-        blobs = S3BlobStore(
-            bucket, max_bytes=NO_CAP_BYTES, life_s=longest_life_s(settings), clock=queue.connection.clock
-        )
+        blobs = S3BlobStore(bucket, max_bytes=NO_CAP_BYTES, life_s=life_s, clock=clock)
         stack.push_async_callback(blobs.close)
-        with suppress(StoreUnavailable, TimeoutError):  # it may be back when an image is requested
-            async with asyncio.timeout(FORMER_START_S):
-                await blobs.start_reading()
+        await _start_former(blobs)
     except SettingsError as error:
         logger.warning("Images that IMAGE_STORE=s3 left in the bucket are not served: {}", error)
         return None
     return blobs
+
+
+async def _start_former(blobs: S3BlobStore) -> None:
+    """Start a bucket, or log that it does not answer: it may when an image is requested. Raises SettingsError."""
+    try:
+        async with asyncio.timeout(FORMER_START_S):
+            await blobs.start_reading()
+    except (StoreUnavailable, TimeoutError):
+        logger.warning("The bucket that IMAGE_STORE=s3 filled does not answer: its images are a 503 until it does")
 
 
 def _former_folder(settings: Settings, queue: QueueInstance, cache: DiskStore) -> DiskStore | None:

@@ -128,6 +128,7 @@ def test_an_image_in_a_bucket_that_is_away_after_a_change_of_the_store_is_not_pa
     url = service.made(prompt="left and away")["data"][0]["url"].removeprefix(service.url)
     s3.refuses = lambda _request: web.Response(status=503)
     left_bucket(service, "disk")
+    assert "The bucket that IMAGE_STORE=s3 filled does not answer" in service.log
     assert service.get(url).error == service.submit(prompt="left and away").error == (503, "store_unavailable")
     s3.refuses = lambda _request: None
     assert service.get(url).status == 200
