@@ -26,12 +26,12 @@ DAY_S = 86400
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
     given = sys.argv[1:] if arguments is None else arguments
-    chosen = _parsed(given) if given else None
-    is_service = chosen is None or chosen.command in (None, "serve")
-    if is_service:
-        for number in (signal.SIGTERM, signal.SIGINT):  # the kernel ignores them in a container's first process
-            signal.signal(number, _exit_before_start)
     try:
+        chosen = _parsed(given) if given else None
+        is_service = chosen is None or chosen.command in (None, "serve")
+        if is_service:
+            for number in (signal.SIGTERM, signal.SIGINT):  # the kernel ignores them in a container's first process
+                signal.signal(number, _exit_before_start)
         if (fault := _environment_fault()) is not None:
             print(fault, file=sys.stderr)
             return USAGE

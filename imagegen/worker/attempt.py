@@ -86,14 +86,15 @@ class AttemptRunner:
         while True:
             try:
                 with ClaimScope(claim), suppress(_Inherited):
-                    if found := await FoundImages(self.waiting(claim), self.rules, self.began_at).outcome(claim):
+                    waiting = self._waiting(claim)
+                    if found := await FoundImages(waiting, self.rules, self.began_at).outcome(claim):
                         return found
                     spent = self.rules.exhausted(claim.task, claim.checkpoint, self.clock())
-                    return with_saved_images(claim, spent or await Attempt(self, claim).run())
+                    return with_saved_images(claim, spent or await Attempt(self, claim, waiting).run())
             except ClaimWasLost:
                 return ClaimLost()
 
-    def waiting(self, claim: Claim) -> PermitWaiting:
+    def _waiting(self, claim: Claim) -> PermitWaiting:
         ends_at = partial(self.rules.deadline, claim.task)  # it moves with jumps of the server's clock
         return PermitWaiting(self.claims, claim, self.permits, self.image_saver, ends_at, self.clock)
 
@@ -109,16 +110,15 @@ class _Inherited(Exception):
 class Attempt:
     """One attempt."""
 
-    def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
-        self._runner, self._claim = runner, claim
+    def __init__(self, runner: AttemptRunner, claim: Claim, waiting: PermitWaiting) -> None:
+        self._runner, self._claim, self._waiting = runner, claim, waiting
         self._request = GenerationRequest.from_json(claim.task.request_json)
         others = alternatives(claim, self._request, runner.rules, runner.routes)
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, others)
         self._inputs = AttemptInputs(runner.inputs, self._request, claim)
         self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._places = ImagePlaces(claim, self._request.n)
-        self._waiting = runner.waiting(claim)
-        ends_at, job_wait_s = self._waiting.ends_at, runner.rules.job_wait_s
+        ends_at, job_wait_s = waiting.ends_at, runner.rules.job_wait_s
         self._job_wait = JobWait(runner.claims, claim, self._request.n, job_wait_s, ends_at, runner.clock)
         self._spent = self._spent_but_for_paid()
         self._saver = ClaimImageSaver(

@@ -80,6 +80,14 @@ class Books:
     async def total(self) -> Counts:
         return total_of((await self.rows()).values())
 
+    async def eventually_spent(self, micro_usd: int) -> None:
+        """Wait until the total has this cost."""
+
+        async def is_spent() -> bool:
+            return (await self.total()).spent == micro_usd
+
+        await eventually(is_spent)
+
 
 MakeBooks = Callable[..., Books]
 
@@ -317,11 +325,7 @@ async def test_an_instance_that_is_seen_to_be_dead_is_counted_for_at_once(make_b
     await dead.queue.crash()
     async with searching(one) as recovery:
         recovery.suspect()
-
-        async def is_counted() -> bool:
-            return (await one.total()).spent == 90
-
-        await eventually(is_counted)
+        await one.eventually_spent(90)
         await dead.ledger.write()
         assert await one.total() == Counts(submitted=1, completed=1, images=1, spent=90)
 
@@ -337,11 +341,7 @@ async def test_an_instance_with_unfinished_tasks_is_counted_for_before_they_are_
     await dead.queue.crash()
     async with searching(one) as recovery:
         recovery.suspect()
-
-        async def is_counted() -> bool:
-            return (await one.total()).spent == 90
-
-        await eventually(is_counted)
+        await one.eventually_spent(90)
         assert await one.queue.verbs.pending_entries()
 
 

@@ -130,14 +130,20 @@ async def test_a_task_that_left_the_line_of_its_client_after_a_start_is_searched
     assert one.provider.calls == []
 
 
-async def test_the_store_is_searched_once_it_works_since_its_images_may_be_away_with_it(
-    make_instance: MakeInstance,
-) -> None:
-    one = harness_of(make_instance())
+async def waiting_for_its_store(one: WorkerHarness[Any]) -> tuple[Claim, asyncio.Future[Any]]:
+    """Return a claim of before this start whose attempt waits for a store that can't be written."""
     claim, attempts = await before_start(one)
     one.image_saver.health.mark_failed(OSError("not mounted yet"))
     attempt = asyncio.ensure_future(attempts.run(claim))
     await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
+    return claim, attempt
+
+
+async def test_the_store_is_searched_once_it_works_since_its_images_may_be_away_with_it(
+    make_instance: MakeInstance,
+) -> None:
+    one = harness_of(make_instance())
+    _claim, attempt = await waiting_for_its_store(one)
     one.image_saver.found = [stored(0)]
     one.image_saver.health.mark_ok()
     assert await attempt == Succeeded((stored(0),))
@@ -148,10 +154,7 @@ async def test_a_task_ends_by_a_cancel_while_its_store_is_waited_for_before_the_
     make_instance: MakeInstance,
 ) -> None:
     one = harness_of(make_instance())
-    claim, attempts = await before_start(one)
-    one.image_saver.health.mark_failed(OSError("not mounted yet"))
-    attempt = asyncio.ensure_future(attempts.run(claim))
-    await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
+    claim, attempt = await waiting_for_its_store(one)
     await one.instance.client_queue.cancel(claim.task.id)
     assert await attempt == ClaimLost()
 
