@@ -43,6 +43,9 @@ CALL_S = 30.0
 LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
+MAX_LOCKED = 10_000
+"""Keys of objects that could not be deleted which are remembered."""
+
 MAX_REFUSED_DELETES = 64
 """Deletes of one sweep that may be refused: locked objects must not keep the others, and each try is a request."""
 
@@ -103,6 +106,7 @@ class S3BlobStore:
         self._client: Any = None
         self._index = DiskIndex(max_bytes)
         self._logged_refusal = False
+        self._locked: set[str] = set()
 
     async def start(self) -> None:
         """List, write, read and delete once.
@@ -300,20 +304,26 @@ class S3BlobStore:
 
     async def _delete(self, keys: Sequence[str]) -> None:
         """Delete one by one: not every service supports multi-object deletes. Objects that are refused, as locks of the
-        bucket do it, stay. Raises StoreUnavailable.
+        bucket do it, stay, and are tried last from then on. Raises StoreUnavailable.
         """
         if not keys:
             return
-        refusals: list[BaseException] = []
+        keys, refusals = sorted(keys, key=self._locked.__contains__), list[BaseException]()
         for at in range(0, len(keys), DELETES_AT_ONCE):
-            deletes = [self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]]
-            for error in await asyncio.gather(*deletes, return_exceptions=True):
-                if error is not None and not isinstance(error.__cause__, BucketRefusal):
-                    raise error
-                if error is not None and error.__cause__:
+            batch = keys[at : at + DELETES_AT_ONCE]
+            errors = await asyncio.gather(*map(self._delete_one, batch), return_exceptions=True)
+            for key, error in zip(batch, errors, strict=True):
+                if error is None:
+                    self._locked.discard(key)
+                elif isinstance(error.__cause__, BucketRefusal):
                     refusals.append(error.__cause__)
+                    self._locked.add(key)
+                else:
+                    raise error
             if len(refusals) >= MAX_REFUSED_DELETES:
                 break
+        if len(self._locked) > MAX_LOCKED:
+            self._locked.clear()
         self._log_refusals(refusals)
 
     def _log_refusals(self, refusals: Sequence[BaseException]) -> None:

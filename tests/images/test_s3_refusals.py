@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from dataclasses import replace
 from http import HTTPStatus
 
 import pytest
 from aiohttp import web
 
 from imagegen.errors import SettingsError, StoreUnavailable
-from imagegen.images.s3 import SETTLING_S, SWEEP_MARGIN_S, Bucket, S3BlobStore
+from imagegen.images import s3
+from imagegen.images.s3 import DELETES_AT_ONCE, SETTLING_S, SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.images.store_health import describe
 from tests.images.conftest import MakeImage
@@ -217,27 +219,54 @@ async def test_a_listing_without_readable_entries_ends_no_sweep_loop(
     assert len(objects) == 1
 
 
-async def test_an_object_that_is_locked_keeps_no_other_one_from_being_deleted(
-    bucket: Bucket, refuse: Refuse, objects: Objects, make_image: MakeImage
-) -> None:
-    ahead_s = LIFE_S + SWEEP_MARGIN_S + 1
-    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
-    await store.start()
-    image = make_image()
-    for index in range(20):
-        await store.put(TASK, image.stored_at(index), image.source, time.time() + LIFE_S)
-    locked = sorted(objects)[:2]
+def lock(refuse: Refuse, keys: Collection[str]) -> None:
+    """Let the bucket refuse to delete objects."""
     refuse(
         lambda request: (
             error_response(HTTPStatus.FORBIDDEN, "AccessDenied")
-            if request.method == "DELETE" and any(key in request.path for key in locked)
+            if request.method == "DELETE" and any(key in request.path for key in keys)
             else None
         )
     )
+
+
+@pytest.fixture
+async def expiring(bucket: Bucket) -> AsyncIterator[S3BlobStore]:
+    """Return a store in which everything has expired when it is saved."""
+    ahead_s = LIFE_S + SWEEP_MARGIN_S + 1
+    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+    await store.start()
+    yield store
+    await store.close()
+
+
+async def test_an_object_that_is_locked_keeps_no_other_one_from_being_deleted(
+    expiring: S3BlobStore, refuse: Refuse, objects: Objects, make_image: MakeImage
+) -> None:
+    image = make_image()
+    for index in range(20):
+        await expiring.put(TASK, image.stored_at(index), image.source, time.time() + LIFE_S)
+    locked = sorted(objects)[:2]
+    lock(refuse, locked)
     with logged("WARNING") as lines:
         for _ in range(2):
-            await store.put(OTHER, image.stored_at(0), image.source, time.time() + LIFE_S)
-            await store.sweep_once()
+            await expiring.put(OTHER, image.stored_at(0), image.source, time.time() + LIFE_S)
+            await expiring.sweep_once()
             assert sorted(objects) == locked
     assert len([line for line in lines if "can't be deleted in the bucket" in line]) == 1
-    await store.close()
+
+
+async def test_very_many_locked_objects_do_not_stop_each_sweep_at_the_same_place(
+    expiring: S3BlobStore, refuse: Refuse, objects: Objects, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_image()
+    for index in range(2 * DELETES_AT_ONCE):
+        await expiring.put(TASK, image.stored_at(index), image.source, time.time() + LIFE_S)
+    for number, (key, found) in enumerate(list(objects.items())):
+        objects[key] = replace(found, modified_at_s=found.modified_at_s - 1_000 + number)
+    locked = list(objects)[: DELETES_AT_ONCE + 1]
+    lock(refuse, locked)
+    monkeypatch.setattr(s3, "MAX_REFUSED_DELETES", DELETES_AT_ONCE)
+    for _ in range(3):
+        await expiring.sweep_once()
+    assert set(objects) == set(locked)
