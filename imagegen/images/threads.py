@@ -14,6 +14,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar, cast
 
+from imagegen.turn_queue import PER_TURN
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -170,9 +172,14 @@ class _Results:
                 loop.call_soon_threadsafe(self._take)
 
     def _take(self) -> None:
+        """Settle the first results, and the next ones in the next turn: callers of many may resume at once."""
         self._woken = False  # before the results are taken: a result that comes meanwhile wakes the loop again
-        while self._calls:
+        for _ in range(min(len(self._calls), PER_TURN)):
             self._calls.popleft().settle()
+        loop = self._loop()
+        if self._calls and not self._woken and loop is not None:
+            self._woken = True
+            loop.call_soon(self._take)
 
 
 _results: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Results] = weakref.WeakKeyDictionary()

@@ -21,7 +21,8 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images import store
 from imagegen.images.store import OpenedImage
 from imagegen.images.threads import MAX_QUEUED_S, WorkThreads
-from tests.support import eventually
+from imagegen.turn_queue import PER_TURN
+from tests.support import Turns, eventually
 
 
 def name_of_thread() -> str:
@@ -40,6 +41,21 @@ async def test_quick_calls_run_in_one_thread_and_return_their_results(no_call_is
     assert set(names) == {"quick"}
     assert await threads.run(divmod, 7, 2) == (3, 1)
     assert await threads.run(int, "11", base=2) == 3
+
+
+async def test_callers_whose_calls_ended_while_the_loop_was_busy_resume_in_several_turns() -> None:
+    threads, returned, ended = WorkThreads(1, "quick"), list[str](), threading.Event()
+
+    async def call() -> None:
+        returned.append(await threads.run(name_of_thread))
+
+    callers = [asyncio.create_task(call()) for _ in range(5 * PER_TURN)]
+    await asyncio.sleep(0)  # all calls are in the queue now
+    threads.put(ended.set)
+    ended.wait()
+    turns = Turns(lambda: len(returned))
+    await asyncio.gather(*callers)
+    assert turns.most() <= PER_TURN
 
 
 async def test_an_error_is_raised_in_the_caller() -> None:
