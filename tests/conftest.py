@@ -133,9 +133,10 @@ class Instance:
         self.loops = [asyncio.create_task(loop, name=name) for name, loop in self.parts.loops().items()]
 
     async def crash(self) -> None:
-        """Stop the loops without a message, as kill -9 does."""
+        """Stop the loops without a message, as kill -9 does; a greeting under way does not reach a later instance."""
         await Supervisor().stop(self.loops)
         self.loops.clear()
+        await self.notifier.flush()
 
     async def claim(self, within_s: float = 40.0) -> Claim:
         """Return the next claim; fail without one."""

@@ -92,7 +92,7 @@ class ClientQueue:
         self._estimates = lookup.dispatcher.estimates
         self.result_ttl_s = verbs.result_ttl_s
         self.clock = verbs.clock
-        self._positions_read_at = 0.0
+        self._positions_read_at, self._reading_positions = 0.0, asyncio.Lock()
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
         self.limits = BudgetLimits()
@@ -216,21 +216,26 @@ class ClientQueue:
             return UNKNOWN_POSITION
         waiting = self._estimates.waiting
         doubtful = waiting.vague or waiting.read_at < self._notifier.alone_since
-        age_s = self.clock() - self._positions_read_at
-        if doubtful and age_s > POSITIONS_MAX_AGE_S and age_s > POSITIONS_AGE_PER_LINE_S * len(self._mover.lines):
+        if doubtful:
+            max_age_s = max(POSITIONS_MAX_AGE_S, POSITIONS_AGE_PER_LINE_S * len(self._mover.lines))
             try:
-                await self.refresh_positions()
+                await self.refresh_positions(max_age_s)
             except QueueUnavailable:
                 logger.debug("The positions of waiting tasks can't be read from Redis now")
         position = await self._mover.position(task, len(waiting)) if task.entry_id == IN_LINE else None
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
 
-    async def refresh_positions(self) -> None:
-        """Read which entries wait. Raises QueueUnavailable."""
-        self._positions_read_at = now = self.clock()
-        entries = await self._verbs.list_waiting()
-        self._estimates.waiting.replace(entries.ids, now, behind=entries.behind, last=entries.last)
-        await self._mover.read_all()
+    async def refresh_positions(self, max_age_s: float = 0.0) -> None:
+        """Read which entries wait, unless they were read in the last `max_age_s` seconds; a read under way is awaited.
+
+        Raises QueueUnavailable.
+        """
+        async with self._reading_positions:
+            if (now := self.clock()) - self._positions_read_at >= max_age_s:
+                self._positions_read_at = now
+                entries = await self._verbs.list_waiting()
+                self._estimates.waiting.replace(entries.ids, now, behind=entries.behind, last=entries.last)
+                await self._mover.read_all()
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
         task_id, cached = submission.task_id, CacheResult.COALESCED

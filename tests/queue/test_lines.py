@@ -253,6 +253,28 @@ async def test_positions_are_right_after_a_restart(make_instance: MakeInstance) 
     assert place.position == 5
 
 
+async def test_a_position_waits_for_the_read_of_positions_that_is_under_way(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 6)
+    await one.crash()
+    two, may_list = make_instance(slots=1, start=False), asyncio.Event()
+    list_waiting = two.verbs.list_waiting
+
+    async def held() -> WaitingEntryIds:
+        await may_list.wait()
+        return await list_waiting()
+
+    monkeypatch.setattr(two.verbs, "list_waiting", held)
+    two.start()
+    await eventually(lambda: len(two.parts.lines) == 1 and two.parts.lines.waiting == 4)
+    position = asyncio.create_task(two.client_queue.position(await two.task(tasks[4].id)))
+    await two.task(tasks[4].id)
+    may_list.set()
+    assert (await position).position == 5
+
+
 @pytest.mark.parametrize(("age_per_line_s", "reads"), [(0.0, 3), (1_000.0, 1)], ids=["few lines", "many lines"])
 async def test_positions_are_read_less_often_the_more_lines_there_are(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, age_per_line_s: float, reads: int
