@@ -103,13 +103,13 @@ def create_blob_store(settings: Settings, queue: QueueInstance, needed: NeededUp
     clock, max_bytes = queue.connection.clock, settings.image_store_max_bytes
     if settings.image_store == "redis":
         return RedisBlobStore(queue.connection, queue.keys, max_bytes, clock=clock, find_needed=needed.among)
-    if settings.image_store == "s3" and (bucket := _bucket(settings)):
+    if settings.image_store == "s3" and (bucket := bucket_of(settings)):
         life_s = longest_life_s(settings)
         return S3BlobStore(bucket, max_bytes=max_bytes, life_s=life_s, clock=clock, find_needed=needed.among)
     return None
 
 
-def _bucket(settings: Settings) -> Bucket | None:
+def bucket_of(settings: Settings) -> Bucket | None:
     """Return the bucket of the settings, None if they lack a part of it."""
     key, secret, name = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if not (key and secret and name):
@@ -158,7 +158,7 @@ async def open_formers(
 
 async def _former_bucket(settings: Settings, queue: QueueInstance, stack: AsyncExitStack) -> S3BlobStore | None:
     """Return the bucket that an earlier `IMAGE_STORE=s3` filled, None without its settings, or if it refuses us."""
-    if settings.image_store == "s3" or (bucket := _bucket(settings)) is None:
+    if settings.image_store == "s3" or (bucket := bucket_of(settings)) is None:
         return None
     life_s, clock = longest_life_s(settings), queue.connection.clock
     try:

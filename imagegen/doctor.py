@@ -18,6 +18,7 @@ from imagegen.doctor_probes import (
     Probed,
     check_clocks,
     check_disk,
+    probe_bucket,
     probe_provider,
     probe_public_url,
 )
@@ -41,7 +42,7 @@ __all__ = ["Finding", "check_all", "check_models", "check_table", "embedded_serv
 
 
 def check_all(settings: Settings, today: date, note: Callable[[str], object] = lambda _text: None) -> Iterator[Finding]:
-    """Yield the findings about settings, data folder, callers, models, Redis, provider, clocks and public address.
+    """Yield findings about settings, data folder, callers, models, Redis, bucket, provider, clocks and public address.
 
     note: called with a line about each part that is in order.
     """
@@ -123,7 +124,7 @@ def check_models(settings: Settings, table: ModelTable, today: date) -> Iterator
 
 async def _probe_network(settings: Settings, table: ModelTable | None) -> Probed:
     """Return the results of all probes over the network, which run at the same time."""
-    probes = [probe_public_url(settings)]
+    probes = [probe_public_url(settings), probe_bucket(settings)]
     if settings.redis_url is not None:
         probes.append(_probe_redis(settings, settings.redis_url))
     if table is not None:

@@ -1,9 +1,10 @@
-"""Probes of `imagegen doctor` beyond the settings: disk, provider key, clocks, public address. None costs anything."""
+"""Probes of `imagegen doctor` beyond the settings: disk, bucket, provider key, clocks, public address. None is paid."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import secrets
 import shutil
@@ -19,8 +20,11 @@ from yarl import URL
 
 from imagegen.channel_parts import create_routes, load_tables
 from imagegen.channels_file import KINDS, SANDBOX, credential_setting
-from imagegen.errors import UpstreamError
+from imagegen.chosen_parts import NO_CAP_BYTES, bucket_of
+from imagegen.errors import SettingsError, StoreUnavailable, UpstreamError
 from imagegen.formats import parse_http_date
+from imagegen.images.s3 import S3BlobStore
+from imagegen.images.store_health import describe
 from imagegen.metrics import Meter
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.resolver import Resolver
@@ -97,6 +101,26 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
             f"DATA_DIR: {folder} has {free >> 20} MiB free, and images may take {cap_mib} MiB; free space, or lower "
             "IMAGE_STORE_MAX_BYTES"
         )
+
+
+async def probe_bucket(settings: Settings) -> Probed:
+    """List, write, read and delete in the bucket, as the start does; only list where another store saves the images."""
+    if (bucket := bucket_of(settings)) is None:
+        return Probed()
+    saves = settings.image_store == "s3"
+    try:
+        store = S3BlobStore(bucket, max_bytes=NO_CAP_BYTES, life_s=math.inf)
+        try:
+            await (store.start() if saves else store.start_reading())
+        finally:
+            await store.close()
+    except SettingsError as error:
+        return Probed([Finding(str(error), fatal=saves)])
+    except StoreUnavailable as error:
+        remedy = "check S3_ENDPOINT with its scheme (https:// or http://), the network, and whether the service runs"
+        text = f"the bucket {bucket.name} can't be used now ({describe(error.__cause__ or error)})"
+        return Probed([Finding(f"S3_ENDPOINT: {text}; {remedy}", fatal=saves)])
+    return Probed(notes=[f"bucket: {bucket.name} {'takes images' if saves else 'can be listed'}"])
 
 
 async def probe_provider(settings: Settings) -> Probed:

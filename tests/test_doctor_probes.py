@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
@@ -17,12 +18,21 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from imagegen import doctor, doctor_probes
-from imagegen.doctor_probes import ClockReading, Probed, check_clocks, check_disk, probe_provider, probe_public_url
+from imagegen.doctor_probes import (
+    ClockReading,
+    Probed,
+    check_clocks,
+    check_disk,
+    probe_bucket,
+    probe_provider,
+    probe_public_url,
+)
 from imagegen.providers.model_table import load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.settings import Settings
 from tests.ports import free_port
+from tests.s3_server import S3Server, error_response
 from tests.support import over_rows
 
 KEY = "tgp_v1_a-key-that-nobody-may-see"
@@ -195,3 +205,70 @@ def test_what_is_in_order_is_noted(tmp_path: Path, redis_url: str) -> None:
     assert list(doctor.check_all(settings, load_table("sandbox").checked, notes.append)) == []
     assert any(note.startswith("Redis: ") and "eviction policy noeviction, answers in" in note for note in notes)
     assert any(note.startswith("provider: the sandbox") for note in notes)
+
+
+def bucket_settings(s3: S3Server, name: str, **changed: str) -> Settings:
+    keys = {"s3_access_key_id": "a-key", "s3_secret_access_key": KEY}
+    values: dict[str, Any] = {"image_store": "s3", "s3_endpoint": s3.url, "s3_bucket": name} | keys | changed
+    return Settings(**values)
+
+
+@pytest.fixture
+def doctored(s3: S3Server) -> Iterator[str]:
+    """Return the name of a bucket."""
+    s3.buckets["doctored"] = {}
+    yield "doctored"
+    s3.refuses = lambda _request: None
+
+
+async def test_a_bucket_that_takes_images_is_noted_and_left_as_it_was(s3: S3Server, doctored: str) -> None:
+    probed = await probe_bucket(bucket_settings(s3, doctored))
+    assert (probed.findings, probed.notes) == ([], ["bucket: doctored takes images"])
+    assert s3.buckets[doctored] == {}
+    assert await probe_bucket(Settings()) == Probed()
+
+
+@pytest.mark.parametrize(
+    ("code", "start"),
+    [
+        ("SignatureDoesNotMatch", "S3_SECRET_ACCESS_KEY: it does not belong to S3_ACCESS_KEY_ID"),
+        ("InvalidAccessKeyId", "S3_ACCESS_KEY_ID: the service does not know this key"),
+        ("NoSuchBucket", "S3_BUCKET, S3_ENDPOINT: there is no such bucket"),
+        ("InvalidBucketName", "S3_BUCKET: the service accepts no such name"),
+        ("NoSuchKey", "S3_ENDPOINT: it has a path, such as the name of the bucket"),
+    ],
+)
+async def test_a_bucket_that_refuses_is_a_fault_that_names_the_setting(
+    s3: S3Server, doctored: str, code: str, start: str
+) -> None:
+    s3.refuses = lambda _request: error_response(HTTPStatus.FORBIDDEN, code)
+    (finding,) = (await probe_bucket(bucket_settings(s3, doctored))).findings
+    assert finding.text.startswith(start)
+    assert finding.fatal
+    assert KEY not in finding.text
+
+
+async def test_a_bucket_that_may_only_be_read_is_a_fault(s3: S3Server, doctored: str) -> None:
+    s3.refuses = lambda request: (
+        error_response(HTTPStatus.FORBIDDEN, "AccessDenied") if request.method == "PUT" else None
+    )
+    (finding,) = (await probe_bucket(bucket_settings(s3, doctored))).findings
+    assert "it has to list, read, write and delete" in finding.text
+
+
+async def test_a_bucket_that_is_away_is_a_fault_with_its_cause(s3: S3Server, doctored: str) -> None:
+    (finding,) = (await probe_bucket(bucket_settings(s3, doctored, s3_endpoint=closed_address()))).findings
+    assert finding.text.startswith("S3_ENDPOINT: the bucket doctored can't be used now (EndpointConnectionError")
+    assert "check S3_ENDPOINT with its scheme" in finding.text
+    assert finding.fatal
+
+
+async def test_a_bucket_of_an_earlier_store_is_only_listed(s3: S3Server, doctored: str) -> None:
+    s3.refuses = lambda request: (
+        None if request.method == "GET" else error_response(HTTPStatus.FORBIDDEN, "AccessDenied")
+    )
+    probed = await probe_bucket(bucket_settings(s3, doctored, image_store="disk"))
+    assert (probed.findings, probed.notes) == ([], ["bucket: doctored can be listed"])
+    s3.refuses = lambda _request: error_response(HTTPStatus.FORBIDDEN, "AccessDenied")
+    (finding,) = (await probe_bucket(bucket_settings(s3, doctored, image_store="disk"))).findings
+    assert not finding.fatal

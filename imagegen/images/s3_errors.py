@@ -15,6 +15,7 @@ _PASSING_CODES = {"OperationAborted", "RequestTimeTooSkewed", "RequestTimeout"}
 
 _ADVICE = {
     "NoSuchBucket": "S3_BUCKET, S3_ENDPOINT: there is no such bucket",
+    "InvalidBucketName": "S3_BUCKET: the service accepts no such name",
     "InvalidAccessKeyId": "S3_ACCESS_KEY_ID: the service does not know this key",
     "SignatureDoesNotMatch": "S3_SECRET_ACCESS_KEY: it does not belong to S3_ACCESS_KEY_ID",
     "AccessDenied": "S3_ACCESS_KEY_ID: this key lacks a right; it has to list, read, write and delete",
@@ -26,6 +27,10 @@ _ADVICE = {
 _UNKNOWN = "S3_ENDPOINT, S3_BUCKET: the service refuses us"
 
 
+_PATH_ADVICE = "S3_ENDPOINT: it has a path, such as the name of the bucket; name the host alone"
+"""Of a listing that is refused with the code of an object: its address is that of an object then."""
+
+
 class BucketRefusal(Exception):
     """Refusal of a request, with what the operator has to change if that is clear.
 
@@ -33,9 +38,16 @@ class BucketRefusal(Exception):
     """
 
     def __init__(self, error: Any) -> None:
-        advice = _ADVICE.get(code_of(error))
+        advice = _advice_for(error)
         super().__init__(f"{advice} ({error})" if advice else str(error))
         self.with_advice = f"{advice or _UNKNOWN} ({error})"
+
+
+def _advice_for(error: Any) -> str | None:
+    code = code_of(error)
+    if code in NO_OBJECT and error.operation_name.startswith("List"):
+        return _PATH_ADVICE
+    return _ADVICE.get(code)
 
 
 def may_pass(error: Any) -> bool:
