@@ -283,7 +283,7 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
     ) as upstream:
         app[ROUTES], app[IMAGE_SAVER], app[INPUTS] = upstream.routes, upstream.image_saver, upstream.inputs
         canceller = app[QUEUE].client_queue.canceller
-        canceller.cancel_upstream = upstream.routes.cancel
+        canceller.cancel_upstream, canceller.lists_jobs = upstream.routes.cancel, upstream.routes.lists_jobs
         yield
         await canceller.close()
 

@@ -41,6 +41,7 @@ class TaskCanceller:
 
     Attributes:
         cancel_upstream: requests the end of a provider job; returns True if the provider confirmed it.
+        lists_jobs: returns whether a task may find a job of a channel in the provider's list.
         on_left: called with each task that was cancelled here, as soon as that is stored.
         on_ended: called with such a task once its cost is final.
         on_taken_back: called with a task, if another instance may have counted its cost, and the amount.
@@ -54,6 +55,7 @@ class TaskCanceller:
         self._notifier = lookup.notifier
         self._running: set[asyncio.Future[Any]] = set()
         self.cancel_upstream: Callable[[JobHandle], Awaitable[bool | None]] = _unknown
+        self.lists_jobs: Callable[[str], bool] = lambda _channel: False
         self.on_left: Callable[[Task], None] = lambda _task: None
         self.on_ended: Callable[[Task], None] = lambda _task: None
         self.on_taken_back: Callable[[Task, int], None] = lambda _task, _amount: None
@@ -68,6 +70,8 @@ class TaskCanceller:
 
     def cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
         """Cancel a job that was accepted while its task was cancelled. That of a task that goes on is kept.
+
+        A task that was submitted again has no use for it, unless it may have found it in the provider's list.
 
         price: of its call, as the task's cost had it in `calling`.
         """
@@ -91,6 +95,10 @@ class TaskCanceller:
             stored = (await self._verbs.read(claim.task.id))[0]
             task = decode_record(stored)[1] if stored else None
         except (NewerRecord, UnreadableRecord, QueueUnavailable):
+            return
+        if task is not None and task.epoch > claim.task.epoch:
+            if not self.lists_jobs(handle.channel):
+                await self._request_cancel(handle)  # its price stays charged: the record that had it is replaced
             return
         if task is None or task.state is not State.CANCELLED or task.epoch != claim.task.epoch:
             return

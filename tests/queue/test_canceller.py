@@ -15,7 +15,7 @@ from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.task import State, Task
 from tests import queue_budgets
 from tests.conftest import Instance, MakeInstance
-from tests.queue_budgets import PRICE, TOTAL, cost_of, limited, started, used
+from tests.queue_budgets import PRICE, TOTAL, cost_of, limited, put, started, used
 from tests.support import submission
 
 HANDLE = JobHandle("fal", "job_1")
@@ -160,20 +160,27 @@ async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one: In
     assert upstream.cancelled[0] == HANDLE
 
 
-@pytest.mark.parametrize("end", ["taken over", "submitted again"])
-async def test_a_job_of_a_task_that_continues_is_not_cancelled(
-    make_instance: MakeInstance, one: Instance, end: str
-) -> None:
+async def test_a_job_of_a_task_that_continues_is_not_cancelled(make_instance: MakeInstance, one: Instance) -> None:
     upstream = with_upstream(one)
     (claim,) = await started(one, "a")
-    if end == "taken over":
-        two = make_instance(start=False)
-        await two.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
-    else:
-        await one.client_queue.cancel(claim.task.id)
-        claim.task = replace(claim.task, epoch=claim.task.epoch - 1)
+    two = make_instance(start=False)
+    await two.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     await late(one, claim)
     assert upstream.cancelled == []
+
+
+@pytest.mark.parametrize(("is_listed", "cancelled"), [(False, [HANDLE]), (True, [])])
+async def test_a_late_job_of_a_task_that_was_cancelled_and_submitted_again_is_cancelled_if_the_task_can_not_find_it(
+    one: Instance, is_listed: bool, cancelled: list[JobHandle]
+) -> None:
+    upstream = with_upstream(one)
+    one.client_queue.canceller.lists_jobs = lambda _channel: is_listed
+    (claim,) = await started(one, "a")
+    await one.client_queue.cancel(claim.task.id)
+    (again,) = await put(one, "a")
+    await late(one, claim)
+    task = await stored(one, again.id)
+    assert (upstream.cancelled, task.state, task.cancelled_upstream) == (cancelled, State.PENDING, False)
 
 
 async def test_a_record_of_a_version_before_reads_as_not_confirmed(one: Instance) -> None:

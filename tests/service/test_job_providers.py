@@ -187,3 +187,16 @@ def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_too(provider: Prov
         eventually(lambda: provider.service.task(task_id)["cancelledUpstream"])
         assert provider.service.task(task_id)["cost"]["charged"] == 0
         assert cancelled_jobs(provider, text) == [(True, 1)]
+
+
+def test_a_job_that_is_accepted_after_a_cancel_and_another_submit_is_collected_or_cancelled(provider: Provider) -> None:
+    text, run_s = "cancelled and submitted again", 60 if provider.name == "fal" else 3
+    prompt = f"{text} {{{{fault:job job_s={run_s} pending=1 held=1 times=1}}}}"
+    task_id = provider.service.accepted(prompt=prompt)
+    eventually(lambda: provider.jobs(text))
+    assert provider.service.request("DELETE", f"/api/images/{task_id}").status == 200
+    assert provider.service.accepted(prompt=prompt) == task_id
+    assert provider.service.completed(task_id).get("possiblyBilledTwice") is None
+    provider.upstream.release()
+    if provider.name == "fal":
+        eventually(lambda: cancelled_jobs(provider, text) == [(True, 1), (False, 0)])
