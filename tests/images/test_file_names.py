@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tests.images.conftest import MakeImage
 from tests.support import Clock, eventually
 
 NameOf = Callable[..., Path]
+
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
 TASK, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 
@@ -89,6 +92,21 @@ async def test_the_first_image_waits_for_the_greetings_of_a_start(
     await saving
     assert flat(tmp_path, image).exists()
     await store.close()
+
+
+async def test_the_documented_command_gives_images_the_names_that_former_versions_find(
+    tmp_path: Path, clock: Clock, make_image: MakeImage
+) -> None:
+    section = OPERATIONS.read_text(encoding="utf-8").partition("### Back to a version before 0.5.7")[2]
+    command = section.partition("```sh\n")[2].partition("```")[0]
+    store, image, ids = await open_store(tmp_path, clock), make_image(), (TASK, "with-dashes_0-1", "f" * 64)
+    for task_id in ids:
+        await store.save(task_id, 0, image, clock.now + 60)
+    await store.close()
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-c", command], env=os.environ | {"DATA_DIR": str(tmp_path)}, check=True)  # noqa: ASYNC221
+        files = {path for path in (tmp_path / "images").rglob("*") if path.is_file()}
+        assert files == {nested(tmp_path, image, task_id) for task_id in ids}
 
 
 async def test_names_stay_nested_after_a_former_version_has_left(
