@@ -21,7 +21,8 @@ from imagegen.images.folder_mark import mark_of
 from imagegen.images.image_links import Origin
 from imagegen.images.needed_uploads import NeededUploads, nothing_needed
 from imagegen.images.redis_blobs import RedisBlobStore
-from imagegen.images.s3 import Bucket, S3BlobStore
+from imagegen.images.s3 import S3BlobStore
+from imagegen.images.s3_client import Bucket
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore

@@ -46,7 +46,8 @@ Objects = dict[str, S3Object]
 class S3Server:
     """Server whose `buckets` a test may read and change.
 
-    page_keys: most keys of one page of a listing. hides: returns whether an object is not shown yet.
+    page_keys: most keys of one page of a listing. copies_metadata: a copy keeps the metadata of its source, as with
+    nanio 0.1. hides: returns whether an object is not shown yet.
     refuses: returns the response that a request gets in place of the usual one, or None.
     """
 
@@ -54,6 +55,7 @@ class S3Server:
         self.buckets: dict[str, Objects] = {}
         self.clock: Callable[[], float] = time.time
         self.page_keys = 1000
+        self.copies_metadata = False
         self.hides: Callable[[str], bool] = lambda _key: False
         self.refuses: Callable[[web.Request], web.Response | None] = lambda _request: None
         self.url = ""
@@ -114,18 +116,20 @@ class S3Server:
 
     async def _put(self, objects: Objects, key: str, request: web.Request) -> web.Response:
         data, source = await request.read(), request.headers.get("x-amz-copy-source")
-        if source is not None:
-            bucket, _, source_key = unquote(source).lstrip("/").partition("/")
-            if source_key not in self.buckets.get(bucket, {}):
-                return error_response(HTTPStatus.NOT_FOUND, "NoSuchKey")
-            data = self.buckets[bucket][source_key].data
-        elif base64.b64decode(request.headers.get("Content-MD5", "")) not in (b"", _md5(data)):
-            return error_response(HTTPStatus.BAD_REQUEST, "BadDigest")
         metadata = {
             name.lower().removeprefix(METADATA): value
             for name, value in request.headers.items()
             if name.lower().startswith(METADATA)
         }
+        if source is not None:
+            bucket, _, source_key = unquote(source).lstrip("/").partition("/")
+            if source_key not in self.buckets.get(bucket, {}):
+                return error_response(HTTPStatus.NOT_FOUND, "NoSuchKey")
+            data = self.buckets[bucket][source_key].data
+            if self.copies_metadata:
+                metadata = dict(self.buckets[bucket][source_key].metadata)
+        elif base64.b64decode(request.headers.get("Content-MD5", "")) not in (b"", _md5(data)):
+            return error_response(HTTPStatus.BAD_REQUEST, "BadDigest")
         stored = S3Object(data, request.headers.get("Content-Type", ""), metadata, self.clock())
         objects[key] = stored
         if source is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yarl import URL
 
-from imagegen.images.s3 import Bucket
+from imagegen.images.s3_client import Bucket
 from imagegen.providers.http_client import Account
 from imagegen.providers.job_poller import JobPoller
 from imagegen.tasks import validation

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
@@ -20,13 +21,13 @@ from typing import Any, BinaryIO
 
 import aiohttp
 from loguru import logger
-from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
 from imagegen.images.disk_index import DiskIndex, IndexEntry, oldest_first
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
+from imagegen.images.s3_client import Bucket, client_options, follow_no_redirect
 from imagegen.images.s3_errors import NO_OBJECT, NO_OBJECT_OF_HEAD, BucketRefusal, code_of, may_pass
 from imagegen.images.store import PIECE_BYTES, READ_S, StoreFull, file_threads, in_file_thread, in_hash_thread
 from imagegen.images.store_health import describe
@@ -55,20 +56,6 @@ _EXPIRES_METADATA = "imagegen-expires-at"
 
 class _Missing(Exception):
     """There is no such object."""
-
-
-class Bucket(Struct, frozen=True):
-    """Address and credentials of a bucket. endpoint: None at AWS itself; prefix: of every object, without a slash."""
-
-    name: str
-    access_key_id: str
-    secret_access_key: str
-    endpoint: str | None = None
-    region: str | None = None
-    prefix: str = "imagegen"
-
-    def __repr__(self) -> str:
-        return f"Bucket({self.name!r})"
 
 
 class S3BlobStore:
@@ -124,9 +111,9 @@ class S3BlobStore:
     @asynccontextmanager
     async def _starting(self) -> AsyncIterator[None]:
         try:
-            opening = self._session.create_client("s3", **_client_options(self._bucket))
+            opening = self._session.create_client("s3", **client_options(self._bucket))
             self._client = await self._stack.enter_async_context(opening)
-            self._client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
+            self._client.meta.events.register("before-call.s3.HeadBucket", follow_no_redirect)
             async with asyncio.timeout(CALL_S):
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
                 yield
@@ -291,16 +278,35 @@ class S3BlobStore:
 
     async def _copy(self, source: str, key: str, image: StoredImage, expires_at_s: float) -> None:
         """Copy an object with a new end. Raises _Missing, StoreUnavailable."""
+        end = {_EXPIRES_METADATA: f"{expires_at_s:.3f}"}
         async with self._request(missing=NO_OBJECT):
             reply = await self._client.copy_object(
                 Bucket=self._bucket.name,
                 Key=key,
                 CopySource={"Bucket": self._bucket.name, "Key": source},
                 ContentType=image.content_type,
-                Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
+                Metadata=end,
                 MetadataDirective="REPLACE",
             )
             _check_origin(reply.get("CopyObjectResult", {}))
+        async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S, missing=NO_OBJECT_OF_HEAD):
+            copied = await self._client.head_object(Bucket=self._bucket.name, Key=key)
+            if copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) != end[_EXPIRES_METADATA]:
+                await self._rewrite(key, end)
+
+    async def _rewrite(self, key: str, metadata: Mapping[str, str]) -> None:
+        """Write an object with other metadata. Some services keep the metadata of the source of a copy."""
+        reply = await self._client.get_object(Bucket=self._bucket.name, Key=key)
+        async with reply["Body"] as body:
+            data = await body.read()
+        await self._client.put_object(
+            Bucket=self._bucket.name,
+            Key=key,
+            Body=data,
+            ContentMD5=await in_hash_thread(_md5, data),
+            ContentType=reply["ContentType"],
+            Metadata=metadata,
+        )
 
     async def _delete(self, keys: Sequence[str]) -> None:
         """Delete one by one: not every service supports multi-object deletes. Objects that are refused, as locks of the
@@ -356,11 +362,16 @@ class S3BlobStore:
         return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{image.extension}"
 
     def _is_current(self, reply: Mapping[str, Any], image: StoredImage) -> bool:
-        """Return whether an object is an image that has not expired. A proxy may hide its size."""
-        end = reply["Metadata"].get(_EXPIRES_METADATA, "")
+        """Return whether an object is an image that has not expired. A proxy may hide its size.
+
+        Some services keep no metadata, nor do some copies of a bucket: such an object lives as long as a new one.
+        """
+        end_s, saved_at = _seconds(reply["Metadata"].get(_EXPIRES_METADATA, "")), reply.get("LastModified")
+        if end_s is None:
+            end_s = math.inf if saved_at is None else saved_at.timestamp() + self._life_s
         whole_bytes = parse_digits(str(reply.get("ContentRange", "")).rpartition("/")[2])
         size_bytes = reply.get("ContentLength", image.size_bytes) if whole_bytes is None else whole_bytes
-        return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
+        return bool(size_bytes == image.size_bytes and end_s > self._clock())
 
     def _sweep_at(self, saved_at_s: float) -> float:
         """Return the Unix time from which the sweep deletes an object."""
@@ -371,39 +382,6 @@ def _check_origin(reply: Mapping[str, Any]) -> None:
     """Raise OSError for the response of something else than an S3 service, such as the page of a proxy or a login."""
     if not reply.get("ETag"):
         raise OSError("the response has no ETag, so it is not that of an S3 service")
-
-
-def _follow_no_redirect(context: dict[str, Any], **_: object) -> None:
-    """Keep botocore from following a redirect of the call by which it looks up the region of a redirected bucket.
-
-    A service that redirects this call too would get the same call again and again.
-    """
-    context.setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _client_options(bucket: Bucket) -> dict[str, Any]:
-    """Return path-style addresses and no checksums of AWS's own, since other services may lack the rest.
-
-    Bodies are not part of the signature, which would hash them in the loop's thread; a Content-MD5 protects them.
-    """
-    from aiobotocore.config import AioConfig  # noqa: PLC0415
-
-    return {
-        "endpoint_url": bucket.endpoint,
-        "region_name": bucket.region or "us-east-1",
-        "aws_access_key_id": bucket.access_key_id,
-        "aws_secret_access_key": bucket.secret_access_key,
-        "config": AioConfig(
-            connect_timeout=3,
-            read_timeout=10,
-            max_pool_connections=20,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            s3={"addressing_style": "path" if bucket.endpoint else "auto", "payload_signing_enabled": False},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            ignore_configured_endpoint_urls=True,
-        ),
-    }
 
 
 @asynccontextmanager
@@ -433,8 +411,8 @@ def _task_of(key: str) -> str:
     return key.rpartition("/")[0].rpartition("/")[2]
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        return 0.0
+        return None

@@ -19,7 +19,7 @@ from imagegen.images import fetch
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed
-from imagegen.images.s3 import Bucket
+from imagegen.images.s3_client import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
 from tests.images.backings import BACKINGS, Backing

@@ -15,7 +15,8 @@ from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import SettingsError, StoreUnavailable
-from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
+from imagegen.images.s3 import SWEEP_MARGIN_S, S3BlobStore
+from imagegen.images.s3_client import Bucket
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory
@@ -24,7 +25,7 @@ from tests.s3_server import Objects, S3Object, S3Server
 
 MakeBytes = Callable[..., Awaitable[S3BlobStore]]
 
-TASK = "0123456789abcdef0123456789abcdef"
+TASK, OTHER = "0123456789abcdef0123456789abcdef", "f123456789abcdef0123456789abcdef"
 LIFE_S = 600.0
 
 
@@ -115,9 +116,41 @@ async def test_an_object_written_by_others_is_not_served(
 ) -> None:
     port = await make_bytes()
     image = await put(port, make_image())
-    objects[next(iter(objects))] = S3Object(bytes(image.size_bytes))
+    objects[next(iter(objects))] = S3Object(bytes(image.size_bytes + 1))
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
+
+
+@pytest.mark.parametrize("metadata", [{}, {"imagegen-expires-at": "an odd value"}, {"mtime": "1.5"}])
+async def test_an_object_that_lost_its_metadata_lives_as_long_as_a_new_one(
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage, metadata: dict[str, str]
+) -> None:
+    """A copy of a bucket may not have it (rclone without --metadata), nor an object after a restart of some servers."""
+    image = make_image()
+    stored_image, port = await put(await make_bytes(), image), await make_bytes()
+    (key,) = objects
+    objects[key] = S3Object(objects[key].data, "image/png", metadata)
+    assert await got(port, stored_image) == image.data
+    assert await port.contains_all(TASK, [stored_image])
+    assert await port.reuse(TASK, stored_image, OTHER, 0, later())
+    late = await make_bytes(ahead_s=LIFE_S + 60)
+    assert await got(late, stored_image) is None
+    assert not await late.contains_all(TASK, [stored_image])
+
+
+async def test_a_copy_has_its_own_end_where_the_service_keeps_that_of_its_source(
+    make_bytes: MakeBytes, objects: Objects, make_image: MakeImage, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "copies_metadata", True)
+    port, image = await make_bytes(), make_image()
+    stored_image = await put(port, image)
+    assert await port.reuse(TASK, stored_image, OTHER, 2, time.time() + 4_000)
+    await port.extend_expiry(TASK, [stored_image], time.time() + 5_000)
+    lives_s = {
+        key.split("/")[1]: float(found.metadata["imagegen-expires-at"]) - time.time() for key, found in objects.items()
+    }
+    assert lives_s == {TASK: pytest.approx(5_000, abs=60), OTHER: pytest.approx(4_000, abs=60)}
+    assert {(found.data, found.content_type) for found in objects.values()} == {(image.data, image.content_type)}
 
 
 async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images import s3
-from imagegen.images.s3 import DELETES_AT_ONCE, SETTLING_S, SWEEP_MARGIN_S, Bucket, S3BlobStore
+from imagegen.images.s3 import DELETES_AT_ONCE, SETTLING_S, SWEEP_MARGIN_S, S3BlobStore
+from imagegen.images.s3_client import Bucket
 from imagegen.images.store import VerifiedImage
 from imagegen.images.store_health import describe
 from tests.images.conftest import MakeImage

@@ -74,6 +74,21 @@ def test_an_image_that_only_the_cache_still_has_is_made_again_once(
     assert len(calls_about(upstream, "deleted in the bucket")) == 2
 
 
+def test_images_of_a_bucket_that_was_copied_without_metadata_are_served_and_used(
+    start_service: StartService, upstream: EmulatorProcess, s3: S3Server, bucket: str
+) -> None:
+    service: Service = start_service(upstream.url, **settings_of(s3, bucket))
+    url = service.made(prompt="moved to another bucket")["data"][0]["url"].removeprefix(service.url)
+    service.end()
+    for key, found in list(s3.buckets[bucket].items()):
+        s3.buckets[bucket][key] = replace(found, metadata={})
+    shutil.rmtree(service.folder.parent / "data" / "cache")
+    service.start()
+    assert service.get(url).status == 200
+    assert service.submit(prompt="moved to another bucket").json["cached"] is True
+    assert len(calls_about(upstream, "moved to another bucket")) == 1
+
+
 @pytest.mark.parametrize("form", ["link", "base64"])
 def test_a_proxy_without_its_bucket_service_costs_no_image_and_ends_no_process(
     start_service: StartService, s3: S3Server, bucket: str, form: str
