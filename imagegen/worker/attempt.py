@@ -127,7 +127,7 @@ class Attempt:
             claim,
             self._request.n,
             ends_at,
-            lambda: runner.permits.is_quiet,
+            runner.permits,
             self._places.rejected,
             self._describe,
             runner.clock,

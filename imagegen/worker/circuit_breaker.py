@@ -51,7 +51,7 @@ class CircuitBreaker:
         self._out = 0
         self._pauses = Backoff(config.probe_s, config.probe_s)
         self.is_open = False
-        self.is_tripped = False
+        self.is_tripped = self.is_held = False
         self._dead_since = 0.0
         self.reason = WaitReason.UPSTREAM_RATE_LIMITED
         self.warned_at = -math.inf
@@ -126,6 +126,19 @@ class CircuitBreaker:
             self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
+    def hold(self, now: float) -> bool:
+        """Stay open until `release`, whatever the probes return. Return whether this is new."""
+        new = not self.is_held
+        if new:
+            self.is_held = True
+            self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
+        return new
+
+    def release(self) -> bool:
+        """Let the next successful probe close it again. Return whether it was held."""
+        was_held, self.is_held = self.is_held, False
+        return was_held
+
     def excuses_answers(self, now: float) -> bool:
         """Return whether a server error that is answered now is blamed on the upstream and not on its task."""
         return self.is_tripped and now - self._dead_since < self._config.excused_s
@@ -140,7 +153,7 @@ class CircuitBreaker:
 
     def record_success(self, now: float, period: int) -> bool:
         """Close the breaker after a response that is not from before a rate limit. Return whether it was open."""
-        if not self.is_open or not (self.is_tripped or period == self._period):
+        if not self.is_open or self.is_held or not (self.is_tripped or period == self._period):
             return False
         self.is_open = self.is_tripped = False
         self._pauses = Backoff(self._config.probe_s, self._config.probe_s)

@@ -18,6 +18,9 @@ from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
 
 _MANY_MODELS = 200
 
+MAX_UNSAVED = 32
+"""Tasks of a model that wait for paid images, after which only probes are paid until one of its images is saved."""
+
 
 class Pacing(PermitLine):
     """Pacing of one channel. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
@@ -43,7 +46,7 @@ class Pacing(PermitLine):
         self._wall = wall
         self._upstream = CircuitBreaker(self._breaker_config)
         self._models: dict[str, CircuitBreaker] = {}
-        self._failing_tasks = FailingTasks()
+        self._failing_tasks, self._unsaved_tasks = FailingTasks(), FailingTasks()
         self._unreached = 0
 
     def blocked(self, model: str, _choice: Choice = ANY) -> Blocked | None:
@@ -129,6 +132,20 @@ class Pacing(PermitLine):
 
     def finished(self, task_id: str) -> None:
         self._failing_tasks.finished(task_id)
+        self._unsaved_tasks.finished(task_id)
+
+    def images_wait(self, task_id: str, _channel: str, model: str) -> None:
+        now, breaker = self.clock(), self._breaker(model)
+        waiting = self._unsaved_tasks.failed(task_id, model)
+        if waiting >= MAX_UNSAVED and breaker.hold(now) and breaker.warns(now):
+            where, probe_s = self._title, self._breaker_config.probe_s
+            text = "No image of {} can be fetched, and {} paid tasks wait for theirs; a call each {:g} s probes it{}"
+            logger.warning(text, model, waiting, probe_s, where)
+
+    def image_saved(self, _channel: str, model: str) -> None:
+        self._unsaved_tasks.alive(model)
+        if (breaker := self._models.get(model)) is not None and breaker.release():
+            logger.info("Images of {} can be fetched again{}", model, self._title)
 
     def leave(self, permit: Permit) -> None:
         for breaker, period in permit.places:

@@ -150,6 +150,14 @@ class PermitLine(ABC):
     def finished(self, task_id: str) -> None:
         """Forget a task that ended."""
 
+    @abstractmethod
+    def images_wait(self, task_id: str, channel: str, model: str) -> None:
+        """Record an unfinished task that was paid a while ago, with images that can't be fetched yet."""
+
+    @abstractmethod
+    def image_saved(self, channel: str, model: str) -> None:
+        """Record an image of a call that was saved."""
+
     def refusal(self, _model: str, _choice: Choice = ANY) -> UpstreamError | None:
         """Return why no call for this model can be made before an operator acts; None if one may be."""
         return None

@@ -215,6 +215,14 @@ class Router(PermitLine):
         for lane in self.lanes.values():
             lane.pacing.finished(task_id)
 
+    def images_wait(self, task_id: str, channel: str, model: str) -> None:
+        if lane := self.lanes.get(channel):
+            lane.pacing.images_wait(task_id, channel, model)
+
+    def image_saved(self, channel: str, model: str) -> None:
+        if lane := self.lanes.get(channel):
+            lane.pacing.image_saved(channel, model)
+
     def refusal(self, model: str, choice: Choice = ANY) -> UpstreamError | None:
         lanes = self._lanes(model, choice)
         if not lanes:

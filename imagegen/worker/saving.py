@@ -23,11 +23,15 @@ from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.retry import Outcome, Retry
 from imagegen.tasks.task import WaitReason, image_progress
+from imagegen.worker.permits import PermitLine
 from imagegen.worker.slow_saving import LOOK_S, SaveLeft, SaveWatch
 
 SLOW_AFTER_S = 1.0
 """Downloads of an answer that take longer in all leave their slot to other tasks, since their host may never answer,
 and are written to the checkpoint, so that a crash does not lose a paid image."""
+
+UNSAVED_AFTER_S = 10.0
+"""Age at which an image that can't be fetched yet counts against its host: some need seconds to publish it."""
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
 """Delay before a link is tried again: half of its age within these bounds."""
@@ -124,8 +128,8 @@ class LinksDied(Exception):
 class ClaimImageSaver:
     """Saver of the paid images of one claim. wanted: images of the task; ends_at: returns its deadline.
 
-    is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used; describe: returns
-    the text for the metadata of an image.
+    permits: receives whether images come, and has whether the instance is stopping. on_rejected: called with images
+    that can't be used; describe: returns the text for the metadata of an image.
     """
 
     claims: WorkerQueue
@@ -133,7 +137,7 @@ class ClaimImageSaver:
     claim: Claim
     wanted: int
     ends_at: Callable[[], float]
-    is_quiet: Callable[[], bool]
+    permits: PermitLine
     on_rejected: Callable[[ReceivedImage, ImageRejected], None]
     describe: Describe
     clock: Callable[[], float] = time.time
@@ -141,6 +145,7 @@ class ClaimImageSaver:
     _writing: asyncio.Task[bool] | None = field(default=None, init=False)
     _stalled: bool = field(default=False, init=False)
     _slow_at_s: float = field(default=0.0, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
 
     async def save(self, images: Sequence[ReceivedImage]) -> None:
         """Save images. Those that can't be used are passed to `on_rejected`.
@@ -220,6 +225,7 @@ class ClaimImageSaver:
         if len(images) > 1:
             images = tuple(sorted(images, key=attrgetter("index")))
         claim.checkpoint = replace(claim.checkpoint, images=images)
+        self.permits.image_saved(claim.checkpoint.channel, claim.task.model)
         self._forget_link(received)
         self.claims.progress(claim, image_progress(len(images), len(images), self.wanted))
 
@@ -259,7 +265,7 @@ class ClaimImageSaver:
                     self._checkpoint_soon()
 
         def may_leave() -> bool:
-            is_over = self.clock() >= self.ends_at() or (self.is_quiet() and bool(claim.checkpoint.links))
+            is_over = self.clock() >= self.ends_at() or (self.permits.is_quiet and bool(claim.checkpoint.links))
             return self._stalled and is_over
 
         save = self.image_saver.save(claim.task.id, received.index, image, received.seed, self.describe)
@@ -287,11 +293,11 @@ class ClaimImageSaver:
         age_s = max(self.clock() - received.received_at, 0.0)
         if not self.claim.checkpoint.links:
             return await self.image_saver.fetch(received.image, age_s=age_s)
-        timer = asyncio.get_running_loop().call_at(self._slow_at_s, self._download_is_slow)
+        self._timer = asyncio.get_running_loop().call_at(self._slow_at_s, self._download_is_slow, age_s)
         try:
             return await self.image_saver.fetch(received.image, age_s=age_s)
         finally:
-            timer.cancel()
+            self._timer.cancel()
             await self._finish_writing()
 
     async def _finish_writing(self) -> None:
@@ -299,10 +305,16 @@ class ClaimImageSaver:
             writing, self._writing = self._writing, None
             await writing
 
-    def _download_is_slow(self) -> None:
+    def _download_is_slow(self, age_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(UNSAVED_AFTER_S - age_s, 0.0), self._images_wait)
         self.claims.go_away(self.claim)
         if self.claim.checkpoint is not self.claim.stored_checkpoint:
             self._checkpoint_soon()
+
+    def _images_wait(self) -> None:
+        """Record that images of this task can't be fetched yet, so that not ever more such calls are paid."""
+        task = self.claim.task
+        self.permits.images_wait(task.id, self.claim.checkpoint.channel, task.model)
 
     def _checkpoint_soon(self) -> None:
         self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.checkpoint))
@@ -316,7 +328,7 @@ class ClaimImageSaver:
             self._show_stall(str(error.__cause__ or error))
             if claim.checkpoint.links:
                 await self.claims.checkpoint(claim, claim.checkpoint)
-        if claim.checkpoint.links and self.is_quiet():
+        if claim.checkpoint.links and self.permits.is_quiet:
             raise SavingDelayed(Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False))
         await self._wait(tries)
 
@@ -333,7 +345,7 @@ class ClaimImageSaver:
             await asyncio.sleep(min(0.25 * 2 ** min(tries, 10), MAX_STALL_S, max(self.ends_at() - self.clock(), 0.0)))
         until = min(self.clock() + MAX_STALL_S * 2 ** min(tries, 10), self.ends_at())
         while not self.image_saver.writable and (left_s := until - self.clock()) > 0:
-            if self.claim.checkpoint.links and self.is_quiet():
+            if self.claim.checkpoint.links and self.permits.is_quiet:
                 return
             await self.image_saver.wait_writable(min(left_s, QUIET_CHECK_S))
 
@@ -370,6 +382,8 @@ class ClaimImageSaver:
         """Return when the links are tried again: the longer they fail the later, but before the first one dies."""
         now = self.clock()
         age_s = now - min(received.received_at for received, _ in failures)
+        if age_s >= UNSAVED_AFTER_S:
+            self._images_wait()
         requested_s = max((error.retry_after_s or 0.0 for _, error in failures), default=0.0)
         delay_s = min(max(age_s / 2, MIN_RETRY_S), MAX_RETRY_S) * (0.75 + 0.5 * self.jitter())
         left_s = min(self._link_end(received) for received, _ in failures) - now

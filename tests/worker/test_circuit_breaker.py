@@ -72,6 +72,18 @@ def test_late_refusals_of_the_same_burst_only_lengthen_the_pause() -> None:
     assert gate.next_allowed_at(0.5) == 1.2
 
 
+def test_a_held_breaker_stays_open_after_answered_probes_until_it_is_released() -> None:
+    gate = CircuitBreaker(TEMPO)
+    assert [gate.hold(0.0), gate.hold(0.0)] == [True, False]
+    for at in (5.0, 10.0):
+        probe = gate.enter(at)
+        assert not gate.record_success(at, probe)
+        gate.leave(probe)
+        assert gate.next_allowed_at(at) == at + 5.0
+    assert [gate.release(), gate.release()] == [True, False]
+    assert gate.record_success(15.0, gate.enter(15.0))
+
+
 def test_calls_double_after_an_answered_probe() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.open_for(0.0, 1.0, LIMIT)

@@ -19,6 +19,7 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.failover import error_for_client, without_tried
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import NO_MODEL_S, OUT_S, PROBE_S
+from imagegen.worker.pacing import MAX_UNSAVED
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
 from tests.support import Clock
@@ -156,6 +157,19 @@ def test_channels_share_by_weight_and_a_lower_priority_waits(clock: Clock) -> No
     for _ in range(2):
         ends(made, taken(made), NO_KEY)
     assert ends(made, taken(made)) == "spare-k"
+
+
+def test_a_channel_of_which_no_image_can_be_fetched_leaves_the_calls_of_the_model_to_others(clock: Clock) -> None:
+    keys = (ChannelKey("a", "file"),)
+    made = router(clock, Channel("one", "together", keys), Channel("two", "together", keys))
+    for number in range(MAX_UNSAVED):
+        made.images_wait(f"task {number}", "one", "m")
+    made.images_wait("task", "former channel", "m")
+    assert [ends(made, taken(made)) for _ in range(3)] == ["two-a"] * 3
+    assert {ends(made, taken(made, "other")) for _ in range(4)} == {"one-a", "two-a"}
+    made.image_saved("one", "m")
+    clock.now += PROBE_S
+    assert {ends(made, taken(made)) for _ in range(4)} == {"one-a", "two-a"}
 
 
 def test_a_full_channel_keeps_its_calls_and_a_tried_one_is_left(clock: Clock) -> None:

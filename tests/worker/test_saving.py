@@ -23,9 +23,10 @@ from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import saving
+from imagegen.worker.pacing import Pacing
 from tests.support import eventually
 from tests.worker.attempt_steps import settled
-from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, links, urls
+from tests.worker.conftest import MakeHarness, ScriptedProvider, WorkerHarness, fault, images, links, only_route, urls
 
 
 async def stored_checkpoint(harness: WorkerHarness, claim: Claim) -> Checkpoint:
@@ -362,10 +363,11 @@ def test_this_version_and_the_one_before_read_each_others_checkpoints() -> None:
 
 def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> None:
     def delay_s(age_s: float, url: str = "https://a/b", asked_s: float | None = None) -> float:
-        claim: Any = SimpleNamespace(task=SimpleNamespace(id="t"))
+        claim: Any = SimpleNamespace(task=SimpleNamespace(id="t", model="m"), checkpoint=Checkpoint("i"))
         unused: Any = None
+        permits = Pacing(only_route(ScriptedProvider()))
         saver = saving.ClaimImageSaver(
-            unused, unused, claim, 1, lambda: 0.0, lambda: False, lambda *_: None, unused, lambda: 1e9
+            unused, unused, claim, 1, lambda: 0.0, permits, lambda *_: None, unused, lambda: 1e9
         )
         given = saving.ReceivedImage(0, ImageLink(url), None, 1e9 - age_s)
         return saver._later([(given, DownloadFailed("503", retry_after_s=asked_s))]).delay_s

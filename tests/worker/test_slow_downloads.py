@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from imagegen.errors import DownloadFailed
 from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue import dispatcher
 from imagegen.tasks.image import GivenImage, ImageLink
-from imagegen.tasks.task import State
-from imagegen.worker import saving
+from imagegen.tasks.task import State, WaitReason
+from imagegen.worker import pacing, saving
+from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
 from tests.worker.conftest import MakeHarness, WorkerHarness, links
 
@@ -85,6 +87,45 @@ async def test_beyond_the_limit_a_task_keeps_its_slot_while_its_image_host_does_
     assert len(host.harness.provider.calls) == 2
     host.answers.set()
     assert {task.state for task in await host.harness.finished(*slow, other)} == {State.COMPLETED}
+
+
+@pytest.mark.parametrize("is_answering", [False, True], ids=["hangs", "answers with an error"])
+async def test_while_no_image_of_a_model_can_be_fetched_few_further_calls_of_it_are_paid(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, is_answering: bool
+) -> None:
+    monkeypatch.setattr(saving, "SLOW_AFTER_S", 0.01)
+    for name in ("UNSAVED_AFTER_S", "MIN_RETRY_S", "MAX_RETRY_S"):
+        monkeypatch.setattr(saving, name, 0.02)
+    monkeypatch.setattr(pacing, "MAX_UNSAVED", 3)
+    harness = make_harness(slots=1, tempo=BreakerConfig(probe_s=60.0))
+    works = asyncio.Event()
+
+    async def fetch(image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        if is_answering and not works.is_set():
+            raise DownloadFailed("503")
+        await works.wait()
+        return await type(harness.image_saver).fetch(harness.image_saver, image, age_s=age_s)
+
+    async def generate(call: Call) -> Reply:
+        return links(call.count)
+
+    harness.provider.default = generate
+    monkeypatch.setattr(harness.image_saver, "fetch", fetch)
+    first = [await harness.submit(f"first {number}") for number in range(3)]
+    await eventually(lambda: harness.pacing.capacity("m") == 0)
+    rest = [await harness.submit(f"then {number}") for number in range(6)]
+    other = await harness.submit("of another model", model="other")
+    await eventually(lambda: len(harness.provider.calls) == 4)
+    await eventually(lambda: len(harness.pool.parking) == 6)
+    assert {harness.task(task_id).reason for task_id in rest} == {WaitReason.UPSTREAM_OVERLOADED}
+    await harness.pass_time(60.0)
+    await eventually(lambda: len(harness.provider.calls) == 5)
+    works.set()
+    tasks = await harness.finished(*first, other)
+    await harness.pass_time(60.0)
+    tasks += await harness.finished(*rest)
+    assert {(task.state, task.attempts) for task in tasks} == {(State.COMPLETED, 1)}
+    assert len(harness.provider.calls) == 10
 
 
 async def test_a_task_that_waited_for_its_image_makes_its_next_call_in_a_slot(host: SlowHost) -> None:
