@@ -258,7 +258,7 @@ class DiskStore:
     async def find(self, task_id: str, since_s: float) -> list[StoredImage]:
         """Return the images of a task that are here, by their names."""
         await self._calls.quick(self._watch.require_volume)
-        return await self._calls.unlimited(find_images, self._root, task_id, since_s, self.store_id)
+        return await self._calls.repeatable(0, find_images, self._root, task_id, since_s, self.store_id)
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Set when the files expire; those that are gone stay gone."""

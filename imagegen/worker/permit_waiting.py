@@ -52,6 +52,7 @@ class PermitWaiting:
         """
         if not self.claim.occupies_slot:
             await self.claims.come_back(self.claim)
+        self._check_time()
         if self.image_saver.writable and (permit := self.permits.try_acquire(model, choice)):
             return self._unless_paused(permit)
         while True:

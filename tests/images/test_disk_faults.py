@@ -17,7 +17,7 @@ import pytest
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
-from imagegen.images import disk_watch, files
+from imagegen.images import disk, disk_watch, files
 from imagegen.images.spool import Spool
 from imagegen.images.store import VerifiedImage
 from tests.images.backings import fails_with, is_writable, load, spooled
@@ -342,6 +342,17 @@ async def test_a_disk_that_does_not_answer_is_not_healthy(open_disk: OpenDisk, m
     hangs.set()
     await checking
     assert is_writable(store)
+
+
+async def test_a_search_for_images_on_a_disk_that_does_not_answer_ends(
+    open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, hangs = await open_disk(), threading.Event()
+    monkeypatch.setattr(disk_watch, "SLOW_CHECK_S", 0.05)
+    monkeypatch.setattr(disk, "find_images", lambda *_: hangs.wait(60))
+    with pytest.raises(StoreUnavailable):
+        await asyncio.wait_for(store.find(TASK, 0.0), 20)
+    hangs.set()
 
 
 async def test_a_disk_that_fails_again_is_retried_less_often(

@@ -6,10 +6,11 @@ import asyncio
 
 from msgspec.structs import replace
 
+from imagegen.providers.protocol import Call, Reply
 from imagegen.tasks.task import State
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
-from tests.worker.conftest import MakeHarness, failure, fault
+from tests.worker.conftest import MakeHarness, failure, fault, images
 from tests.worker.pool_load import Switch, hang
 
 
@@ -19,6 +20,47 @@ async def test_drain_waits_for_running_attempts(make_harness: MakeHarness) -> No
     await eventually(lambda: harness.provider.running)
     await asyncio.wait_for(harness.drain(60.0), 20)
     assert harness.task(task_id).state is State.COMPLETED
+
+
+async def test_a_drain_waits_for_a_running_call_and_leaves_the_next_one_of_its_task_to_another_instance(
+    make_harness: MakeHarness,
+) -> None:
+    one, answered = make_harness(per_call=1), asyncio.Event()
+
+    async def held(call: Call) -> Reply:
+        await answered.wait()
+        return images(call.count)
+
+    one.provider.default = held
+    task_id = await one.submit(n=2)
+    await eventually(lambda: one.provider.running)
+    one.pool.quiet()
+    answered.set()
+    await one.drain(60.0)
+    assert (len(one.provider.calls), one.task(task_id).state) == (1, State.PENDING)
+    await one.instance.crash()
+    await one.instance.parts.release_all()
+    two = make_harness(per_call=1)
+    await eventually(lambda: two.instance.task_cache.finished(task_id))
+    (task,) = await two.finished(task_id)
+    assert (task.state, len(task.images), task.attempts) == (State.COMPLETED, 2, 1)
+    assert (len(two.provider.calls), task.possibly_billed_twice) == (1, 0)
+
+
+async def test_a_task_makes_no_further_call_after_its_deadline(make_harness: MakeHarness) -> None:
+    one, answered = make_harness(per_call=1), asyncio.Event()
+
+    async def held(call: Call) -> Reply:
+        await answered.wait()
+        return images(call.count)
+
+    one.provider.default = held
+    task_id = await one.submit(n=3)
+    await eventually(lambda: one.provider.running)
+    await one.pass_time(601.0)
+    answered.set()
+    (task,) = await one.finished(task_id)
+    assert (task.state, len(task.images), len(task.warnings), len(one.provider.calls)) == (State.COMPLETED, 1, 1, 1)
 
 
 async def test_drain_releases_running_attempts_at_its_deadline(make_harness: MakeHarness) -> None:

@@ -142,6 +142,30 @@ async def test_a_task_that_waited_for_its_image_makes_its_next_call_in_a_slot(ho
     assert [call.request.prompt for call in host.harness.provider.calls] == ["slow", "held", "slow", "third"]
 
 
+@pytest.mark.parametrize("is_stopping", [False, True], ids=["the deadline", "a stop of the instance"])
+async def test_a_task_that_waited_for_its_image_and_then_for_a_slot_until_the_end_makes_no_further_call(
+    host: SlowHost, is_stopping: bool
+) -> None:
+    (slow,) = await host.waiting("slow", n=2)
+    held = await host.harness.submit("held")
+    await eventually(lambda: host.harness.provider.running == 1)
+    host.answers.set()
+    await eventually(lambda: len(host.harness.task(slow).images) == 1)
+    if is_stopping:
+        host.harness.pool.quiet()
+    else:
+        await host.harness.pass_time(601.0)
+    host.release.set()
+    await host.harness.finished(held)
+    if is_stopping:
+        await host.harness.drain(20.0)
+        assert host.harness.task(slow).state is State.PENDING
+    else:
+        (task,) = await host.harness.finished(slow)
+        assert (task.state, len(task.images), len(task.warnings)) == (State.COMPLETED, 1, 1)
+    assert [call.request.prompt for call in host.harness.provider.calls] == ["slow", "held"]
+
+
 @pytest.mark.parametrize("returns", [False, True])
 async def test_a_cancelled_task_that_waited_for_its_image_leaves_the_number_of_slots_as_it_was(
     host: SlowHost, returns: bool
