@@ -12,14 +12,11 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable, UpstreamError
-from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import InputImage, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls, variant_seed
-from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
-from imagegen.tasks.reply_details import ReplyDetails, add_details
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import (
     ClaimLost,
@@ -47,16 +44,8 @@ from imagegen.worker.judge import Judge
 from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.permits import ANY, Choice, Permit, PermitLine
-from imagegen.worker.saving import (
-    AttemptEnded,
-    ClaimImageSaver,
-    DeadlinePassed,
-    ImageSaver,
-    LinksDied,
-    ReceivedImage,
-    SavingDelayed,
-    received_again,
-)
+from imagegen.worker.reply_images import ReplyImages
+from imagegen.worker.saving import AttemptEnded, ClaimImageSaver, DeadlinePassed, ImageSaver, LinksDied
 
 MAX_CALLS_WITHOUT_IMAGE = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
@@ -121,7 +110,7 @@ class Attempt:
         ends_at, job_wait_s = waiting.ends_at, runner.rules.job_wait_s
         self._job_wait = JobWait(runner.claims, claim, self._request.n, job_wait_s, ends_at, runner.clock)
         self._spent = self._spent_but_for_paid()
-        self._saver = ClaimImageSaver(
+        saver = ClaimImageSaver(
             runner.claims,
             runner.image_saver,
             claim,
@@ -129,9 +118,10 @@ class Attempt:
             ends_at,
             runner.permits,
             self._places.rejected,
-            self._describe,
+            self._form.describe,
             runner.clock,
         )
+        self._images = ReplyImages(claim, self._places, saver, runner.clock)
 
     async def run(self) -> Outcome:
         async with aclosing(self._inputs):
@@ -198,8 +188,7 @@ class Attempt:
         self._runner.claims.go_away(self._claim)
         await self._waiting.store_writable()
         await self._write()
-        links, again = self._claim.checkpoint.links, self._claim.checkpoint.missing_requested
-        await self._save([received_again(paid) for paid in links], again=again)
+        await self._images.save_linked()
         self._end_if_spent()
         job = self._claim.checkpoint.job
         if job and self._places.requested.issuperset(job.indexes):
@@ -236,7 +225,7 @@ class Attempt:
             if self._claim.cost.calling:  # else it was answered before, and its images could not be saved
                 self._payments.answered(route, self._form.model, len(share.indexes), reply)
             self._form.warn(reply.warnings)
-            await self._received(share, reply, again=again)
+            await self._images.save(share, reply, again=again)
 
     async def _make_calls(self) -> None:
         """Make the calls that are still needed; request missing images once more, and never again."""
@@ -282,55 +271,8 @@ class Attempt:
         except UpstreamError as error:
             self._places.got_no_image(share.indexes, again=again or error.lasting)
             return error
-        await self._received(self._form.as_sent(share), reply, again=again)
+        await self._images.save(self._form.as_sent(share), reply, again=again)
         return self._places.fault
-
-    async def _received(self, share: PlannedCall, reply: Reply, *, again: bool) -> None:
-        """Save the images of a reply. Its job, if any, stays in the checkpoint until nothing of it can be lost."""
-        now, filled, job = self._runner.clock(), self._places.filled, self._claim.checkpoint.job
-        is_renewed = job is not None and job.renewals > 0
-        if is_renewed:
-            filled.update(self._claim.checkpoint.given_up)
-        images = [
-            ReceivedImage(index, image, share.seed, job.handle.accepted_at if job and job.had_link(image) else now)
-            for index, image in zip(share.indexes, reply.images, strict=False)
-            if index not in filled
-        ]
-        missing = share.indexes[len(reply.images) :]
-        if is_renewed:
-            self._places.link_died(missing)
-        else:
-            self._places.received(share.indexes, missing, is_useless=not images, again=again)
-        details = self._claim.checkpoint.details
-        if reply.details and not is_renewed:
-            details = add_details(details, reply.details)
-            self._claim.task = replace(self._claim.task, details=details)
-        try:
-            await self._save(images, again=again)
-        except LinksDied:
-            self._change(details=details)
-            raise
-        except (SavingDelayed, DeadlinePassed):
-            self._collected(details)
-            raise
-        self._collected(details)
-        self._places.saved(share.indexes)
-
-    def _collected(self, details: ReplyDetails | None) -> None:
-        """Record that nothing of a reply can be lost any more. details: of it and those before."""
-        checkpoint = self._claim.checkpoint
-        if checkpoint.job or details is not checkpoint.details:
-            self._change(job=None, details=details, links_job=checkpoint.job if checkpoint.links else None)
-
-    async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
-        """Save images that are paid for; again: whether they were requested before."""
-        self._places.begin_saving(again=again)
-        await self._saver.save(images)
-
-    def _describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
-        """Return the parameters and the title of an image, for the metadata of its file."""
-        text = infotext(self._request, model=self._form.model, seed=seed, width=image.width, height=image.height)
-        return text, self._request.prompt
 
     async def _call(self, share: PlannedCall, again: Sequence[int]) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.

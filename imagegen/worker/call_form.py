@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
+from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import Call, InputImage
 from imagegen.providers.refused_fields import sent_fields
 from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
+from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import SentCall
 from imagegen.tasks.request import GenerationRequest
 from imagegen.worker.attempt_limits import AttemptLimits, ImageCounts, SeedSupport
@@ -84,6 +86,11 @@ class CallForm:
         ):
             return share
         return PlannedCall(share.indexes, None)
+
+    def describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
+        """Return the parameters and the title of an image, for the metadata of its file."""
+        text = infotext(self._request, model=self.model, seed=seed, width=image.width, height=image.height)
+        return text, self._request.prompt
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add the warnings of a reply, and one if another model than the requested one is called."""
