@@ -6,9 +6,9 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-from aiohttp import BodyPartReader, MultipartReader, hdrs, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.multipart import BadContentDispositionHeader, BadContentDispositionParam
 
@@ -24,6 +24,10 @@ FORM_BYTES = 64 * 1024
 """What a form may take besides its files: boundaries, headers and the text before and after the parts."""
 
 MAX_PART_HEADERS = 16
+MAX_PART_LINES = MAX_PART_HEADERS + 4
+"""Lines that a form may have for each of its parts, before the first one too. aiohttp reads a text before the first
+part line by line in one turn of the event loop, however long it is: 1 MiB of line ends takes 140 ms."""
+
 MAX_HEADER_BYTES = 4_096
 MAX_NAME_CHARS = 60
 
@@ -72,7 +76,7 @@ class BodyStream:
         with _errors():
             reader = MultipartReader(
                 self._request.headers,
-                self._content,
+                cast(StreamReader, _BoundedLines(self._content, MAX_PART_LINES * (max_parts + 1))),
                 max_field_size=MAX_HEADER_BYTES,
                 max_headers=MAX_PART_HEADERS,
             )
@@ -99,6 +103,26 @@ class BodyStream:
         if self._content.total_bytes > self._max_bytes:
             raise BodyTooLarge(limit=self._max_bytes)
         return result
+
+
+class _BoundedLines:
+    """Content of a form, of which at most `count` lines may be read. Raises ValueError over them.
+
+    The bytes of parts are not read by lines.
+    """
+
+    def __init__(self, content: StreamReader, count: int) -> None:
+        self._content = content
+        self._left = count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def readline(self, **options: Any) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("The form has too many lines")
+        return await self._content.readline(**options)
 
 
 async def request_body(request: web.Request) -> None:
