@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import socket
+import struct
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import orjson
 import pytest
 
 from tests.service.conftest import StartService
-from tests.service.running import Service
+from tests.service.running import Service, eventually
+from tests.support import ADMIN_TOKEN
 
 MIB = 2**20
 MAX_LOOP_S = 0.020
@@ -92,6 +96,7 @@ NAMED = {
 }  # fmt: skip
 
 
+FORM_TYPE = "multipart/form-data; boundary=b"
 BOUNDARY = b"--b\r\n"
 PART = b'Content-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
 FILE = b'; filename="a.png"'
@@ -208,7 +213,40 @@ def test_no_body_costs_more_than_20_ms_of_the_loop_or_16_mib(service: Service, r
 @pytest.mark.parametrize("route", ["/v1/images/edits", "/api/uploads"])
 @pytest.mark.parametrize("name", FORMS)
 def test_no_form_costs_more(service: Service, route: str, name: str) -> None:
-    check(service, route, FORMS[name], "multipart/form-data; boundary=b")
+    check(service, route, FORMS[name], FORM_TYPE)
+
+
+FIELDS = b"".join(BOUNDARY + PART % (b"field%d" % number, b"", b"v" * 120_000) for number in range(8))
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "content_type"),
+    [
+        ("/api/images/generate", b'{"prompt":"' + b"p" * 1_000_000, "application/json"),
+        ("/api/admin/keys", b'{"name":"' + b"n" * 1_000_000, "application/json"),
+        ("/mcp", b'{"method":"' + b"m" * 1_000_000, "application/json"),
+        ("/v1/images/edits", FIELDS, FORM_TYPE),
+    ],
+)
+def test_clients_that_leave_within_a_body_leave_no_memory_behind(
+    start_service: StartService, route: str, body: bytes, content_type: str
+) -> None:
+    service = start_service(SANDBOX_DELAY="0", ADMIN_TOKEN=ADMIN_TOKEN)
+    lines = [f"POST {route} HTTP/1.1", "Host: a", f"Authorization: Bearer {ADMIN_TOKEN}", f"Content-Length: {MIB}"]
+    head = "\r\n".join([*lines, f"Content-Type: {content_type}", "", ""]).encode()
+    host, port = service.url.removeprefix("http://").split(":")
+    before = service.memory("VmRSS")
+
+    def grown() -> int:
+        return service.memory("VmRSS") - before
+
+    with ExitStack() as stack:
+        for _ in range(16):
+            client = stack.enter_context(socket.create_connection((host, int(port))))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(head + body)
+        eventually(lambda: grown() >= 13 * MIB)
+    eventually(lambda: grown() <= 10 * MIB)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -47,8 +47,8 @@ async def test_a_body_is_refused_after_a_long_wait_and_at_once_if_many_wait(monk
 
 @pytest.fixture
 async def small(start_service: StartService, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Start a service with memory for large bodies of 300,000 bytes."""
-    monkeypatch.setattr("imagegen.web.routes.BodyAdmission", partial(BodyAdmission, 300_000, wait_s=1.0))
+    """Start a service with memory for large bodies of 150,000 bytes."""
+    monkeypatch.setattr("imagegen.web.routes.BodyAdmission", partial(BodyAdmission, 150_000, wait_s=1.0))
     return await start_service()
 
 
@@ -58,16 +58,29 @@ def connections(service: Client, count: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(socket.create_connection((service.host, service.port))) for _ in range(count)]
 
 
-def request(path: str, body: bytes, *framing: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: a", "Content-Type: application/json", *framing, "", ""]
+def request(path: str, body: bytes, *framing: str, kind: str = "application/json") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: a", f"Content-Type: {kind}", *framing, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
+FORM = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+
+
 @pytest.mark.parametrize(
-    ("framing", "start"),
-    [("Content-Length: 599000", b'{"prompt":"'), ("Transfer-Encoding: chunked", b"80000\r\n" + b" " * 1_000)],
+    ("path", "framing", "start"),
+    [
+        ("/api/images/generate", "Content-Length: 599000", b'{"prompt":"'),
+        ("/api/images/generate", "Transfer-Encoding: chunked", b"80000\r\n" + b" " * 1_000),
+        ("/mcp", "Content-Length: 599000", b'{"prompt":"'),
+        ("/api/admin/keys", "Content-Length: 599000", b'{"name":"'),
+        ("/api/admin/keys", "Transfer-Encoding: chunked", b"80000\r\n" + b" " * 1_000),
+        ("/v1/images/edits", "Content-Length: 599000", FORM),
+        ("/v1/images/edits", "Transfer-Encoding: chunked", b"80000\r\n" + FORM),
+    ],
 )
-async def test_stalled_bodies_take_no_more_than_the_memory_for_all(small: Client, framing: str, start: bytes) -> None:
+async def test_stalled_bodies_take_no_more_than_the_memory_for_all(
+    small: Client, path: str, framing: str, start: bytes
+) -> None:
     large = {"prompt": "p" * 32_000, "negativePrompt": "n" * 32_000}
 
     async def status(body: dict[str, Any]) -> int:
@@ -79,7 +92,9 @@ async def test_stalled_bodies_take_no_more_than_the_memory_for_all(small: Client
 
     with connections(small, 1) as (stalled,):
         stalled.setblocking(False)
-        await asyncio.get_running_loop().sock_sendall(stalled, request("/api/images/generate", start, framing))
+        kind = "multipart/form-data; boundary=b" if FORM in start else "application/json"
+        head = request(path, start, framing, f"Authorization: Bearer {ADMIN_TOKEN}", kind=kind)
+        await asyncio.get_running_loop().sock_sendall(stalled, head)
 
         async def is_refused() -> bool:
             return await status(large) == 503

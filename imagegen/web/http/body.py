@@ -35,7 +35,7 @@ from imagegen.errors import (
 )
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import FILE_FIELD, Uploads, upload_id_of
-from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES
+from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES, STREAMED_BYTES, HeldMemory
 from imagegen.web.http.body_stream import AWAITS_CONTINUE, BodyStream, request_body
 from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
@@ -265,17 +265,14 @@ def receive_json(request: web.Request, uploads: Uploads) -> _Reception:
     return _Reception(request, uploads)
 
 
-_STREAMED_BYTES = 256 * 1024
-"""Memory that is reserved at once of a body with images, or of unknown length."""
-
-
 class _Reception:
     """A class, since a context manager made of a generator takes some microseconds more of each request."""
 
-    __slots__ = ("_admission", "_body", "_request", "_reserved", "_uploads")
+    __slots__ = ("_body", "_memory", "_request", "_uploads")
 
     def __init__(self, request: web.Request, uploads: Uploads) -> None:
-        self._request, self._uploads, self._reserved = request, uploads, 0
+        self._request, self._uploads = request, uploads
+        self._memory: HeldMemory | None = None
 
     async def __aenter__(self) -> ReceivedBody:
         request, length = self._request, self._request.content_length
@@ -283,39 +280,29 @@ class _Reception:
             self._body = ReceivedBody(await read_body(request))
             return self._body
         check_type(request)
-        self._body, self._admission = ReceivedBody(b""), request.app[BODY_ADMISSION]
+        admission = request.app[BODY_ADMISSION]
+        self._body, self._memory = ReceivedBody(b""), HeldMemory(admission)
         try:
-            await self._receive_large(length)
-            await self._admission.turn(len(self._body.raw))
+            await self._receive_large(length, self._memory)
+            await admission.turn(len(self._body.raw))
         except BaseException:
             await self.__aexit__()
             raise
         return self._body
 
-    async def _receive_large(self, length: int | None) -> None:
+    async def _receive_large(self, length: int | None, memory: HeldMemory) -> None:
         if length is not None and length <= MAX_BODY_BYTES:
-            await self._reserve(length)
+            await memory.begin(length)
             self._body.raw = await read_body(self._request)
             return
         stream = BodyStream(self._request, self._uploads.max_bytes * 4 // 3 + MAX_BODY_BYTES)
-        await self._reserve(_STREAMED_BYTES)
+        await memory.begin(STREAMED_BYTES)
         async with aclosing(stream.chunks()) as chunks:
-            self._body.raw = await _Cutter(chunks, self._uploads, self._body, self._hold).read()
-
-    async def _reserve(self, size: int) -> None:
-        await self._admission.reserve(size)
-        self._reserved = size
-
-    def _hold(self, size: int) -> None:
-        """Reserve memory up to this number of bytes in all. Raises TooManyConnections."""
-        if size > self._reserved:
-            self._admission.reserve_more(_STREAMED_BYTES)
-            self._reserved += _STREAMED_BYTES
+            self._body.raw = await _Cutter(chunks, self._uploads, self._body, memory.grow_to).read()
 
     async def __aexit__(self, *_: object) -> None:
-        if self._reserved:
-            self._admission.give(self._reserved)
-            self._reserved = 0
+        if self._memory is not None:
+            self._memory.end()
         if self._body.images:
             self._forget_images()
 

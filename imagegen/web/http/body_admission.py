@@ -11,9 +11,12 @@ from imagegen.turn_queue import TurnQueue
 QUICK_BODY_BYTES = 8 * 1024
 """A body up to this size needs no admission."""
 
-MAX_BYTES = 32 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 MAX_WAITING = 256
 """Bodies that wait for memory. The first 256 KiB of each may have come, and are not read."""
+
+STREAMED_BYTES = 128 * 1024
+"""Memory that is reserved at once of a body with images, or of unknown length."""
 
 WAIT_S = 10.0
 """As long as a body may stall, after which it gives its memory back."""
@@ -62,6 +65,32 @@ class BodyAdmission:
     async def turn(self, size: int) -> None:
         """Wait for the turn in which a body of this size is parsed."""
         await self.turns.turn(1 + size // _BYTES_PER_COST)
+
+
+class HeldMemory:
+    """Memory of one large body, which is reserved while the body grows, until `end`."""
+
+    __slots__ = ("_admission", "_size")
+
+    def __init__(self, admission: BodyAdmission) -> None:
+        self._admission, self._size = admission, 0
+
+    async def begin(self, size: int) -> None:
+        """Wait for the first bytes. Raises TooManyConnections."""
+        await self._admission.reserve(size)
+        self._size = size
+
+    def grow_to(self, size: int) -> None:
+        """Reserve up to this number of bytes in all. Raises TooManyConnections."""
+        while size > self._size:
+            self._admission.reserve_more(STREAMED_BYTES)
+            self._size += STREAMED_BYTES
+
+    def end(self) -> None:
+        """Give all of it back."""
+        if self._size:
+            self._admission.give(self._size)
+            self._size = 0
 
 
 BODY_ADMISSION = web.AppKey("body_admission", BodyAdmission)

@@ -95,10 +95,14 @@ class ClientConnection(Protocol):
 
 
 class Connections:
-    """The open connections of all listening sockets; at `cap`, a new one takes the place of an idle one."""
+    """The open connections of all listening sockets; at `cap`, a new one takes the place of an idle one.
+
+    long_readers: connections with large bodies on their way, of which much is read at once.
+    """
 
     def __init__(self, cap: int, *, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.cap = cap
+        self.long_readers = 0
         self._idle_s = idle_s
         self._clock = clock
         self._open: dict[ClientConnection, None] = {}

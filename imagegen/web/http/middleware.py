@@ -37,6 +37,7 @@ from imagegen.web.openai import error_responses as openai_errors
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _SLASHES = re.compile("/+")
 _MAX_LOGGED_CHARS = 200
+_MAX_CAUSES = 20
 
 MAX_PATHS, MAX_PATH_CHARS = 2_000, 200
 _WEBHOOK_ID = istr("webhook-id")
@@ -141,7 +142,10 @@ class RequestPipeline(Struct, frozen=True):
                         response = await preflight(request, app) or await handle(request)
                 except Exception as error:  # noqa: BLE001 - every error becomes a response here
                     refuse_route(request, app)
-                    response = error_to_response(request, error, self.tidy_path)
+                    try:
+                        response = error_to_response(request, error, self.tidy_path)
+                    finally:
+                        _forget_frames(error)
                 status = response.status
                 return response
             finally:
@@ -188,6 +192,19 @@ def install_pipeline(app: web.Application, pipeline: RequestPipeline) -> None:
     app.on_response_prepare.append(on_response_prepare)
     if pipeline.origins.allowed:
         app.on_response_prepare.append(pipeline.origins.add_headers)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the frames of an error and of its causes, which was logged if it is to be.
+
+    The stream of a body keeps the error that ended it, and the frames keep the stream: a megabyte that came of the
+    body would live until the garbage collector comes.
+    """
+    for _ in range(_MAX_CAUSES):
+        if error is None:
+            break
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _is_own_webhook(request: web.Request) -> bool:

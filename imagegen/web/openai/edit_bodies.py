@@ -19,6 +19,7 @@ from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
 from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
 from imagegen.web.guard import client_of
 from imagegen.web.http.body import ReceivedBody, check_type, parse_object, receive_json
+from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES, STREAMED_BYTES, HeldMemory
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
 
 MAX_PARTS = 80
@@ -93,14 +94,20 @@ async def receive_edit(request: web.Request, uploads: Uploads) -> AsyncIterator[
     Raises what `BodyStream`, `Uploads.save` and `receive_json` raise, with the client's name of a file's field.
     """
     if is_form(request):
-        yield await _read_form(request, uploads), ReceivedBody(b"")
+        memory, length = HeldMemory(request.app[BODY_ADMISSION]), request.content_length
+        try:
+            if length is None or length > QUICK_BODY_BYTES:
+                await memory.begin(STREAMED_BYTES)
+            yield await _read_form(request, uploads, memory), ReceivedBody(b"")
+        finally:
+            memory.end()
     else:
         check_type(request, FormOrJsonNeeded)
         async with receive_json(request, uploads) as body:
             yield _read_object(parse_object(body.raw)), body
 
 
-async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
+async def _read_form(request: web.Request, uploads: Uploads, memory: HeldMemory) -> EditBody:
     edit, texts_bytes = EditBody(), 0
     stream = BodyStream(request, _FILES * uploads.max_bytes + MAX_TEXTS_BYTES)
     async for part in stream.parts(MAX_PARTS):
@@ -118,6 +125,8 @@ async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
         texts_bytes += len(text)
         if texts_bytes > MAX_TEXTS_BYTES:
             raise InvalidRequest(details=[FieldError("body", f"must have at most {MAX_TEXTS_BYTES} bytes of fields")])
+        if texts_bytes > QUICK_BODY_BYTES:
+            memory.grow_to(STREAMED_BYTES + texts_bytes)
         _add_text(edit, name, text)
     return edit
 

@@ -17,8 +17,9 @@ from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import Timestamp
 from imagegen.web.guard import GUARD
 from imagegen.web.handler_services import SERVICES
-from imagegen.web.http.body import parse_object, read_body
-from imagegen.web.http.body_admission import BODY_ADMISSION
+from imagegen.web.http.body import check_type, parse_object, read_body
+from imagegen.web.http.body_admission import BODY_ADMISSION, QUICK_BODY_BYTES, HeldMemory
+from imagegen.web.http.error_responses import MAX_BODY_BYTES
 from imagegen.web.http.responses import json_response
 
 KEY_STORE = web.AppKey("key_store", KeyStore)
@@ -129,9 +130,19 @@ async def revoke_key(request: web.Request) -> web.StreamResponse:
 
 
 async def _receive_object(request: web.Request) -> dict[str, Any]:
-    body = await read_body(request)
-    await request.app[BODY_ADMISSION].turn(len(body))
-    return parse_object(body)
+    """Return the JSON object of the body. Raises what `read_body` and `parse_object` raise, and TooManyConnections."""
+    check_type(request)
+    length = request.content_length
+    admission = request.app[BODY_ADMISSION]
+    memory = HeldMemory(admission)
+    try:
+        if length is None or QUICK_BODY_BYTES < length <= MAX_BODY_BYTES:
+            await memory.begin(length or MAX_BODY_BYTES)
+        body = await read_body(request)
+        await admission.turn(len(body))
+        return parse_object(body)
+    finally:
+        memory.end()
 
 
 def _time(unix_s: float | None) -> str | None:
