@@ -18,9 +18,11 @@ import orjson
 from msgspec import Struct
 from yarl import URL
 
+from imagegen import disk_patience
 from imagegen.channel_parts import create_routes, load_tables
 from imagegen.channels_file import KINDS, SANDBOX, credential_setting
 from imagegen.chosen_parts import NO_CAP_BYTES, bucket_of
+from imagegen.disk_patience import answer_soon
 from imagegen.errors import SettingsError, StoreUnavailable, UpstreamError
 from imagegen.formats import parse_http_date
 from imagegen.images.s3 import S3BlobStore
@@ -73,8 +75,18 @@ class Probed(Struct):
         self.clocks += other.clocks
 
 
-def check_disk(settings: Settings) -> Iterator[Finding]:
-    """Yield what keeps the data folder from taking images: a disk that is full, or will be soon."""
+def check_disk(settings: Settings) -> list[Finding]:
+    """Return what keeps the data folder from taking images: a disk that hangs, is full, or will be soon."""
+    try:
+        return answer_soon(lambda: list(_check_answering_disk(settings)))
+    except TimeoutError:
+        folder = settings.data_dir.absolute()
+        remedy = "start that server, or mount the folder again"
+        text = f"{folder} does not answer within {disk_patience.ANSWER_S:g} s, as a network mount without its server"
+        return [Finding(f"DATA_DIR: {text}; {remedy}", fatal=True)]
+
+
+def _check_answering_disk(settings: Settings) -> Iterator[Finding]:
     folder = settings.data_dir.absolute()
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:

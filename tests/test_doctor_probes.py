@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,7 +18,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from imagegen import doctor, doctor_probes
+from imagegen import disk_patience, doctor, doctor_probes
 from imagegen.doctor_probes import (
     ClockReading,
     Probed,
@@ -272,3 +273,23 @@ async def test_a_bucket_of_an_earlier_store_is_only_listed(s3: S3Server, doctore
     s3.refuses = lambda _request: error_response(HTTPStatus.FORBIDDEN, "AccessDenied")
     (finding,) = (await probe_bucket(bucket_settings(s3, doctored, image_store="disk"))).findings
     assert not finding.fatal
+
+
+def test_a_data_folder_that_hangs_is_a_fault_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, calls = threading.Event(), list[int]()
+
+    def wait(number: int) -> None:
+        calls.append(number)
+        answered.wait()
+
+    monkeypatch.setattr(os, "fsync", wait)
+    monkeypatch.setattr(disk_patience, "ANSWER_S", 0.2)
+    try:
+        (finding,) = check_disk(Settings(data_dir=tmp_path))
+    finally:
+        answered.set()
+    assert finding.text.startswith(f"DATA_DIR: {tmp_path} does not answer within 0.2 s")
+    assert finding.fatal
+    assert len(calls) == 1

@@ -40,9 +40,12 @@ class SpoolFolder:
                 remove_tree(folder)
 
     def remove(self) -> None:
-        """Remove the folder with its files."""
-        remove_tree(self.path)
+        """Remove the folder with its files.
+
+        NFS and FUSE keep an open file that is removed under another name, and with it the folder.
+        """
         self.close()
+        remove_tree(self.path)
 
     def close(self) -> None:
         """Release the lock."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,32 @@ def test_only_spool_folders_of_dead_processes_are_removed(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == sorted([alive.path.name, ours.path.name])
     alive.remove()
     ours.remove()
+
+
+def open_files() -> set[Path]:
+    """Return the paths of the files that this process has open."""
+    paths = set()
+    for number in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            paths.add(number.readlink())
+    return paths
+
+
+def test_the_folder_of_a_stopped_process_is_removed_where_open_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE rename an open file that is removed to `.nfs…` or `.fuse_hidden…`."""
+    unlink = os.unlink
+
+    def unlink_or_rename(path: Any, *, dir_fd: int | None = None) -> None:
+        folder = tmp_path if dir_fd is None else Path(f"/dev/fd/{dir_fd}").readlink()
+        if folder / path in open_files():
+            os.replace(path, f".nfs{path}", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            unlink(path, dir_fd=dir_fd)
+
+    folder = SpoolFolder(tmp_path / "spool")
+    folder.make()
+    monkeypatch.setattr(os, "unlink", unlink_or_rename)
+    folder.remove()
+    assert list((tmp_path / "spool").iterdir()) == []
