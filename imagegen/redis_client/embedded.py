@@ -7,7 +7,9 @@ import ctypes
 import errno
 import hashlib
 import os
+import secrets
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -58,6 +60,8 @@ _DEATH_LOG_S = 60.0
 
 _MAX_SOCKET_BYTES = 100
 """Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
+
+_NO_SOCKETS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 _FREE_SPACE, _GIVE_RIGHTS = "Free some space", "Make all of it readable and writable for this user"
 _REMEDIES = {
@@ -361,16 +365,32 @@ def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int)
 
 
 def _socket_path(folder: Path) -> Path:
-    """Return a path in the folder, or if that is too long, in a private folder of the temporary one."""
+    """Return a path in the folder; in a private folder of the temporary one if that is too long or takes no sockets."""
     path = folder / "redis.sock"
-    if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES:
+    if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES and (path.is_socket() or _takes_sockets(folder)):
         return path
     private = Path(tempfile.gettempdir(), f"imagegen-{os.getuid()}")
     private.mkdir(mode=0o700, exist_ok=True)
     status = private.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise SettingsError(f"DATA_DIR: {folder} is too long, and {private} is not yours alone. Set a shorter DATA_DIR")
+        why = f"{folder} is too long, or takes no sockets, and {private} is not yours alone"
+        raise SettingsError(f"DATA_DIR: {why}. Set a shorter DATA_DIR, on another disk")
     return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Return whether the file system has sockets; FAT, exFAT, SMB and some of FUSE have none. Raises OSError."""
+    probe = folder / f".{secrets.token_hex(2)}"
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.fsencode(probe))
+    except OSError as error:
+        if error.errno in _NO_SOCKETS:
+            return False
+        raise
+    finally:
+        probe.unlink(missing_ok=True)
+    return True
 
 
 def _is_missing(path: Path) -> bool:
@@ -395,8 +415,8 @@ def _usable(folder: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_unix_connection(socket)
+async def _connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(path)
     try:
         yield reader, writer
     finally:

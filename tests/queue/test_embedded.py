@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from msgspec.structs import replace
@@ -85,6 +88,30 @@ async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.M
     (tmp_path / f"imagegen-{os.getuid()}").chmod(0o777)
     with pytest.raises(SettingsError, match="Set a shorter DATA_DIR"):
         await EmbeddedRedis(tmp_path / ("x" * 120)).start()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+async def test_a_server_runs_in_a_folder_of_a_disk_without_sockets(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    """FAT and exFAT refuse them with EPERM, SMB with EOPNOTSUPP; some file systems of FUSE have no mknod (ENOSYS)."""
+
+    class Socketless(socket.socket):
+        def bind(self, address: Any) -> None:
+            if str(tmp_path / "disk") in os.fsdecode(address):
+                raise OSError(number, os.strerror(number))
+            super().bind(address)
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(socket, "socket", Socketless)
+    first = await servers.start(tmp_path / "disk")
+    second = await servers.start(tmp_path / "disk")
+    assert first.url == second.url
+    assert str(tmp_path / "temporary") in unquote(first.url)
+    await put(first, "stored")
+    assert await got(second)
+    assert {path.name for path in the_only(tmp_path, "disk/*").iterdir()} == {"appendonlydir", "lock", "server.log"}
 
 
 async def test_an_unusable_folder_is_refused_by_name(tmp_path: Path) -> None:
