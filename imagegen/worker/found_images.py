@@ -67,6 +67,8 @@ class FoundImages:
         server_ahead_s = self.waiting.clock() - time.time()  # files have times of this machine
         saved = await saver.find(claim.task.id, claim.task.epoch / 1e6 - server_ahead_s)
         new = [image for image in saved if image.index < count and image.index not in have]
+        if sent := claim.checkpoint.sent:  # the call that made those at its places
+            new = [replace(image, seed=sent.seed) if image.index in sent.indexes else image for image in new]
         if new:
             await saver.extend_expiry(claim.task.id, new)
         return new

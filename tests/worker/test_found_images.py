@@ -27,10 +27,12 @@ def stored(index: int) -> StoredImage:
     return StoredImage(index, "image/png", 10, 8, 8, "b" * 64)
 
 
-async def killed(make_instance: MakeInstance, *, n: int, found: list[StoredImage]) -> tuple[WorkerHarness[Any], Claim]:
+async def killed(
+    make_instance: MakeInstance, *, n: int, found: list[StoredImage], **fields: Any
+) -> tuple[WorkerHarness[Any], Claim]:
     """Return an instance that took over a task whose owner was killed when it had saved images, and the claim."""
     dead, other = make_instance(), make_instance(start=False)
-    claim = await cut_off(harness_of(dead, hang, hang), n=n)
+    claim = await cut_off(harness_of(dead, hang, hang), n=n, **fields)
     one = harness_of(other)
     one.image_saver.found = found
     return one, await taken_over(other, claim)
@@ -46,6 +48,13 @@ async def test_a_task_whose_owner_was_killed_after_its_image_was_saved_is_comple
     assert outcome == Succeeded((stored(0),))
     assert one.provider.calls == one.provider.searched == []
     assert (claim.checkpoint.billed_again, claim.cost.charged, claim.cost.unsure) == (0, 700, 0)
+
+
+async def test_an_image_that_is_found_has_the_seed_of_the_call_that_made_it(make_instance: MakeInstance) -> None:
+    one, claim = await killed(make_instance, n=2, found=[stored(0)], seed=7)
+    outcome = await one.attempts.run(claim)
+    assert isinstance(outcome, Succeeded)
+    assert [(image.seed, image.sha256[0]) for image in outcome.images] == [(7, "b"), (8, "a")]
 
 
 async def test_only_images_that_the_store_does_not_have_are_requested(make_instance: MakeInstance) -> None:
