@@ -66,6 +66,12 @@ class Claim:
         """What the task has cost by now."""
         return self.checkpoint.cost or self.task.cost or Cost()
 
+    @property
+    def has_begun_call(self) -> bool:
+        """Whether a paid call was begun, by this instance or an owner before: no call precedes its checkpoint."""
+        begun = self.stored_checkpoint is not None and self.checkpoint.phase == "calling"
+        return begun or self.checkpoint.is_paid or self.checkpoint.has_new_images
+
     def mark_lost(self) -> None:
         self.lost = True
         if self.on_lost is not None:

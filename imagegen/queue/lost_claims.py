@@ -59,7 +59,7 @@ class LostClaims:
         for claim in claims:
             if not claim.lost:
                 self._dispatcher.abandon(claim)
-            if claim.checkpoint.phase == "calling" or claim.checkpoint.is_paid or claim.checkpoint.has_new_images:
+            if claim.has_begun_call:
                 self._unrecorded.append(claim)
         while self._unrecorded:
             claim = self._unrecorded.pop()

@@ -93,6 +93,7 @@ class Recovery:
             self._noticed_at = time.monotonic()
         self._publish |= publish
         self._connection.recovered.clear()
+        self._connection.unsettled_until = math.inf
         self._noticed.set()
 
     def on_new_server(self, _known: ServerInfo, _new: ServerInfo) -> None:
@@ -118,9 +119,11 @@ class Recovery:
                     logger.error("Lost writes can't be written back: {}", error)
                 self._ended_at = time.monotonic()
                 if not self._noticed.is_set():
+                    self._connection.unsettled_until = self._ended_at + PEERS_LATER_S
                     self._connection.recovered.set()
         finally:
             self._running = False
+            self._connection.unsettled_until = self._ended_at + PEERS_LATER_S
             self._connection.recovered.set()
 
     async def restore_claims(self, claims: Sequence[Claim]) -> tuple[int, list[Claim]]:
@@ -149,7 +152,7 @@ class Recovery:
     @property
     def unsettled(self) -> bool:
         """Whether missing data may still be written back, here or by a slower peer."""
-        return not self._connection.recovered.is_set() or time.monotonic() - self._ended_at < PEERS_LATER_S
+        return time.monotonic() < self._connection.unsettled_until
 
     async def wait_restored(self) -> None:
         """Let peers restore their running claims; not again within `MAX_SETTLE_S`. Raises QueueUnavailable."""

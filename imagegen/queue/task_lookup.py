@@ -112,8 +112,17 @@ class TaskLookup:
         ]
 
     async def fresh(self, task_id: str) -> Task | None:
-        """Return a task in its present state, read from Redis if it is not ours; None if there is none."""
-        return self.authoritative_local(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
+        """Return a task in its present state, read from Redis if it is not ours; None if there is none.
+
+        Raises QueueUnavailable, also while a peer may write the end of an unfinished task back.
+        """
+        task = self.authoritative_local(task_id)
+        if task is not None or not _TASK_ID.fullmatch(task_id):
+            return task
+        task = await self.read(task_id)
+        if task is not None and not task.state.is_final and self.is_recovering():
+            raise QueueUnavailable(headers={"Retry-After": "2"})
+        return task
 
     async def read(self, task_id: str) -> Task | None:
         """Return a task as Redis has it, regardless of the cache."""

@@ -370,7 +370,10 @@ class WorkerQueue:
         return await self._write(claim, checkpoint, value)
 
     def _is_surely_ours(self, claim: Claim) -> bool:
-        return not claim.contested and time.monotonic() - claim.confirmed_at <= self._lease_s * SURE_SHARE
+        """Return whether no other instance can have taken the claim over, nor written back that its task has ended."""
+        confirmed_at = claim.confirmed_at
+        is_recent = time.monotonic() - confirmed_at <= self._lease_s * SURE_SHARE
+        return is_recent and not claim.contested and confirmed_at >= self._connection.unsettled_until
 
     async def _write_over(
         self, claim: Claim, checkpoint: Checkpoint, value: bytes, expected: bytes | None

@@ -63,6 +63,8 @@ class Connection:
         on_new_server: called with (previous, new) when a new connection leads to another server, or to the same one
             with less data, before anything is sent on it. Callbacks must not raise.
         recovered: cleared while lost writes are written back; no paid call may begin then.
+        unsettled_until: monotonic time until which this instance or a slower peer may write lost data back. A claim
+            that Redis confirmed before may be of a task that has ended.
 
     Args:
         prefix: hash tag of our keys.
@@ -76,6 +78,7 @@ class Connection:
         self.clock = ServerClock()
         self.recovered = asyncio.Event()
         self.recovered.set()
+        self.unsettled_until = -math.inf
         self.meter = meter or Meter()
         self.server: ServerInfo | None = None
         self._reconnected_at = -math.inf

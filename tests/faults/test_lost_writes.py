@@ -15,9 +15,9 @@ from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.tasks import transitions
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
-from tests.conftest import MakeInstance
+from tests.conftest import Instance, MakeInstance
 from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, check_paid_once, is_final, submit_all
 from tests.support import counts, eventually, submission
 
@@ -280,6 +280,55 @@ async def test_a_finished_task_that_an_older_stream_would_run_again_is_not_paid_
     await eventually(lambda: at_rest(one))
     await eventually(lambda: all_final([other], ids))
     assert calls.paid == Counter(ids)
+
+
+async def completed(instance: Instance) -> Task:
+    """Run the next task of an instance."""
+    claim = await instance.claim()
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
+    final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    return await instance.worker_queue.finish(claim, final)
+
+
+async def lost_end(make_instance: MakeInstance, redis: EmbeddedRedis) -> tuple[Instance, Task, Instance, Claim]:
+    """Return an instance and a task that ended there, and another one with the claim that Redis gave once more."""
+    one, other = make_instance(url=redis.url, slots=1), make_instance(url=redis.url, slots=1)
+    await eventually(lambda: one.notifier.peers and other.notifier.peers)
+    (task_id,) = await submit_all([one], ["a"])
+    commands, names = one.connection.commands, (one.keys.stream, one.keys.record(task_id))
+    older = [await commands.dump(name) for name in names]
+    final = await completed(one)
+    await commands.delete(one.keys.checkpoint(task_id))
+    for name, value in zip(names, older, strict=True):
+        assert value
+        await commands.restore(name, 0, value, replace=True)
+    claim = await other.claim()
+    assert (claim.task.id, claim.task.epoch) == (final.id, final.epoch)
+    return one, final, other, claim
+
+
+async def test_a_task_whose_lost_end_a_peer_writes_back_is_not_started_again(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
+    one, final, other, claim = await lost_end(make_instance, own_redis)
+    other.parts.recovery.notice("a test")
+    start = asyncio.create_task(other.worker_queue.start(claim))
+    one.parts.recovery.notice("a test", publish=True)
+    await eventually(lambda: one.connection.meter.written_back["finished"] == 1, within_s=30)
+    assert await asyncio.wait_for(start, 30) is StartResult.LOST
+    assert (await one.read(final.id)).counted_in == final.counted_in
+
+
+async def test_a_claim_without_a_call_counts_nothing_if_a_peer_has_ended_its_task(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis
+) -> None:
+    one, final, other, claim = await lost_end(make_instance, own_redis)
+    one.parts.recovery.notice("a test", publish=True)
+    await eventually(lambda: one.connection.meter.written_back["finished"] == 1, within_s=30)
+    other.parts.recovery.notice("a test", publish=True)
+    await eventually(lambda: claim.lost, within_s=30)
+    await other.connection.recovered.wait()
+    assert (await other.read(final.id)).possibly_billed_twice == 0
 
 
 async def test_a_second_loss_that_only_a_peer_notices_is_restored_at_once(

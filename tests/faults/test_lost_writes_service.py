@@ -29,10 +29,10 @@ NOT_FOUND = 50
 
 
 class Fleet:
-    """Service processes with four slots together, and a client that records the accepted tasks."""
+    """Service processes with some slots together, and a client that records the accepted tasks."""
 
-    def __init__(self, http: aiohttp.ClientSession, folder: Path, settings: dict[str, str]) -> None:
-        self._http, self._folder, self._settings = http, folder, settings
+    def __init__(self, http: aiohttp.ClientSession, folder: Path, settings: dict[str, str], slots: int) -> None:
+        self._http, self._folder, self._settings, self._slots = http, folder, settings, slots
         self._processes: list[ForkedProcess] = []
         self.urls: list[str] = []
         self.accepted: dict[str, str] = {}
@@ -43,7 +43,7 @@ class Fleet:
             port = free_port()
             environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | self._settings
             environ |= {"PORT": str(port), "DATA_DIR": str(self._folder / f"data{number}")}
-            environ |= {"WORKER_CONCURRENCY": str(RUNNING // count), "ADMIN_TOKEN": ADMIN_TOKEN}
+            environ |= {"WORKER_CONCURRENCY": str(self._slots // count), "ADMIN_TOKEN": ADMIN_TOKEN}
             process = await asyncio.to_thread(
                 ForkedProcess, [str(ROOT / "run.py")], cwd=self._folder, env=environ, stdout=2
             )
@@ -83,6 +83,14 @@ class Fleet:
             status: str | None = (await answer.json()).get("status")
             return status
 
+    async def billed_twice(self) -> int:
+        """Return the calls that the tasks count as paid twice."""
+        counts = []
+        for task_id in self.accepted:
+            async with self._http.get(f"{self.urls[0]}/api/images/{task_id}") as answer:
+                counts.append((await answer.json()).get("possiblyBilledTwice", 0))
+        return sum(counts)
+
     async def stats(self, url: str) -> dict[str, Any]:
         async with self._http.get(f"{url}/api/stats", headers=AS_ADMIN) as answer:
             return dict(await answer.json())
@@ -99,7 +107,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(folder: Path, redis_url: str, upstream: str, count: int) -> AsyncIterator[Fleet]:
+async def fleet(folder: Path, redis_url: str, upstream: str, count: int, slots: int = RUNNING) -> AsyncIterator[Fleet]:
     settings = {
         "REDIS_URL": redis_url,
         "TOGETHER_API_KEY": "k",
@@ -111,7 +119,7 @@ async def fleet(folder: Path, redis_url: str, upstream: str, count: int) -> Asyn
         "LOG_LEVEL": "ERROR",
     }
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
-        fleet = Fleet(http, folder, settings)
+        fleet = Fleet(http, folder, settings, slots)
         try:
             await fleet.start(count)
             yield fleet
@@ -179,6 +187,23 @@ async def lose(folder: Path, count: int, loss: Loss) -> None:
 
 async def test_a_failover_loses_no_task_and_pays_nothing_twice(tmp_path: Path) -> None:
     await lose(tmp_path, 2, failover)
+
+
+@pytest.mark.faults
+async def test_tasks_that_end_in_the_lost_window_of_four_instances_are_paid_once(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        primary, replica = await stack.enter_async_context(primary_and_replica(tmp_path / "redis"))
+        proxy = await stack.enter_async_context(FaultProxy(primary.path))
+        upstream = await stack.enter_async_context(EmulatedUpstream(image="none"))
+        instances = await stack.enter_async_context(fleet(tmp_path, proxy.url, upstream.url, 4, slots=16))
+        upstream.script({"fault": "ok", "delay_s": 0.5, "times": 60})
+        await instances.submit("ends", 60)
+        await promote(primary, replica)
+        await eventually(lambda: len(upstream.ledger.paid) >= 50, within_s=20)
+        await failover(primary, replica, proxy)
+        await eventually(lambda: instances.all_are(instances.accepted, "completed"), within_s=60)
+        assert Counter(call.prompt for call in upstream.ledger.paid) == Counter(instances.accepted.values())
+        assert await instances.billed_twice() == 0
 
 
 @pytest.mark.faults

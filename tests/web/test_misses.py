@@ -11,7 +11,7 @@ from imagegen.app import CONNECTION, QUEUE
 from imagegen.tasks.validation import parse
 from imagegen.web.handler_services import SERVICES
 from tests.support import eventually
-from tests.web.conftest import Client, wait_until_discovered
+from tests.web.conftest import Client, StartTwo, wait_until_discovered
 
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
@@ -95,3 +95,16 @@ async def test_documents_and_unknown_routes_cost_no_redis_command(start_service:
         for path in ("/openapi.json", "/docs", "/docs/docs.js", "/", "/nothing", "/api/health", "/healthz"):
             assert (await service.get(path, allow_redirects=False)).status in (200, 302, 404)
     assert commands(service) == before
+
+
+async def test_a_task_that_a_peer_may_end_by_writing_back_has_no_missing_image_and_no_cancel(
+    start_two: StartTwo,
+) -> None:
+    services = await start_two(sandbox_delay_s=30.0)
+    task_id = (await (await services[0].post("/api/images/generate", json=BODY)).json())["taskId"]
+    await eventually(lambda: any(task_id in service.app[QUEUE].dispatcher.claimed for service in services))
+    other = next(service for service in services if task_id not in service.app[QUEUE].dispatcher.claimed)
+    assert (await other.get(f"/api/images/{task_id}/0")).status == 404
+    other.app[QUEUE].task_lookup.is_recovering = lambda: True
+    for answer in (await other.get(f"/api/images/{task_id}/0"), await other.delete(f"/api/images/{task_id}")):
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")

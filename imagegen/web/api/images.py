@@ -27,8 +27,8 @@ _SIZES = {str(size): size for size in SIZES}
 async def get_image(request: web.Request) -> web.StreamResponse:
     """Send one image's bytes, or those of its thumbnail.
 
-    Raises: TaskNotFound, ImageNotFound, ImageExpired, StoreUnavailable. For a thumbnail also InvalidRequest,
-    UnsupportedImage.
+    Raises: TaskNotFound, ImageNotFound, ImageExpired, StoreUnavailable, QueueUnavailable. For a thumbnail also
+    InvalidRequest, UnsupportedImage.
     """
     size = _thumbnail_size(request)
     services = request.app[SERVICES]
