@@ -30,7 +30,7 @@ SLOW_AFTER_S = 1.0
 """Downloads of an answer that take longer in all leave their slot to other tasks, since their host may never answer,
 and are written to the checkpoint, so that a crash does not lose a paid image."""
 
-UNSAVED_AFTER_S = 10.0
+UNSAVED_AFTER_S = 5.0
 """Age at which an image that can't be fetched yet counts against its host: some need seconds to publish it."""
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
