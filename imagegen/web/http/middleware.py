@@ -25,6 +25,7 @@ from imagegen.turn_queue import TurnLimit
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.error_responses import error_response, from_http_exception
 from imagegen.web.http.responses import (
+    Language,
     language,
     on_response_prepare,
     refuse_route,
@@ -233,11 +234,15 @@ def error_to_response(request: web.Request, error: Exception, tidy: Callable[[st
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _redirect(error)
     path = _routed_path(request, tidy)
-    api_error = _as_api_error(request, error, path)
+    return response_on(path, _as_api_error(request, error, path), request_id_of(request), language(request))
+
+
+def response_on(path: str, error: ApiError, request_id: str, used: Language) -> web.Response:
+    """Return the response for an error, in the form that the clients of a path expect."""
     if path == mcp_errors.PATH:
-        return mcp_errors.api_error_response(api_error)
+        return mcp_errors.api_error_response(error)
     build_response = openai_errors.error_response if openai_errors.is_openai_path(path) else error_response
-    return build_response(api_error, request_id_of(request), language(request))
+    return build_response(error, request_id, used)
 
 
 def _routed_path(request: web.Request, tidy: Callable[[str], str]) -> str:

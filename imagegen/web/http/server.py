@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, cast
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
@@ -14,9 +15,8 @@ from loguru import logger
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import is_sending, notify_disconnect
-from imagegen.web.http.error_responses import error_response
 from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
-from imagegen.web.http.middleware import PIPELINE, RouteCache
+from imagegen.web.http.middleware import PIPELINE, RouteCache, response_on
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
 from imagegen.web.http.unread import UnreadResponses
 
@@ -29,6 +29,10 @@ MAX_HEAD_BYTES = 64 * 1024
 
 _HEAD_PIECE = MAX_HEAD_BYTES + 1
 """Bytes given to the parser before it shows whether a head ends in them."""
+
+_LINE_BYTES = 256
+_TARGET = re.compile(rb"(?:https?://[^/?\s]*)?(/[!-~]*?)(?:[?\s]|$)")
+"""Path of a request's target, in either form: https://www.rfc-editor.org/rfc/rfc9112#section-3.2"""
 
 FIRST_READ_BYTES, READ_BYTES, SHORT_READS = 24 * 1024, 256 * 1024, 10
 """Bytes read from a connection in one turn of the event loop; the first full reads of a request are short.
@@ -116,6 +120,7 @@ class _Connection(web.RequestHandler):
         "_head_timer",
         "_long_reads",
         "_paused_transport",
+        "_request_line",
         "_takes_probes",
         "_unread",
         "_used",
@@ -144,6 +149,7 @@ class _Connection(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._request_line = b""
         self._full_reads = 0
         self._long_reads = False
         self._takes_probes = False
@@ -226,7 +232,7 @@ class _Connection(web.RequestHandler):
                 return
         count, reads_head = self._request_count, self._body.is_eof()
         super().data_received(data)
-        self._bound_head(len(data), self._request_count - count, reads_head=reads_head)
+        self._bound_head(data, self._request_count - count, reads_head=reads_head)
         if not self._used and self._request_count:
             self._used = True
             self._connections.use(self)
@@ -237,18 +243,20 @@ class _Connection(web.RequestHandler):
         elif self._head_timer is None and data.strip(b"\r\n"):
             self._head_timer = asyncio.get_running_loop().call_later(self._head_timeout_s, self._give_up_head)
 
-    def _bound_head(self, received: int, new_messages: int, *, reads_head: bool) -> None:
+    def _bound_head(self, data: bytes, new_messages: int, *, reads_head: bool) -> None:
         """Refuse a head over `MAX_HEAD_BYTES`, whether it is complete or not.
 
         Args:
-            received: bytes given to the parser, which shows neither where a head ends nor how much of one it holds.
-            new_messages: messages that the parser made of them.
+            data: given to the parser, which shows neither where a head ends nor how much of one it holds.
+            new_messages: messages that the parser made of it.
             reads_head: whether no body was under way before.
         """
         if new_messages:
-            if self._head_bytes + received > MAX_HEAD_BYTES:
+            if self._head_bytes + len(data) > MAX_HEAD_BYTES:
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
+            if isinstance(message, _ErrInfo) and new_messages == 1 and reads_head and not self._head_bytes:
+                self._request_line = data[:_LINE_BYTES]
             self._head_bytes = 0
             if self._full_reads:
                 self._full_reads = 0
@@ -257,7 +265,9 @@ class _Connection(web.RequestHandler):
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
         else:
-            self._head_bytes += received
+            if not self._head_bytes:
+                self._request_line = data[:_LINE_BYTES]
+            self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._add_refusal()
 
@@ -338,7 +348,8 @@ class _Connection(web.RequestHandler):
             error = InternalError()
             logger.opt(exception=exc).error("Unforeseen error outside of a handler, request {}", request_id)
         request._version = HttpVersion11  # noqa: SLF001 - aiohttp's placeholder for an unreadable request is HTTP/1.0
-        response = error_response(error, request_id, "zh")
+        path = self._app[PIPELINE].tidy_path(_path_of(self._request_line))
+        response = response_on(path, error, request_id, "zh")
         response.force_close()
         request[REQUEST_ID] = request_id
         refuse_route(cast(web.Request, request), self._app)
@@ -362,6 +373,13 @@ class _Connection(web.RequestHandler):
         if self._connections.slow_heads.begins():
             logger.info("A request head took too long: connection closed")
         self.force_close()
+
+
+def _path_of(request_line: bytes) -> str:
+    """Return the path of a request that the parser refused, as far as it can be read; `/` if it can't."""
+    words = request_line.partition(b"\n")[0].split(b" ", 2)
+    match = _TARGET.match(words[1]) if len(words) > 1 else None
+    return "/" if match is None else match[1].decode("ascii")
 
 
 def _head_bytes(message: RawRequestMessage) -> int:
