@@ -35,6 +35,23 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def with_scans(count: int, size: int = 64, *, progressive: bool = False, claims_more: bool = False) -> bytes:
+    """Return a JPEG with this many more scans, each of some bytes. claims_more: it says that another image follows."""
+    data = encoded(Image.new("RGB", (size, size), (9, 90, 200)), "JPEG", progressive=progressive)
+    first = data.index(b"\xff\xda")
+    if progressive:
+        head, scan = data[:-2], data[data.rindex(b"\xff\xda") : -2]
+    else:  # one channel in each scan, so that libjpeg keeps the whole image for the others
+        head, scan = data[:first], bytes.fromhex("ffda 0008 01 01 00 00 3f 00 00")
+    if claims_more:
+        images = struct.pack(">IIIHH", 0x30000, len(data), 0, 0, 0) * 2
+        tags = struct.pack(">HHI4s", 0xB000, 7, 4, b"0100") + struct.pack(">HHII", 0xB001, 4, 1, 2)
+        tags += struct.pack(">HHII", 0xB002, 7, len(images), 8 + 2 + 3 * 12 + 4)
+        listing = b"MPF\0MM\0*\0\0\0\x08\0\x03" + tags + bytes(4) + images
+        head = head[:2] + b"\xff\xe2" + struct.pack(">H", 2 + len(listing)) + listing + head[2:]
+    return head + scan * count + data[-2:]
+
+
 def deflated_zeros(length: int, times: int) -> bytes:
     """Return a zlib stream of `times * length` zeros. Compressing them all takes 1.4 s for 268 MB."""
     zeros, check, blocks = bytes(length), 1, zlib.compressobj(9, zlib.DEFLATED, -15)

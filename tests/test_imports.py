@@ -21,6 +21,7 @@ LAYERS = [  # a package imports only from layers below its own
     {
         "backoff",
         "client",
+        "decoding_limits",
         "did_you_mean",
         "disk_patience",
         "errors",

@@ -10,11 +10,10 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from imagegen.decoding_limits import why_not_decoded
+
 if TYPE_CHECKING:
     from PIL import Image
-
-MAX_DECODED_BYTES = 256 * 1024 * 1024
-"""Of one image while it is decoded: 67 megapixels of a PNG, 16 of a WebP."""
 
 QUALITIES = (82, 65, 45, 25)
 MAX_BYTES_PER_PIXEL = 0.3
@@ -30,23 +29,6 @@ MAX_PROFILE_BYTES = 4_096
 """A larger colour profile is left out; most have some hundred bytes."""
 
 _ORIENTATION = 0x0112
-_PIXEL_BYTES = 4
-_WEBP_PIXEL_BYTES = 16
-"""libwebp's decoder of animations, which Pillow uses for every WebP, holds two canvases, and Pillow two more."""
-
-_SCANS_PIXEL_BYTES = 8
-"""Of a JPEG with several scans libjpeg holds all coefficients: two bytes for each of four channels."""
-
-MAX_SCANS = 64
-"""Of a JPEG. Encoders make about ten; each one takes libjpeg as long as a pass over the whole image, and
-needs only some bytes of the file: https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf"""
-
-_JPEG_FORMATS = {"JPEG", "MPO"}
-"""MPO is Pillow's name for a JPEG with a list of images that follow it."""
-
-_START_OF_SCAN = b"\xff\xda"
-_COUNTED_BYTES = 1024 * 1024
-
 _WIDE_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
@@ -95,11 +77,8 @@ def _shrunk(file: BinaryIO, size: int) -> tuple[Image.Image, bytes]:
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-        scans = _scans(file) if image.format in _JPEG_FORMATS else 1
-        if image.width * image.height * _decoded_pixel_bytes(image, scans) > MAX_DECODED_BYTES:
-            raise NoThumbnail(f"it has {image.width}x{image.height} pixels, too many for a thumbnail")
-        if scans > MAX_SCANS:
-            raise NoThumbnail("it has too many scans for a thumbnail")
+        if reason := why_not_decoded(image, file):
+            raise NoThumbnail(reason)
         orientation = _orientation(image)
         image.draft("RGB", (MARGIN * size, MARGIN * size))
         image.load()
@@ -110,25 +89,6 @@ def _shrunk(file: BinaryIO, size: int) -> tuple[Image.Image, bytes]:
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
     small.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(small), profile
-
-
-def _decoded_pixel_bytes(image: Image.Image, scans: int) -> int:
-    if image.format == "WEBP":
-        return _WEBP_PIXEL_BYTES
-    return _SCANS_PIXEL_BYTES if scans > 1 or image.info.get("progressive") else _PIXEL_BYTES
-
-
-def _scans(file: BinaryIO) -> int:
-    """Return how many scans a JPEG has at most, with the one before the position, which is the same after it.
-
-    Those of a preview in the metadata are before it.
-    """
-    at, count, before = file.tell(), 1, b""
-    while piece := file.read(_COUNTED_BYTES):
-        count += (before + piece).count(_START_OF_SCAN)
-        before = piece[-1:]
-    file.seek(at)
-    return count
 
 
 def _orientation(image: Image.Image) -> int:

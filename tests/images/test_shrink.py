@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagegen.images.shrink import MAX_SCANS, NoThumbnail, shrink
-from tests.image_bytes import black_webp, decoded, deflated_zeros, encoded, png_file
+from imagegen.decoding_limits import MAX_SCANS
+from imagegen.images.shrink import NoThumbnail, shrink
+from tests.image_bytes import black_webp, decoded, deflated_zeros, encoded, png_file, with_scans
 from tests.support import over_rows
 
 KINDS = ["PNG", "JPEG", "WEBP"]
@@ -149,23 +150,6 @@ def test_a_truncated_jpeg_is_shown_in_part_and_a_truncated_png_refused() -> None
         shrink(data[: len(data) // 2], 256)
 
 
-def with_scans(count: int, size: int = 64, *, progressive: bool = False, claims_more: bool = False) -> bytes:
-    """Return a JPEG with this many more scans, each of some bytes. claims_more: it says that another image follows."""
-    data = file_of(Image.new("RGB", (size, size), (9, 90, 200)), "JPEG", progressive=progressive)
-    first = data.index(b"\xff\xda")
-    if progressive:
-        head, scan = data[:-2], data[data.rindex(b"\xff\xda") : -2]
-    else:  # one channel in each scan, so that libjpeg keeps the whole image for the others
-        head, scan = data[:first], bytes.fromhex("ffda 0008 01 01 00 00 3f 00 00")
-    if claims_more:
-        images = struct.pack(">IIIHH", 0x30000, len(data), 0, 0, 0) * 2
-        tags = struct.pack(">HHI4s", 0xB000, 7, 4, b"0100") + struct.pack(">HHII", 0xB001, 4, 1, 2)
-        tags += struct.pack(">HHII", 0xB002, 7, len(images), 8 + 2 + 3 * 12 + 4)
-        listing = b"MPF\0MM\0*\0\0\0\x08\0\x03" + tags + bytes(4) + images
-        head = head[:2] + b"\xff\xe2" + struct.pack(">H", 2 + len(listing)) + listing + head[2:]
-    return head + scan * count + data[-2:]
-
-
 @over_rows("kind", [{}, {"progressive": True}, {"claims_more": True}])
 def test_a_jpeg_that_is_decoded_very_many_times_is_refused(kind: dict[str, bool]) -> None:
     assert thumbnail(with_scans(MAX_SCANS // 2, **kind)).size == (64, 64)
@@ -176,7 +160,7 @@ def test_a_jpeg_that_is_decoded_very_many_times_is_refused(kind: dict[str, bool]
 def test_a_jpeg_that_is_held_as_a_whole_is_refused_beyond_the_limit_of_memory() -> None:
     size = 6_000
     assert thumbnail(file_of(Image.new("RGB", (size, size)), "JPEG")).size == (256, 256)
-    with pytest.raises(NoThumbnail, match="too many for a thumbnail"):
+    with pytest.raises(NoThumbnail, match="too many to be decoded"):
         shrink(with_scans(3, size), 256)
 
 

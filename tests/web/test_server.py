@@ -205,7 +205,9 @@ async def test_a_head_that_is_too_large_is_431_in_json_and_closed(
     assert "hunter2" not in lines[0]
 
 
-@over_rows("path", [b"/v1/images/generations", b"/v1//images/edits?a=b", b"/v1/models/%b" % (b"x" * 300), b"/images/edits"])
+@over_rows(
+    "path", [b"/v1/images/generations", b"/v1//images/edits?a=b", b"/v1/models/%b" % (b"x" * 300), b"/images/edits"]
+)
 @over_rows("fault", [*TOO_LARGE, "a head in pieces", "a bad header"])
 async def test_a_head_that_is_refused_on_v1_has_the_error_of_openai(server: Server, path: bytes, fault: str) -> None:
     request = TOO_LARGE.get(fault, TOO_LARGE["many large headers"])

@@ -10,6 +10,7 @@ from threading import Lock
 from msgspec import Struct
 from PIL import Image, ImageDraw, ImageOps
 
+from imagegen.decoding_limits import why_not_decoded
 from imagegen.providers.drawing.canvas import Canvas
 from imagegen.providers.drawing.palette import WHITE
 
@@ -21,7 +22,7 @@ _MASK_COLOUR = (255, 40, 120)
 _MASK_STRENGTH = 0.65
 
 _one_at_a_time = Lock()
-"""A decoded image of 50 megapixels takes up to 200 MB."""
+"""A decoded image takes up to 256 MiB."""
 
 
 class UnreadableInput(ValueError):
@@ -38,11 +39,13 @@ class InputThumbnails(Struct, frozen=True):
 def thumbnail(data: bytes) -> Image.Image:
     """Return a small copy with an alpha channel. Raises UnreadableInput."""
     try:
-        with _one_at_a_time, Image.open(BytesIO(data), formats=_FORMATS) as file:
+        with _one_at_a_time, _opened(data) as file:
             file.draft("RGB", _THUMBNAIL)
             image = file if file.mode in ("RGB", "RGBA", "L") else file.resize(_fitting(file.size), _NEAREST)
             image.thumbnail(_THUMBNAIL)
             return image.convert("RGBA")
+    except UnreadableInput:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableInput("its pixels are broken") from error
 
@@ -55,13 +58,25 @@ def white_where_changed(mask: bytes) -> bytes:
     Raises: UnreadableInput.
     """
     try:
-        with _one_at_a_time, Image.open(BytesIO(mask), formats=_FORMATS) as image:
+        with _one_at_a_time, _opened(mask) as image:
             grey = _changed(image)
+    except UnreadableInput:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableInput("its pixels are broken") from error
     file = BytesIO()
     grey.save(file, "png", compress_level=1)
     return file.getvalue()
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Return an image that is not decoded yet. Raises UnreadableInput, and what Pillow raises."""
+    file = BytesIO(data)
+    image = Image.open(file, formats=_FORMATS)
+    if reason := why_not_decoded(image, file):
+        image.close()
+        raise UnreadableInput(reason)
+    return image
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:
