@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from io import BytesIO
 from typing import Any
 
@@ -22,7 +22,7 @@ from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
 from tests.emulated_jobs import Recorder
 from tests.emulator_fixtures import EmulatedUpstream
-from tests.image_bytes import image_file, with_scans
+from tests.image_bytes import image_file
 from tests.providers.conftest import MakeCall, RawServer, ScriptedUpstream, data_of
 from tests.support import LoopTime, over_rows
 
@@ -338,31 +338,6 @@ async def test_the_sandbox_shows_the_mask_over_the_first_image(make_call: MakeCa
     clear = png((0, 0, 0, 0), "RGBA")
     plain, masked = [await drawn(make_call, watcher, png("white"), mask=mask) for mask in (png("black"), clear)]
     assert plain.tobytes() != masked.tobytes()
-
-
-COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
-    "a progressive JPEG of many scans": (lambda: with_scans(10_000, progressive=True), "scans"),
-    "a JPEG of many scans": (lambda: with_scans(10_000), "scans"),
-    "a JPEG that is held as a whole": (lambda: with_scans(3, 6_000), "pixels"),
-    "a large WebP": (lambda: image_file(kind="WEBP", size=(5_000, 5_000)), "pixels"),
-}
-
-
-@pytest.mark.parametrize("name", COSTLY)
-async def test_an_input_image_that_is_costly_to_decode_is_refused(
-    make_call: MakeCall, watcher: Recorder, session: aiohttp.ClientSession, name: str
-) -> None:
-    make_image, reason = COSTLY[name]
-    image = make_image()
-    webui = A1111Provider(session, base_url="http://127.0.0.1:7860", timeout_s=30)
-    for refused in (
-        SandboxProvider(0).generate(edit(make_call, image), watcher),
-        SandboxProvider(0).generate(edit(make_call, png("red"), mask=image), watcher),
-        webui.generate(edit(make_call, png("red"), mask=image), watcher),
-    ):
-        with pytest.raises(UpstreamError, match=reason) as error:
-            await refused
-        assert error.value.code == "upstream_invalid_request"
 
 
 @pytest.mark.parametrize(

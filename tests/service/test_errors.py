@@ -198,6 +198,35 @@ def test_a_malformed_request_gets_json_and_a_closed_connection(
     assert not any(text in answer.body for text in (b"canary", b"<script>", b"Traceback"))
 
 
+HEAD_FAULTS = {
+    "a long header": (CLOSED["a long header"][0], 431, "headers_too_large"),
+    "many headers": (head(*[f"X-{number}: canary" for number in range(300)]), 431, "headers_too_large"),
+    "many long headers": (head(*[f"X-{number}: {'canary' * 1000}" for number in range(30)]), 431, "headers_too_large"),
+    "a bad header": (head("canary"), 400, "bad_request"),
+    "a bad Host": (head("Host: a b"), 400, "bad_request"),
+}
+OPENAI_TARGETS = ("/v1/images/generations", "/v1//images/edits?a=canary", "http://h/v1/models", f"/models/{'x' * 300}")
+
+
+@pytest.mark.parametrize("target", OPENAI_TARGETS)
+@pytest.mark.parametrize(("sent", "status", "code"), HEAD_FAULTS.values(), ids=HEAD_FAULTS.keys())
+def test_a_refused_head_has_the_error_of_openai_on_its_routes(
+    service: Service, target: str, sent: bytes, status: int, code: str
+) -> None:
+    answer = over_the_wire(service, sent.replace(GENERATE.encode(), target.encode(), 1))
+    error = answer.json["error"]
+    assert (answer.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["Connection"].lower() == "close"
+    assert b"canary" not in answer.body
+
+
+@pytest.mark.parametrize(("sent", "status", "code"), HEAD_FAULTS.values(), ids=HEAD_FAULTS.keys())
+def test_a_refused_head_has_an_error_of_json_rpc_on_mcp(service: Service, sent: bytes, status: int, code: str) -> None:
+    answer = over_the_wire(service, sent.replace(GENERATE.encode(), b"/mcp", 1))
+    assert (answer.status, answer.json["jsonrpc"], answer.json["error"]["data"]["code"]) == (status, "2.0", code)
+
+
 def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
     body = json.dumps({"prompt": "good"}).encode()
     assert post(service, body + b" " * (2**20 - len(body))).status in (200, 202)

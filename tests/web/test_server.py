@@ -205,34 +205,6 @@ async def test_a_head_that_is_too_large_is_431_in_json_and_closed(
     assert "hunter2" not in lines[0]
 
 
-@over_rows(
-    "path", [b"/v1/images/generations", b"/v1//images/edits?a=b", b"/v1/models/%b" % (b"x" * 300), b"/images/edits"]
-)
-@over_rows("fault", [*TOO_LARGE, "a head in pieces", "a bad header"])
-async def test_a_head_that_is_refused_on_v1_has_the_error_of_openai(server: Server, path: bytes, fault: str) -> None:
-    request = TOO_LARGE.get(fault, TOO_LARGE["many large headers"])
-    if fault == "a bad header":
-        request = REFUSED["a space before the colon"]
-    request = b"POST %s HTTP/1.1" % path + request.partition(b" HTTP/1.1")[2]
-    if fault == "a long path":
-        request = request.replace(b" HTTP/1.1", b"?%s HTTP/1.1" % (CANARY * 2000), 1)
-    pieces = [request[:40], request[40:]] if fault == "a head in pieces" else [request]
-    (answer,) = await server.send(*pieces)
-    error = json.loads(answer.body)["error"]
-    expected = (400, "bad_request") if fault == "a bad header" else (431, "headers_too_large")
-    assert (answer.status, error["code"]) == expected
-    assert error["type"] == "invalid_request_error"
-    assert answer.headers["x-should-retry"] == "false"
-    assert answer.headers["Connection"] == "close"
-    assert CANARY not in answer.body + repr(answer.headers).encode()
-
-
-async def test_a_head_that_is_refused_on_mcp_has_an_error_of_json_rpc(server: Server) -> None:
-    (answer,) = await server.send(b"POST /mcp HTTP/1.1" + TOO_LARGE["many headers"].partition(b" HTTP/1.1")[2])
-    body = json.loads(answer.body)
-    assert (answer.status, body["jsonrpc"], body["error"]["data"]["code"]) == (431, "2.0", "headers_too_large")
-
-
 async def test_a_head_just_under_64_kib_is_accepted_also_when_pipelined(server: Server) -> None:
     fill = b"A: %s\r\n" % (b"x" * 7000) * 9
     head = b"GET /hello HTTP/1.1\r\nHost: x\r\n" + fill

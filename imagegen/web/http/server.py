@@ -118,6 +118,7 @@ class _Connection(web.RequestHandler):
         "_head_bytes",
         "_head_timeout_s",
         "_head_timer",
+        "_is_refused",
         "_long_reads",
         "_paused_transport",
         "_request_line",
@@ -150,6 +151,7 @@ class _Connection(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._request_line = b""
+        self._is_refused = False
         self._full_reads = 0
         self._long_reads = False
         self._takes_probes = False
@@ -255,8 +257,10 @@ class _Connection(web.RequestHandler):
             if self._head_bytes + len(data) > MAX_HEAD_BYTES:
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
-            if isinstance(message, _ErrInfo) and new_messages == 1 and reads_head and not self._head_bytes:
-                self._request_line = data[:_LINE_BYTES]
+            if isinstance(message, _ErrInfo):
+                if new_messages == 1 and reads_head and not self._head_bytes:
+                    self._note_request_line(data)
+                self._is_refused = True
             self._head_bytes = 0
             if self._full_reads:
                 self._full_reads = 0
@@ -266,10 +270,15 @@ class _Connection(web.RequestHandler):
             self._head_bytes = 0
         else:
             if not self._head_bytes:
-                self._request_line = data[:_LINE_BYTES]
+                self._note_request_line(data)
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._add_refusal()
+
+    def _note_request_line(self, data: bytes) -> None:
+        """Keep the beginning of a head; what follows a refused one is none."""
+        if not self._is_refused:
+            self._request_line = data[:_LINE_BYTES]
 
     def _refuse_long_heads(self, new_messages: int) -> None:
         messages = [self._messages.pop() for _ in range(new_messages)]
