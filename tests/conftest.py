@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -41,6 +42,17 @@ _numbers = itertools.count()
 def within_one_day() -> None:
     """Begin no test in the last seconds of a UTC day: budgets and the usage report count by days."""
     wait_for_one_day(20.0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let the programs of the test be interrupted, also where a shell started the tests in the background.
+
+    Such a shell ignores SIGINT, and programs inherit what is ignored, but no handler.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -106,18 +106,7 @@ def _read(pid: int, name: str) -> str:
 
 
 @pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Let the programs of the test be interrupted, also where a shell started the tests in the background.
-
-    Such a shell ignores SIGINT, and programs inherit what is ignored, but no handler.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def start(tmp_path: Path, _interruptible: None) -> Iterator[Start]:
+def start(tmp_path: Path, interruptible: None) -> Iterator[Start]:
     runs = []
 
     def start(*names: str) -> Run:

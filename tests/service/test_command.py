@@ -81,7 +81,9 @@ def test_a_bad_models_file_stops_the_start_with_one_message(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["doctor", "keys list", "keys create name", "usage"])
-def test_ctrl_c_ends_a_command_that_waits_for_redis_without_a_traceback(tmp_path: Path, command: str) -> None:
+def test_ctrl_c_ends_a_command_that_waits_for_redis_without_a_traceback(
+    tmp_path: Path, command: str, interruptible: None
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = {"REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}"}
         process = subprocess.Popen(
@@ -107,7 +109,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_redis_without_a_traceback(tmp_path
 
 @pytest.mark.parametrize(("arguments", "code"), [((), 0), (("serve",), 0), (("doctor",), 130)])
 def test_ctrl_c_within_the_first_imports_has_no_traceback(
-    tmp_path: Path, arguments: tuple[str, ...], code: int
+    tmp_path: Path, arguments: tuple[str, ...], code: int, interruptible: None
 ) -> None:
     interrupting = """
 import os, signal, sys
