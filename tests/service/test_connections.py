@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -73,6 +74,29 @@ def test_long_requests_of_one_client_do_not_block_another(
     assert service.get("/api/health").status == 200
     assert time.monotonic() - began < 15  # behind hundreds of requests that came before
     assert service.request("DELETE", f"/api/images/{task_id}").status == 200
+
+
+def test_event_streams_of_many_clients_behind_one_address_keep_no_other_client_out(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service(program=LIMITED, NOFILE="512", SANDBOX_DELAY="0")
+    task_id = service.accepted(prompt="a cat [slow:60]")
+    host, port = service.url.removeprefix("http://").split(":")
+    words = f"GET /api/images/{task_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with ExitStack() as stack:
+
+        def open_stream() -> BinaryIO:
+            stream = stack.enter_context(socket.create_connection((host, int(port)), 30))
+            stream.sendall(words)
+            lines = stack.enter_context(stream.makefile("rb"))
+            assert lines.readline() == b"HTTP/1.1 200 OK\r\n"
+            return lines
+
+        newest = [open_stream() for _ in range(COUNT)][-1]
+        for _ in range(20):
+            assert service.get("/api/health").status == 200
+        assert service.request("DELETE", f"/api/images/{task_id}").status == 200
+        assert any(line.startswith(b"event: cancelled") for line in newest)
 
 
 def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Service]) -> None:

@@ -22,7 +22,7 @@ from imagegen.web.api.serializers import not_found_view
 from imagegen.web.api.tasks import cached_image_body, cached_task_body, not_found
 from imagegen.web.guard import still_admits
 from imagegen.web.handler_services import SERVICES, Services
-from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.disconnect import begin_resumable, is_disconnected, on_disconnect
 from imagegen.web.http.event_stream import EventStream, encode_event
 from imagegen.web.http.responses import language
 from imagegen.web.lookup import find_task, find_tasks
@@ -80,6 +80,7 @@ async def _stream(request: web.Request, tasks: Sequence[Task], stream: TaskEvent
         return web.Response(status=204)
     with services.feed.subscribe(task.id for task in tasks) as subscription:
         on_disconnect(request, subscription.wake)
+        begin_resumable(request)
         await subscription.turn()
         response = EventStream()
         await response.prepare(request)

@@ -87,6 +87,11 @@ class ClientConnection(Protocol):
         ...
 
     @property
+    def resumable(self) -> bool:
+        """Return whether its client continues after a reconnect where the response broke off."""
+        ...
+
+    @property
     def head_begun(self) -> bool:
         """Return whether a part of a request's head came; it has its own time limit."""
         ...
@@ -149,8 +154,8 @@ class Connections:
         """Close the connection that is needed least; return False if all of them are needed.
 
         That is a connection without any request, of the client with most of them, else the oldest idle one, else the
-        oldest with an unfinished request, both of the client with most connections, else the oldest of a client that
-        holds more than half, unless it is `address` itself.
+        oldest with an unfinished request, else the oldest event stream, all of the client with most connections, else
+        the oldest of a client that holds more than half, unless it is `address` itself.
         """
         self._log_shortage()
         if self._unused_by:
@@ -160,6 +165,7 @@ class Connections:
             holders = Counter(connection.address for connection in self._open)
             idle = [connection for connection in self._open if connection.idle]
             idle = idle or [connection for connection in self._open if connection.receiving]
+            idle = idle or [connection for connection in self._open if connection.resumable]
             most, count = holders.most_common(1)[0] if holders else ("", 0)
             if idle:
                 victim = max(idle, key=lambda connection: holders[connection.address])

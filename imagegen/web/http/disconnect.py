@@ -7,6 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 _WAKE = web.RequestKey[Callable[[], None]]("wake_on_disconnect")
+_RESUMABLE = web.RequestKey[bool]("is_resumable")
 _SENDING = web.RequestKey[bool]("is_sending")
 
 
@@ -34,3 +35,13 @@ def begin_sending(request: web.Request) -> None:
 def is_sending(request: web.BaseRequest | None) -> bool:
     """Return whether a response is sent past the transport's buffer."""
     return isinstance(request, web.Request) and request.get(_SENDING, False)
+
+
+def begin_resumable(request: web.Request) -> None:
+    """Note that a client continues this response after a reconnect, and loses nothing of it."""
+    request[_RESUMABLE] = True
+
+
+def is_resumable(request: web.BaseRequest | None) -> bool:
+    """Return whether a client continues this response after a reconnect."""
+    return isinstance(request, web.Request) and request.get(_RESUMABLE, False)

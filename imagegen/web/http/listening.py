@@ -254,7 +254,7 @@ class _EarlyConnection:
     """
 
     idle = True
-    receiving = False
+    receiving = resumable = False
     head_begun = False
 
     def __init__(

@@ -14,7 +14,7 @@ from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
-from imagegen.web.http.disconnect import is_sending, notify_disconnect
+from imagegen.web.http.disconnect import is_resumable, is_sending, notify_disconnect
 from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache, response_on
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
@@ -197,6 +197,11 @@ class _Connection(web.RequestHandler):
     def receiving(self) -> bool:
         """Return whether the rest of a request's body is to come."""
         return not self._body.is_eof()
+
+    @property
+    def resumable(self) -> bool:
+        """Return whether its client continues after a reconnect where the response broke off."""
+        return is_resumable(self._current_request)
 
     @property
     def head_begun(self) -> bool:
