@@ -93,6 +93,10 @@ class Keys(Struct, frozen=True):
         """String: what the budgets of a UTC day hold, a 64-bit number each; the first counts the changes. 8 days."""
         return f"{{{self.prefix}}}:budgets:{day}"
 
+    def lost_budgets(self, day: int) -> str:
+        """String: name of the last loss of the budgets of a UTC day. 10 minutes."""
+        return f"{{{self.prefix}}}:lost-budgets:{day}"
+
     def record(self, task_id: str) -> str:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"

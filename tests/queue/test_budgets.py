@@ -297,6 +297,21 @@ async def test_budgets_that_redis_has_lost_are_written_back(one: Instance) -> No
     assert (await used(one), await used(one, KEY)) == (PRICE, PRICE)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+async def test_budgets_that_different_instances_have_seen_are_all_written_back(
+    make_instance: MakeInstance, first: int
+) -> None:
+    instances = [limited(make_instance(start=False), (TOTAL, 100 * PRICE), (KEY, 90 * PRICE)) for _ in range(2)]
+    await put(instances[0], "a")
+    await put(limited(instances[1], (TOTAL, 100 * PRICE)), "b")
+    key = instances[0].keys.budgets(day_of(instances[0].client_queue.clock()))
+    await instances[0].connection.commands.delete(key)
+    for instance in (instances[first], instances[1 - first], instances[first]):
+        await instance.verbs.restore_budgets()
+    assert (await used(instances[0]), await used(instances[0], KEY)) == (2 * PRICE, PRICE)
+    assert [await instance.verbs.restore_budgets() for instance in instances] == [0, 0]
+
+
 async def test_a_budget_whose_key_alone_was_deleted_is_written_back_at_its_next_change(
     make_instance: MakeInstance,
 ) -> None:

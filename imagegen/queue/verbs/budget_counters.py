@@ -40,10 +40,12 @@ class BudgetValues:
     Scripts return them at no cost. Redis counts the changes of a day, so a lower count shows that it has lost some.
     on_change: called after values were seen. on_refused: called with the client of a refused request.
     on_fewer_changes: called after a lower count was seen, of a counter that was lost, or in an overtaken reply.
+    handled_losses: names of the last losses after which this instance raised the values of a day.
     """
 
     def __init__(self) -> None:
         self._days: dict[int, tuple[int, dict[int, int]]] = {}
+        self.handled_losses: dict[int, str] = {}
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
         self.on_fewer_changes: Callable[[], None] = lambda: None
@@ -79,7 +81,9 @@ class BudgetValues:
             else:
                 self.on_fewer_changes()
         if len(self._days) > KEPT_DAYS:
-            del self._days[min(self._days)]
+            oldest = min(self._days)
+            del self._days[oldest]
+            self.handled_losses.pop(oldest, None)
         if len(reply) > 1:
             self.on_change()
         return int(reply[0])

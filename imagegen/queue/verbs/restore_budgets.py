@@ -6,10 +6,15 @@ budget is too low by the submits of dead instances at most.
 
 from __future__ import annotations
 
+import secrets
+
 from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
+
+NAME_TTL_S = 600
+"""Life of the name of a loss: instances that notice the loss later do not raise their values."""
 
 _SCRIPT = load_script(__package__, "restore_budgets")
 
@@ -19,8 +24,12 @@ async def restore_budgets(context: VerbContext) -> int:
     lost_days = 0
     for day in context.budgets.days:
         count, values = context.budgets.seen(day)
-        args: list[Arg] = [BUDGETS_TTL_S, count, *(number for pair in values.items() for number in pair)]
-        commands, lost = await context.run(_SCRIPT, [context.keys.budgets(day)], args)
+        name, handled = secrets.token_hex(8), context.budgets.handled_losses.get(day, "")
+        args: list[Arg] = [BUDGETS_TTL_S, count, name, handled, NAME_TTL_S]
+        args += [number for pair in values.items() for number in pair]
+        keys = [context.keys.budgets(day), context.keys.lost_budgets(day)]
+        commands, lost, last_loss = await context.run(_SCRIPT, keys, args)
+        context.budgets.handled_losses[day] = last_loss.decode()
         context.count("restore", 1 + commands)
         lost_days += lost
     return lost_days
