@@ -24,8 +24,8 @@ from imagegen.redis_client.server_info import eviction_warning
 
 KINDS = ("stream", "text", "set", "list")
 
-COMMANDS = 56
-"""Commands that the script runs, with its own call, and EVAL."""
+COMMANDS = 58
+"""Commands that the script runs, with its own call, EVAL, and those that are sent alone."""
 
 
 async def check_server(connection: Connection, prefix: str) -> None:
@@ -35,8 +35,14 @@ async def check_server(connection: Connection, prefix: str) -> None:
     read-only replica. If Redis is unreachable, full or loading, each caller waits for it later.
     """
     keys = Keys(prefix)
+    stream = keys.probe("stream")
+    alone = (  # on a key that is not there, so that nothing is written
+        ("XGROUP", "DELCONSUMER", stream, "g", "c"),
+        ("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS", stream, ">"),
+    )
     try:
-        failed = await connection.probe(load_script(__package__, "command_check"), [keys.probe(kind) for kind in KINDS])
+        script = load_script(__package__, "command_check")
+        failed = await connection.probe(script, [keys.probe(kind) for kind in KINDS], alone)
         await connection.ping()
     except (RedisError, OSError, TimeoutError) as error:
         await _judge(connection, prefix, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple, cast
@@ -92,15 +92,26 @@ class Connection:
         self.commands = Commands(self._rare)
         self.subscriptions = Subscriptions(servers, self._reconnect)
 
-    async def probe(self, script: Script, keys: Sequence[str]) -> Any:
+    async def probe(self, script: Script, keys: Sequence[str], commands: Iterable[Sequence[str | int]]) -> Any:
         """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError.
 
         EVAL is tried too: a server that has the script from an earlier start runs it by EVALSHA alone.
+
+        Args:
+            commands: sent if the script returns no fault, since a proxy may refuse what the script may run. Only
+                refusals that last count.
         """
         multiplexer = ClusterMultiplexer(self.servers, sends=1, events=MultiplexerEvents(greet=self._identify))
         try:
             await multiplexer.execute("EVAL", "return 1", 1, keys[0])
-            return await multiplexer.evalsha(script, keys, [])
+            reply = await multiplexer.evalsha(script, keys, [])
+            for command in () if reply else commands:
+                try:
+                    await multiplexer.execute(*command)
+                except ResponseError as error:
+                    if remedy(error) is not None:
+                        raise
+            return reply
         finally:
             self.servers.on_change.remove(multiplexer.leave)
             await multiplexer.close()

@@ -87,7 +87,10 @@ TLS_REMEDY = "check the scheme (redis:// or rediss://), the port and ssl_ca_cert
 _REMEDIES_BY_TEXT = (
     (("WRONGPASS", "NOAUTH", "invalid username-password"), LOGIN_REMEDY),
     (("The user executing the script", "NOPERM"), RIGHTS_REMEDY),
-    (("unknown command", "Unknown Redis command", "unknown subcommand"), f"{OLD_REMEDY}, with no command renamed"),
+    (
+        ("unknown command", "Unknown Redis command", "unknown subcommand"),
+        f"{OLD_REMEDY}, with no command renamed, and no proxy that refuses some",
+    ),
     (("syntax error",), OLD_REMEDY),
     (("DB index is out of range", "invalid DB index", "SELECT is not allowed in cluster mode"), DATABASE_REMEDY),
 )

@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 from redis.exceptions import ResponseError
 
-from imagegen.errors import QueueUnavailable
+from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.queue.claim import Claim, StartResult
+from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import unavailable
 from imagegen.tasks.task import State
@@ -222,3 +223,17 @@ async def all_completed(http: aiohttp.ClientSession, url: str, ids: list[str]) -
             if task.get("status") != "completed":
                 return False
     return True
+
+
+async def test_a_proxy_that_refuses_commands_outside_of_scripts_stops_the_start(garbling: GarblingProxy) -> None:
+    """Envoy's redis_proxy passes scripts on, and refuses XGROUP."""
+    connection = Connection(garbling.url)
+    try:
+        for command in (b"XGROUP", b"XREADGROUP"):
+            garble_once(garbling, b"-ERR unknown command '%s'\r\n" % command, command)
+            with pytest.raises(SettingsError, match=f"REDIS_URL.*{command.decode()}.*no proxy that refuses some"):
+                await check_server(connection, "refusing")
+        garbling.garble = lambda _words: None
+        await check_server(connection, "refusing")
+    finally:
+        await connection.close()
