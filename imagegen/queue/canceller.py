@@ -69,9 +69,9 @@ class TaskCanceller:
         return await asyncio.shield(self._begin(self._cancel(task_id, client)))
 
     def cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
-        """Cancel a job that was accepted while its task was cancelled. That of a task that goes on is kept.
+        """Cancel a job of a claim that was lost, or ended without its images, as by a cancel or the deadline.
 
-        A task that was submitted again has no use for it, unless it may have found it in the provider's list.
+        It is kept for a task that goes on, or was submitted again, if that may find it in the provider's list.
 
         price: of its call, as the task's cost had it in `calling`.
         """
@@ -96,11 +96,11 @@ class TaskCanceller:
             task = decode_record(stored)[1] if stored else None
         except (NewerRecord, UnreadableRecord, QueueUnavailable):
             return
-        if task is not None and task.epoch > claim.task.epoch:
-            if not self.lists_jobs(handle.channel):
-                await self._request_cancel(handle)  # its price stays charged: the record that had it is replaced
+        if task is None or task.epoch < claim.task.epoch:
             return
-        if task is None or task.state is not State.CANCELLED or task.epoch != claim.task.epoch:
+        if task.state is not State.CANCELLED or task.epoch > claim.task.epoch:
+            if task.state.is_final or not self.lists_jobs(handle.channel):
+                await self._request_cancel(handle)  # its price stays charged
             return
         with suppress(QueueUnavailable):
             if (ended := await self._cancel_job(CancelledTask(task, handle, price))) is not task:

@@ -41,7 +41,8 @@ class WorkerQueue:
     """Verbs of the worker pool. Each one waits until Redis is available.
 
     slots: claims that may run at once. on_transferred: called after a claim went back to its owner.
-    on_job_dropped: called with a job that was accepted after its claim was lost, and the price of its call.
+    on_job_dropped: called with a job that was accepted after its claim was lost, or that its task did not wait for,
+        and the price of its call.
     on_refused: awaited with a completed claim, if its task has another end; returns the raised count of calls that may
     be paid twice, or 0.
     """

@@ -156,6 +156,8 @@ class Pool:
     async def _finish(self, claim: Claim, final: Task) -> None:
         self._permits.finished(final.id)
         stored = await self._claims.finish(claim, final)
+        if (job := claim.checkpoint.job) and not job.renewals:
+            self._claims.on_job_dropped(claim, job.handle, 0)  # the deadline came before its images
         fault = f": {stored.error.code}" if stored.error else ""
         logger.info("{}{}", stored.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)
 

@@ -160,13 +160,17 @@ async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one: In
     assert upstream.cancelled[0] == HANDLE
 
 
-async def test_a_job_of_a_task_that_continues_is_not_cancelled(make_instance: MakeInstance, one: Instance) -> None:
+@pytest.mark.parametrize(("is_listed", "cancelled"), [(False, [HANDLE]), (True, [])])
+async def test_a_late_job_of_a_task_that_another_instance_took_over_is_cancelled_if_that_can_not_find_it(
+    make_instance: MakeInstance, one: Instance, is_listed: bool, cancelled: list[JobHandle]
+) -> None:
     upstream = with_upstream(one)
+    one.client_queue.canceller.lists_jobs = lambda _channel: is_listed
     (claim,) = await started(one, "a")
     two = make_instance(start=False)
     await two.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     await late(one, claim)
-    assert upstream.cancelled == []
+    assert upstream.cancelled == cancelled
 
 
 @pytest.mark.parametrize(("is_listed", "cancelled"), [(False, [HANDLE]), (True, [])])

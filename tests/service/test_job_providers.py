@@ -156,6 +156,7 @@ def test_the_ledger_of_the_provider_has_the_price_of_each_charged_job(provider: 
     ids = [provider.service.accepted(prompt=f"counted {number} at {time.time()}", n=2) for number in range(3)]
     for task_id in ids:
         provider.service.completed(task_id)
+    assert not any(job["cancels"] for job in provider.jobs("counted"))
     ledger = provider.upstream.ledger()
     jobs = 6 if provider.name == "bfl" else 3
     assert (ledger["submitted"], ledger["charged"], ledger["cost_usd"]) == (jobs, jobs, 0.06)
@@ -200,3 +201,14 @@ def test_a_job_that_is_accepted_after_a_cancel_and_another_submit_is_collected_o
     provider.upstream.release()
     if provider.name == "fal":
         eventually(lambda: cancelled_jobs(provider, text) == [(True, 1), (False, 0)])
+
+
+def test_a_job_that_runs_when_the_deadline_of_its_task_comes_is_cancelled(
+    provider: Provider, start_service: Start
+) -> None:
+    text = "overdue"
+    service = start_service(**settings_of(provider.name, provider.upstream.url), TASK_DEADLINE="2")
+    failed = service.finished(service.accepted(prompt=f"{text} {{{{fault:job job_s=60 pending=1}}}}"))
+    assert failed["error"]["code"] == "upstream_timeout"
+    if provider.name != "bfl":
+        eventually(lambda: cancelled_jobs(provider, text) == [(True, 1)])
