@@ -200,7 +200,8 @@ class S3BlobStore:
             await self._write_and_delete(key)
 
     async def _write_and_delete(self, key: str) -> None:
-        await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=_PROBE)
+        md5 = await in_hash_thread(_md5, _PROBE)  # a bucket with a lock refuses objects without
+        await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=_PROBE, ContentMD5=md5)
         reply = await self._client.get_object(Bucket=self._bucket.name, Key=key)
         async with reply["Body"] as body:
             content = await body.read()

@@ -61,7 +61,8 @@ _DEATH_LOG_S = 60.0
 _MAX_SOCKET_BYTES = 100
 """Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
 
-_NO_SOCKETS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_NO_SOCKETS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO}
+"""Errors of file systems for a socket; the last is that of exfat-fuse."""
 
 _FREE_SPACE, _GIVE_RIGHTS = "Free some space", "Make all of it readable and writable for this user"
 _REMEDIES = {

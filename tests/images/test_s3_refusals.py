@@ -271,3 +271,28 @@ async def test_very_many_locked_objects_do_not_stop_each_sweep_at_the_same_place
     for _ in range(3):
         await expiring.sweep_once()
     assert set(objects) == set(locked)
+
+
+async def test_a_bucket_with_a_lock_takes_images_and_the_probe(
+    bucket: Bucket, s3: S3Server, make_image: MakeImage
+) -> None:
+    """AWS and others want a Content-MD5 with each object that gets a retention period."""
+
+    def refuse(request: web.Request) -> web.Response | None:
+        needs_hash = request.method == "PUT" and "x-amz-copy-source" not in request.headers
+        if needs_hash and "Content-MD5" not in request.headers:
+            return error_response(HTTPStatus.BAD_REQUEST, "MissingUploadObjectWithObjectLockHeaders")
+        return None
+
+    s3.refuses = refuse
+    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S)
+    try:
+        await store.start()
+        held = Held(store, make_image())
+        await held.put(0)
+        assert await held.is_there()
+        await held.extend()
+        await held.probe()
+    finally:
+        s3.refuses = lambda _request: None
+        await store.close()

@@ -90,7 +90,7 @@ async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.M
         await EmbeddedRedis(tmp_path / ("x" * 120)).start()
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
 async def test_a_server_runs_in_a_folder_of_a_disk_without_sockets(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
