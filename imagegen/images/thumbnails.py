@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from operator import itemgetter
 from typing import BinaryIO, TypeVar, cast
 
 import msgspec
@@ -49,6 +50,55 @@ _in_thread = WorkThreads(1, "thumbnails").run
 """Make thumbnails in one thread: each may take 256 MiB."""
 
 
+OLDEST_EACH = 4
+"""Of the thumbnails that wait, each fourth one made is the one that waits longest, the others are the quickest."""
+
+
+class ThumbnailLine:
+    """Line for the thread that makes thumbnails: one of 50 megapixels takes a second, and a small one 10 ms."""
+
+    def __init__(self) -> None:
+        self._is_busy = False
+        self._given = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def turn(self, pixels: int) -> AsyncIterator[None]:
+        """Wait for the turn of an image of so many pixels, which ends with the context."""
+        if self._is_busy:
+            await self._wait(pixels)
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._give_turn()
+
+    async def _wait(self, pixels: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = (pixels, turn)
+        self._waiting.append(waiter)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            else:
+                self._give_turn()
+            raise
+
+    def _give_turn(self) -> None:
+        self._waiting = [waiter for waiter in self._waiting if not waiter[1].done()]
+        self._is_busy = bool(self._waiting)
+        if self._waiting:
+            self._given += 1
+            first = self._waiting[0] if self._given % OLDEST_EACH == 0 else min(self._waiting, key=itemgetter(0))
+            self._waiting.remove(first)
+            first[1].set_result(None)
+
+
 class ThumbnailSpec(Struct, frozen=True):
     """A thumbnail of one size of one image.
 
@@ -76,7 +126,7 @@ class _Made(Struct, frozen=True):
 class Thumbnails:
     """Thumbnails of all instances. While Redis is away, each instance makes its own.
 
-    life_s: how long a thumbnail of an unfinished task is kept.
+    line: of those that are to be made here. life_s: how long a thumbnail of an unfinished task is kept.
     """
 
     def __init__(
@@ -96,7 +146,7 @@ class Thumbnails:
         self._records: dict[str, StoredImage] = {}
         self._unusable: dict[str, None] = {}
         self._finding: dict[str, asyncio.Task[_Made | None]] = {}
-        self._turn = asyncio.Semaphore(1)
+        self.line = ThumbnailLine()
         self._turns = TurnQueue()
 
     async def open(self, spec: ThumbnailSpec) -> tuple[StoredImage, OpenedImage] | None:
@@ -190,7 +240,7 @@ class Thumbnails:
 
     async def _make(self, spec: ThumbnailSpec) -> _Made | None:
         """Make and save a thumbnail; None if the image is gone. Raises StoreUnavailable, UnsupportedImage."""
-        async with self._turn:
+        async with self.line.turn(spec.image.width * spec.image.height):
             opened = await self._store.open(spec.task_id, spec.image)
             if opened is None:
                 return None

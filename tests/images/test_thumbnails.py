@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
@@ -19,7 +22,7 @@ from imagegen.images import thumbnails as module
 from imagegen.images.disk import DiskStore
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
-from imagegen.images.thumbnails import SIZES, Thumbnails, ThumbnailSpec
+from imagegen.images.thumbnails import OLDEST_EACH, SIZES, ThumbnailLine, Thumbnails, ThumbnailSpec
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
@@ -27,7 +30,7 @@ from imagegen.turn_queue import PER_TURN
 from tests.image_bytes import image_file
 from tests.images.backings import BACKINGS, Backing
 from tests.images.conftest import OpenStore
-from tests.support import Turns
+from tests.support import Turns, eventually
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -250,6 +253,73 @@ async def test_thumbnails_are_made_while_redis_is_away(on_disk: Instance, monkey
     assert made is not None
     assert await on_disk.bytes_of(image) == made
     assert on_disk.made == 1
+
+
+class HeldThread:
+    """The making of thumbnails, which stops at its first one until `go`. made: their images' widths."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[int] = []
+        self.go = threading.Event()
+        self._shrink = shrink_module.shrink
+        monkeypatch.setattr(module, "shrink", self._held)
+
+    def _held(self, source: bytes | BinaryIO, size: int) -> shrink_module.Thumbnail:
+        data = source if isinstance(source, bytes) else source.read()
+        self.made.append(sniff(data).width)
+        assert self.go.wait(30)
+        return self._shrink(data, size)
+
+
+def is_long(instance: Instance, count: int) -> bool:
+    return len(instance.thumbnails.line) == count
+
+
+async def test_a_small_image_has_its_thumbnail_before_large_ones_that_wait_longer(
+    on_disk: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = HeldThread(monkeypatch)
+    images = [await save(on_disk, sniff(image_file(size=(600 + number, 400))), number) for number in range(6)]
+    small = await save(on_disk, sniff(image_file(size=(64, 64))), 7)
+    large = [asyncio.create_task(on_disk.bytes_of(image)) for image in images]
+    await eventually(lambda: len(thread.made) == 1)
+    last = asyncio.create_task(on_disk.bytes_of(small))
+    await eventually(lambda: len(on_disk.thumbnails.line) == 6)
+    thread.go.set()
+    assert all(await asyncio.gather(*large, last))
+    assert thread.made.index(64) == 1
+
+
+async def test_a_large_image_waits_for_few_small_ones(on_disk: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = HeldThread(monkeypatch)
+    sizes = [(64, 64), (900, 900), *[(65 + number, 64) for number in range(8)]]
+    images = [await save(on_disk, sniff(image_file(size=size)), number) for number, size in enumerate(sizes)]
+    waiting = [asyncio.create_task(on_disk.bytes_of(images[0]))]
+    await eventually(lambda: len(thread.made) == 1)
+    for count, image in enumerate(images[1:], 1):
+        waiting.append(asyncio.create_task(on_disk.bytes_of(image)))
+        await eventually(partial(is_long, on_disk, count))
+    thread.go.set()
+    assert all(await asyncio.gather(*waiting))
+    assert thread.made.index(900) <= OLDEST_EACH
+
+
+async def test_a_thumbnail_that_is_given_up_gives_its_turn_to_the_next() -> None:
+    line, held = ThumbnailLine(), asyncio.Event()
+
+    async def hold(pixels: int) -> int:
+        async with line.turn(pixels):
+            await held.wait()
+        return pixels
+
+    first, second, third = (asyncio.create_task(hold(pixels)) for pixels in (3, 1, 2))
+    await asyncio.sleep(0)
+    second.cancel()
+    first.cancel()
+    await asyncio.wait([first, second])
+    held.set()
+    assert await asyncio.wait_for(third, 10) == 2
+    assert await asyncio.wait_for(hold(4), 10) == 4
 
 
 async def test_clients_that_wait_for_one_thumbnail_resume_in_turn(on_disk: Instance) -> None:
