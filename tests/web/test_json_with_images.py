@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from aiohttp import ClientSession, web
@@ -17,10 +18,12 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images.disk import DiskStore
 from imagegen.images.store import OpenedImage
 from imagegen.tasks.image import StoredImage
+from imagegen.turn_queue import PER_TURN, TurnQueue
 from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.json_with_images import (
     IN_MEMORY_BYTES,
+    STEP_COST,
     ImageText,
     image_text,
     json_with_images,
@@ -29,6 +32,7 @@ from imagegen.web.http.json_with_images import (
 )
 from imagegen.web.http.unread import UnreadResponses
 from tests.edge_server import edge_server
+from tests.support import Turns
 
 TASK = "0" * 32
 
@@ -70,9 +74,38 @@ async def test_an_image_of_any_size_is_the_base64_of_its_bytes(store: Files, siz
     text = await image_text(store, TASK, image)
     assert isinstance(text, ImageText) is (size > IN_MEMORY_BYTES)
     value = {"a": [{"data": text, "other": 'é"'}], "again": text}
-    body = await received(pieces_of(parts_of(json.dumps(value).encode(), value), store))
+    body = await received(pieces_of(parts_of(json.dumps(value).encode(), value), store, TurnQueue()))
     expected = base64.b64encode(data).decode()
     assert json.loads(body) == {"a": [{"data": expected, "other": 'é"'}], "again": expected}
+
+
+class CountedImage(OpenedImage):
+    """Image that is read from memory, so that no read waits. reads: of all such images."""
+
+    reads: ClassVar[list[int]] = []
+
+    def read(self, start: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        self.reads.append(start)
+        return super().read(start, length)
+
+
+class InMemory(Files):
+    """Store of one image in memory."""
+
+    async def open(self, _task_id: str, image: StoredImage) -> OpenedImage | None:
+        return CountedImage(image.size_bytes, self.path.read_bytes())
+
+
+async def test_images_of_many_responses_are_encoded_a_few_steps_in_a_turn(tmp_path: Path) -> None:
+    store, turns = InMemory(tmp_path / "image"), TurnQueue()
+    image = await stored(store, bytes(1_000_000))
+    text = await image_text(store, TASK, image)
+    CountedImage.reads.clear()
+    seen = Turns(lambda: len(CountedImage.reads))
+    bodies = [received(pieces_of(parts_of(json.dumps(text).encode(), text), store, turns)) for _ in range(20)]
+    await asyncio.gather(*bodies)
+    assert len(CountedImage.reads) == 20 * 7
+    assert seen.most() <= PER_TURN // STEP_COST
 
 
 async def test_a_client_that_stops_reading_costs_little_memory_and_is_cut(store: Files) -> None:
@@ -117,7 +150,7 @@ async def test_an_image_that_is_gone_meanwhile_cuts_the_connection(store: Files)
     value = {"data": await image_text(store, TASK, image)}
     store.path.unlink()
     with pytest.raises(StoreUnavailable):
-        await received(pieces_of(parts_of(json.dumps(value).encode(), value), store))
+        await received(pieces_of(parts_of(json.dumps(value).encode(), value), store, TurnQueue()))
     with pytest.raises(StoreUnavailable):
         await image_text(store, TASK, image)
 

@@ -16,6 +16,7 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store import PIECE_BYTES, OpenedImage
+from imagegen.turn_queue import TurnQueue
 from imagegen.web.http.disconnect import begin_sending, on_disconnect
 from imagegen.web.http.responses import FastJsonResponse
 from imagegen.web.http.transfer import FileTransfer, MemoryTransfer, Transfer, TransferUnsupported
@@ -31,9 +32,13 @@ class ImageSender:
     Args:
         stall_s: how long a client may take nothing that is sent past its transport's buffer.
         max_transfers: files that are sent at once; None: by the limit of descriptors.
+
+    Attributes:
+        turns: in which images are encoded into JSON.
     """
 
     def __init__(self, *, stall_s: float = STALL_S, max_transfers: int | None = None) -> None:
+        self.turns = TurnQueue()
         self._stall_s = stall_s
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         by_limit = MIN_TRANSFERS if descriptors < 0 else max(MIN_TRANSFERS, descriptors // DESCRIPTORS_PER_TRANSFER)

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from imagegen.errors import StoreUnavailable
 from imagegen.tasks.task import Task
+from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.handler_services import SERVICES
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.event_stream import EventStream
@@ -45,9 +46,10 @@ class ProgressStream:
 
     async def end(self, body: bytes, result: Mapping[str, Any]) -> web.StreamResponse:
         """Send the response to the request. result: of which the body is made."""
-        response, store = await self._begun(), self._request.app[SERVICES].store
+        response, app = await self._begun(), self._request.app
+        store, turns = app[SERVICES].store, app[IMAGE_SENDER].turns
         with suppress(ConnectionError, TimeoutError, OSError, StoreUnavailable):  # a cut event is no event
-            await response.send_pieces("message", pieces_of(parts_of(body, result), store))
+            await response.send_pieces("message", pieces_of(parts_of(body, result), store, turns))
         return response
 
     async def __aenter__(self) -> Self:

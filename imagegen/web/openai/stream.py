@@ -16,6 +16,8 @@ from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import State, Task
+from imagegen.turn_queue import TurnQueue
+from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.handler_services import Readiness
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.http.event_stream import EventStream
@@ -58,6 +60,7 @@ class ImageEventStream:
         self._encode = encode
         self._store = store
         self._completed = completed
+        self._turns = TurnQueue()
         self._sent: set[int] = set()
         self.task: Task | None = None
         self.ending = Ending.LOST
@@ -70,6 +73,7 @@ class ImageEventStream:
             return None
         first = await self._event(task, images[0])
         response = EventStream()
+        self._turns = request.app[IMAGE_SENDER].turns
         await response.prepare(request)
         async with response:
             with suppress(ConnectionError, TimeoutError):
@@ -141,7 +145,7 @@ class ImageEventStream:
         """Send an event; the base64 of a large image is read while it is sent. Raises ConnectionError, TimeoutError."""
         parts = parts_of(orjson.dumps(event), event)
         try:
-            await response.send_pieces(event["type"], pieces_of(parts, self._store))
+            await response.send_pieces(event["type"], pieces_of(parts, self._store, self._turns))
         except (StoreUnavailable, OSError) as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
