@@ -101,10 +101,17 @@ def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> 
     if theirs is not None and theirs.owner != ours.owner and _inherited(theirs, ours):
         return 0
     if task.state.is_final:  # its end was written without our call
-        return 0 if task.state is State.CANCELLED else max(ours.billed_again, 1)
+        return 0 if task.state is State.CANCELLED or _is_completed_by(ours, task) else max(ours.billed_again, 1)
     if theirs is None or theirs.owner == ours.owner:
         return 0
     return ours.billed_again + 1
+
+
+def _is_completed_by(ours: Checkpoint, task: Task) -> bool:
+    """Return whether another instance found our images in the store, and completed the task without a start."""
+    saved = {(image.index, image.sha256) for image in ours.images if not image.reused}
+    used = {(image.index, image.sha256) for image in task.images}
+    return task.state is State.COMPLETED and task.started_at is None and bool(saved) and saved <= used
 
 
 def _inherited(theirs: Checkpoint, ours: Checkpoint) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim, StartResult
@@ -17,7 +18,7 @@ from imagegen.queue.takeover import MAX_TAKEN
 from imagegen.queue.verbs.consume import Entry
 from imagegen.tasks.task import State
 from tests.conftest import Instance, MakeInstance
-from tests.queue.finishing import at_rest, end
+from tests.queue.finishing import IMAGE, at_rest, end
 from tests.support import eventually, submission
 
 
@@ -65,6 +66,24 @@ async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_in
     stored = await end(one, stale, "failed")
     assert stored.state is State.COMPLETED
     assert (await one.task(stale.task.id)).state is State.COMPLETED
+
+
+async def test_a_late_result_whose_image_has_completed_the_task_is_not_counted_as_paid_twice(
+    make_instance: MakeInstance,
+) -> None:
+    one = make_instance(lease_s=0.5)
+    await one.client_queue.submit(submission("a"))
+    stale = await one.claim()
+    await one.worker_queue.start(stale)
+    await one.crash()
+    stale.checkpoint = replace(stale.checkpoint, images=(IMAGE,))
+    two = make_instance(lease_s=0.5)
+    found = await two.claim()
+    found.checkpoint = replace(found.checkpoint, images=(IMAGE,), ambiguous_calls=0)
+    found.task = replace(found.task, possibly_billed_twice=0)
+    assert (await end(two, found)).possibly_billed_twice == 0
+    assert (await end(one, stale)).possibly_billed_twice == 0
+    assert (await two.read(found.task.id)).possibly_billed_twice == 0
 
 
 async def test_a_late_result_is_accepted_if_no_other_exists(make_instance: MakeInstance) -> None:

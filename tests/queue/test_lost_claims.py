@@ -10,12 +10,14 @@ from msgspec.structs import replace
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.lost_claims import LostClaims, uncounted_calls
+from imagegen.tasks.image import StoredImage
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.task import State, Task
 from tests.support import over_rows
 
 pytestmark = pytest.mark.unit
 
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 JOB = AcceptedJob(JobHandle("service", "7"), (0,))
 OURS = Checkpoint("us", starts=1, attempts=1)
 THEIRS = Checkpoint("them", starts=1, attempts=1)
@@ -47,6 +49,22 @@ def test_a_call_is_recorded_unless_the_other_instance_counted_it(
     ours: Checkpoint, state: State, theirs: Checkpoint | None, count: int
 ) -> None:
     assert uncounted_calls(ours, replace(TASK, state=state), theirs) == count
+
+
+@over_rows(
+    ("saved", "found", "started_at", "count"),
+    [
+        pytest.param(IMAGE, IMAGE, None, 0, id="they found it in the store"),
+        pytest.param(IMAGE, IMAGE, 5.0, 1, id="they made the same one"),
+        pytest.param(IMAGE, replace(IMAGE, sha256="b" * 64), None, 1, id="they found another one"),
+        pytest.param(replace(IMAGE, reused=True), IMAGE, None, 1, id="ours was reused, and not of our call"),
+    ],
+)
+def test_a_call_is_not_recorded_if_its_saved_image_completed_the_task(
+    saved: StoredImage, found: StoredImage, started_at: float | None, count: int
+) -> None:
+    completed = replace(TASK, state=State.COMPLETED, images=(found,), started_at=started_at)
+    assert uncounted_calls(replace(OURS, images=(saved,)), completed, None) == count
 
 
 async def test_a_parked_call_is_recorded_after_an_outage_without_its_claim() -> None:
