@@ -290,6 +290,11 @@ class S3BlobStore:
                 MetadataDirective="REPLACE",
             )
             _check_origin(reply.get("CopyObjectResult", {}))
+        with suppress(_Missing):  # the copy is there: a bucket may show it late, and a proxy answer a HEAD with 404
+            await self._check_end(key, image, end)
+
+    async def _check_end(self, key: str, image: StoredImage, end: Mapping[str, str]) -> None:
+        """Write a copy again if it has another end than it was given. Raises _Missing, StoreUnavailable."""
         async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S, missing=NO_OBJECT_OF_HEAD):
             copied = await self._client.head_object(Bucket=self._bucket.name, Key=key)
             if copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) != end[_EXPIRES_METADATA]:

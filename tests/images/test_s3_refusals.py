@@ -131,6 +131,13 @@ async def test_an_object_that_a_head_does_not_find_but_a_get_is_there(held: Held
     assert await held.is_there()
 
 
+async def test_a_copy_that_a_head_does_not_find_is_not_missing(held: Held, refuse: Refuse) -> None:
+    """A bucket may show it late, and an image that is missing is paid again."""
+    refuse(lambda request: web.Response(status=404) if request.method == "HEAD" else None)
+    assert await held.reuse()
+    await held.extend()
+
+
 @pytest.mark.parametrize(
     ("refusal", "advice"),
     [
