@@ -78,14 +78,11 @@ class ThumbnailLine:
 
     async def _wait(self, pixels: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = (pixels, turn)
-        self._waiting.append(waiter)
+        self._waiting.append((pixels, turn))
         try:
             await turn
         except asyncio.CancelledError:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            else:
+            if not turn.cancelled():  # it had the turn
                 self._give_turn()
             raise
 

@@ -322,6 +322,27 @@ async def test_a_thumbnail_that_is_given_up_gives_its_turn_to_the_next() -> None
     assert await asyncio.wait_for(hold(4), 10) == 4
 
 
+async def test_a_thumbnail_that_is_given_up_as_the_one_before_ends_gives_no_second_turn() -> None:
+    line, held, in_turn = ThumbnailLine(), [asyncio.Event(), asyncio.Event()], list[int]()
+
+    async def hold(pixels: int, until: asyncio.Event) -> None:
+        async with line.turn(pixels):
+            in_turn.append(pixels)
+            await until.wait()
+            in_turn.remove(pixels)
+
+    first = asyncio.create_task(hold(1, held[0]))
+    given_up, *others = (asyncio.create_task(hold(pixels, held[1])) for pixels in (2, 3, 4))
+    await eventually(lambda: len(line) == 3)
+    held[0].set()
+    given_up.cancel()
+    await asyncio.wait([first, given_up])
+    await eventually(lambda: bool(in_turn))
+    assert in_turn == [3]
+    held[1].set()
+    await asyncio.wait_for(asyncio.gather(*others), 10)
+
+
 async def test_clients_that_wait_for_one_thumbnail_resume_in_turn(on_disk: Instance) -> None:
     image, opened = await save(on_disk, picture()), list[object]()
 
