@@ -11,7 +11,7 @@ import pytest
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.conftest import StartService
 from tests.service.running import Answer, Service
-from tests.service.wire import JSON, head, over_the_wire
+from tests.service.wire import JSON, connect, head, over_the_wire
 
 GENERATE = "/api/images/generate"
 
@@ -225,6 +225,16 @@ def test_a_refused_head_has_the_error_of_openai_on_its_routes(
 def test_a_refused_head_has_an_error_of_json_rpc_on_mcp(service: Service, sent: bytes, status: int, code: str) -> None:
     answer = over_the_wire(service, sent.replace(GENERATE.encode(), b"/mcp", 1))
     assert (answer.status, answer.json["jsonrpc"], answer.json["error"]["data"]["code"]) == (status, "2.0", code)
+
+
+@pytest.mark.parametrize("kib", [30, 200, 800])
+def test_a_client_that_still_sends_a_refused_head_reads_the_whole_response(service: Service, kib: int) -> None:
+    with connect(service) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: a\r\nA: {'x' * 1024 * kib}".encode())
+        response = b"".join(iter(lambda: connection.recv(4096), b""))
+        connection.sendall(b"\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 431 ")
+    assert response.endswith(b"}")
 
 
 def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:

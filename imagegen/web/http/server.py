@@ -118,7 +118,6 @@ class _Connection(web.RequestHandler):
         "_head_bytes",
         "_head_timeout_s",
         "_head_timer",
-        "_is_refused",
         "_long_reads",
         "_paused_transport",
         "_request_line",
@@ -151,7 +150,6 @@ class _Connection(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._request_line = b""
-        self._is_refused = False
         self._full_reads = 0
         self._long_reads = False
         self._takes_probes = False
@@ -262,28 +260,25 @@ class _Connection(web.RequestHandler):
             if self._head_bytes + len(data) > MAX_HEAD_BYTES:
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
-            if isinstance(message, _ErrInfo):
-                if new_messages == 1 and reads_head and not self._head_bytes:
-                    self._note_request_line(data)
-                self._is_refused = True
-            self._head_bytes = 0
+            begins_here, self._head_bytes = reads_head and new_messages == 1 and not self._head_bytes, 0
             if self._full_reads:
                 self._full_reads = 0
                 self._shorten_reads()
-            self._takes_probes = not isinstance(message, _ErrInfo) and message.version >= HttpVersion11
+            if isinstance(message, _ErrInfo):
+                if begins_here:
+                    self._request_line = data[:_LINE_BYTES]
+                self._messages[-1] = message, self._drop_rest()
+                self._takes_probes = False
+            else:
+                self._takes_probes = message.version >= HttpVersion11
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
         else:
             if not self._head_bytes:
-                self._note_request_line(data)
+                self._request_line = data[:_LINE_BYTES]
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._add_refusal()
-
-    def _note_request_line(self, data: bytes) -> None:
-        """Keep the beginning of a head; what follows a refused one is none."""
-        if not self._is_refused:
-            self._request_line = data[:_LINE_BYTES]
 
     def _refuse_long_heads(self, new_messages: int) -> None:
         messages = [self._messages.pop() for _ in range(new_messages)]
@@ -292,12 +287,21 @@ class _Connection(web.RequestHandler):
             self._messages.append((_too_long() if too_long else message, body))
 
     def _add_refusal(self) -> None:
-        """Queue the answer; the rest is read, dropped and lingered for like a body, since a reset would undo it."""
-        self._body = StreamReader(self, 1, loop=asyncio.get_running_loop())
         self._request_count += 1
-        self._messages.append((_too_long(), self._body))
+        self._messages.append((_too_long(), self._drop_rest()))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _drop_rest(self) -> StreamReader:
+        """Return a body of all that follows: it is read, dropped and lingered for, since a reset undoes the answer."""
+        self._head_bytes = MAX_HEAD_BYTES + 1
+        self._body = StreamReader(self, 1, loop=asyncio.get_running_loop())
+        return self._body
+
+    def _end_writing(self) -> None:
+        """Let the client see the end of the response while the rest of its request is dropped."""
+        if self.transport is not None and self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Resume only if reading was paused: aiohttp calls it after each body and would run its parser for nothing."""
@@ -365,6 +369,7 @@ class _Connection(web.RequestHandler):
         path = self._app[PIPELINE].tidy_path(_path_of(self._request_line))
         response = response_on(path, error, request_id, "zh")
         response.force_close()
+        asyncio.get_running_loop().call_soon(self._end_writing)  # after the response, which is written in this turn
         request[REQUEST_ID] = request_id
         refuse_route(cast(web.Request, request), self._app)
         return response
