@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
+from imagegen.queue.checkpoint import decode_checkpoint, is_readable_checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, broadcast_record, decode_entry, decode_record
 from imagegen.queue.joined_clients import JoinedClients
@@ -71,7 +72,8 @@ class TaskCanceller:
     def cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
         """Cancel a job of a claim that was lost, or ended without its images, as by a cancel or the deadline.
 
-        It is kept for a task that goes on, or was submitted again, if that may find it in the provider's list.
+        It is kept for a task that goes on, or was submitted again, if that has it in its checkpoint, or may find it in
+        the provider's list.
 
         price: of its call, as the task's cost had it in `calling`.
         """
@@ -92,14 +94,14 @@ class TaskCanceller:
 
     async def _cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
         try:
-            stored = (await self._verbs.read(claim.task.id))[0]
+            stored, value, _ = await self._verbs.read(claim.task.id)
             task = decode_record(stored)[1] if stored else None
         except (NewerRecord, UnreadableRecord, QueueUnavailable):
             return
         if task is None or task.epoch < claim.task.epoch:
             return
         if task.state is not State.CANCELLED or task.epoch > claim.task.epoch:
-            if task.state.is_final or not self.lists_jobs(handle.channel):
+            if task.state.is_final or not (self.lists_jobs(handle.channel) or _has_job(value, handle)):
                 await self._request_cancel(handle)  # its price stays charged
             return
         with suppress(QueueUnavailable):
@@ -183,6 +185,12 @@ class TaskCanceller:
             return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)
         fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
+
+
+def _has_job(value: bytes | None, handle: JobHandle) -> bool:
+    """Return whether a stored checkpoint has a job: the reply to its write may be lost, and another instance waits."""
+    job = decode_checkpoint(value)[1].job if value and is_readable_checkpoint(value) else None
+    return job is not None and job.handle.id == handle.id
 
 
 async def _unknown(_handle: JobHandle) -> bool | None:

@@ -65,14 +65,16 @@ class JobWait:
 
         async def accepted(handle: JobHandle) -> None:
             self.has_job = True
-            if not is_over and not self.claim.lost:
-                accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
-                self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
-                if await self.claims.record_job(self.claim, self.claim.checkpoint):
-                    limit.reschedule(self._wait_end())
-                    return
-            if self.claim.lost:
-                self.claims.on_job_dropped(self.claim, handle, price)
+            try:
+                if not is_over and not self.claim.lost:
+                    accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
+                    self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
+                    if await self.claims.record_job(self.claim, self.claim.checkpoint):
+                        limit.reschedule(self._wait_end())
+                        return
+            finally:
+                if self.claim.lost:  # before, or while Redis was to write it
+                    self.claims.on_job_dropped(self.claim, handle, price)
             if not is_over:
                 raise ClaimWasLost
 

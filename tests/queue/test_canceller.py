@@ -173,6 +173,17 @@ async def test_a_late_job_of_a_task_that_another_instance_took_over_is_cancelled
     assert upstream.cancelled == cancelled
 
 
+async def test_a_job_that_another_instance_waits_for_is_not_cancelled_if_the_reply_to_its_record_was_lost(
+    make_instance: MakeInstance, one: Instance
+) -> None:
+    upstream, claim = with_upstream(one), await with_job(one)
+    two = make_instance(start=False)
+    await two.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    assert not await one.worker_queue.record_job(claim, replace(claim.checkpoint, warnings=("again",)))
+    await late(one, claim)
+    assert upstream.cancelled == []
+
+
 @pytest.mark.parametrize(("is_listed", "cancelled"), [(False, [HANDLE]), (True, [])])
 async def test_a_late_job_of_a_task_that_was_cancelled_and_submitted_again_is_cancelled_if_the_task_can_not_find_it(
     one: Instance, is_listed: bool, cancelled: list[JobHandle]

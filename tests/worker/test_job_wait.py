@@ -20,7 +20,7 @@ from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.tasks.provider_job import AcceptedJob, FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
-from imagegen.tasks.retry import Failed, Outcome, Retry, Succeeded
+from imagegen.tasks.retry import ClaimLost, Failed, Outcome, Retry, Succeeded
 from imagegen.tasks.task import State
 from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
@@ -133,6 +133,21 @@ class Unread(JobProvider):
             polls = FailedPolls(polls.count + 1, polls.since or time.time() - 50)
             observer.polls_failed(polls)
             await asyncio.sleep(0)
+
+
+async def test_a_job_whose_claim_is_lost_while_redis_is_to_record_it_is_reported(instance: Instance) -> None:
+    harness, dropped = harness_of(instance), list[tuple[Claim, str]]()
+    instance.worker_queue.on_job_dropped = lambda claim, handle, _price: dropped.append((claim, handle.id))
+    claim = await harness.claim()
+
+    async def generate(_call: Call) -> Reply:
+        instance.connection.recovered.clear()
+        asyncio.get_running_loop().call_soon(claim.mark_lost)
+        return images()
+
+    harness.provider.default = generate
+    await harness.run(claim, ClaimLost)
+    assert dropped == [(claim, "task_1")]
 
 
 async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance: Instance) -> None:
