@@ -24,7 +24,7 @@ from imagegen.web.http import middleware
 from imagegen.web.http.connections import IDLE_S, Connections, connection_cap
 from imagegen.web.http.listening import ACCEPTS_PER_TURN, ListeningSite, base_address, open_sockets
 from imagegen.web.http.responses import json_response
-from imagegen.web.http.server import ImagegenRunner
+from imagegen.web.http.server import FIRST_READ_BYTES, MAX_LONG_READERS, ImagegenRunner
 from tests.support import LoopTime, Turns, eventually, logged, over_rows
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -191,6 +191,34 @@ async def test_the_beginnings_of_many_bodies_take_little_of_one_turn(
         await asyncio.wait_for(client.reader.readuntil(b"}"), 20)
     assert sum(received) > count * length
     assert turns.most() <= count * 65_536
+
+
+async def test_few_of_many_large_bodies_are_read_in_long_pieces_and_each_only_until_it_has_come(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, sent, rest, received = await make_server(cap=100), 800_000, 100_000, list[int]()
+    server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, sent)
+    receive, long_readers = web.RequestHandler.data_received, set[web.RequestHandler]()
+
+    def note(connection: web.RequestHandler, data: bytes) -> None:
+        received.append(len(data))
+        if len(data) > FIRST_READ_BYTES:
+            long_readers.add(connection)
+        receive(connection, data)
+
+    monkeypatch.setattr(web.RequestHandler, "data_received", note)
+    head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (sent + rest)
+    for _ in range(2):  # the connections of the first round stay open
+        clients = await server.fill(MAX_LONG_READERS + 4, head)
+        received.clear()
+        long_readers.clear()
+        for client in clients:
+            client.writer.write(bytes(sent))
+        await eventually(lambda: sum(received) == sent * (MAX_LONG_READERS + 4))
+        assert 0 < len(long_readers) <= MAX_LONG_READERS
+        for client in clients:
+            client.writer.write(bytes(rest))
+            await asyncio.wait_for(client.reader.readuntil(b"}"), 20)
 
 
 async def test_an_unfinished_head_that_came_in_a_flood_is_finished_and_answered(make_server: MakeServer) -> None:

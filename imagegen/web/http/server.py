@@ -238,6 +238,8 @@ class _Connection(web.RequestHandler):
         count, reads_head = self._request_count, self._body.is_eof()
         super().data_received(data)
         self._bound_head(data, self._request_count - count, reads_head=reads_head)
+        if self._body.is_eof():
+            self._shorten_reads()
         if not self._used and self._request_count:
             self._used = True
             self._connections.use(self)
