@@ -178,11 +178,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("half_closes", [False, True])
 @pytest.mark.parametrize("request_bytes", REFUSED.values(), ids=REFUSED.keys())
 async def test_invalid_http_is_400_in_json_and_closes_the_connection(
-    server: Server, lines: list[str], request_bytes: bytes
+    server: Server, lines: list[str], request_bytes: bytes, half_closes: bool
 ) -> None:
-    (answer,) = await server.send(request_bytes)
+    (answer,) = await server.send(request_bytes, half_closes=half_closes)
     check_refusal(answer, 400, "bad_request")
     assert not any("hunter2" in line or "Traceback" in line for line in lines)
 
@@ -203,8 +204,7 @@ async def test_a_head_that_is_too_large_is_431_in_json_and_closed(
 ) -> None:
     (answer,) = await server.send(request_bytes)
     check_refusal(answer, 431, "headers_too_large")
-    assert len(lines) == 1
-    assert "hunter2" not in lines[0]
+    assert ["hunter2" in line for line in lines] == [False]
 
 
 async def test_a_head_just_under_64_kib_is_accepted_also_when_pipelined(server: Server) -> None:

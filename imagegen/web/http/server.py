@@ -313,6 +313,8 @@ class _Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, for the response to a request that has come whole."""
         super().eof_received()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._body.feed_eof()  # the rest of a refused head has come
         if self.idle or self.receiving or self.transport is None:
             return False
         self.half_closed = True
