@@ -298,13 +298,15 @@ class S3BlobStore:
         async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S, missing=NO_OBJECT_OF_HEAD):
             copied = await self._client.head_object(Bucket=self._bucket.name, Key=key)
             if copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) != end[_EXPIRES_METADATA]:
-                await self._rewrite(key, end)
+                await self._rewrite(key, image, end)
 
-    async def _rewrite(self, key: str, metadata: Mapping[str, str]) -> None:
+    async def _rewrite(self, key: str, image: StoredImage, metadata: Mapping[str, str]) -> None:
         """Write an object with other metadata. Some services keep the metadata of the source of a copy."""
         reply = await self._client.get_object(Bucket=self._bucket.name, Key=key)
         async with reply["Body"] as body:
             data = await body.read()
+        if len(data) != image.size_bytes:  # a page of a proxy would take the place of the image
+            raise OSError("the response is not the image that was copied")
         await self._client.put_object(
             Bucket=self._bucket.name,
             Key=key,

@@ -138,6 +138,19 @@ async def test_a_copy_that_a_head_does_not_find_is_not_missing(held: Held, refus
     await held.extend()
 
 
+async def test_a_page_of_a_proxy_does_not_take_the_place_of_an_image(
+    held: Held, refuse: Refuse, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy with the metadata of its source is written again, with what is read of it."""
+    monkeypatch.setattr(s3, "copies_metadata", True)
+    page = web.Response(text="<p>Log in", content_type="text/html")
+    refuse(lambda request: page if request.method == "GET" else None)
+    with pytest.raises(StoreUnavailable):
+        await held.extend()
+    refuse(lambda _request: None)
+    assert await held.get() == held.given.data
+
+
 @pytest.mark.parametrize(
     ("refusal", "advice"),
     [
