@@ -108,10 +108,14 @@ def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> 
 
 
 def _is_completed_by(ours: Checkpoint, task: Task) -> bool:
-    """Return whether another instance found our images in the store, and completed the task without a start."""
+    """Return whether another instance found our images in the store, and completed the task without a start.
+
+    A further call of ours in flight has no image there.
+    """
     saved = {(image.index, image.sha256) for image in ours.images if not image.reused}
     used = {(image.index, image.sha256) for image in task.images}
-    return task.state is State.COMPLETED and task.started_at is None and bool(saved) and saved <= used
+    is_found = task.state is State.COMPLETED and task.started_at is None and bool(saved) and saved <= used
+    return is_found and ours.sent is None
 
 
 def _inherited(theirs: Checkpoint, ours: Checkpoint) -> bool:

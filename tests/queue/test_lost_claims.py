@@ -11,7 +11,7 @@ from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.lost_claims import LostClaims, uncounted_calls
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
 from imagegen.tasks.task import State, Task
 from tests.support import over_rows
 
@@ -65,6 +65,12 @@ def test_a_call_is_not_recorded_if_its_saved_image_completed_the_task(
 ) -> None:
     completed = replace(TASK, state=State.COMPLETED, images=(found,), started_at=started_at)
     assert uncounted_calls(replace(OURS, images=(saved,)), completed, None) == count
+
+
+def test_a_further_call_is_recorded_if_the_images_before_it_completed_the_task() -> None:
+    completed = replace(TASK, state=State.COMPLETED, images=(IMAGE,), started_at=None)
+    ours = replace(OURS, images=(IMAGE,), sent=SentCall((1,), None, "m", 1.0, 700))
+    assert uncounted_calls(ours, completed, None) == 1
 
 
 async def test_a_parked_call_is_recorded_after_an_outage_without_its_claim() -> None:
