@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -168,3 +169,23 @@ async def test_a_stalled_reader_gives_its_descriptor_back_to_a_new_client(make_s
     assert server.runner.connections.close_least_needed("127.0.0.2")
     assert server.runner.server is not None
     await eventually(lambda: not server.runner.server.connections)  # type: ignore[union-attr]
+
+
+async def test_a_client_that_resets_its_connection_at_a_refusal_is_no_error(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, errors, finish = await make_server(), list[object](), web.RequestHandler.finish_response
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def finish_and_reset(connection: web.RequestHandler, *args: Any) -> Any:
+        result = await finish(connection, *args)
+        client.close()
+        return result
+
+    monkeypatch.setattr(web.RequestHandler, "finish_response", finish_and_reset)
+    client.sendall(b"G@T / HTTP/1.1\r\n\r\n")
+    await eventually(lambda: client.fileno() < 0)
+    await eventually(lambda: not server.runner.server.connections)  # type: ignore[union-attr]
+    assert errors == []

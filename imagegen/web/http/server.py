@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Any, cast
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
@@ -303,7 +304,8 @@ class _Connection(web.RequestHandler):
     def _end_writing(self) -> None:
         """Let the client see the end of the response while the rest of its request is dropped."""
         if self.transport is not None and self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+            with suppress(OSError):  # the client has reset the connection
+                self.transport.write_eof()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Resume only if reading was paused: aiohttp calls it after each body and would run its parser for nothing."""
