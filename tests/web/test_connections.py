@@ -231,6 +231,12 @@ async def test_an_unfinished_head_that_came_in_a_flood_is_finished_and_answered(
         assert (await client.fetch(GET[-2:])).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_refused_head_has_the_error_of_its_path_also_if_that_came_in_pieces(make_server: MakeServer) -> None:
+    server = await make_server()
+    (client,) = await server.fill(1, b"\r\nGET /v")
+    assert b'{"error":{' in await client.fetch(b"1/models HTTP/1.1\r\nHost: x\r\nbad\r\n\r\n")
+
+
 async def test_few_of_a_flood_of_connections_are_accepted_in_one_turn(make_server: MakeServer) -> None:
     server = await make_server(cap=1_000)
     turns = Turns(lambda: len(server.handled))

@@ -263,13 +263,13 @@ class _Connection(web.RequestHandler):
             if self._head_bytes + len(data) > MAX_HEAD_BYTES:
                 self._refuse_long_heads(new_messages)
             message, self._body = self._messages[-1]
-            begins_here, self._head_bytes = reads_head and new_messages == 1 and not self._head_bytes, 0
+            if isinstance(message, _ErrInfo) and reads_head and new_messages == 1:
+                self._note_request_line(data)
+            self._head_bytes = 0
             if self._full_reads:
                 self._full_reads = 0
                 self._shorten_reads()
             if isinstance(message, _ErrInfo):
-                if begins_here:
-                    self._request_line = data[:_LINE_BYTES]
                 self._messages[-1] = message, self._drop_rest()
                 self._takes_probes = False
             else:
@@ -277,11 +277,15 @@ class _Connection(web.RequestHandler):
         elif not reads_head or self._upgraded:
             self._head_bytes = 0
         else:
-            if not self._head_bytes:
-                self._request_line = data[:_LINE_BYTES]
+            self._note_request_line(data)
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._add_refusal()
+
+    def _note_request_line(self, data: bytes) -> None:
+        """Keep the first bytes of a head, of which `data` is the next piece."""
+        kept = self._request_line if self._head_bytes else b""
+        self._request_line = kept + data[: _LINE_BYTES - len(kept)]
 
     def _refuse_long_heads(self, new_messages: int) -> None:
         messages = [self._messages.pop() for _ in range(new_messages)]
@@ -296,7 +300,7 @@ class _Connection(web.RequestHandler):
             self._waiter.set_result(None)
 
     def _drop_rest(self) -> StreamReader:
-        """Return a body of all that follows: it is read, dropped and lingered for, since a reset undoes the answer."""
+        """Return a body of what follows: it is read, dropped and lingered for, since a reset undoes the answer."""
         self._head_bytes = MAX_HEAD_BYTES + 1
         self._body = StreamReader(self, 1, loop=asyncio.get_running_loop())
         return self._body
@@ -402,7 +406,7 @@ class _Connection(web.RequestHandler):
 
 def _path_of(request_line: bytes) -> str:
     """Return the path of a request that the parser refused, as far as it can be read; `/` if it can't."""
-    words = request_line.partition(b"\n")[0].split(b" ", 2)
+    words = request_line.lstrip(b"\r\n").partition(b"\n")[0].split(b" ", 2)
     match = _TARGET.match(words[1]) if len(words) > 1 else None
     return "/" if match is None else match[1].decode("ascii")
 
