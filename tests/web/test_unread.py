@@ -189,3 +189,14 @@ async def test_a_client_that_resets_its_connection_at_a_refusal_is_no_error(
     await eventually(lambda: client.fileno() < 0)
     await eventually(lambda: not server.runner.server.connections)  # type: ignore[union-attr]
     assert errors == []
+
+
+async def test_a_refused_client_sees_the_end_of_its_response_before_the_rest_of_its_request_was_awaited(
+    make_server: MakeServer,
+) -> None:
+    server = await make_server(lingering_time=600.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"G@T / HTTP/1.1\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    await writer.wait_closed()
