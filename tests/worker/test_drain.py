@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
@@ -12,6 +13,14 @@ from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
 from tests.worker.conftest import MakeHarness, failure, fault, images
 from tests.worker.pool_load import Switch, hang
+
+
+def held_until(answered: asyncio.Event) -> Callable[[Call], Awaitable[Reply]]:
+    async def held(call: Call) -> Reply:
+        await answered.wait()
+        return images(call.count)
+
+    return held
 
 
 async def test_drain_waits_for_running_attempts(make_harness: MakeHarness) -> None:
@@ -26,12 +35,7 @@ async def test_a_drain_waits_for_a_running_call_and_leaves_the_next_one_of_its_t
     make_harness: MakeHarness,
 ) -> None:
     one, answered = make_harness(per_call=1), asyncio.Event()
-
-    async def held(call: Call) -> Reply:
-        await answered.wait()
-        return images(call.count)
-
-    one.provider.default = held
+    one.provider.default = held_until(answered)
     task_id = await one.submit(n=2)
     await eventually(lambda: one.provider.running)
     one.pool.quiet()
@@ -49,12 +53,7 @@ async def test_a_drain_waits_for_a_running_call_and_leaves_the_next_one_of_its_t
 
 async def test_a_task_makes_no_further_call_after_its_deadline(make_harness: MakeHarness) -> None:
     one, answered = make_harness(per_call=1), asyncio.Event()
-
-    async def held(call: Call) -> Reply:
-        await answered.wait()
-        return images(call.count)
-
-    one.provider.default = held
+    one.provider.default = held_until(answered)
     task_id = await one.submit(n=3)
     await eventually(lambda: one.provider.running)
     await one.pass_time(601.0)
