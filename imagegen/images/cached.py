@@ -117,6 +117,7 @@ class CachedStore:
         self._clock = clock
         self._turns = TurnQueue()
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
+        self._ended_fetches = 0
         self._reads_failed = False
         self._needed = NeededSpace(clock)
 
@@ -187,10 +188,11 @@ class CachedStore:
         """Open the image in the cache, after copying it there; read it from the blob store in pieces if that fails."""
         if not image.sha256:
             return None
+        ended = self._ended_fetches
         if cached := await self._open_cached(task_id, image):
             return cached
         try:
-            fetched = await self._fetch(task_id, image)
+            fetched = await self._fetch(task_id, image, ended)
             if fetched.data is not None:
                 return OpenedImage(image.size_bytes, fetched.data)
             if fetched.whole and (cached := await self._open_cached(task_id, image)):
@@ -270,21 +272,31 @@ class CachedStore:
         except (StoreUnavailable, TimeoutError) as error:
             logger.debug("An image is not cached on the disk: {}", error.__cause__ or type(error).__name__)
 
-    async def _fetch(self, task_id: str, image: StoredImage) -> _Fetched:
-        """Fetch the image once for all who wait for it."""
+    async def _fetch(self, task_id: str, image: StoredImage, ended: int) -> _Fetched:
+        """Fetch the image once for all who wait for it.
+
+        ended: `_ended_fetches` before the caller looked in the cache. A fetch that ended since may have put it there.
+        """
         key = (task_id, image.index, image.sha256)
         fetching = self._fetching.get(key)
         if fetching is None:
-            fetching = self._fetching[key] = asyncio.create_task(self._fetch_once(task_id, image))
+            look_again = ended != self._ended_fetches
+            fetching = self._fetching[key] = asyncio.create_task(
+                self._fetch_once(task_id, image, look_again=look_again)
+            )
             fetching.add_done_callback(lambda done: self._fetched(key, done))
         return await self._turns.result_of(fetching)
 
     def _fetched(self, key: tuple[str, int, str], done: asyncio.Task[_Fetched]) -> None:
         self._fetching.pop(key, None)
+        self._ended_fetches += 1
         if not done.cancelled() and done.exception() is None:
             self._reads_failed = False
 
-    async def _fetch_once(self, task_id: str, image: StoredImage) -> _Fetched:
+    async def _fetch_once(self, task_id: str, image: StoredImage, *, look_again: bool) -> _Fetched:
+        if look_again and (cached := await self._open_cached(task_id, image)):
+            cached.close()
+            return _Fetched(whole=True)
         expires_at_s = self._clock() + CACHED_S
         if image.size_bytes <= SMALL_BYTES:
             data = b"".join([piece async for piece in self._blobs.get(task_id, image, 0, image.size_bytes)])

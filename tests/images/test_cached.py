@@ -18,7 +18,7 @@ from imagegen.images import cached
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.store import PIECE_BYTES, VerifiedImage
+from imagegen.images.store import PIECE_BYTES, OpenedImage, VerifiedImage
 from imagegen.tasks.image import StoredImage
 from imagegen.turn_queue import PER_TURN
 from tests.images.backings import in_memory, is_writable, load
@@ -138,6 +138,27 @@ async def test_clients_that_wait_for_one_fetch_resume_in_turn(
     await asyncio.gather(*(load_one() for _ in range(5 * PER_TURN)))
     assert turns.most() <= PER_TURN
     assert (opened, port.gets) == ([image.data] * 5 * PER_TURN, 1)
+
+
+async def test_a_client_whose_look_at_the_disk_was_slow_uses_the_fetch_that_ended_meanwhile(
+    store: CachedStore, port: RemoteStore, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, may_end, look = make_image(), asyncio.Event(), DiskStore.open
+    port.data_by_key[TASK, 0, image.sha256] = in_memory(image)
+
+    async def look_slowly(cache: DiskStore, task_id: str, image: StoredImage) -> OpenedImage | None:
+        found = await look(cache, task_id, image)
+        await may_end.wait()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskStore, "open", look_slowly)
+        slow = asyncio.create_task(load(store, TASK, stored(image)))
+        await asyncio.sleep(0)
+    assert await load(store, TASK, stored(image)) == image.data
+    may_end.set()
+    assert await slow == image.data
+    assert port.gets == 1
 
 
 async def test_fetched_images_are_revalidated(port: RemoteStore, tmp_path: Path, make_image: MakeImage) -> None:
