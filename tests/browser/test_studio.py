@@ -34,6 +34,13 @@ WATCH_PROGRESS = """() => {
   new MutationObserver(() => globalThis.shownProgress.push(shown())).observe(document.getElementById("app"), changes);
 }"""
 
+WATCH_FAULT = """() => {
+  globalThis.focusAtFault = new Promise((resolve) => {
+    const look = () => document.getElementById("size-fault") && resolve(document.activeElement.id);
+    new MutationObserver(look).observe(document.getElementById("app"), { subtree: true, childList: true });
+  });
+}"""
+
 GIVE_FILE = """([event, field, bytes]) => {
   const data = new DataTransfer();
   data.items.add(new File([new Uint8Array(bytes)], "teal.png", { type: "image/png" }));
@@ -165,11 +172,10 @@ async def test_a_fault_is_shown_at_its_field_and_gets_the_focus(
     await visit.page.get_by_label("Prompt", exact=True).fill("a lighthouse")
     await visit.page.get_by_label("Size", exact=True).select_option("own")
     await visit.page.get_by_label("Width", exact=True).fill("8000")
+    await visit.page.evaluate(WATCH_FAULT)
     await visit.page.keyboard.press("Control+Enter")  # with the focus still in the field
-    fault = visit.page.locator("#size-fault")
-    await fault.wait_for()
-    assert "1792" in await fault.inner_text()
-    assert await visit.page.evaluate("document.activeElement.id") == "size"
+    assert await visit.page.evaluate("focusAtFault") == "size"
+    assert "1792" in await visit.page.locator("#size-fault").inner_text()
 
 
 def uploaded(folder: Path, upload_id: str) -> Image.Image:

@@ -1,7 +1,7 @@
 // The form of a request: only what the model can, with its price.
 
 import { faultText, useStudio } from "./context.js";
-import { useEffect, useRef } from "./hooks.js";
+import { useLayoutEffect, useRef } from "./hooks.js";
 import { bodyOf, sizeOf } from "./draft.js";
 import { InputImages } from "./inputs.js";
 import { endsSoon, fieldsOf, hasEnded, MAX_IMAGES, MAX_SIDE, MIN_SIDE, sizeChoices, stepOfSide } from "./models.js";
@@ -19,7 +19,7 @@ export function Form() {
   const onKeyDown = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onSubmit(event);
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     form.current.querySelector("[aria-invalid=true]")?.focus();
   }, [faults]);
   return html`<form ref=${form} class="form" onSubmit=${onSubmit} onKeyDown=${onKeyDown} novalidate aria-label=${t("nav.make")}>

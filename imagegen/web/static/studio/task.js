@@ -1,7 +1,7 @@
 // One task: its live state, its images, and what can be done next.
 
 import { useStudio } from "./context.js";
-import { useEffect, useState } from "./hooks.js";
+import { useEffect, useLayoutEffect, useState } from "./hooks.js";
 import { base } from "./base.js";
 import { formatDollars } from "./price.js";
 import { LANGUAGES, snippet } from "./snippets.js";
@@ -13,7 +13,7 @@ const RETRYABLE = new Set(["failed", "cancelled"]);
 export function TaskPage({ route }) {
   const { studio, state, t } = useStudio();
   const record = state.records.get(route.id);
-  useEffect(() => {
+  useLayoutEffect(() => {
     scrollTo(0, 0);
     if (!document.activeElement?.closest("form")) document.getElementById("task-title")?.focus();
   }, [route.id]);
