@@ -408,8 +408,8 @@ async def test_a_client_that_closes_its_own_side_after_its_request_gets_the_resp
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, request_: bytes
 ) -> None:
     monkeypatch.setattr(http_server, "HALF_CLOSED_S", 60.0)
-    (answer,) = await (await make_server()).send(request_, half_closes=True)
-    assert answer.status == 200
+    answers = await (await make_server()).send(request_, half_closes=True)
+    assert [answer.status for answer in answers if answer.status != 100] == [200]  # 100: a slow machine's probe
 
 
 CUT_BODY = b"POST /size HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\n{}"
