@@ -114,12 +114,14 @@ def encode_key(key: ApiKey) -> bytes:
     return msgspec.json.encode(replace(key, slot=0))
 
 
-def decode_key(record: bytes) -> ApiKey:
-    """Return the key of a record. Raises ValueError if it can't be read."""
+def decode_key(record: bytes, name: str) -> ApiKey:
+    """Return the key of a record. Raises ValueError if it can't be read, or is that of another name."""
     try:
         key = _DECODER.decode(record)
     except msgspec.MsgspecError as error:
         raise ValueError("no record of an API key") from error
+    if key.name != name:
+        raise ValueError("another name")
     if not all(_SHA256.fullmatch(secret.sha256) for secret in key.secrets):
         raise ValueError("no SHA-256")
     return key

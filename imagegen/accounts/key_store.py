@@ -9,8 +9,9 @@ message there. Where that channel is not usable it is read while requests come, 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from hmac import compare_digest
 from typing import NamedTuple, cast
 
@@ -39,9 +40,14 @@ WAIT_FOR_READ_S = 0.5
 
 MAX_KEYS = 10_000
 
-_CHANGE, _ASSIGN, _RESTORE = (load_script(__package__, name) for name in ("change_key", "assign_slots", "restore_keys"))
+MAX_SLOT, MAX_VERSION = 1_000_000, 2**53
+"""A budget is eight bytes of a string for each slot. Numbers of Lua are exact up to the other one."""
+
+_CHANGE, _ASSIGN, _RESTORE = (
+    load_script(__package__, "key_numbers", name) for name in ("change_key", "assign_slots", "restore_keys")
+)
 _VERSION, _KEY, _SLOT = b"version", b"key:", b"slot:"
-_WRITE_COMMANDS = 6
+_WRITE_COMMANDS = 8
 _RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 
 Fields = Mapping[bytes, bytes]
@@ -192,7 +198,11 @@ class KeyStore:
         while True:
             await self.refresh()
             record = self._record(name)
-            changed = decode_key(record).with_secret(_hash(secret).sha256, self._connection.clock(), grace_s)
+            try:
+                key = decode_key(record, name)
+            except ValueError:
+                raise ApiKeyNotFound from None
+            changed = key.with_secret(_hash(secret).sha256, self._connection.clock(), grace_s)
             if await self._change(name, record, encode_key(changed)):
                 return await self._stored(name), secret
 
@@ -271,9 +281,8 @@ class KeyStore:
             await self._run(_RESTORE, [_version(self._fields), *flat], 3)
             await self._publish()  # an instance that has just started may have read the lost state
             fields = await self._read()
-        missing = [key.name for key in self.ring.fixed if _SLOT + key.name.encode() not in fields]
-        if missing:
-            await self._run(_ASSIGN, missing, 4 * len(missing))
+        if missing := self._without_slot(fields):
+            await self._run(_ASSIGN, missing, 6 * len(missing))
             fields = await self._read()
         if _version(fields) < _version(self._fields):  # a read that began earlier may end later
             return
@@ -289,17 +298,22 @@ class KeyStore:
 
     def _fill_ring(self, before: Fields) -> None:
         """Put the records into the ring. Only those are decoded that changed, since thousands take 50 ms."""
-        stored, slots, known = [], {}, {key.name: key for key in self.ring.stored}
-        for field, value in self._fields.items():
-            if field.startswith(_SLOT):
-                slots[field.removeprefix(_SLOT).decode()] = int(value)
-            elif field.startswith(_KEY):
-                key = known.get(field.removeprefix(_KEY).decode()) if before.get(field) == value else None
-                try:
-                    stored.append(key or decode_key(value))
-                except ValueError:
-                    logger.warning("A record of an API key in Redis can't be read, and its key is refused")
-        self.ring.replace_stored(sorted(stored, key=lambda key: key.name), slots)
+        stored, unreadable, known = [], 0, {key.name: key for key in self.ring.stored}
+        for name, value in _named(self._fields, _KEY):
+            key = known.get(name) if before.get(_KEY + name.encode()) == value else None
+            try:
+                stored.append(key or decode_key(value, name))
+            except ValueError:
+                unreadable += 1
+        if unreadable:
+            logger.warning("{} records of API keys in Redis can't be read, and their keys are refused", unreadable)
+        self.ring.replace_stored(sorted(stored, key=lambda key: key.name), _slots(self._fields))
+
+    def _without_slot(self, fields: Fields) -> list[str]:
+        """Return the names of keys that have no counter in the budgets, or an unreadable number of it."""
+        slots = _slots(fields)
+        names = [key.name for key in self.ring.fixed] + [name for name, _ in _named(fields, _KEY)]
+        return [name for name in names if name not in slots]
 
     def _record(self, name: str) -> bytes:
         record = self._fields.get(_KEY + name.encode())
@@ -349,5 +363,26 @@ def _hash(secret: str) -> SecretHash:
     return SecretHash(secret_digest(secret).hex())
 
 
+def _named(fields: Fields, prefix: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and values of the fields of one kind, without those that are no text."""
+    for field, value in fields.items():
+        if field.startswith(prefix):
+            name = field.removeprefix(prefix).decode(errors="replace")
+            if "\ufffd" not in name:
+                yield name, value
+
+
+def _slots(fields: Fields) -> dict[str, int]:
+    """Return the number of each name's counter in the budgets, without those that another program wrote."""
+    numbers = {name: _number(value, MAX_SLOT) for name, value in _named(fields, _SLOT)}
+    return {name: number for name, number in numbers.items() if number}
+
+
 def _version(fields: Fields) -> int:
-    return int(fields.get(_VERSION, 0))
+    """Return the number of changes, 0 if it can't be read: then an instance that has the keys writes them back."""
+    return _number(fields.get(_VERSION, b""), MAX_VERSION)
+
+
+def _number(value: bytes, limit: int) -> int:
+    """Return a number between 1 and a limit, 0 for any other value. `key_numbers.lua` has the same rule."""
+    return int(value) if re.fullmatch(rb"[1-9][0-9]{0,15}", value) and int(value) <= limit else 0

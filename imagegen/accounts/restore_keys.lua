@@ -2,7 +2,7 @@
 --
 -- KEYS    1 hash of the API keys, see change_key.lua
 -- ARGV    1 the version that an instance has in memory; then fields and values of the whole hash
-if (tonumber(redis.call('HGET', KEYS[1], 'version')) or 0) >= tonumber(ARGV[1]) then return false end
+if (number_of(redis.call('HGET', KEYS[1], 'version'), MAX_VERSION) or 0) >= tonumber(ARGV[1]) then return false end
 redis.call('DEL', KEYS[1])
 for number = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[number], ARGV[number + 1]) end
 return false

@@ -88,9 +88,9 @@ async def test_a_change_decodes_no_other_key(make_store: MakeStore, monkeypatch:
     secrets = [(await one.create(ApiKey(f"key-{number}")))[1] for number in range(20)]
     await two.refresh()
 
-    def counted(record: bytes) -> ApiKey:
+    def counted(record: bytes, name: str) -> ApiKey:
         decoded.append(record)
-        return decode_key(record)
+        return decode_key(record, name)
 
     monkeypatch.setattr(key_store, "decode_key", counted)
     made, new = await one.create(ApiKey("new"))
@@ -247,6 +247,30 @@ async def test_a_record_that_can_not_be_read_is_no_key(make_store: MakeStore) ->
     await store.refresh()
     assert accepts(store, secret)
     assert [key.name for key in store.ring.stored] == ["a"]
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"\xff\xfe", b"-1", b"1.5", b"9223372036854775807", b"9" * 5000])
+async def test_foreign_values_among_the_keys_cost_no_other_key(make_store: MakeStore, value: bytes) -> None:
+    store = make_store(FIXED, start=False)
+    await store.start()
+    made, secret = await store.create(ApiKey("a"))
+    redis, name = store.instance.connection.commands, store.instance.keys.api_keys
+    foreign = ("version", "slots", "slot:web", "slot:a", "slot:b", "key:b", b"key:\xff", b"slot:\xff")
+    await redis.hset(name, mapping=dict.fromkeys(foreign, value))
+    other = make_store(FIXED, start=False)
+    await other.start()
+    assert accepts(other, secret)
+    assert accepts(other, "web-secret")
+    created, _ = await other.create(ApiKey("c"))
+    slots = [key.slot for key in other.ring.keys]
+    assert len(set(slots)) == len(slots) == 3
+    assert created.slot in slots
+    await store.refresh()
+    assert accepts(store, secret)
+    with pytest.raises(ApiKeyNotFound):
+        await other.rotate("b", 1)
+    await other.revoke("b")
+    assert (await other.rotate("a", 1))[0].name == made.name
 
 
 async def test_a_repeated_change_is_made_once(make_store: MakeStore) -> None:

@@ -48,13 +48,13 @@ def test_a_record_has_no_secret_and_comes_back_without_its_slot() -> None:
     record = key("web", "s3cret", rate=5, models=("flux*",), slot=7)
     stored = encode_key(record)
     assert b"s3cret" not in stored
-    assert decode_key(stored) == replace(record, slot=0)
+    assert decode_key(stored, "web") == replace(record, slot=0)
 
 
-@over_rows("stored", [b"", b"[]", b'{"name":"a","secrets":[{"sha256":"zz"}]}', b'{"secrets":[]}'])
+@over_rows("stored", [b"", b"[]", b'{"name":"b"}', b'{"name":"a","secrets":[{"sha256":"zz"}]}', b'{"secrets":[]}'])
 def test_a_record_that_can_not_be_read_raises_value_error(stored: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        decode_key(stored)
+        decode_key(stored, "a")
 
 
 @over_rows(
