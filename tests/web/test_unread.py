@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
@@ -149,6 +150,20 @@ async def test_a_client_that_reads_nothing_for_over_a_minute_is_cut(make_server:
         return len(server.runner.connections) == 0
 
     await eventually(is_closed_later)
+
+
+async def test_a_client_that_takes_nothing_is_cut_by_the_end_of_a_minute() -> None:
+    unread, time, aborted_at = UnreadResponses(), LoopTime(), list[float]()
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_write_buffer_size.return_value = 1000
+    transport.abort.side_effect = lambda: aborted_at.append(time.now())
+    unread.begin(transport, "127.0.0.1")
+    await time.move(7.3)
+    transport.get_write_buffer_size.return_value = 900
+    taken_at = time.now()
+    while not aborted_at:
+        await time.move(0.1)
+    assert 55.0 < aborted_at[0] - taken_at <= 60.0
 
 
 async def test_a_client_that_reads_a_little_each_minute_is_not_cut(make_server: MakeServer) -> None:

@@ -13,7 +13,8 @@ STALL_S = 60.0
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """Of all clients together."""
 
-_CHECKS_PER_STALL = 4
+_CHECKS_PER_STALL = 60
+"""What a client took is seen at the next check, and a client is cut off two checks early, so that none lasts longer."""
 
 
 @dataclass(slots=True)
@@ -76,9 +77,10 @@ class UnreadResponses:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         self._keep_limit(now_s)
-        for transport in [held for held, unread in self._held.items() if now_s - unread.moved_at_s >= self._stall_s]:
-            self._cut(transport)
         delay_s = self._stall_s / _CHECKS_PER_STALL
+        oldest_s = now_s - self._stall_s + 2 * delay_s
+        for transport in [held for held, unread in self._held.items() if unread.moved_at_s <= oldest_s]:
+            self._cut(transport)
         self._check = loop.call_later(delay_s, self._check_all) if self._held else None
 
     def _cut(self, transport: asyncio.Transport) -> None:
