@@ -1,7 +1,8 @@
-"""Repair of an append-only file with a damaged end, as a power cut or a full disk leaves it.
+"""Repair of append-only files with a damaged end, and of their manifest, as a power cut or a full disk leaves them.
 
 Only the last file of the manifest is written at that time. Valkey and Redis cut an incomplete last command
-themselves, but refuse to start if zeros or garbage follow the last whole one.
+themselves, but refuse to start if zeros or garbage follow the last whole one. They overwrite a file that the manifest
+does not list, and start with an empty base.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import shutil
 import time
 from pathlib import Path
 
+from loguru import logger
 from msgspec import Struct
+
+from imagegen.errors import SettingsError
 
 _LAST_FILE = re.compile(rb"^file (\S+) seq \d+ type i", re.MULTILINE)
 _NUMBER = re.compile(rb"[*$](\d{1,10})\r\n")
-_FIRST_BASE = "appendonly.aof.1.base.rdb"
+_LISTED = re.compile(r"file (\S+) seq (\d+) type ([bhi])( .*)?")
+_FILE_NAME = re.compile(r"appendonly\.aof\.(\d+)\.(base|incr)\.(rdb|aof)")
+_MANIFEST = "appendonly.aof.manifest"
 _FIRST_WORDS = 64
 """Bytes of a command's first argument that are compared with MULTI and EXEC."""
 
@@ -41,21 +47,90 @@ def repair(folder: Path) -> Repair | None:
     whole = whole_bytes(path)
     if whole == size:
         return None
-    backup = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+    backup = _backup_of(path)
     shutil.copyfile(path, backup)
     with path.open("r+b") as file:
         file.truncate(whole)
     return Repair(size - whole, size, backup)
 
 
-def lacks_manifest(folder: Path) -> bool:
-    """Return whether a server would begin with nothing, and overwrite commands in append-only files without a manifest.
+def ensure_manifest(folder: Path) -> None:
+    """Write the manifest of the append-only files again if it lacks some of them. Raises SettingsError, OSError."""
+    fault = _manifest_fault(folder)
+    if fault is None:
+        return
+    text = f"in {folder / 'appendonlydir'}, {fault}"
+    if not _rebuild_manifest(folder):
+        remedy = "Put back what was there, or move that folder away to begin with nothing"
+        raise SettingsError(f"DATA_DIR: {text}. {remedy}")
+    logger.warning("The embedded Redis would lose data: {}; the manifest was written again by the files' names", text)
 
-    A first start that is cut off before it writes the manifest leaves the first base, which holds none, and an empty
-    file. Raises OSError.
+
+class _AofFile(Struct, frozen=True):
+    """A file of the append-only log. number: that of its kind, which rises with each new file."""
+
+    path: Path
+    number: int
+    kind: str
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+def _manifest_fault(folder: Path) -> str | None:
+    """Return why a server would begin without some of its data, and overwrite it; None if it would not.
+
+    A first start that is cut off leaves the first base, which holds nothing, or an empty file. A rewrite that is cut
+    off leaves older files than those in the manifest. Raises OSError.
     """
-    files = [path for path in (folder / "appendonlydir").glob("appendonly.aof.*") if path.name != _FIRST_BASE]
-    return any(path.stat().st_size for path in files) and not any(path.suffix == ".manifest" for path in files)
+    files, listed = _aof_files(folder), _listed_files(folder)
+    if listed is None:
+        if any(file.size for file in files if (file.kind, file.number) != ("base", 1)):
+            return f"{_MANIFEST} is missing or damaged"
+        return None
+    newest = max((number for number, kind in listed.values() if kind == "i"), default=0)
+    for file in files:
+        if file.kind == "incr" and file.path.name not in listed and file.number > newest and file.size:
+            return f"{_MANIFEST} does not list {file.path.name}"
+        if file.kind == "base" and file.number > 1 and listed.get(file.path.name, (0, ""))[1] == "b" and not file.size:
+            return f"{file.path.name} is empty"
+    return None
+
+
+def _rebuild_manifest(folder: Path) -> bool:
+    """Write a manifest that does not list the files again, if there is one of each kind; return whether it was.
+
+    The one before is kept. Raises OSError.
+    """
+    files = {file.kind: file for file in _aof_files(folder) if file.size}
+    if len(files) != 2 or len(_aof_files(folder)) != 2:
+        return False
+    path = folder / "appendonlydir" / _MANIFEST
+    if path.exists():
+        path.rename(_backup_of(path))
+    rows = [f"file {files[kind].path.name} seq {files[kind].number} type {kind[0]}\n" for kind in ("base", "incr")]
+    written = path.with_name(f"{_MANIFEST}.new")
+    written.write_text("".join(rows))
+    written.rename(path)
+    return True
+
+
+def _aof_files(folder: Path) -> list[_AofFile]:
+    matches = [(path, _FILE_NAME.fullmatch(path.name)) for path in (folder / "appendonlydir").glob("appendonly.aof.*")]
+    return [_AofFile(path, int(match[1]), match[2]) for path, match in matches if match and path.is_file()]
+
+
+def _listed_files(folder: Path) -> dict[str, tuple[int, str]] | None:
+    """Return number and type of each file in the manifest; None without a manifest, or if it is damaged."""
+    path = folder / "appendonlydir" / _MANIFEST
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []
+    rows = [_LISTED.fullmatch(line) for line in lines]
+    return {row[1]: (int(row[2]), row[3]) for row in rows if row} if rows and all(rows) else None
+
+
+def _backup_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
 
 
 def whole_bytes(path: Path) -> int:

@@ -27,7 +27,7 @@ from msgspec import Struct
 from imagegen.backoff import Backoff
 from imagegen.disk_patience import until_answered
 from imagegen.errors import SettingsError
-from imagegen.redis_client.aof_repair import lacks_manifest, repair
+from imagegen.redis_client.aof_repair import ensure_manifest, repair
 from imagegen.redis_client.folder_lock import FolderLock, is_owner_gone, try_lock
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
 
@@ -249,10 +249,8 @@ class EmbeddedRedis:
 
     async def _start_child(self, lock: FolderLock) -> None:
         home, began_at, self._is_up = self._home, time.monotonic(), False
-        if lacks_manifest(home.folder):
-            fault = f"{home.folder / 'appendonlydir'} has lost appendonly.aof.manifest, which its files need"
-            raise SettingsError(f"DATA_DIR: {fault}. Put it back, or move that folder away to begin with nothing")
         with _usable(home.folder):
+            ensure_manifest(home.folder)
             home.socket.unlink(missing_ok=True)
             if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
                 os.truncate(home.log, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,14 @@ from imagegen.errors import SettingsError
 from imagegen.redis_client.aof_repair import repair, whole_bytes
 from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.queue.embedded_servers import Servers, put, the_only
-from tests.support import logged
+from tests.support import eventually, logged
 
 
 async def test_broken_data_stops_the_start(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path)
     await put(server, "stored")
     await server.stop()
-    the_only(tmp_path, "*/appendonlydir/*.manifest").write_text("nonsense")
+    the_only(tmp_path, "*/appendonlydir/*.base.rdb").write_text("nonsense")
     with pytest.raises(SettingsError, match=r"^DATA_DIR: .*can't work in[\s\S]*AOF"):
         await EmbeddedRedis(tmp_path).start()
 
@@ -78,20 +78,66 @@ async def test_a_damaged_tail_is_truncated_and_saved_separately(
         await server.stop()
 
 
-async def test_data_without_its_manifest_is_not_overwritten(tmp_path: Path) -> None:
-    path = await _written(tmp_path, 50)
-    written = path.read_bytes()
-    manifest = the_only(tmp_path, "*/appendonlydir/*.manifest")
-    kept = manifest.rename(tmp_path / "kept")
-    with pytest.raises(SettingsError, match=r"^DATA_DIR: .*has lost appendonly.aof.manifest.* Put it back"):
-        await EmbeddedRedis(tmp_path).start()
-    assert path.read_bytes() == written
-    kept.rename(manifest)
+def _first_line(manifest: Path) -> None:
+    manifest.write_text(manifest.read_text().splitlines(keepends=True)[0])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "empty": lambda manifest: manifest.write_bytes(b""),
+    "zeros": lambda manifest: manifest.write_bytes(bytes(manifest.stat().st_size)),
+    "cut within a line": lambda manifest: manifest.write_bytes(manifest.read_bytes()[:-20]),
+    "cut between lines": _first_line,
+    "garbage": lambda manifest: manifest.write_bytes(b"\xff\xfe nonsense"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_lost_or_damaged_manifest_is_written_again_if_its_files_are_certain(
+    tmp_path: Path, warnings: list[str], damage: Callable[[Path], object]
+) -> None:
+    await _written(tmp_path, 50)
+    damage(the_only(tmp_path, "*/appendonlydir/*.manifest"))
     server = EmbeddedRedis(tmp_path)
     await server.start()
     async with Redis.from_url(server.url) as redis:
         assert await redis.get("key49")
     await server.stop()
+    assert len([line for line in warnings if "the manifest was written again" in line]) == 1
+
+
+async def test_data_that_a_damaged_manifest_lacks_is_not_overwritten(tmp_path: Path) -> None:
+    path = await _written(tmp_path, 50)
+    written = path.read_bytes()
+    manifest = the_only(tmp_path, "*/appendonlydir/*.manifest")
+    kept = manifest.read_bytes()
+    further = path.with_name(path.name.replace(".1.incr", ".2.incr"))
+    further.write_bytes(written)
+    for damaged in (b"", kept.splitlines(keepends=True)[0], kept):
+        manifest.write_bytes(damaged)
+        with pytest.raises(SettingsError, match=r"^DATA_DIR: .* appendonly.aof.manifest .* Put back"):
+            await EmbeddedRedis(tmp_path).start()
+    assert path.read_bytes() == further.read_bytes() == written
+    further.unlink()
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    async with Redis.from_url(server.url) as redis:
+        assert await redis.get("key49")
+    await server.stop()
+
+
+async def test_an_empty_base_is_not_taken_for_no_data(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    async with Redis.from_url(server.url) as redis:
+        await redis.set("kept", 1)
+        await redis.bgrewriteaof()
+        await eventually(lambda: list(tmp_path.glob("*/appendonlydir/*.2.base.rdb")))
+        await eventually(lambda: not list(tmp_path.glob("*/appendonlydir/*.1.*")))
+    await server.stop()
+    the_only(tmp_path, "*/appendonlydir/*.base.rdb").write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"^DATA_DIR: .*base.rdb is empty"):
+        await EmbeddedRedis(tmp_path).start()
 
 
 async def test_a_first_start_that_ended_before_its_manifest_is_begun_again(tmp_path: Path) -> None:
