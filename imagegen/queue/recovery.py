@@ -128,14 +128,15 @@ class Recovery:
 
     async def restore_claims(self, claims: Sequence[Claim]) -> tuple[int, list[Claim]]:
         """Restore claims. Return how many had something missing, and those that are not ours any more."""
-        count, lost = 0, []
+        count, lost, written_meanwhile = 0, list[Claim](), list[Claim]()
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
             self._dispatcher.restoring = True
+            stored = [claim.stored_bytes for claim in batch]
             try:
                 replies = await self._verbs.restore_claims(self._dispatcher.instance, batch)
             finally:
                 self._dispatcher.restoring = False
-            for claim, reply in zip(batch, replies, strict=True):
+            for claim, before, reply in zip(batch, stored, replies, strict=True):
                 if self._dispatcher.held.get(claim.entry_id) is not claim:
                     continue
                 if reply.kind == "lost":
@@ -145,8 +146,13 @@ class Recovery:
                 if reply.kind == "restored":
                     count += 1
                     self._dispatcher.carry(claim, reply.entry_id)
-                    claim.stored_bytes = reply.checkpoint or None
+                    if claim.stored_bytes == before:
+                        claim.stored_bytes = reply.checkpoint or None
+                    else:  # what was restored is older than what was written meanwhile
+                        written_meanwhile.append(claim)
         self._meter.written_back["running"] += count
+        if written_meanwhile:
+            lost += (await self.restore_claims(written_meanwhile))[1]
         return count, lost
 
     @property

@@ -186,8 +186,12 @@ class WorkerQueue:
         if claim.stored_bytes is None:
             checkpoint = replace(checkpoint, phase="waiting")  # nothing was begun
         value, expected = checkpoint.encode(claim.entry_id), claim.stored_bytes or b""
-        item = Extension(claim.task.id, expected, value, cost.day, amount, limits)
-        reply = await self._connection.retry_until_available(self._verbs.reserve_more, item)
+        while True:
+            item = Extension(claim.task.id, expected, value, cost.day, amount, limits)
+            reply = await self._connection.retry_until_available(self._verbs.reserve_more, item)
+            if not reply.existing or not self._is_earlier_one(claim, reply.existing):
+                break
+            expected = reply.existing
         if reply.reserved:
             self._record_checkpoint(claim, checkpoint, value)
             return True
@@ -348,27 +352,46 @@ class WorkerQueue:
         self._task_cache.put(task)
 
     async def _write(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
-        """Write a checkpoint in place of the stored one; an unreadable one is replaced too.
+        """Write a checkpoint in place of the stored one; an unreadable one, and an earlier one, is replaced too.
 
         Return `b''` if it was written, else the existing one; None if the claim is not ours. Raises QueueUnavailable.
         """
         expected = claim.stored_bytes
         while True:
             existing = await self._write_over(claim, checkpoint, value, expected)
-            if not existing or is_readable_checkpoint(existing):
+            if not existing:
                 return existing
-            self._unreadable.report("checkpoint", claim.task.id, existing)
+            if not is_readable_checkpoint(existing):
+                self._unreadable.report("checkpoint", claim.task.id, existing)
+            elif not self._is_earlier_one(claim, existing):
+                return existing
             expected = existing
 
     async def _write_job(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
         """Write as `_write` does, without a comparison while no other instance can have taken the claim over."""
         if self._is_surely_ours(claim) and claim.stored_bytes is not None:
+            item = CompareAndSetItem(claim.task.id, claim.stored_bytes, value)
             try:
-                return await self._verbs.replace_checkpoint(CompareAndSetItem(claim.task.id, claim.stored_bytes, value))
+                before = await self._verbs.replace_checkpoint(item)
             except ResponseError as error:
                 if not wrong_type(error):
                     raise
+            else:
+                is_ours = is_readable_checkpoint(before) and self._is_earlier_one(claim, before)
+                return b"" if is_ours else before
         return await self._write(claim, checkpoint, value)
+
+    def _is_earlier_one(self, claim: Claim, existing: bytes) -> bool:
+        """Return whether a checkpoint was written here before the stored one, which Redis has lost, as in a failover.
+
+        Taken for another owner's, it would end the claim, and its images would be paid for again.
+        """
+        ours = claim.stored_checkpoint
+        if ours is None or claim.lost:
+            return False
+        entry_id, checkpoint = decode_checkpoint(existing)
+        is_ours = checkpoint.owner == ours.owner == self._dispatcher.instance
+        return is_ours and entry_id == claim.entry_id and checkpoint.phase in ("calling", "waiting")
 
     def _is_surely_ours(self, claim: Claim) -> bool:
         """Return whether no other instance can have taken the claim over, nor written back that its task has ended."""

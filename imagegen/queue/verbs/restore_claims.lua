@@ -71,8 +71,9 @@ local function restore(record_key, checkpoint_key, at)
     return kind, current, ''
   end
   local json = checkpoint_json or ARGV[at + 6]
+  if ours and string.find(ARGV[at + 6], owner, 1, true) then json = ARGV[at + 6] end -- Redis may have an earlier one
   if json == '' then return kind, current, '' end
-  if not checkpoint_json or checkpoint_entry ~= current or (holder and holder ~= consumer) then
+  if json ~= checkpoint_json or checkpoint_entry ~= current or (holder and holder ~= consumer) then
     -- The bytes differ from before: an instance that has read the checkpoint must not find it unchanged at its start.
     kind, json = 'restored', json .. ' '
     redis.call('SET', checkpoint_key, current .. ' ' .. json, 'PX', checkpoint_ttl)
