@@ -241,7 +241,7 @@ class ClientQueue:
         task_id, cached = submission.task_id, CacheResult.COALESCED
         task = self._lookup.authoritative_local(task_id) if task_id in self._task_cache.live else None
         if task is None:
-            task = self._task_cache.finished(task_id) if task_id in self._task_cache.finished_tasks else None
+            task = self._lookup.finished(task_id) if task_id in self._task_cache.finished_tasks else None
             cached = CacheResult.HIT
             if task is None or task.state is not State.COMPLETED:
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 
 from loguru import logger
@@ -21,6 +22,14 @@ from imagegen.tasks.task import Task
 
 TRUST_S = 10.0
 """Seconds after the last check in which a waiting task is answered from the cache."""
+
+FINISHED_TRUST_S = 20.0
+"""Seconds in which a finished task is answered from the cache, though a peer may have enqueued it again.
+
+The peer publishes that, but messages get lost: in an outage of Redis, or if it refuses the channel.
+"""
+
+MAX_CONFIRMED = 10_000
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -58,11 +67,13 @@ class TaskLookup:
         self.clock = verbs.clock
         self.checked_at = 0.0
         self.missing: set[str] = set()
+        self._confirmed_at: OrderedDict[str, float] = OrderedDict()
+        """Unix time of the last read of cached finished tasks, the latest last."""
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
 
     async def get(self, task_id: str) -> Task | None:
         """Return a task, from the cache if it is ours or finished; None if it is unknown or expired."""
-        task = self.authoritative_local(task_id) or self.task_cache.finished(task_id)
+        task = self.authoritative_local(task_id) or self.finished(task_id)
         if task and not (task.state.is_final and self._is_owned_elsewhere(task)):
             return task
         if not _TASK_ID.fullmatch(task_id):
@@ -72,7 +83,7 @@ class TaskLookup:
             return task
         reading = self._reading.get(task_id)
         if reading is None:
-            reading = asyncio.ensure_future(self.read(task_id))
+            reading = asyncio.ensure_future(self._read_later_than_cached(task_id))
             self._reading[task_id] = reading
             reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
         return await asyncio.shield(reading)
@@ -81,9 +92,39 @@ class TaskLookup:
         """Return the task that `get` returns without a command of Redis, None if it needs one."""
         return (
             self.authoritative_local(task_id)
-            or self.task_cache.finished(task_id)
+            or self.finished(task_id)
             or self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[1]
         )
+
+    def finished(self, task_id: str) -> Task | None:
+        """Return a cached finished task, None if a peer may have enqueued it again since it was read."""
+        task = self.task_cache.finished(task_id)
+        if task is None:
+            return None
+        since = max(task.finished_at or 0.0, self._confirmed_at.get(task_id, 0.0))
+        is_recent = self.clock() - since <= FINISHED_TRUST_S
+        return task if is_recent or self.notifier.no_peers_since(since) else None
+
+    async def _read_later_than_cached(self, task_id: str) -> Task | None:
+        """Return a task as Redis has it, or the cached end of it if Redis has no later state or can't be used."""
+        cached = self.task_cache.finished(task_id)
+        if cached is None or self._is_owned_elsewhere(cached):
+            return await self.read(task_id)
+        try:
+            task = self.decode(task_id, await self._verbs.read(task_id))
+        except QueueUnavailable:
+            return cached
+        if task is not None and task.epoch > cached.epoch:
+            self.task_cache.forget(task_id)
+            return await self.read(task_id)
+        self._confirmed_at[task_id] = self.clock()
+        self._confirmed_at.move_to_end(task_id)
+        if len(self._confirmed_at) > MAX_CONFIRMED:
+            self._confirmed_at.popitem(last=False)
+        if task is None or task.epoch < cached.epoch or not task.state.is_final:
+            return cached  # Redis has lost it
+        self.task_cache.store_from_redis(task_id, task)
+        return task
 
     def may_be_outdated(self, task_id: str) -> bool:
         """Return whether `get` returns an unfinished task that another instance may have finished meanwhile."""

@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue import change_relay as watching
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.task_lookup import TaskLookup
@@ -128,6 +129,44 @@ async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_insta
         return (await one.task(claim.task.id)).state is State.PENDING
 
     await eventually(seen_afresh)
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_a_lost_message_about_a_resubmitted_task_leaves_no_instance_behind(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, is_submitted: bool
+) -> None:
+    monkeypatch.setattr("imagegen.queue.task_lookup.FINISHED_TRUST_S", 0.1)
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: one.notifier.peers and two.notifier.peers)
+    first = await end(one, await start_submitted(one), "completed")
+    assert await two.client_queue.get(first.id) == first
+    monkeypatch.setattr(one.notifier, "publish", lambda *_, **__: None)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+
+    async def is_seen() -> bool:
+        if is_submitted:
+            return (await two.client_queue.submit(submission("a"))).task.epoch > first.epoch
+        task = await two.client_queue.get(first.id)
+        return task is not None and task.epoch > first.epoch
+
+    await eventually(is_seen)
+
+
+async def test_a_finished_task_is_served_while_redis_lacks_it_or_is_away(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.task_lookup.FINISHED_TRUST_S", -1.0)
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: one.notifier.peers and two.notifier.peers)
+    first = await end(one, await start_submitted(one), "completed")
+    await one.connection.commands.delete(one.keys.record(first.id))
+    assert await one.client_queue.get(first.id) == first
+
+    async def refuse(_task_id: str) -> TaskRows:
+        raise QueueUnavailable
+
+    monkeypatch.setattr(one.verbs, "read", refuse)
+    assert await one.client_queue.get(first.id) == first
 
 
 def word(kind: str) -> bytes:
