@@ -23,7 +23,7 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
-from imagegen.queue.verbs.requeue import RequeueResult
+from imagegen.queue.verbs.requeue import RequeueResult, WaitingLines
 from imagegen.queue.verbs.restore_batch import in_batches
 from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
@@ -180,8 +180,9 @@ class Recovery:
                 due.append(task)
         if len(self._check_at) > 2 * len(self._task_cache.live):
             self._check_at = {name: at for name, at in self._check_at.items() if name in self._task_cache.live}
+        lines = WaitingLines()
         for batch in in_batches(self._restorable(due)):
-            for task, reply in zip(batch, await self._verbs.check_requeue(batch), strict=True):
+            for task, reply in zip(batch, await self._verbs.check_requeue(batch, lines), strict=True):
                 if reply.kind == "missing":
                     self.notice("waiting tasks have no entry", publish=True)
                 else:
@@ -249,9 +250,9 @@ class Recovery:
         return [task for task in self._task_cache.live.values() if task.id not in claimed]
 
     async def _requeue(self, tasks: Sequence[Task]) -> int:
-        count = 0
+        count, lines = 0, WaitingLines()
         for batch in in_batches(self._restorable(tasks)):
-            for task, reply in zip(batch, await self._verbs.requeue(batch), strict=True):
+            for task, reply in zip(batch, await self._verbs.requeue(batch, lines), strict=True):
                 self._meter.vanished += reply.record_missing
                 self._take_in(task, reply)
                 count += reply.kind == "queued"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from imagegen.queue.client_queue import CacheResult
 from tests.conftest import MakeInstance
-from tests.queue.line_tasks import drained, is_at_rest, put, run, run_all, start_one, submission_of
+from tests.queue.line_tasks import drained, in_line, is_at_rest, put, run, run_all, start_one, submission_of
 from tests.support import eventually
 
 
@@ -90,3 +91,27 @@ async def test_keys_of_another_type_are_moved_aside(make_instance: MakeInstance)
     tasks = await put(one, "a", 4)
     assert await run_all(one) == [task.id for task in tasks]
     assert await one.connection.commands.get(f"{one.keys.line('a')}:aside") == b"foreign"
+
+
+async def test_a_long_line_is_read_in_parts_after_redis_lost_some_of_it(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1)
+    redis, line = one.connection.commands, one.keys.line("a")
+    prompts = ["x" * 20_000 + str(number) for number in range(160)]
+    await asyncio.gather(*(one.client_queue.submit(submission_of("a", prompt)) for prompt in prompts))
+    waiting = await in_line(one)
+    assert waiting > 150
+    await redis.ltrim(line, 70, -1)
+    await redis.config_set("slowlog-log-slower-than", 0)
+    await redis.config_set("slowlog-max-len", 20_000)
+    recovered = asyncio.Event()
+    one.parts.recovery.on_restored = recovered.set
+    one.parts.recovery.notice("a test", publish=True)
+    await asyncio.wait_for(recovered.wait(), 20)
+    assert await in_line(one) == waiting
+    commands: list[Any] = [row["command"] for row in await redis.slowlog_get(20_000)]
+    read = [command.split() for command in commands if command.startswith(b"LRANGE")]
+    parts = [int(last) - int(first) for _, _, first, last in read]
+    assert parts
+    assert all(0 <= part < 100 for part in parts), parts
+    elements: list[Any] = await redis.lrange(line, 0, -1)
+    assert len({element.split(b"\n")[0] for element in elements}) == waiting

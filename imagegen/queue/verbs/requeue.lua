@@ -3,24 +3,13 @@
 --
 -- KEYS    1 stream; 2 index of the lines; then three for each task: record, checkpoint, line of its client
 -- ARGV    1 life of an unfinished record in ms, '' to change nothing; 2 remaining life of a checkpoint in ms at which
---         its owner is gone; 3 highest schema version that is readable; then eight for each task: entry id, epoch,
---         digest, schema version, entry JSON, record JSON, client, task id
+--         its owner is gone; 3 highest schema version that is readable; then nine for each task: entry id, epoch,
+--         digest, schema version, entry JSON, record JSON, client, task id, 1 if its line lacks it, else 0
 -- result  three for each task: a kind; its entry id; 1 if its record was missing, else 0
 --         kind: 'queued' (with a new entry, or a new record for its entry), 'missing' (the same, if ARGV 1 is ''),
---         'there' (nothing was missing), 'runs' (an instance runs it), 'over' (finished, or submitted again)
-local stream, results, waiting, MAX_SKEW_MS = KEYS[1], {}, {}, 5000
-
--- Returns whether a line has a task. Lines are read once.
-local function is_in_line(line, id, epoch)
-  if not waiting[line] then
-    waiting[line] = {}
-    for _, element in ipairs(redis.call('LRANGE', line, 0, -1)) do
-      local their_epoch, their_id = string.match(element, '^%d+ (%d+) %x+ (%x+)\n')
-      if their_epoch then waiting[line][their_epoch .. ' ' .. their_id] = true end
-    end
-  end
-  return waiting[line][epoch .. ' ' .. id]
-end
+--         'there' (nothing was missing), 'line' (the same, if its line has it), 'runs' (an instance runs it), 'over'
+--         (finished, or submitted again)
+local stream, results, MAX_SKEW_MS = KEYS[1], {}, 5000
 
 local function requeue(record_key, checkpoint_key, line, at)
   local entry, epoch, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -37,8 +26,10 @@ local function requeue(record_key, checkpoint_key, line, at)
     end
     if their_epoch ~= epoch then
       existing = nil
-    elseif exists(stream, their_entry) or (their_entry == IN_LINE and is_in_line(line, ARGV[at + 7], epoch)) then
+    elseif exists(stream, their_entry) then
       return 'there', their_entry, 0
+    elseif their_entry == IN_LINE and ARGV[at + 8] == '0' then
+      return 'line', IN_LINE, 0
     end
   end
 
@@ -75,7 +66,7 @@ local function requeue(record_key, checkpoint_key, line, at)
 end
 
 for i = 0, (#KEYS - 2) / 3 - 1 do
-  local values = {requeue(KEYS[i * 3 + 3], KEYS[i * 3 + 4], KEYS[i * 3 + 5], 4 + i * 8)}
+  local values = {requeue(KEYS[i * 3 + 3], KEYS[i * 3 + 4], KEYS[i * 3 + 5], 4 + i * 9)}
   for _, value in ipairs(values) do results[#results + 1] = value end
 end
 return results
