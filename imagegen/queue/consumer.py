@@ -49,6 +49,7 @@ class StreamConsumer:
         self._blocked = False
         self._interrupted = self._replaced = False
         self.on_loss: Callable[[], None] = lambda: None
+        self.on_group_known: Callable[[], None] = lambda: None
 
     def interrupt(self) -> None:
         """End the blocked read, so that entries stay in the stream while claiming is paused."""
@@ -60,6 +61,7 @@ class StreamConsumer:
         """Read as many entries as slots are free, and pass their claims to the dispatcher."""
         if not await self._connection.retry_until_available(self._verbs.create_group):
             await self._connection.retry_until_available(self._client_queue.refresh_positions)
+        self.on_group_known()
         while True:
             while (free := self._dispatcher.free_slots) <= 0:
                 self._dispatcher.demand.clear()
@@ -128,11 +130,15 @@ class StreamConsumer:
         elif not is_group_gone and not is_unblocked:
             logger.error("The stream can't be read: {}", error)
             await asyncio.sleep(1.0)
+        is_lost = is_group_gone or is_unblocked
+        if is_lost:
+            self.on_loss()
+            await self._connection.recovered.wait()  # which creates the group
         is_created = await self._connection.retry_until_available(self._verbs.create_group)
         if is_created or is_group_gone:
             is_moving = not is_created and self._connection.servers.clustered  # a moving slot takes the stream along
             if not is_moving:
                 logger.warning("The stream or its group was deleted; it is created again")
-        if is_created or is_group_gone or is_unblocked:
+        if is_created and not is_lost:
             self.on_loss()
         self._leases.check_now()

@@ -224,11 +224,12 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
     parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
     parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
-    parts.consumer.on_loss = recovery.on_group_lost
+    parts.consumer.on_loss, parts.consumer.on_group_known = recovery.on_group_lost, recovery.on_group_known
     leases.on_loss, leases.restore = recovery.on_claims_lost, recovery.restore_claims
     parts.verbs.budgets.on_fewer_changes = recovery.on_fewer_changes
     relay.on_unstarted, recovery.on_unstarted = recovery.check_waiting, takeover.suspect_skipped
     parts.client_queue.on_missing_entry = recovery.wait_restored
+    parts.verbs.submit.on_loss = recovery.wait_stream_restored
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances
     parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined, parts.families.on_joined]

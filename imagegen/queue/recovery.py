@@ -35,6 +35,10 @@ from imagegen.tasks.webhook import merge_deliveries
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 """How long peers have to write their running claims back: at least, and at most while one has not answered."""
 
+NOTICE_S = 0.05
+"""How long peers have to notice a loss before the stream exists again. Until then submits wait, since a new task may be
+one that an instance runs."""
+
 PEERS_LATER_S = 5.0
 
 SAME_LOSS_S = 0.5
@@ -72,7 +76,7 @@ class Recovery:
         self._clock = connection.clock
         self._meter = connection.meter
         self._noticed = asyncio.Event()
-        self._running = False
+        self._running, self._group_known = False, asyncio.Event()
         self._publish = self._all_restored = False
         self._began_at = self._ended_at = self._noticed_at = -math.inf
         self._recovered_on = ""
@@ -98,6 +102,9 @@ class Recovery:
 
     def on_new_server(self, _known: ServerInfo, _new: ServerInfo) -> None:
         self.notice("another server answers")
+
+    def on_group_known(self) -> None:
+        self._group_known.set()
 
     def on_group_lost(self) -> None:
         self.notice("the stream or its group was deleted", publish=True)
@@ -164,9 +171,23 @@ class Recovery:
         """Let peers restore their running claims; not again within `MAX_SETTLE_S`. Raises QueueUnavailable."""
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
             self.notice("an unfinished task has no entry", publish=True)
+        await self._within_limit(self._connection.recovered)
+
+    async def wait_stream_restored(self) -> None:
+        """Let all instances write back what they have, since the stream is gone. Raises QueueUnavailable."""
+        if not self._running:
+            await self._verbs.create_group()
+            return
+        if self._group_known.is_set() and self._connection.recovered.is_set():
+            self.notice("the stream was deleted", publish=True)
+        await self._within_limit(self._group_known)  # this instance may just have started
+        await self._within_limit(self._connection.recovered)
+
+    async def _within_limit(self, event: asyncio.Event) -> None:
+        """Wait for an event. Raises QueueUnavailable after `MAX_SETTLE_S`."""
         try:
             async with asyncio.timeout(MAX_SETTLE_S):
-                await self._connection.recovered.wait()
+                await event.wait()
         except TimeoutError:
             raise QueueUnavailable(headers={"Retry-After": "2"}) from None
 
@@ -195,9 +216,10 @@ class Recovery:
         self._began_at = began
         if self._publish:
             self._publish_loss()
+            await asyncio.sleep(NOTICE_S)
+        running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         await self._verbs.create_group()
         await self._restore_budgets()
-        running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         await self._leases.lost_claims.abandon(lost)
         finished = await self._restore_results()
         self._all_restored = True

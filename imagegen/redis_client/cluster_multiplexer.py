@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from redis.exceptions import AskError, MovedError, TryAgainError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.redis_client.multiplexer import CommandBatch, InFlight, Multiplexer, MultiplexerEvents
+from imagegen.redis_client.redis_errors import OtherServer
 from imagegen.redis_client.topology import Address, Servers
 
 MAX_REDIRECTS = 40
@@ -39,6 +41,13 @@ class ClusterMultiplexer(Multiplexer):
         super().drop()
         for node in self._nodes.values():
             node.drop()
+
+    def withdraw(self) -> None:
+        """Fail the unsent batches that hold only for the server before: another one, which lacks writes, answers."""
+        withdrawn = [exchange for exchange in self._unsent if exchange.batch.one_server]
+        self._unsent = deque(exchange for exchange in self._unsent if not exchange.batch.one_server)
+        for exchange in withdrawn:
+            exchange.done(OtherServer())
 
     def _refused(self, exchange: InFlight, error: Exception) -> None:
         if any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):

@@ -85,7 +85,7 @@ class Connection:
         self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
         silent = MultiplexerEvents(on_silent=self._reconnect)
         reader = MultiplexerEvents(self._identify, on_silent=self._reconnect)
-        shared = MultiplexerEvents(self._identify, self.health, self._to_client_error, self._reconnect)
+        shared = MultiplexerEvents(self._greet, self.health, self._to_client_error, self._reconnect)
         self.multiplexer = ClusterMultiplexer(servers, events=shared)
         self.blocking_reads = ClusterMultiplexer(servers, sends=1, events=reader)
         self._rare = [ClusterMultiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
@@ -203,6 +203,12 @@ class Connection:
         if previous is not None and server.replaces(previous):
             for callback in self.on_new_server:
                 callback(previous, server)
+
+    async def _greet(self, connection: Any) -> None:
+        """Identify the server of the shared connection, and withdraw what was to be sent to the one before."""
+        await self._identify(connection)
+        if not self.recovered.is_set():
+            self.multiplexer.withdraw()
 
     def _may_reconnect(self) -> bool:
         """Return whether the last reconnect is a while ago, since an address may lead to two servers in turn."""

@@ -62,12 +62,13 @@ class Script:
 class CommandBatch(NamedTuple):
     """Commands that are sent together.
 
-    script: run by the only command; no_resend: a repeat would do harm.
+    script: run by the only command; no_resend: a repeat would do harm; one_server: see `ClusterMultiplexer.withdraw`.
     """
 
     commands: Sequence[Command]
     script: Script | None = None
     no_resend: bool = False
+    one_server: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -119,8 +120,7 @@ class Multiplexer:
         sends: int = 3,
         events: MultiplexerEvents | None = None,
     ) -> None:
-        self._servers, self.deadline_s = servers, servers.deadline_s
-        self._address = address
+        self._servers, self._address, self.deadline_s = servers, address, servers.deadline_s
         self._sends, self._events = sends, events or MultiplexerEvents()
         self.to_client_error = self._events.on_failure
         self._flushes: list[Callable[[], None]] = []

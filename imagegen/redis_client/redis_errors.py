@@ -37,6 +37,7 @@ __all__ = [
     "RIGHTS_REMEDY",
     "TLS_REMEDY",
     "InvalidResponse",
+    "OtherServer",
     "OutOfMemoryError",
     "ReadOnlyError",
     "RedisError",
@@ -49,6 +50,11 @@ __all__ = [
     "wrong_type",
     "wrong_type_ignored",
 ]
+
+
+class OtherServer(Exception):
+    """Another server answers, which may lack writes: what was to be sent depends on them."""
+
 
 _UNAVAILABLE = (
     RedisConnectionError,

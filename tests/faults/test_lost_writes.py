@@ -118,6 +118,25 @@ async def test_a_submit_joins_a_running_task_without_an_entry(
     assert not claim.lost
 
 
+async def test_a_submit_after_a_full_loss_joins_the_task_that_another_instance_runs(
+    make_instance: MakeInstance, own_redis: EmbeddedRedis, calls: Calls
+) -> None:
+    owner, other = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
+    await eventually(lambda: owner.notifier.peers and other.notifier.peers)
+    calls.run_on(owner, 1)
+    (task_id,) = await submit_all([owner], ["a"])
+    await eventually(lambda: calls.paid[task_id])
+    calls.run_on(other, 1)
+    (other_id,) = await submit_all([other], ["b"])
+    await eventually(lambda: calls.paid[other_id])  # with both slots held, no instance notices the loss
+    await owner.connection.commands.flushall()
+    submitted = await other.client_queue.submit(submission("a"))
+    assert submitted.cached is CacheResult.COALESCED
+    calls.go_on.set()
+    await eventually(lambda: all_ended(calls, [task_id, other_id]), within_s=20)
+    await check_paid_once(calls, [owner, other], [task_id, other_id])
+
+
 async def test_a_task_without_an_owner_fails_at_its_deadline(
     make_instance: MakeInstance, own_redis: EmbeddedRedis
 ) -> None:

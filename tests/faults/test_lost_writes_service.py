@@ -73,6 +73,16 @@ class Fleet:
             self.accepted[ids[-1]] = prompt
         return ids
 
+    async def submit_at_both(self, kind: str, count: int) -> None:
+        """Submit tasks at once, each at all instances; again where Redis is away."""
+
+        async def submit(url: str, number: int) -> bool:
+            async with self._http.post(f"{url}/api/images/generate", json={"prompt": f"{kind} {number}"}) as answer:
+                return answer.status in (200, 202)
+
+        submits = [eventually(partial(submit, url, number)) for url in self.urls for number in range(count)]
+        await asyncio.gather(*submits)
+
     async def all_are(self, ids: Iterable[str], *states: str | None) -> bool:
         """Return whether every instance has these tasks in one of these states."""
         return all([await self.state(url, task_id) in states for url in self.urls for task_id in ids])
@@ -204,6 +214,26 @@ async def test_tasks_that_end_in_the_lost_window_of_four_instances_are_paid_once
         await eventually(lambda: instances.all_are(instances.accepted, "completed"), within_s=60)
         assert Counter(call.prompt for call in upstream.ledger.paid) == Counter(instances.accepted.values())
         assert await instances.billed_twice() == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("loss", [failover, flush])
+async def test_submits_at_the_moment_of_a_loss_join_the_tasks_that_run(tmp_path: Path, loss: Loss) -> None:
+    async with AsyncExitStack() as stack:
+        primary, replica = await stack.enter_async_context(primary_and_replica(tmp_path / "redis"))
+        proxy = await stack.enter_async_context(FaultProxy(primary.path))
+        upstream = await stack.enter_async_context(EmulatedUpstream(image="none"))
+        instances = await stack.enter_async_context(fleet(tmp_path, proxy.url, upstream.url, 2, slots=16))
+        await promote(primary, replica)
+        upstream.script({"fault": "ok", "delay_s": 5.0, "times": 16})
+        await instances.submit("runs", 16)
+        await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 16)
+        losing = asyncio.ensure_future(loss(primary, replica, proxy))
+        for _ in range(5):
+            await instances.submit_at_both("runs", 16)
+        await losing
+        await eventually(lambda: instances.all_are(instances.accepted, "completed"), within_s=60)
+        assert Counter(call.prompt for call in upstream.ledger.paid) == Counter(instances.accepted.values())
 
 
 @pytest.mark.faults

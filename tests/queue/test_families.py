@@ -74,6 +74,7 @@ async def test_a_new_task_costs_one_command_more_while_a_peer_may_have_a_sibling
 
 async def test_one_command_reads_the_siblings_of_a_whole_batch(make_instance: MakeInstance) -> None:
     instance = make_instance(start=False)
+    await instance.verbs.create_group()
     before = instance.connection.meter.commands["submit"]
     many = [family_submission(f"new {number}", 1) for number in range(20)]
     await asyncio.gather(*(instance.client_queue.submit(each, reuse) for each in many))

@@ -1,5 +1,7 @@
 -- Enqueues tasks, or returns the records that exist.
 --
+-- Nothing is enqueued without the stream: Redis has lost it then, and with it records of tasks that may run.
+--
 -- The entry is added first, so that the record can name it. If the task exists, the entry is removed before any
 -- consumer can read it. A new task costs two commands.
 --
@@ -25,7 +27,7 @@
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
 --         'siblings' (these are completed, or failed or cancelled with images, as this task may be; nothing was
---         changed), 'budget' (over a budget)
+--         changed), 'budget' (over a budget), 'lost' (there is no stream)
 local stream, capacity, depth, count = KEYS[1], tonumber(ARGV[2]), -1, tonumber(ARGV[6])
 local days, budget_life = tonumber(ARGV[7]), ARGV[8]
 if ARGV[3] ~= '' then
@@ -34,9 +36,10 @@ if ARGV[3] ~= '' then
   capacity = tonumber(ARGV[3]) - depth
 end
 
+-- Returns the entry of a task, or false without a stream.
 local function add(i, version, epoch, entry_json)
   if waits_in_line(i) then return IN_LINE end
-  return redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', entry_json)
+  return redis.call('XADD', stream, 'NOMKSTREAM', '*', 'v', version, 'g', epoch, 'd', entry_json)
 end
 
 -- Returns the record of a new epoch.
@@ -92,6 +95,7 @@ local function submit(i)
     existing = records[i]
   elseif capacity > 0 and affordable then
     entry = add(i, version, epoch, entry_json)
+    if not entry then return {'lost', '', '', ''} end
     existing = redis.pcall('SET', record, pending(version, entry, epoch, digest, record_json),
       'NX', 'GET', 'PX', ARGV[4])
     if not existing then
@@ -114,6 +118,7 @@ local function submit(i)
   if not affordable then return {'budget', '', '', ''} end
   if capacity <= 0 then return {'full', '', '', ''} end
   entry = add(i, version, epoch, entry_json)
+  if not entry then return {'lost', '', '', ''} end
   redis.call('SET', record, pending(version, entry, epoch, digest, record_json), 'PX', ARGV[4])
   park_stored(i, version, epoch, digest, entry_json, record_json)
   if kind == 'again' and ARGV[at + 8] ~= '' then

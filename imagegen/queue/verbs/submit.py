@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
 from imagegen.queue.lines import ClientLines, Line
 from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, NO_CHANGE, Limits, budget_keys, release, reservation
@@ -17,7 +18,7 @@ from imagegen.queue.verbs.move_aside import move_aside
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import MAX_AT_ONCE, Batcher, CommandBatch
-from imagegen.redis_client.redis_errors import ResponseError, wrong_type
+from imagegen.redis_client.redis_errors import OtherServer, ResponseError, wrong_type
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import IN_LINE, Task
 
@@ -63,7 +64,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     with_own_images: bool = False
 
 
-SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings", "budget"]
+SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings", "budget", "lost"]
 
 
 class SubmitReply(Struct, frozen=True, gc=False):
@@ -128,6 +129,8 @@ class Submit:
     """Batcher of submits. It measures the depth of the queue when the estimate is stale.
 
     added: set after each batch that enqueued a task.
+    on_loss: awaited before a submit if lost writes are written back, or if the stream is gone: an instance may run the
+        task, whose record Redis lacks. Raises QueueUnavailable.
     """
 
     def __init__(self, context: VerbContext, depth: DepthEstimate, lines: ClientLines) -> None:
@@ -137,6 +140,8 @@ class Submit:
         self._lines = lines
         self._depth = depth
         self.added = asyncio.Event()
+        self.on_loss: Callable[[], Awaitable[None]] = _do_nothing
+        self._recovered = context.connection.recovered
         self._batcher = Batcher[SubmitItem, SubmitReply](
             context.multiplexer, self._encode, self._decode, lambda item: len(item.entry)
         )
@@ -153,7 +158,7 @@ class Submit:
     ) -> SubmitReply:
         """Submit a pending task with the next batch, once more if a shared key had another type and was moved aside.
 
-        See SubmitItem for the arguments.
+        See SubmitItem for the arguments. Raises QueueUnavailable, also while it is open what Redis has lost.
         """
         item = SubmitItem(
             task.id,
@@ -170,15 +175,30 @@ class Submit:
             task.client if task.entry_id == IN_LINE else "",
             with_own_images,
         )
+        reply = await self._sent(item) if self._recovered.is_set() else None
+        if reply is None:
+            await self.on_loss()
+            reply = await self._sent(item)
+        if reply is None:
+            raise QueueUnavailable(headers={"Retry-After": "2"})
+        return reply
+
+    async def _sent(self, item: SubmitItem) -> SubmitReply | None:
+        """Return the reply to an item; None if Redis has lost the stream, or another server answers."""
         try:
-            return await self._batcher(item)
+            reply = await self._batcher(item)
+        except OtherServer:
+            return None
         except ResponseError as error:
             if not wrong_type(error):
                 raise
-        await move_aside(self._context)
-        return await self._batcher(item)
+            await move_aside(self._context)
+            reply = await self._batcher(item)
+        return None if reply.kind == "lost" else reply
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
+        if not self._recovered.is_set():
+            raise OtherServer
         depth, keys, siblings = self._depth, [self._stream], list[str]()
         measure = depth.stream_capacity if depth.stale else ""
         budget_texts, budgets = [("", "")] * len(items), list[str]()
@@ -199,7 +219,7 @@ class Submit:
             add_line_args(self._context, keys, args, [item.line for item in items])
         else:
             args += (self._context.record_ttl_ms, *NO_LINES)
-        return _SCRIPT.batch(keys, args)
+        return _SCRIPT.batch(keys, args)._replace(one_server=True)
 
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
         depth, ((measured, rows, budgets, lengths),) = self._depth, results
@@ -235,6 +255,10 @@ class Submit:
                 commands += 1 + (length == len(added))
                 self._lines.added(client, added, length)
         return commands
+
+
+async def _do_nothing() -> None:
+    return
 
 
 def _added_at(entry_id: bytes) -> float:
