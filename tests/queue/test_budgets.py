@@ -297,6 +297,22 @@ async def test_budgets_that_redis_has_lost_are_written_back(one: Instance) -> No
     assert (await used(one), await used(one, KEY)) == (PRICE, PRICE)
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_change_after_the_loss_of_others_counts_on_top_of_them(make_instance: MakeInstance, lost: int) -> None:
+    one = limited(make_instance(), (TOTAL, 9 * PRICE), (KEY, 9 * PRICE))
+    key, redis = one.keys.budgets(day_of(one.client_queue.clock())), one.connection.commands
+    await put(one, "a")
+    before = await one.stored(key)
+    for name in range(lost):
+        await put(one, name)
+    await redis.set(key, before)
+    await put(one, "b")
+    await eventually(lambda: is_used(one, (2 + lost) * PRICE))
+    assert await used(one, KEY) == (2 + lost) * PRICE
+    await put(one, "c")
+    assert await used(one) == (3 + lost) * PRICE
+
+
 @pytest.mark.parametrize("first", [0, 1])
 async def test_budgets_that_different_instances_have_seen_are_all_written_back(
     make_instance: MakeInstance, first: int

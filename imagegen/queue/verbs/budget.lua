@@ -6,7 +6,7 @@
 -- Text of a change: "<day> <amount> <slot>=<limit> <slot>=<limit> ...", '' for nothing. Only `reserve` needs the
 -- limits.
 
--- Number of commands, then four for each value that was seen: day, count of changes, slot, value.
+-- Number of commands, then five for each value that was seen: day, count of changes, slot, value, what it changed by.
 local budget_reply = {0}
 
 -- Returns the keys of budgets by their day, which ends the name of the key. They are the last of KEYS.
@@ -23,18 +23,21 @@ local function add_to_budgets(run, key, day, life, rows)
     local at = 3 + i * 4
     ops[at], ops[at + 1], ops[at + 2], ops[at + 3] = 'INCRBY', 'i64', '#' .. (row[1] + 1), row[2]
   end
-  local values, last = run(unpack(ops)), {}
+  local values, last, added = run(unpack(ops)), {}, {}
   if values.err then return values end
   budget_reply[1] = budget_reply[1] + 1
   if values[1] == 1 then
     run('EXPIRE', key, life)
     budget_reply[1] = budget_reply[1] + 1
   end
-  for i, row in ipairs(rows) do last[row[1]] = values[i + 1] end
+  for i, row in ipairs(rows) do
+    last[row[1]] = values[i + 1]
+    added[row[1]] = (added[row[1]] or 0) + tonumber(row[2])
+  end
   for slot, value in pairs(last) do
     local at = #budget_reply
     budget_reply[at + 1], budget_reply[at + 2] = tonumber(day), values[1]
-    budget_reply[at + 3], budget_reply[at + 4] = slot, value
+    budget_reply[at + 3], budget_reply[at + 4], budget_reply[at + 5] = slot, value, added[slot]
   end
   return values
 end

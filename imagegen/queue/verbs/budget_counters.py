@@ -37,9 +37,10 @@ class BudgetLimits:
 class BudgetValues:
     """Values of the budgets as this instance last saw them, in micro-dollars.
 
-    Scripts return them at no cost. Redis counts the changes of a day, so a lower count shows that it has lost some.
+    Scripts return them at no cost. Redis counts the changes of a day: a count that is no higher than before shows that
+    it has lost some.
     on_change: called after values were seen. on_refused: called with the client of a refused request.
-    on_fewer_changes: called after a lower count was seen, of a counter that was lost, or in an overtaken reply.
+    on_fewer_changes: called after no higher count was seen, of a counter that was lost, or in an overtaken reply.
     handled_losses: names of the last losses after which this instance raised the values of a day.
     """
 
@@ -71,14 +72,22 @@ class BudgetValues:
             self.on_change()
 
     def learn(self, reply: Sequence[Any]) -> int:
-        """Record the values that a script returned. Return the number of its commands for budgets."""
-        for at in range(1, len(reply), 4):
-            day, count, slot, value = map(int, reply[at : at + 4])
+        """Record the values that a script returned. Return the number of its commands for budgets.
+
+        Each change has a higher count than those before. If not, Redis has lost some: the change then counts on top of
+        the value that was seen before, which is to be written back.
+        """
+        before: dict[int, int] = {}
+        for at in range(1, len(reply), 5):
+            day, count, slot, value, change = map(int, reply[at : at + 5])
             last, values = self.seen(day)
-            if count >= last:
+            if count > before.setdefault(day, last):
                 values[slot] = value
                 self._days[day] = (count, values)
             else:
+                values[slot] = values.get(slot, 0) + change
+                if count == before[day]:  # certainly a loss: an overtaken reply has a lower count
+                    self._days[day] = (count + 1, values)
                 self.on_fewer_changes()
         if len(self._days) > KEPT_DAYS:
             oldest = min(self._days)

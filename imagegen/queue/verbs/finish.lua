@@ -19,7 +19,7 @@
 -- result  four for each task: '' if it was stored, else the existing record; the delivery log if webhooks were added,
 --         else ''; the count of calls that may have been paid twice if it was raised, else 0; JSON of the cost if it is
 --         another instance's, else '';
---         then the commands for budgets, and four for each value of a budget: see budget.lua;
+--         then the commands for budgets, and five for each value of a budget: see budget.lua;
 --         then for each line its client, and what `move` returns
 local stream, outbox, group = KEYS[1], KEYS[2], ARGV[1]
 local days, acked, due, results, settled = tonumber(ARGV[4]), {}, {}, {}, {}

@@ -23,7 +23,7 @@
 --         images), schema version, number of siblings, text of what budgets hold (see budget.lua), the same for the
 --         epoch to replace if it is unfinished
 -- result  depth or -1; then for each task a list: kind, entry id, epoch, existing record, records of siblings; then the
---         commands for budgets, and four for each value of a budget: see budget.lua; then the length of each line
+--         commands for budgets, and five for each value of a budget: see budget.lua; then the length of each line
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
 --         'siblings' (these are completed, or failed or cancelled with images, as this task may be; nothing was
