@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from imagegen.queue.codec import final_record
 from imagegen.queue.verbs.add_webhooks import add_webhooks
 from imagegen.queue.verbs.claim_due import claim_due
 from imagegen.queue.verbs.compare_and_set import SCRIPT, compare_and_set_cost
@@ -67,7 +68,21 @@ class DeliveryStore:
             await self._context.multiplexer.execute("ZADD", self._outbox, "XX", *scores)
             self._context.count("hooks", 1)
 
-    async def remove(self, name: str) -> None:
-        """Remove a name from the outbox."""
+    async def remove(self, name: str, *, has_end: bool = False) -> None:
+        """Remove a name from the outbox. has_end: remove the record that was kept for it too."""
         await self._context.multiplexer.execute("ZREM", self._outbox, name)
+        if has_end:
+            await self._context.multiplexer.execute("UNLINK", self._context.keys.end(name))
+        self._context.count("hooks", 1 + has_end)
+
+    async def keep_end(self, name: str, task: Task) -> None:
+        """Keep a finished task's record for a name, since the task itself may be enqueued again meanwhile."""
+        ttl_ms = self._context.result_ttl_ms
+        await self._context.multiplexer.execute("SET", self._context.keys.end(name), final_record(task), "PX", ttl_ms)
         self._context.count("hooks", 1)
+
+    async def read_end(self, name: str) -> bytes | None:
+        """Return the record that was kept for a name."""
+        record = await self._context.multiplexer.execute("GET", self._context.keys.end(name))
+        self._context.count("hooks", 1)
+        return cast(bytes | None, record)

@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 from loguru import logger
@@ -73,11 +74,13 @@ class _OwnedName:
     """Name in the outbox that this instance delivers.
 
     open: deliveries that are not done, by number; until: when the name falls due for others, Unix time.
+    has_end: whether the task's record is kept for it, however the task changes.
     """
 
     task: Task
     open: dict[int, Delivery]
     until: float
+    has_end: bool = False
 
 
 class Outbox:
@@ -141,11 +144,15 @@ class Outbox:
         owned.open[delivery.number] = delivery
         self.task_cache.merge_webhooks(owned.task)
         await self._connection.retry_until_available(self._log, owned)
+        if delivery.pending and not owned.has_end:
+            await self._connection.retry_until_available(self._store.keep_end, name, owned.task)
+            owned.has_end = True
         if not delivery.pending:
             del owned.open[delivery.number]
             self._free([delivery])
         if not owned.open:
-            await self._connection.retry_until_available(self._repaired, self._store.remove, name)
+            remove = partial(self._store.remove, has_end=owned.has_end)
+            await self._connection.retry_until_available(self._repaired, remove, name)
             self._held.pop(name, None)
         else:
             owned.until = min(delivery.due_at or self._clock() for delivery in owned.open.values()) + OUTBOX_GRACE_S
@@ -291,26 +298,31 @@ class Outbox:
             await self._store.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
 
     async def _load(self, name: str) -> bool:
-        """Hold the deliveries of a name; drop it if its task is gone or was enqueued again.
+        """Hold the deliveries of a name; drop it if its task is gone, or was enqueued again before the first try.
 
         Return False if there is no capacity for it.
         """
         task_id, epoch, *_ = (*name.split(":"), "")
         record, _, log = await self._verbs.read(task_id)
+        has_end = False
         try:
-            task = None if record is None else with_delivery_log(decode_record(record)[1], log)
+            task = _ended(record, epoch)
+            if record is not None and task is None:
+                task, has_end = _ended(await self._store.read_end(name), epoch), True
+            task = with_delivery_log(task, log) if task else None
         except NewerRecord:
             return True
-        except UnreadableRecord as error:
+        except (UnreadableRecord, ResponseError) as error:
             logger.bind(taskId=task_id).error("Webhooks are dropped, the record can't be read: {}", error)
-            task = None
-        if task is not None and (not task.state.is_final or str(task.epoch) != epoch):
             task = None
         waiting = [delivery for delivery in pending_deliveries(task) if _name(task, delivery) == name] if task else []
         if task is None or not waiting:
             await self._store.remove(name)
             return True
-        return self._hold(name, task, waiting)
+        is_held = self._hold(name, task, waiting)
+        if has_end and name in self._held:
+            self._held[name].has_end = True
+        return is_held
 
     def on_finished_here(self, task: Task) -> None:
         """Hold the deliveries of a task that this instance finished; Redis has its name in the outbox."""
@@ -400,6 +412,12 @@ class Outbox:
 
 def _destinations(deliveries: Iterable[Delivery]) -> set[str]:
     return {destination_of(delivery.webhook.url) for delivery in deliveries}
+
+
+def _ended(record: bytes | None, epoch: str) -> Task | None:
+    """Return the finished task of a record; None if it is unfinished, or of another epoch."""
+    task = None if record is None else decode_record(record)[1]
+    return task if task and task.state.is_final and str(task.epoch) == epoch else None
 
 
 def _name(task: Task, delivery: Delivery) -> str:

@@ -101,6 +101,10 @@ class Keys(Struct, frozen=True):
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"
 
+    def end(self, name: str) -> str:
+        """String: finished record of a name in the outbox that is tried again. `RESULT_TTL`, or until it is done."""
+        return f"{{{self.prefix}}}:end:{name}"
+
     def joined(self, task_id: str) -> str:
         """String: epoch and clients of an unfinished task, once a second client joined it. As long as the record."""
         return f"{{{self.prefix}}}:joined:{task_id}"

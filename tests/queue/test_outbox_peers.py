@@ -21,7 +21,7 @@ from tests.queue.webhook_tasks import (
     submit_hooks,
     waiting,
 )
-from tests.support import LoopTime, eventually
+from tests.support import LoopTime, eventually, submission
 
 pytestmark = pytest.mark.usefixtures("prompt_peers")
 
@@ -121,3 +121,22 @@ async def test_a_new_instance_reads_the_webhooks_of_a_dead_one_in_small_batches(
     for _ in range(10):
         await deliver(two)
     assert most == 4
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+async def test_a_webhook_that_is_tried_again_outlives_its_instance_and_a_new_generation(
+    make_instance: MakeInstance, is_finished: bool
+) -> None:
+    one = make_instance()
+    task = await submit_hooks(one, "a", hook())
+    first = await finish(one)
+    await fail_once(one, due_in_s=0.5)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+    if is_finished:
+        assert (await finish(one)).epoch > first.epoch
+    await one.crash()
+    two = make_instance()
+    delivered, delivery = await deliver(two)
+    assert (delivered.id, delivered.epoch, delivery.webhook) == (task.id, first.epoch, hook())
+    assert await waiting(two) == {}
+    assert await two.connection.commands.exists(two.keys.end(f"{first.id}:{first.epoch}")) == 0
