@@ -95,11 +95,12 @@ class UsageStore:
         self._connection.meter.redis_commands_sent("usage", 2)
 
     async def dead(self) -> list[str]:
-        """Return the recorded instances; costs one command."""
+        """Return the recorded instances, without foreign names; costs one command."""
         async with self._connection.deadline():
             fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.dead_instances)
         self._connection.meter.redis_commands_sent("usage", 1)
-        return [name.decode(errors="replace") for name in fields]
+        names = (name.decode(errors="replace") for name in fields)
+        return [name for name in names if "\ufffd" not in name]
 
     async def remove_dead(self, instances: Collection[str]) -> None:
         """Forget recorded instances; costs one command."""

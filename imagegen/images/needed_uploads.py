@@ -11,6 +11,7 @@ from imagegen.images.disk_index import DiskIndex
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.redis_errors import RedisError
 
 PAGE_ENTRIES = 500
 SUBMITTING_S = 60.0
@@ -52,7 +53,7 @@ class NeededUploads:
             del self._submitted[oldest]
 
     async def among(self, uploads: Collection[str]) -> Collection[str]:
-        """Return those of some uploads that are needed; all of them if Redis does not answer."""
+        """Return those of some uploads that are needed; all of them if Redis can't say."""
         oldest = time.monotonic() - FOUND_S
         self._found = {sha256: at for sha256, at in self._found.items() if at > oldest}
         known = {sha256 for sha256 in uploads if sha256 in self._found or self._submitted_just_now(sha256)}
@@ -60,7 +61,7 @@ class NeededUploads:
             # Tasks move from lines to the stream meanwhile, so the stream is read last.
             in_lines = await self._in_lines(set(uploads) - known)
             found = in_lines | await self._in_stream(set(uploads) - known - in_lines)
-        except QueueUnavailable:
+        except (QueueUnavailable, RedisError):  # also a value of another type in the place of a line
             return uploads
         self._found |= dict.fromkeys(found, time.monotonic())
         return known | found
@@ -77,7 +78,7 @@ class NeededUploads:
         self._connection.meter.redis_commands_sent("pictures", 1)
         needed: set[str] = set()
         for client in cast(set[bytes], clients):
-            needed |= await self._in_line(client.decode(), uploads)
+            needed |= await self._in_line(client.decode(errors="replace"), uploads)
         return needed
 
     async def _in_line(self, client: str, uploads: set[str]) -> set[str]:

@@ -203,7 +203,7 @@ class RedisBlobStore:
         args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved), int(again))
         async with self._connection.deadline(), _refusal_checked():
             reply = await self._connection.commands.run_script(self._reserve, [index, f"{index}:aside"], args)
-            taken = [oldest.decode() for oldest in reply]
+            taken = [oldest.decode(errors="replace") for oldest in reply]
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
         return taken

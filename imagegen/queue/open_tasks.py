@@ -15,7 +15,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
-from imagegen.tasks.task import State, Task
+from imagegen.tasks.task import TASK_ID, State, Task
 
 MAX_CHECKED = 100
 """Tasks with records that are read at once."""
@@ -110,13 +110,18 @@ class OpenTasks:
         self, client: str, task_id: str, limit: int, ended: Sequence[str]
     ) -> tuple[bool, dict[str, float]]:
         """Return whether the task is newly counted; at the limit, the oldest ones with the Unix times of submit."""
-        args: list[Arg] = [task_id, limit, int(self._clock() * 1000), self._life_ms, MAX_CHECKED, *ended]
-        async with self._connection.deadline():
-            reply = await self._connection.commands.run_script(_SCRIPT, [self._keys.open_tasks(client)], args)
+        uncounted: Sequence[str | bytes] = ended
+        while True:
+            args: list[Arg] = [task_id, limit, int(self._clock() * 1000), self._life_ms, MAX_CHECKED, *uncounted]
+            async with self._connection.deadline():
+                reply = await self._connection.commands.run_script(_SCRIPT, [self._keys.open_tasks(client)], args)
+            self._connection.meter.redis_commands_sent("submit", 5)
             pairs = iter([] if isinstance(reply, int) else reply)
-            oldest = {task.decode(): float(time) / 1000 for task, time in zip(pairs, pairs, strict=True)}
-        self._connection.meter.redis_commands_sent("submit", 5)
-        return reply == 1, oldest
+            times = dict(zip(pairs, pairs, strict=True))
+            # What another program wrote counts as ended.
+            uncounted = [name for name in times if not TASK_ID.fullmatch(name.decode(errors="replace"))]
+            if not uncounted:
+                return reply == 1, {name.decode(): float(time) / 1000 for name, time in times.items()}
 
     async def _find_ended(self, times: dict[str, float]) -> list[str]:
         """Return those of the tasks that have ended or never began."""

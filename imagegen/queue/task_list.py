@@ -15,7 +15,7 @@ from imagegen.queue.end_marks import writer_of
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import ScanRefused
-from imagegen.tasks.task import State, Task
+from imagegen.tasks.task import TASK_ID, State, Task
 
 SCAN_COUNT = 500
 
@@ -79,7 +79,8 @@ class TaskList:
                 raise ListRefused from error
             self._connection.meter.redis_commands_sent("list", 1)
             if names:
-                yield [_text(name).rpartition(":")[2] for name in names]
+                ids = (_text(name).rpartition(":")[2] for name in names)
+                yield [task_id for task_id in ids if TASK_ID.fullmatch(task_id)]
 
     async def _places(self, ids: list[str], state: State | None) -> list[Cursor]:
         records = await self._values(map(self._keys.record, ids))
@@ -123,4 +124,4 @@ def _readable(record: bytes) -> Task | None:
 
 
 def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+    return name.decode(errors="replace") if isinstance(name, bytes) else name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.read import TaskRows
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import TASK_ID, Task
 
 TRUST_S = 10.0
 """Seconds after the last check in which a waiting task is answered from the cache."""
@@ -30,8 +29,6 @@ The peer publishes that, but messages get lost: in an outage of Redis, or if it 
 """
 
 MAX_CONFIRMED = 10_000
-
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class TaskLookup:
@@ -76,7 +73,7 @@ class TaskLookup:
         task = self.authoritative_local(task_id) or self.finished(task_id)
         if task and not (task.state.is_final and self._is_owned_elsewhere(task)):
             return task
-        if not _TASK_ID.fullmatch(task_id):
+        if not TASK_ID.fullmatch(task_id):
             return None
         is_recent, task = self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)
         if is_recent:
@@ -158,7 +155,7 @@ class TaskLookup:
         Raises QueueUnavailable, also while a peer may write the end of an unfinished task back.
         """
         task = self.authoritative_local(task_id)
-        if task is not None or not _TASK_ID.fullmatch(task_id):
+        if task is not None or not TASK_ID.fullmatch(task_id):
             return task
         task = await self.read(task_id)
         if task is not None and not task.state.is_final and self.is_recovering():

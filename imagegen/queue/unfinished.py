@@ -96,7 +96,7 @@ class UnfinishedTasks:
             entries: Any = await commands.xrange(self._stream, "-", "+", count=READ_COUNT)
             pending: Any = await commands.xpending_range(self._stream, GROUP, "-", "+", READ_COUNT) if entries else []
         self._connection.meter.redis_commands_sent("stats", 1 + bool(entries))
-        owners = {row["message_id"]: row["consumer"].decode() for row in pending}
+        owners = {row["message_id"]: row["consumer"].decode(errors="replace") for row in pending}
         self._in_stream = {}
         for entry_id, fields in entries:
             try:

@@ -10,6 +10,7 @@ epoch, under the same id.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from msgspec import Struct
@@ -18,6 +19,8 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.webhook import Delivery
+
+TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 ATTEMPT_BLOCK = 1_000
 FINAL_OFFSET = 1_000_000

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from imagegen import line_limit
+from imagegen.accounts.usage_store import UsageStore
 from imagegen.queue.claim import StartResult
+from imagegen.redis_client.keys import GROUP
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -210,3 +212,20 @@ async def test_foreign_messages_are_skipped(make_instance: MakeInstance) -> None
     for text in texts:
         await redis.publish(instance.keys.notifications, text)
     await runs_tasks(instance, "a")
+
+
+async def test_foreign_names_of_keys_cost_no_list_and_no_report(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    await runs_tasks(instance, "ours")
+    redis, keys = instance.connection.commands, instance.keys
+    for name in (b"\xff\xfe", b"", b"x", b"A" * 32):
+        await redis.set(keys.record("").encode() + name, b"junk")
+    store = UsageStore(instance.connection, keys)
+    await redis.hset(keys.dead_instances, mapping={b"\xff\xfe": 1, "gone": 1})
+    assert await store.dead() == ["gone"]
+    listing = instance.client_queue.listing
+    page = await listing.page(None, None, 10)
+    assert page.task_ids == [submission("ours").task_id]
+    assert [task async for task in listing.counted_by(["gone"])] == []
+    await redis.xgroup_createconsumer(keys.stream, GROUP, b"\xff\xfe")
+    await runs_tasks(instance, "after")

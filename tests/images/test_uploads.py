@@ -342,6 +342,25 @@ async def test_no_upload_is_removed_for_space_while_redis_is_away(open_uploads: 
     await needed._connection.close()
 
 
+@pytest.mark.parametrize("which", ["client", "lines", "line"])
+async def test_no_upload_is_removed_for_space_while_foreign_values_are_among_the_lines(
+    redis_url: str, prefix: str, which: str
+) -> None:
+    connection, keys, uploads = Connection(redis_url), Keys(prefix), {"a" * 64}
+    redis, needed = connection.commands, NeededUploads(connection, keys)
+    if which == "lines":
+        await redis.set(keys.lines, b"\xff")
+    else:
+        await redis.sadd(keys.lines, b"\xff\xfe", "b")
+        await redis.rpush(keys.line("b"), b"\xff")
+    if which == "line":
+        await redis.set(keys.line("c"), b"\xff")
+        await redis.sadd(keys.lines, "c")
+    assert set(await needed.among(uploads)) == (set() if which == "client" else uploads)
+    assert connection.health.down_since is None
+    await connection.close()
+
+
 async def test_an_instance_keeps_its_own_copy_if_another_one_has_its_own_folder(
     redis_url: str, prefix: str, clock: Clock, tmp_path: Path
 ) -> None:

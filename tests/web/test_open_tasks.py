@@ -86,3 +86,13 @@ async def test_a_key_without_the_limit_costs_no_command(service: Client) -> None
     headers = await make_key(service, name="free")
     assert (await submit(service, headers, "a")).status == 202
     assert not await service.app[CONNECTION].commands.exists(service.app[QUEUE].keys.open_tasks("free"))
+
+
+async def test_foreign_names_among_the_open_tasks_take_no_place(service: Client) -> None:
+    headers = await make_key(service, name="limited", openTasks=1)
+    keys, connection = service.app[QUEUE].keys, service.app[CONNECTION]
+    names = [b"\xff\xfe", b"", b"x" * 5_000, *(b"%d" % number for number in range(250))]
+    await connection.commands.zadd(keys.open_tasks("limited"), {name: place for place, name in enumerate(names)})
+    answer = await service.post("/api/images/generate?wait=20", json=BODY, headers=headers)
+    assert (await answer.json())["status"] == "completed"
+    assert connection.health.down_since is None

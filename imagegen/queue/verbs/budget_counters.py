@@ -46,7 +46,7 @@ class BudgetValues:
 
     def __init__(self) -> None:
         self._days: dict[int, tuple[int, dict[int, int]]] = {}
-        self.handled_losses: dict[int, str] = {}
+        self.handled_losses: dict[int, bytes] = {}
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
         self.on_fewer_changes: Callable[[], None] = lambda: None

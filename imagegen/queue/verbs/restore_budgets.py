@@ -24,12 +24,12 @@ async def restore_budgets(context: VerbContext) -> int:
     lost_days = 0
     for day in context.budgets.days:
         count, values = context.budgets.seen(day)
-        name, handled = secrets.token_hex(8), context.budgets.handled_losses.get(day, "")
+        name, handled = secrets.token_hex(8), context.budgets.handled_losses.get(day, b"")
         args: list[Arg] = [BUDGETS_TTL_S, count, name, handled, NAME_TTL_S]
         args += [number for pair in values.items() for number in pair]
         keys = [context.keys.budgets(day), context.keys.lost_budgets(day)]
         commands, lost, last_loss = await context.run(_SCRIPT, keys, args)
-        context.budgets.handled_losses[day] = last_loss.decode()
+        context.budgets.handled_losses[day] = last_loss
         context.count("restore", 1 + commands)
         lost_days += lost
     return lost_days

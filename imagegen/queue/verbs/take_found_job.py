@@ -126,7 +126,7 @@ class TakeFoundJob:
             reply = await context.connection.commands.set(name, task_id, nx=True, get=True, ex=OWNED_S)
         context.count("read", 1)
         owner = cast(bytes | None, reply)
-        return owner is None or owner.decode() == task_id
+        return owner is None or owner == task_id.encode()
 
     async def _read_since(self, began_at: float, *, has_records: bool) -> _Owners:
         """Return what a scan found that began at this Unix time or later; several searches share one."""
