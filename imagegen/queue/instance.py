@@ -26,7 +26,7 @@ from imagegen.queue.line_mover import LineMover
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
-from imagegen.queue.notifier import Message, Notifier
+from imagegen.queue.notifier import MISSED, Message, Notifier
 from imagegen.queue.open_calls import OpenCalls
 from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
@@ -246,8 +246,17 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
         "restored": recovery.on_restored_elsewhere,
         PAUSE_MESSAGE: parts.pause.on_message,
     }
+    _connect_lookup(parts)
     _connect_lines(parts)
     return parts
+
+
+def _connect_lookup(parts: QueueInstance) -> None:
+    """Let finished tasks be read again once messages about them may be lost."""
+    doubt = parts.task_lookup.doubt_finished
+    parts.connection.on_new_server.append(lambda _known, _new: doubt())
+    parts.notifier.on_join.append(doubt)
+    parts.notifier.handlers[MISSED] = lambda _message: doubt()
 
 
 def _connect_lines(parts: QueueInstance) -> None:

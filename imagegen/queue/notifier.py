@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -32,6 +33,9 @@ _BROADCAST = ("hello", "lost", "pause")
 
 _GREETINGS = ("hello", "here")
 """Kinds that describe their sender."""
+
+MISSED = "missed"
+"""Kind for peers that were not sent all messages: while one seemed to be gone, nothing is published for it."""
 
 FLAT_FILE_NAMES = "flat-file-names"
 _ABILITIES = (FLAT_FILE_NAMES,)
@@ -88,6 +92,7 @@ class Notifier:
         self._hellos = 0
         self._subscribed_at = 0.0
         self._others = math.inf
+        self._forgotten: set[str] = set()
         self._met_all = asyncio.Event()
         self._heard = asyncio.Event()
         self._listening_since, self._was_greeted = math.inf, False
@@ -188,7 +193,8 @@ class Notifier:
             self.on_silence()
 
     def _forget(self, peer: str) -> None:
-        self.peers.pop(peer, None)
+        if self.peers.pop(peer, None) is not None and len(self._forgotten) < MAX_PEERS:
+            self._forgotten.add(peer)
         self.greetings.pop(peer, None)
         self._doubt_peers()
 
@@ -285,6 +291,7 @@ class Notifier:
             callback()
 
     def _forget_all(self) -> None:
+        self._forgotten |= set(list(self.peers)[: MAX_PEERS - len(self._forgotten)])
         self.peers.clear()
         self.greetings.clear()
         self._doubt_peers()
@@ -316,8 +323,12 @@ class Notifier:
         is_known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self._forget(sender)
+            self._forgotten.discard(sender)
         else:
             self.add_peer(sender)
+            if sender in self._forgotten:
+                self._forgotten.discard(sender)
+                self.publish(MISSED)
         if kind in _GREETINGS:
             self.greetings[sender] = message
         if kind == "hello":
@@ -339,8 +350,13 @@ class Notifier:
             self._reported_unreadable = True
             logger.warning("A message on the channel of the instances can't be read; further ones are ignored silently")
 
-    def _repeat_hello(self, kind: str) -> None:
-        """Send a greeting again that was not sent: peers do not see this instance without it."""
+    def _repeat(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Send a greeting again that was not sent: peers do not see this instance without it.
+
+        The same with the message that a task was enqueued again: peers that have cached its end rely on it.
+        """
+        if kind == "fresh":
+            asyncio.get_running_loop().call_later(HELLO_AGAIN_S, partial(self.publish, kind, **content))
         if kind == "hello" and self._hellos < MAX_HELLOS:
             self._hellos += 1
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
@@ -358,7 +374,7 @@ class Notifier:
                 self._refused(error)
             elif unavailable(error):
                 self._connection.health.failed(error)
-                self._repeat_hello(kind)
+                self._repeat(kind, content)
             return None
         self._hellos = 0
         self._connection.meter.redis_commands_sent("control", 1)

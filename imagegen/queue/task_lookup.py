@@ -22,10 +22,10 @@ from imagegen.tasks.task import TASK_ID, Task
 TRUST_S = 10.0
 """Seconds after the last check in which a waiting task is answered from the cache."""
 
-FINISHED_TRUST_S = 20.0
+FINISHED_TRUST_S, UNINFORMED_TRUST_S = 600.0, 20.0
 """Seconds in which a finished task is answered from the cache, though a peer may have enqueued it again.
 
-The peer publishes that, but messages get lost: in an outage of Redis, or if it refuses the channel.
+The peer publishes that, unless Redis refuses the channel. Where a message may be lost, `doubt_finished` is called.
 """
 
 MAX_CONFIRMED = 10_000
@@ -64,6 +64,7 @@ class TaskLookup:
         self.clock = verbs.clock
         self.checked_at = 0.0
         self.missing: set[str] = set()
+        self._doubted_at = 0.0
         self._confirmed_at: OrderedDict[str, float] = OrderedDict()
         """Unix time of the last read of cached finished tasks, the latest last."""
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
@@ -99,8 +100,19 @@ class TaskLookup:
         if task is None:
             return None
         since = max(task.finished_at or 0.0, self._confirmed_at.get(task_id, 0.0))
-        is_recent = self.clock() - since <= FINISHED_TRUST_S
+        trust_s = UNINFORMED_TRUST_S if self.notifier.silent else FINISHED_TRUST_S
+        is_recent = since > self._doubted_at and self.clock() - since <= trust_s
         return task if is_recent or self.notifier.no_peers_since(since) else None
+
+    def doubt_finished(self) -> None:
+        """Read each cached finished task once more before it is used: messages about it may be lost."""
+        self._doubted_at = self.clock()
+
+    def _confirm(self, task_id: str) -> None:
+        self._confirmed_at[task_id] = self.clock()
+        self._confirmed_at.move_to_end(task_id)
+        if len(self._confirmed_at) > MAX_CONFIRMED:
+            self._confirmed_at.popitem(last=False)
 
     async def _read_later_than_cached(self, task_id: str) -> Task | None:
         """Return a task as Redis has it, or the cached end of it if Redis has no later state or can't be used."""
@@ -114,10 +126,7 @@ class TaskLookup:
         if task is not None and task.epoch > cached.epoch:
             self.task_cache.forget(task_id)
             return await self.read(task_id)
-        self._confirmed_at[task_id] = self.clock()
-        self._confirmed_at.move_to_end(task_id)
-        if len(self._confirmed_at) > MAX_CONFIRMED:
-            self._confirmed_at.popitem(last=False)
+        self._confirm(task_id)
         if task is None or task.epoch < cached.epoch or not task.state.is_final:
             return cached  # Redis has lost it
         self.task_cache.store_from_redis(task_id, task)
@@ -177,6 +186,8 @@ class TaskLookup:
             self._meter.vanished += self.task_cache.vanished(task_id)
         elif not task.state.is_final:
             task = await self.interrupted.ended(task)
+        if task is not None and task.state.is_final:
+            self._confirm(task_id)
         self.task_cache.store_from_redis(task_id, task)
         return task
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import change_relay as watching
@@ -131,25 +132,81 @@ async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_insta
     await eventually(seen_afresh)
 
 
-@pytest.mark.parametrize("is_submitted", [False, True])
-async def test_a_lost_message_about_a_resubmitted_task_leaves_no_instance_behind(
-    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, is_submitted: bool
-) -> None:
-    monkeypatch.setattr("imagegen.queue.task_lookup.FINISHED_TRUST_S", 0.1)
+async def knows(instance: Instance, first: Task) -> bool:
+    """Return whether an instance returns a later generation of a finished task."""
+    task = await instance.client_queue.get(first.id)
+    return task is not None and task.epoch > first.epoch
+
+
+async def two_with_a_finished_task(make_instance: MakeInstance) -> tuple[Instance, Instance, Task]:
+    """Return two instances that both have the end of a task in memory."""
     one, two = make_instance(), make_instance()
     await eventually(lambda: one.notifier.peers and two.notifier.peers)
     first = await end(one, await start_submitted(one), "completed")
     assert await two.client_queue.get(first.id) == first
+    return one, two, first
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_a_lost_message_about_a_resubmitted_task_leaves_no_instance_behind(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, is_submitted: bool
+) -> None:
+    one, two, first = await two_with_a_finished_task(make_instance)
     monkeypatch.setattr(one.notifier, "publish", lambda *_, **__: None)
     await one.client_queue.replace(submission("a"), first, keep=True)
+    assert not await knows(two, first)
+    await one.connection.commands.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
     async def is_seen() -> bool:
         if is_submitted:
             return (await two.client_queue.submit(submission("a"))).task.epoch > first.epoch
-        task = await two.client_queue.get(first.id)
-        return task is not None and task.epoch > first.epoch
+        return await knows(two, first)
 
     await eventually(is_seen)
+
+
+async def test_a_message_about_a_resubmitted_task_that_fails_is_published_again(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, first = await two_with_a_finished_task(make_instance)
+    publish, failures = one.connection.commands.publish, [RedisConnectionError("reset")]
+
+    async def fail_once(channel: str, message: bytes) -> int:
+        if b"fresh" in message and failures:
+            raise failures.pop()
+        return int(await publish(channel, message))
+
+    monkeypatch.setattr(one.connection.commands, "publish", fail_once)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+    await eventually(lambda: knows(two, first))
+    assert not failures
+
+
+async def test_a_peer_that_did_not_answer_for_a_while_learns_what_was_resubmitted_meanwhile(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.notifier.SILENT_S", 0.1)
+    one, two, first = await two_with_a_finished_task(make_instance)
+    publish = two.notifier.publish
+    monkeypatch.setattr(two.notifier, "publish", lambda *_, **__: None)
+    one.notifier.ping_peers()
+    await eventually(lambda: not one.notifier.peers)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+    assert not await knows(two, first)
+    monkeypatch.setattr(two.notifier, "publish", publish)
+    two.notifier.publish("busy")
+    await eventually(lambda: knows(two, first))
+
+
+async def test_without_the_channel_a_resubmitted_task_is_seen_by_reading(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.task_lookup.UNINFORMED_TRUST_S", 0.1)
+    one, two, first = await two_with_a_finished_task(make_instance)
+    monkeypatch.setattr(two.notifier, "silent", True)
+    monkeypatch.setattr(one.notifier, "publish", lambda *_, **__: None)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+    await eventually(lambda: knows(two, first))
 
 
 async def test_a_finished_task_is_served_while_redis_lacks_it_or_is_away(
