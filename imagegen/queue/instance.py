@@ -33,6 +33,7 @@ from imagegen.queue.outbox import Outbox
 from imagegen.queue.pause import PAUSE_MESSAGE, ClaimingPause
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
+from imagegen.queue.server_mark import ServerMark
 from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
@@ -151,7 +152,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier)
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = FamiliesWithImages(connection, keys, notifier, ttl_s=config.result_ttl_s)
-    listing = TaskList(connection, keys, notifier.may_live)
+    listing, mark = TaskList(connection, keys, notifier.may_live), ServerMark(connection, keys, verbs, instance)
     mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s)
     client_queue = ClientQueue(verbs, mover, outbox, IdempotencyKeys(connection, keys), listing, families=families)
     parts = QueueInstance(
@@ -171,7 +172,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
         monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, verbs=verbs),
         outbox=outbox,
-        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=config.result_ttl_s),
+        recovery=Recovery(connection, verbs, leases, outbox, mark, result_ttl_s=config.result_ttl_s),
         lost_calls=LostCalls(connection, keys),
         open_calls=OpenCalls(notifier, verbs),
         families=families,

@@ -23,6 +23,7 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.server_mark import ServerMark
 from imagegen.queue.verbs.requeue import RequeueResult, WaitingLines
 from imagegen.queue.verbs.restore_batch import in_batches
 from imagegen.queue.verbs.restore_results import RestoredResult
@@ -65,10 +66,12 @@ class Recovery:
         verbs: QueueVerbs,
         leases: Leases,
         outbox: Outbox,
+        mark: ServerMark,
         *,
         result_ttl_s: float,
     ) -> None:
         self._connection = connection
+        self._mark, self._awaited = mark, frozenset[str]()
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = outbox.task_cache, leases.dispatcher, outbox.notifier
         self._outbox = outbox
@@ -116,6 +119,7 @@ class Recovery:
         """Write back lost data, each time that a loss is noticed."""
         self._running = True
         try:
+            await self._check_server()
             while True:
                 await self._noticed.wait()
                 self._noticed.clear()
@@ -131,6 +135,18 @@ class Recovery:
         finally:
             self._running = False
             self._connection.unsettled_until = self._ended_at + PEERS_LATER_S
+            self._connection.recovered.set()
+
+    async def _check_server(self) -> None:
+        """Begin a recovery if the server has changed before the start: no call until others have written back to it."""
+        self._connection.recovered.clear()
+        try:
+            self._awaited = await self._connection.retry_until_available(self._mark.awaited_instances)
+        except RedisError as error:
+            logger.error("The mark of the server can't be read from Redis: {}", error)
+        if self._awaited:
+            self.notice("the server is another one than before the start", publish=True)
+        elif not self._noticed.is_set():
             self._connection.recovered.set()
 
     async def restore_claims(self, claims: Sequence[Claim]) -> tuple[int, list[Claim]]:
@@ -233,6 +249,8 @@ class Recovery:
         if names := self._outbox.names:
             await self._verbs.restore_outbox(names)
         await self._leases.lost_claims.record_again()
+        self._awaited = frozenset()
+        await self._mark.write()
         self.on_restored()
         if running or finished or waiting:
             text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
@@ -257,7 +275,7 @@ class Recovery:
     async def _settle(self, began: float) -> None:
         """Wait until the peers have restored their running claims."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
-            peers = self._notifier.peers
+            peers = {*self._notifier.peers, *self._awaited}
             if (
                 passed_s >= SETTLE_S
                 and not self._notifier.silent

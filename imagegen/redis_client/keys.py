@@ -68,6 +68,11 @@ class Keys(Struct, frozen=True):
         return f"{{{self.prefix}}}:pause"
 
     @property
+    def server(self) -> str:
+        """String: replication id of the server to which all instances have written back what they had. No end."""
+        return f"{{{self.prefix}}}:server"
+
+    @property
     def history(self) -> str:
         """Stream: what the instances did in each of the last 24 hours' minutes. 26 hours after the last renewal."""
         return f"{{{self.prefix}}}:history"

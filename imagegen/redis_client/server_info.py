@@ -25,7 +25,7 @@ class ServerInfo(Struct, frozen=True):
 
     Attributes:
         run_id: new at each start of a server process.
-        replication_ids: of the data set; the second one is that of the master before a promotion.
+        replication_ids: of the data set: replication_id, and promoted_from, that of the master before a promotion.
         offset: bytes of the replication stream so far; it never falls while the data set is the same.
         version: of Redis; other programs report the version that they are compatible with.
         program: name and own version, such as `valkey 9.1.2`.
@@ -34,6 +34,8 @@ class ServerInfo(Struct, frozen=True):
 
     run_id: str = ""
     replication_ids: frozenset[str] = frozenset()
+    replication_id: str = ""
+    promoted_from: str = ""
     offset: int | None = None
     version: str = ""
     program: str = ""
@@ -53,9 +55,12 @@ class ServerInfo(Struct, frozen=True):
         """Parse the fields of INFO that are used here; the rest is ignored."""
         pairs = (line.partition(":") for line in text.splitlines())
         fields = {name: value.strip() for name, colon, value in pairs if colon}
+        replication_id, promoted_from = _replication_ids(fields)
         return cls(
             run_id=fields.get("run_id", ""),
-            replication_ids=frozenset(_replication_ids(fields)),
+            replication_ids=frozenset(name for name in (replication_id, promoted_from) if name),
+            replication_id=replication_id,
+            promoted_from=promoted_from,
             offset=_number(fields.get("master_repl_offset")),
             version=fields.get("redis_version", ""),
             program=_program(fields),
@@ -97,9 +102,9 @@ def _program(fields: Mapping[str, str]) -> str:
     return f"{name} {version}" if version else ""
 
 
-def _replication_ids(fields: Mapping[str, str]) -> list[str]:
-    ids = (fields.get("master_replid", ""), fields.get("master_replid2", ""))
-    return [name for name in ids if name.strip("0")]
+def _replication_ids(fields: Mapping[str, str]) -> tuple[str, str]:
+    ids = fields.get("master_replid", ""), fields.get("master_replid2", "")
+    return ids[0] if ids[0].strip("0") else "", ids[1] if ids[1].strip("0") else ""
 
 
 def _number(text: str | None) -> int | None:

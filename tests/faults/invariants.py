@@ -131,7 +131,7 @@ class Rest:
 
         async def endless() -> Any:
             keys = [key async for key in self.redis.scan_iter(f"{{{self.prefix}}}:*")]
-            lasting = (stream.encode(), outbox.encode())
+            lasting = (stream.encode(), outbox.encode(), f"{{{self.prefix}}}:server".encode())
             return [key for key in keys if key not in lasting and await self.redis.ttl(key) == -1]
 
         looks = [entries, pending, endless]

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -19,6 +20,8 @@ from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from tests.conftest import Instance, MakeInstance
 from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, check_paid_once, is_final, submit_all
+from tests.faults.proxy import FaultProxy
+from tests.faults.servers import RedisServer, primary_and_replica, promote
 from tests.support import counts, eventually, submission
 
 LOSSES = {
@@ -378,3 +381,30 @@ async def test_an_instance_shows_a_later_count_of_a_task_whose_result_it_has(
     await eventually(lambda: task_id in calls.ended)
     one.parts.leases.lost_claims.keep(await one.task(task_id), 2)
     assert (await one.task(task_id)).possibly_billed_twice == 2
+
+
+async def has_entries(server: RedisServer, instance: Instance, count: int) -> bool:
+    return bool(await server.redis.xlen(instance.keys.stream) == count)
+
+
+async def test_an_instance_that_starts_after_a_failover_pays_no_task_that_another_one_has_yet_to_write_back(
+    make_instance: MakeInstance, calls: Calls, tmp_path: Path
+) -> None:
+    async with primary_and_replica(tmp_path) as (primary, replica), FaultProxy(primary.path) as proxy:
+        one = make_instance(url=proxy.url, slots=1)
+        await eventually(lambda: one.connection.commands.exists(one.keys.server), within_s=5)
+        calls.run_on(one, 1)
+        first, second = await submit_all([one], ["holds the slot", "ends in the lost window"])
+        await eventually(lambda: calls.paid[first])
+        await eventually(partial(has_entries, replica, one, 2))
+        await promote(primary, replica)
+        calls.go_on.set()
+        await eventually(lambda: second in calls.ended)
+        other = make_instance(url=f"unix://{replica.path}", slots=1)
+        calls.run_on(other, 1)
+        await eventually(lambda: second in other.parts.dispatcher.claimed or calls.paid[second] > 1)
+        proxy.to(replica.path)
+        proxy.cut()
+        await eventually(lambda: at_rest(other), within_s=30)
+        await other.connection.recovered.wait()
+        assert calls.paid == Counter([first, second])

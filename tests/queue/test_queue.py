@@ -128,7 +128,7 @@ async def test_waiting_for_a_rate_limit_counts_no_attempt(make_instance: MakeIns
     assert claim.task.attempts == 1
 
 
-async def test_every_key_but_the_stream_expires(make_instance: MakeInstance) -> None:
+async def test_every_key_but_the_stream_and_the_mark_of_the_server_expires(make_instance: MakeInstance) -> None:
     instance = make_instance()
     for name in ("a", "b"):
         await instance.client_queue.submit(submission(name))
@@ -137,7 +137,7 @@ async def test_every_key_but_the_stream_expires(make_instance: MakeInstance) -> 
     await instance.worker_queue.start(claim)
     redis = instance.connection.commands
     for key in await redis.keys(f"{{{instance.keys.prefix}}}:*"):
-        if key != instance.keys.stream.encode():
+        if key not in (instance.keys.stream.encode(), instance.keys.server.encode()):
             assert await redis.pttl(key) > 0
 
 

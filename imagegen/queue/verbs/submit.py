@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -175,26 +176,29 @@ class Submit:
             task.client if task.entry_id == IN_LINE else "",
             with_own_images,
         )
-        reply = await self._sent(item) if self._recovered.is_set() else None
-        if reply is None:
-            await self.on_loss()
-            reply = await self._sent(item)
-        if reply is None:
-            raise QueueUnavailable(headers={"Retry-After": "2"})
-        return reply
+        if self._recovered.is_set():
+            try:
+                reply = await self._batcher(item)
+            except OtherServer:
+                pass
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                await move_aside(self._context)
+                return await self._after_loss(item)
+            else:
+                if reply.kind != "lost":
+                    return reply
+        await self.on_loss()
+        return await self._after_loss(item)
 
-    async def _sent(self, item: SubmitItem) -> SubmitReply | None:
-        """Return the reply to an item; None if Redis has lost the stream, or another server answers."""
-        try:
+    async def _after_loss(self, item: SubmitItem) -> SubmitReply:
+        """Return the reply to an item. Raises QueueUnavailable if Redis loses data once more."""
+        with suppress(OtherServer):
             reply = await self._batcher(item)
-        except OtherServer:
-            return None
-        except ResponseError as error:
-            if not wrong_type(error):
-                raise
-            await move_aside(self._context)
-            reply = await self._batcher(item)
-        return None if reply.kind == "lost" else reply
+            if reply.kind != "lost":
+                return reply
+        raise QueueUnavailable(headers={"Retry-After": "2"})
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         if not self._recovered.is_set():
