@@ -61,6 +61,7 @@ _DEATH_LOG_S = 60.0
 _MAX_SOCKET_BYTES = 100
 """Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
 
+_SHORT_TEMPORARY = "/tmp"  # noqa: S108 - the folder in it must be this user's alone
 _NO_SOCKETS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO}
 """Errors of file systems for a socket; the last is that of exfat-fuse."""
 
@@ -368,13 +369,16 @@ def _socket_path(folder: Path) -> Path:
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES and (path.is_socket() or _takes_sockets(folder)):
         return path
+    name = f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
     private = Path(tempfile.gettempdir(), f"imagegen-{os.getuid()}")
+    if len(os.fsencode(private / name)) > _MAX_SOCKET_BYTES:
+        private = Path(_SHORT_TEMPORARY, private.name)
     private.mkdir(mode=0o700, exist_ok=True)
     status = private.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         why = f"{folder} is too long, or takes no sockets, and {private} is not yours alone"
         raise SettingsError(f"DATA_DIR: {why}. Set a shorter DATA_DIR, on another disk")
-    return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+    return private / name
 
 
 def _takes_sockets(folder: Path) -> bool:

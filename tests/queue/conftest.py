@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,6 +18,14 @@ from tests.support import logged
 async def servers() -> AsyncIterator[Servers]:
     async with AsyncExitStack() as stack:
         yield Servers(stack)
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Set a temporary folder of this test's own, with a name that is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="ig-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from imagegen.backoff import Backoff
 from imagegen.errors import SettingsError
+from imagegen.redis_client import embedded
 from imagegen.redis_client.embedded import EmbeddedRedis
 from tests.queue.embedded_servers import MakeProgram, Servers, client, gone, got, put, the_only
 from tests.support import eventually
@@ -92,7 +93,7 @@ async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
 async def test_a_server_runs_in_a_folder_of_a_disk_without_sockets(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+    temporary: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     """FAT and exFAT refuse them with EPERM, SMB with EOPNOTSUPP; some file systems of FUSE have no mknod (ENOSYS)."""
 
@@ -102,16 +103,25 @@ async def test_a_server_runs_in_a_folder_of_a_disk_without_sockets(
                 raise OSError(number, os.strerror(number))
             super().bind(address)
 
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(socket, "socket", Socketless)
     first = await servers.start(tmp_path / "disk")
     second = await servers.start(tmp_path / "disk")
     assert first.url == second.url
-    assert str(tmp_path / "temporary") in unquote(first.url)
+    assert str(temporary) in unquote(first.url)
     await put(first, "stored")
     assert await got(second)
     assert {path.name for path in the_only(tmp_path, "disk/*").iterdir()} == {"appendonlydir", "lock", "server.log"}
+
+
+async def test_a_server_runs_though_the_data_folder_and_the_temporary_one_have_long_names(
+    temporary: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embedded, "_SHORT_TEMPORARY", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("t" * 120)))
+    server = await servers.start(tmp_path / ("x" * 120))
+    assert str(temporary) in unquote(server.url)
+    await put(server, "stored")
+    assert await got(server)
 
 
 async def test_an_unusable_folder_is_refused_by_name(tmp_path: Path) -> None:

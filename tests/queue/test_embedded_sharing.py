@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -70,13 +69,12 @@ async def test_a_deleted_lock_file_starts_no_second_server_on_the_data(servers: 
     assert await got(owner) == "shared"
 
 
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("is_long", [False, True])
 async def test_a_deleted_socket_is_made_again_with_the_data(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_long: bool
 ) -> None:
     monkeypatch.setattr(embedded, "_FOLDER_LOOK_S", 0.05)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
     owner = await servers.start(tmp_path / ("data" * (30 if is_long else 1)), watched=True)
     await put(owner, "stored")
     looks = asyncio.create_task(owner.watch_folder())
@@ -98,10 +96,10 @@ def open_to_others(socket: Path) -> None:
     socket.parent.mkdir(mode=0o755)
 
 
+@pytest.mark.usefixtures("temporary")
 async def test_a_server_is_not_started_again_behind_a_socket_in_the_folder_of_another_user(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with logged("ERROR") as lines:
         owner = await servers.start(tmp_path / ("data" * 30), watched=True)
         await put(owner, "stored")
