@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio.connection import parse_url
@@ -100,8 +101,10 @@ def test_an_option_that_would_be_misunderstood_is_a_fault(url: str) -> None:
         ("redis+sentinel://h/main/2", 2, False),
     ],
 )
-def test_a_database_that_is_named_twice_is_the_one_that_redis_py_takes(url: str, database: int, *, warns: bool) -> None:
-    settings = load(REDIS_URL=url)
+def test_a_database_that_is_named_twice_is_the_one_that_redis_py_takes(
+    tmp_path: Path, url: str, database: int, *, warns: bool
+) -> None:
+    settings = load(REDIS_URL=url, DATA_DIR=str(tmp_path))
     parsed = sentinel_url(settings.redis_url or "")
     assert parse_url(parsed.master_url if parsed else settings.redis_url or "")["db"] == database
     assert len(list(warnings(settings))) == warns
@@ -112,8 +115,8 @@ def test_a_port_that_can_not_be_is_named(port: str) -> None:
     assert "port must be from 1 to 65535" in faults(REDIS_URL=f"redis://h:{port}")["REDIS_URL"]
 
 
-def test_a_password_that_is_there_twice_is_not_shown() -> None:
-    (warning,) = warnings(load(REDIS_URL="redis://h?password=hunter2&password=hunter3"))
+def test_a_password_that_is_there_twice_is_not_shown(tmp_path: Path) -> None:
+    (warning,) = warnings(load(REDIS_URL="redis://h?password=hunter2&password=hunter3", DATA_DIR=str(tmp_path)))
     assert "hunter" not in warning
 
 

@@ -161,17 +161,19 @@ def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs capset")
 @pytest.mark.parametrize(
-    ("prepare", "folder", "setting"),
+    ("prepare", "mode", "setting"),
     [
-        ("touch .env && chmod 0 .env", ".", ".env: can't be read"),
-        ("mkdir in && chmod 0 in", "in", ".env: can't be looked for"),
-        ("mkdir data && chmod 555 data", ".", "DATA_DIR: "),
-        ("mkdir -p data/valkey-9 && chmod 0 data/valkey-9", ".", "DATA_DIR: "),
+        ("touch .env && chmod 0 .env", "755", ".env: can't be read"),
+        ("true", "0", ".env: can't be looked for"),
+        ("mkdir data && chmod 555 data", "755", "DATA_DIR: "),
+        ("mkdir -p data/valkey-9 && chmod 0 data/valkey-9", "755", "DATA_DIR: "),
     ],
 )
-def test_files_without_permission_are_named(tmp_path: Path, prepare: str, folder: str, setting: str) -> None:
-    subprocess.run(["sh", "-c", prepare], cwd=tmp_path, check=True)
-    ended = forked.run([str(UNPRIVILEGED)], cwd=tmp_path / folder, env=environment(tmp_path, {"DATA_DIR": "data"}))
+def test_files_without_permission_are_named(tmp_path: Path, prepare: str, mode: str, setting: str) -> None:
+    """mode: of the working folder."""
+    (folder := tmp_path / "in").mkdir()
+    subprocess.run(["sh", "-c", prepare], cwd=folder, check=True)
+    ended = forked.run([str(UNPRIVILEGED), mode], cwd=folder, env=environment(folder, {"DATA_DIR": "data"}))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith(setting)
 
