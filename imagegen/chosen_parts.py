@@ -131,6 +131,7 @@ def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUp
             find_needed=nothing_needed if is_cache else needed.among,
             may_be_flat=lambda: queue.notifier.all_can(FLAT_FILE_NAMES),
             meet_peers=queue.notifier.meet_peers,
+            is_cache=is_cache,
         ),
     )
 

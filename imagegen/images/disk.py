@@ -64,13 +64,14 @@ class DiskLookups(Struct, frozen=True):
 
     others_live: returns whether another instance may have an image that is missing here.
     find_needed: returns the uploads that stay though they are the oldest.
-    may_be_flat, meet_peers: see `FolderNames`.
+    may_be_flat, meet_peers: see `FolderNames`; is_cache: see `DiskWatch`.
     """
 
     others_live: Callable[[], bool] = lambda: False
     find_needed: FindNeeded = nothing_needed
     may_be_flat: Callable[[], bool] = lambda: True
     meet_peers: Callable[[], Awaitable[None]] = partial(asyncio.sleep, 0)
+    is_cache: bool = False
 
 
 class DiskStore:
@@ -101,7 +102,7 @@ class DiskStore:
         self._index = DiskIndex(max_bytes)
         self._expiry = ExpiryIndex(folder.with_name(f"{folder.name}.expiry"))
         self._checked = CheckedFiles()
-        self._watch = DiskWatch(folder, self.health, clock, self._index.newest)
+        self._watch = DiskWatch(folder, self.health, clock, self._index.newest, is_cache=self._lookups.is_cache)
         self._calls = DiskCalls(self._watch)
         self._names = FolderNames(folder, self._calls, self._lookups.may_be_flat, self._lookups.meet_peers)
         self._parts: dict[str, float] = {}

@@ -29,6 +29,8 @@ BYTES_PER_S = 1_000_000
 
 NO_ANSWER = f"ETIMEDOUT the disk does not answer within {SLOW_CHECK_S:g} s"
 
+FileId = tuple[int, int]
+
 QUICK_CHECK_S = 0.1
 """While a check takes longer, the disk may keep any call waiting."""
 
@@ -39,11 +41,19 @@ class DiskWatch:
     folder_id: the id of the folder, empty until it could be written if it has no mark.
     hangs: whether a check has not ended for SLOW_CHECK_S.
     newest: returns paths of the images that were saved last, up to a number.
+    is_cache: the images are elsewhere too, so that a deleted or replaced folder costs nothing.
     """
 
     def __init__(
-        self, folder: Path, health: StoreHealth, clock: Callable[[], float], newest: Callable[[int], list[str]]
+        self,
+        folder: Path,
+        health: StoreHealth,
+        clock: Callable[[], float],
+        newest: Callable[[int], list[str]],
+        *,
+        is_cache: bool,
     ) -> None:
+        self._is_cache = is_cache
         self.folder_id = ""
         self.hangs = False
         self.spool = SpoolFolder(folder.with_name("spool"))
@@ -58,8 +68,9 @@ class DiskWatch:
         self._save_ends_by_s: dict[str, float] = {}
         self._beginning: asyncio.Future[None] | None = None
         self._is_local = False
-        self._device: int | None = None
-        self._images_device: int | None = None
+        self._data_id: FileId | None = None
+        self._images_id: FileId | None = None
+        self._is_gone = False
 
     @property
     def is_quick(self) -> bool:
@@ -145,18 +156,27 @@ class DiskWatch:
         return self._health.writable
 
     def require_volume(self) -> None:
-        """Raise OSError if the folder is on another file system than at the last check; one call of the system."""
+        """Raise OSError if the last check did not find the folder, or it is on another file system than then.
+
+        One call of the system.
+        """
         try:
             device = os.stat(self._root).st_dev  # noqa: PTH116 - a Path costs more than the call
         except OSError:
             return  # its use reports that
-        if self._images_device not in (None, device):
+        if self._is_gone or (self._images_id is not None and self._images_id[0] != device):
             raise OSError(errno.ENOENT, "its volume is gone")
 
     def _inspect(self, needed_bytes: int, newest: list[str]) -> None:
-        self._check_volume()
-        self._folder.mkdir(exist_ok=True)
-        self._check_images(newest)
+        try:
+            self._check_volume()
+            if self._images_id is None or self._is_cache:  # an empty folder would be in the way of one that is put back
+                self._folder.mkdir(exist_ok=True)
+            self._check_images(newest)
+        except (ProbeFailed, FileNotFoundError, NotADirectoryError):
+            self._is_gone = True
+            raise
+        self._is_gone = False
         check_space(self._folder, self._largest_bytes, needed_bytes)
         if self._health.writable and self.folder_id:
             return
@@ -168,23 +188,35 @@ class DiskWatch:
             self.folder_id = self.folder_id or read_mark(self._mark)
 
     def _check_volume(self) -> None:
-        """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""
-        device = self._folder.parent.stat().st_dev
-        if self._device not in (None, device) and not self._mark.exists():
-            raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its mark")
-        self._device = device
+        """Raise ProbeFailed if another folder is in the place of DATA_DIR, as below a volume that was unmounted."""
+        data_id = self._id_of(self._folder.parent)
+        if self._data_id not in (None, data_id) and not self._mark.exists():
+            raise ProbeFailed(f"ENOENT its volume is gone: {another(self._data_id, data_id)}, without its mark")
+        self._data_id = data_id
 
     def _check_images(self, newest: list[str]) -> None:
-        """Raise ProbeFailed if another file system is in the place of the folder, without the newest images.
+        """Raise ProbeFailed if another folder is in the place of this one, without the newest images.
 
         They are there after the volume was mounted again, or if the images were moved.
         """
-        device = self._folder.stat().st_dev
-        if self._images_device not in (None, device) and newest and not any(map(os.path.exists, newest)):
-            raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its images")
-        if device != self._images_device:
+        images_id = self._id_of(self._folder)
+        if self._images_id not in (None, images_id) and newest and not any(map(os.path.exists, newest)):
+            raise ProbeFailed(f"ENOENT its volume is gone: {another(self._images_id, images_id)}, without its images")
+        if images_id != self._images_id:
             self._is_local = is_local(self._folder)
-        self._images_device = device
+        self._images_id = images_id
+
+    def _id_of(self, folder: Path) -> FileId:
+        """Return device and inode of a folder, 0 as the inode of a cache. Raises OSError."""
+        status = folder.stat()
+        return status.st_dev, 0 if self._is_cache else status.st_ino
+
+
+def another(before: FileId | None, now: FileId) -> str:
+    """Say how a folder differs from the one that was there before."""
+    if before is not None and before[0] == now[0]:
+        return "another folder is in its place"
+    return "the folder is on another file system"
 
 
 def limit_s(size_bytes: int) -> float:

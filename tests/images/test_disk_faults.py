@@ -238,7 +238,7 @@ async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
 ) -> None:
     store, image = await open_disk(), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
-    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
     for _ in range(3):
         await store.check()
     assert (store.health.writable, "ENOENT" in store.health.cause) == (False, True)
@@ -250,11 +250,40 @@ async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
         await store.save(TASK, 1, image, clock.now + 600)
     assert not (tmp_path / "data").exists()
     assert len([line for line in lines if "Images can" in line]) == 1
-    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "data")
     await store.check()
     assert is_writable(store)
     await store.save(TASK, 1, spooled(store, image), clock.now + 600)
-    assert await load(store, TASK, image.stored_at(0)) is None
+    assert await load(store, TASK, image.stored_at(0)) == image.data
+
+
+@pytest.mark.parametrize("replaced", ["data", "data/images"])
+@pytest.mark.parametrize("by", ["nothing", "an empty folder", "a file"])
+async def test_a_folder_that_was_replaced_is_unhealthy_until_its_images_are_back(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, replaced: str, by: str
+) -> None:
+    store, image, folder, aside = await open_disk(), make_image(), tmp_path / replaced, tmp_path / "aside"
+    await store.save(TASK, 0, image, clock.now + 600)
+    folder.rename(aside)
+    if by == "an empty folder":
+        folder.mkdir()
+    if by == "a file":
+        folder.touch()
+    for _ in range(2):
+        await store.check()
+    assert not store.health.writable
+    with pytest.raises(StoreUnavailable):
+        await store.open(TASK, image.stored_at(0))
+    with pytest.raises(StoreUnavailable):
+        await store.contains_all(TASK, [image.stored_at(0)])
+    assert not folder.is_dir() or list(folder.iterdir()) == []
+    if folder.is_dir():
+        folder.rmdir()
+    folder.unlink(missing_ok=True)
+    shutil.copytree(aside, folder)
+    await store.check()
+    assert is_writable(store)
+    assert await load(store, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
