@@ -94,6 +94,14 @@ class Ledger:
         row.ambiguous -= amount
         self._connection.meter.taken_back_micro_usd += amount
 
+    def on_charged(self, task: Task, amount: int) -> None:
+        """Count calls that may have been paid twice, and that no end of the task charges."""
+        day = task.cost.day if task.cost else 0
+        row = self._row(self._marks.number, day or day_of(self._clock()), task.client, task.model)
+        row.spent += amount
+        row.ambiguous += amount
+        self.total.spent += amount
+
     async def write_forever(self) -> None:
         """Write the counts, at most once in an interval."""
         while True:

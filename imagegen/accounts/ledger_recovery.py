@@ -197,6 +197,7 @@ async def open_ledger(queue: QueueInstance, supervisor: Supervisor) -> AsyncIter
     queue.notifier.on_join.append(recovery.suspect)
     queue.notifier.on_silence = recovery.suspect
     queue.client_queue.canceller.on_taken_back = ledger.on_taken_back
+    queue.leases.lost_claims.on_charged = ledger.on_charged
     loops = [
         asyncio.create_task(ledger.write_forever(), name="ledger"),
         asyncio.create_task(recovery.recover_forever(), name="ledger-recovery"),

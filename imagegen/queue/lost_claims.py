@@ -7,7 +7,7 @@ checkpoint, as when instances follow a failover at different times: each then us
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
@@ -16,6 +16,7 @@ from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.verbs.budget_counters import charge
 from imagegen.tasks.task import State, Task
 
 KEPT_S, MAX_KEPT = 600.0, 1_000
@@ -23,7 +24,10 @@ KEPT_S, MAX_KEPT = 600.0, 1_000
 
 
 class LostClaims:
-    """End of the work for claims that another instance has."""
+    """End of the work for claims that another instance has.
+
+    on_charged: called with a task and what its calls here cost, in micro-dollars, which no end of it charges.
+    """
 
     def __init__(self, verbs: QueueVerbs, dispatcher: ClaimDispatcher, notifier: Notifier) -> None:
         self._verbs = verbs
@@ -32,6 +36,7 @@ class LostClaims:
         self._counts: dict[tuple[str, int], tuple[int, float]] = {}
         """Recorded count by id and epoch of a task, and the monotonic time at which it was recorded."""
         self._unrecorded: list[Claim] = []
+        self.on_charged: Callable[[Task, int], None] = lambda _task, _amount: None
 
     def keep(self, task: Task, count: int) -> None:
         """Keep a count that was recorded, and let peers read it."""
@@ -83,12 +88,21 @@ class LostClaims:
             checkpoint = None if stored is None else decode_checkpoint(stored)[1]
         except (NewerRecord, UnreadableRecord):
             return 0
-        count = uncounted_calls(claim.checkpoint, task, checkpoint)
-        if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count):
+        count, amount = uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim)
+        text = charge(claim.cost, amount)
+        if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count, text):
             return 0
+        if amount:
+            self.on_charged(claim.task, amount)
         self._dispatcher.drop(claim)
         self.keep(claim.task, count)
         return count
+
+
+def uncounted_charge(claim: Claim) -> int:
+    """Return what the calls of a claim cost, in micro-dollars, with the one in flight; not those before its task."""
+    before = claim.task.cost.charged if claim.task.cost else 0
+    return max(claim.cost.ended().charged - before, 0)
 
 
 def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> int:

@@ -297,6 +297,20 @@ async def test_budgets_that_redis_has_lost_are_written_back(one: Instance) -> No
     assert (await used(one), await used(one, KEY)) == (PRICE, PRICE)
 
 
+async def test_a_call_of_a_lost_claim_is_charged_and_so_is_that_of_its_new_owner(make_instance: MakeInstance) -> None:
+    one = limited(make_instance(), (TOTAL, 9 * PRICE), (KEY, 9 * PRICE))
+    charged: list[int] = []
+    one.parts.leases.lost_claims.on_charged = lambda _task, amount: charged.append(amount)
+    (claim,) = await started(one, "a")
+    theirs = replace(claim.checkpoint, owner="them", cost=None)
+    await one.connection.commands.set(one.keys.checkpoint(claim.task.id), theirs.encode(claim.entry_id))
+    assert await one.parts.leases.lost_claims.record(claim) == 1
+    assert (await used(one), await used(one, KEY), charged) == (2 * PRICE, 2 * PRICE, [PRICE])
+    final = await end(one, claim, claim.cost.paid(PRICE))
+    assert (cost_of(final).charged, final.possibly_billed_twice) == (PRICE, 1)
+    assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
+
+
 @pytest.mark.parametrize("lost", [1, 2])
 async def test_a_change_after_the_loss_of_others_counts_on_top_of_them(make_instance: MakeInstance, lost: int) -> None:
     one = limited(make_instance(), (TOTAL, 9 * PRICE), (KEY, 9 * PRICE))

@@ -133,13 +133,19 @@ local function with_cost(record, cost)
   return string.sub(record, 1, from - 1) .. '"cost":' .. cost .. string.sub(record, to + 1)
 end
 
+-- Returns what a cost in JSON charges.
+local function charged_in(cost)
+  return tonumber(string.match(cost, '"charged":(%d+)') or 0)
+end
+
 -- Returns a final record with the cost of the record before it, text of what budgets get then, and the cost. The other
--- instance has written what the task costs if its call in flight is paid.
+-- instance has written what the task costs if its call in flight is paid. It has not if the cost before is lower: then
+-- only the count was raised, for calls that are charged by themselves.
 local function with_cost_of(before, value, text)
-  local cost = cost_in(before)
+  local cost, own_cost = cost_in(before), cost_in(value)
   local day, slots = string.match(text, '^(%d+) %-?%d+(.*)$')
-  if not cost or not cost_in(value) then return value, text, '' end
-  local charged = tonumber(string.match(cost, '"charged":(%d+)') or 0)
+  if not cost or not own_cost or charged_in(cost) < charged_in(own_cost) then return value, text, '' end
+  local charged = charged_in(cost)
   local reserved = tonumber(string.match(cost, '"reserved":(%d+)') or 0)
   local ended = string.gsub(cost, '"reserved":%d+', '"reserved":0')
   text = string.format('%s %.0f%s', day, charged - reserved, slots)

@@ -126,6 +126,11 @@ def refund(cost: Cost | None, amount: int) -> str:
     return _text(cost.day, -amount, cost.slots) if cost and cost.slots and amount > 0 else ""
 
 
+def charge(cost: Cost | None, amount: int) -> str:
+    """Return the text of what budgets get for calls that no end of the task charges; empty for nothing."""
+    return _text(cost.day, amount, cost.slots) if cost and cost.slots and amount > 0 else ""
+
+
 def release(cost: Cost | None) -> str:
     """Return the text that takes back everything that is reserved for a task; empty if nothing is."""
     if cost is None or not cost.slots or not cost.reserved:
