@@ -37,6 +37,7 @@ class Claim:
         task: as last published.
         checkpoint: progress of the attempt.
         stored_bytes, stored_checkpoint: the checkpoint in Redis, None before the first start.
+        written: hashes of the checkpoints that were written for it here, without their entry ids.
         lost: another instance has the claim, or the task is over; `on_lost` is called then, to stop a running call.
         occupies_slot: whether a loop works on it.
         ending: its end is being written, and may be in Redis already; the reply shows whether another one was first.
@@ -51,6 +52,7 @@ class Claim:
     checkpoint: Checkpoint
     stored_bytes: bytes | None = None
     stored_checkpoint: Checkpoint | None = None
+    written: set[int] = field(default_factory=set, repr=False)
     lost: bool = False
     on_lost: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -71,6 +73,11 @@ class Claim:
         """Whether a paid call was begun, by this instance or an owner before: no call precedes its checkpoint."""
         begun = self.stored_checkpoint is not None and self.checkpoint.phase == "calling"
         return begun or self.checkpoint.is_paid or self.checkpoint.has_new_images
+
+    def wrote(self, stored: bytes) -> bool:
+        """Return whether a stored checkpoint of its entry was written for it here."""
+        entry_id, _, json = stored.partition(b" ")
+        return entry_id == self.entry_id.encode() and hash(json.rstrip()) in self.written
 
     def mark_lost(self) -> None:
         self.lost = True

@@ -189,7 +189,7 @@ class WorkerQueue:
         while True:
             item = Extension(claim.task.id, expected, value, cost.day, amount, limits)
             reply = await self._connection.retry_until_available(self._verbs.reserve_more, item)
-            if not reply.existing or not self._is_earlier_one(claim, reply.existing):
+            if claim.lost or not claim.wrote(reply.existing):
                 break
             expected = reply.existing
         if reply.reserved:
@@ -329,6 +329,7 @@ class WorkerQueue:
     def _record_checkpoint(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> None:
         claim.checkpoint = claim.stored_checkpoint = checkpoint
         claim.stored_bytes = value
+        claim.written.add(hash(value.partition(b" ")[2]))
 
     def _count_start(self, claim: Claim, now: float) -> None:
         claim.began_at = time.monotonic()
@@ -363,8 +364,8 @@ class WorkerQueue:
                 return existing
             if not is_readable_checkpoint(existing):
                 self._unreadable.report("checkpoint", claim.task.id, existing)
-            elif not self._is_earlier_one(claim, existing):
-                return existing
+            elif claim.lost or not claim.wrote(existing):
+                return existing  # else Redis has lost a later one, as in a failover
             expected = existing
 
     async def _write_job(self, claim: Claim, checkpoint: Checkpoint, value: bytes) -> bytes | None:
@@ -377,21 +378,8 @@ class WorkerQueue:
                 if not wrong_type(error):
                     raise
             else:
-                is_ours = is_readable_checkpoint(before) and self._is_earlier_one(claim, before)
-                return b"" if is_ours else before
+                return b"" if claim.wrote(before) and not claim.lost else before
         return await self._write(claim, checkpoint, value)
-
-    def _is_earlier_one(self, claim: Claim, existing: bytes) -> bool:
-        """Return whether a checkpoint was written here before the stored one, which Redis has lost, as in a failover.
-
-        Taken for another owner's, it would end the claim, and its images would be paid for again.
-        """
-        ours = claim.stored_checkpoint
-        if ours is None or claim.lost:
-            return False
-        entry_id, checkpoint = decode_checkpoint(existing)
-        is_ours = checkpoint.owner == ours.owner == self._dispatcher.instance
-        return is_ours and entry_id == claim.entry_id and checkpoint.phase in ("calling", "waiting")
 
     def _is_surely_ours(self, claim: Claim) -> bool:
         """Return whether no other instance can have taken the claim over, nor written back that its task has ended."""
