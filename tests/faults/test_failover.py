@@ -103,7 +103,7 @@ async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
         running = await submit_all(instances, [f"running {i}" for i in range(4)])
         await eventually(lambda: all(calls.paid[task_id] for task_id in running))
         waiting = await submit_all(instances, [f"waiting {i}" for i in range(20)])
-        assert await replica.redis.dbsize() <= 1
+        assert await replica.redis.dbsize() <= 2  # the stream, and the name of the server: no task
         proxy.to(replica.path)
         proxy.cut()
         await primary.kill()
