@@ -27,6 +27,8 @@ class BreakerConfig(Struct, frozen=True):
     longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
     excused_s: how long an upstream that answers every call with a server error is taken for dead. After that each
     such answer counts as an attempt of its task, because a few tasks that always fail look the same.
+    longest_held_s: between two probes while the breaker is held: each pays for an image that can't be fetched. The
+    pauses double from probe_s. Tasks that wait for their images notice without a call that they can be fetched again.
     """
 
     first_probe_s: float = 0.5
@@ -34,6 +36,7 @@ class BreakerConfig(Struct, frozen=True):
     longest_s: float = 120.0
     step_s: float = 1.0
     excused_s: float = 60.0
+    longest_held_s: float = 300.0
 
 
 class CircuitBreaker:
@@ -50,6 +53,8 @@ class CircuitBreaker:
         self._running = 0
         self._out = 0
         self._pauses = Backoff(config.probe_s, config.probe_s)
+        self._held_pauses = Backoff(config.probe_s, config.longest_held_s)
+        self._held_until = -math.inf
         self.is_open = False
         self.is_tripped = self.is_held = False
         self._dead_since = 0.0
@@ -96,6 +101,8 @@ class CircuitBreaker:
         """Count a call that begins; return its period."""
         if self.is_open:
             self._until = now + self._pauses.next_s()
+            if self.is_held:
+                self._until = self._held_until = now + self._held_pauses.next_s()
         self._running += 1
         self._out += 1
         return self._period
@@ -127,16 +134,19 @@ class CircuitBreaker:
         return new
 
     def hold(self, now: float) -> bool:
-        """Stay open until `release`, whatever the probes return. Return whether this is new."""
+        """Stay open until `release`, whatever the probes return; they become rare. Return whether this is new."""
         new = not self.is_held
         if new:
             self.is_held = True
-            self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
+            self._held_pauses.reset()
+            self.open_for(now, self._held_pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
-    def release(self) -> bool:
-        """Let the next successful probe close it again. Return whether it was held."""
+    def release(self, now: float) -> bool:
+        """Let the next successful probe, which is soon, close it again. Return whether it was held."""
         was_held, self.is_held = self.is_held, False
+        if was_held and self._until == self._held_until:
+            self._until = min(self._until, now + self._config.probe_s)
         return was_held
 
     def excuses_answers(self, now: float) -> bool:

@@ -138,13 +138,14 @@ class Pacing(PermitLine):
         now, breaker = self.clock(), self._breaker(model)
         waiting = self._unsaved_tasks.failed(task_id, model)
         if waiting >= MAX_UNSAVED and breaker.hold(now) and breaker.warns(now):
-            where, probe_s = self._title, self._breaker_config.probe_s
-            text = "No image of {} can be fetched, and {} paid tasks wait for theirs; a call each {:g} s probes it{}"
-            logger.warning(text, model, waiting, probe_s, where)
+            where, first_s, most_s = self._title, self._breaker_config.probe_s, self._breaker_config.longest_held_s
+            text = "No image of {} can be fetched, and {} paid tasks wait for theirs; a call in {:g} s probes it, "
+            text += "later ones in up to {:g} s{}"
+            logger.warning(text, model, waiting, first_s, most_s, where)
 
     def image_saved(self, _channel: str, model: str) -> None:
         self._unsaved_tasks.alive(model)
-        if (breaker := self._models.get(model)) is not None and breaker.release():
+        if (breaker := self._models.get(model)) is not None and breaker.release(self.clock()):
             logger.info("Images of {} can be fetched again{}", model, self._title)
 
     def leave(self, permit: Permit) -> None:

@@ -75,13 +75,29 @@ def test_late_refusals_of_the_same_burst_only_lengthen_the_pause() -> None:
 def test_a_held_breaker_stays_open_after_answered_probes_until_it_is_released() -> None:
     gate = CircuitBreaker(TEMPO)
     assert [gate.hold(0.0), gate.hold(0.0)] == [True, False]
-    for at in (5.0, 10.0):
+    for at in (5.0, 15.0):
         probe = gate.enter(at)
         assert not gate.record_success(at, probe)
         gate.leave(probe)
-        assert gate.next_allowed_at(at) == at + 5.0
-    assert [gate.release(), gate.release()] == [True, False]
-    assert gate.record_success(15.0, gate.enter(15.0))
+        assert gate.next_allowed_at(at) > at
+    assert [gate.release(16.0), gate.release(16.0)] == [True, False]
+    assert gate.next_allowed_at(16.0) == 21.0
+    assert gate.record_success(21.0, gate.enter(21.0))
+
+
+def test_the_probes_of_a_held_breaker_become_rare_and_are_frequent_again_once_it_is_held_again() -> None:
+    gate = CircuitBreaker(TEMPO)
+    gate.hold(0.0)
+    at, pauses = 5.0, []
+    while at < 3_600.0:
+        gate.leave(gate.enter(at))
+        pauses.append(gate.next_allowed_at(at) - at)
+        at += pauses[-1]
+    assert pauses[:8] == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0]
+    gate.release(at)
+    gate.record_success(at, gate.enter(at))
+    gate.hold(at)
+    assert gate.next_allowed_at(at) == at + 5.0
 
 
 def test_calls_double_after_an_answered_probe() -> None:
