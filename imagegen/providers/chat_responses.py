@@ -53,7 +53,7 @@ def parse_chat(answer: RawResponse, *, secret: str = "", now_s: float | None = N
     images: list[GivenImage] = []
     texts, ends = list[str](), list[str]()
     for choice in choices[:_MAX_PARTS]:
-        if not isinstance(choice, dict):
+        if not isinstance(choice, dict) or len(images) >= _MAX_IMAGES:
             continue
         if isinstance(error := choice.get("error"), dict):
             body = orjson.dumps({"error": error})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import orjson
 from msgspec import Struct
@@ -15,7 +16,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
-from imagegen.providers.large_body import load_object
+from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
 from imagegen.tasks.reply_details import ReplyDetails
@@ -23,7 +24,6 @@ from imagegen.tasks.reply_details import ReplyDetails
 JOB_LIFE_S = 86_400.0
 """A job and the links of its result can be read for a day after the job's end."""
 
-MAX_IMAGES_READ = 100
 MAX_LISTED = 100
 """Jobs of one page."""
 
@@ -145,7 +145,9 @@ def _reply(fields: Mapping[str, object], secret: str) -> Reply:
     output = _output(fields)
     results = output.get("results")
     parts = [part for part in results[:MAX_IMAGES_READ] if isinstance(part, dict)] if isinstance(results, list) else []
-    images = tuple(image for entry in _given(parts, output) if (image := parse_image(entry)) is not None)
+    images = tuple(
+        image for entry in islice(_given(parts, output), MAX_IMAGES_READ) if (image := parse_image(entry)) is not None
+    )
     images = images or search_images(orjson.dumps(output))
     failed = [part for part in parts if part.get("code") and not part.get("url")]
     if failed and not images:
@@ -154,7 +156,7 @@ def _reply(fields: Mapping[str, object], secret: str) -> Reply:
     if failed:
         why = sanitize_detail(f"{failed[0].get('code')}: {failed[0].get('message') or ''}".strip(" :"), secret)
         warnings = (f"{len(failed)} of {len(parts)} images failed at the provider: {why}",)
-    return Reply(images[:MAX_IMAGES_READ], warnings=warnings, details=_details(fields))
+    return Reply(images, warnings=warnings, details=_details(fields))
 
 
 def _given(parts: list[dict[str, object]], output: Mapping[str, object]) -> Iterator[object]:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, Phase, phase_of
-from imagegen.providers.large_body import load_object
+from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
@@ -189,6 +189,7 @@ def _images(fields: Mapping[str, object], body: bytes | bytearray) -> JobState |
     entries, flags = fields.get("images"), fields.get("has_nsfw_concepts")
     if not isinstance(entries, list):
         entries = [fields["image"]] if fields.get("image") else []
+    entries = entries[:MAX_IMAGES_READ]
     flags = flags if isinstance(flags, list) else []
     flagged = {place for place, flag in enumerate(flags[: len(entries)]) if flag is True}
     images: list[GivenImage] = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from imagegen.errors import UpstreamError
@@ -135,14 +136,15 @@ def parse_model_list(listing: object) -> tuple[Mapping[str, object], ...]:
 
 
 def _read_candidates(cut: CutObject) -> _Candidates:
-    parts = _Candidates()
+    parts, left = _Candidates(), _MAX_PARTS
     candidates = cut.fields.get("candidates")
     for candidate in candidates[:_MAX_PARTS] if isinstance(candidates, list) else ():
         if not isinstance(candidate, dict):
             continue
         parts.ends.append(str(candidate.get("finishReason") or ""))
         parts.messages.append(str(candidate.get("finishMessage") or ""))
-        for part in _parts(candidate):
+        for part in islice(_parts(candidate), left):
+            left -= 1
             if image := _image(cut, part):
                 parts.images.append(image)
             elif isinstance(text := part.get("text"), str) and cut.view(text) is None:

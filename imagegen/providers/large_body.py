@@ -22,6 +22,9 @@ LARGE_BYTES = 256 * 1024
 MAX_VALUES = 2**17
 """Values of one JSON text. Large responses have few of them, and each takes up to 200 bytes of memory."""
 
+MAX_IMAGES_READ = 100
+"""Entries of an answer that are looked at, of every provider: no call is for more than 16 images."""
+
 _HEAD_BYTES = 4_096
 _ABSENT = Raw()
 _MAX_TEXTS = 4_096
@@ -253,7 +256,7 @@ def _items_of(cut: CutObject) -> LargeAnswer | None:
         {name: cut.base64(entry[name]) for name in _FIELDS if name in entry}
         if isinstance(entry, dict)
         else cut.base64(entry)
-        for entry in entries
+        for entry in entries[:MAX_IMAGES_READ]
     ]
     return LargeAnswer(items, cut.fields)
 
@@ -264,7 +267,7 @@ def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> LargeAnsw
         return None
     other_fields = {name: getattr(answer, name) for name in _Answer.__struct_fields__}
     fields = {name: msgspec.json.decode(raw) for name, raw in other_fields.items() if 0 < len(raw) <= _HEAD_BYTES}
-    return LargeAnswer([read(entry) for entry in entries], fields)
+    return LargeAnswer([read(entry) for entry in entries[:MAX_IMAGES_READ]], fields)
 
 
 def _fields(entry: _ImageEntry) -> dict[str, object]:

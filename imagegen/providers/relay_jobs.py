@@ -19,7 +19,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_addresses import same_host
 from imagegen.providers.job_polling import MAX_ID_CHARS, JobState, phase_of
-from imagegen.providers.large_body import load_object
+from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, search_images
 from imagegen.tasks.image import GivenImage
@@ -29,7 +29,6 @@ MAX_ACCEPTED_BYTES = 64 * 1024
 """An acceptance is small; a larger body is a result."""
 
 MAX_DEPTH = 8
-MAX_IMAGES_READ = 100
 
 _STATUS_NAMES = ("status", "task_status", "state", "taskStatus")
 _ID_NAMES = ("task_id", "taskId")

@@ -15,12 +15,10 @@ from msgspec import Struct
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState, phase_of
-from imagegen.providers.large_body import load_object
+from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
-
-MAX_IMAGES_READ = 100
 
 _SENSITIVE = re.compile(r"\(E005\)|flagged as sensitive|nsfw", re.IGNORECASE)
 """E005 is a model's own code for its content filter; the platform's begin with E1000."""

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
@@ -20,7 +21,7 @@ from imagegen.errors import UpstreamError
 from imagegen.formats import declares_base64, plain_base64
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.gateway_statuses import NEVER_REACHED, may_have_run
-from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
+from imagegen.providers.large_body import LARGE_BYTES, MAX_IMAGES_READ, load_json, load_object, parse_large
 from imagegen.providers.odd_replies import find_images
 from imagegen.providers.protocol import Reply
 from imagegen.providers.rate_limit_headers import read_limits, retry_after_s
@@ -198,7 +199,7 @@ def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
 
 
 def _images(items: Iterable[object]) -> tuple[GivenImage, ...]:
-    return tuple([image for item in items if (image := parse_image(item)) is not None])
+    return tuple([image for item in islice(items, MAX_IMAGES_READ) if (image := parse_image(item)) is not None])
 
 
 def _items(fields: dict[str, object]) -> list[object] | None:
@@ -220,7 +221,7 @@ def _is_image(value: object) -> bool:
 
 def _fault_of_item(items: list[object]) -> dict[str, object] | None:
     """Return the error in place of an image: https://www.volcengine.com/docs/82379/1541523"""
-    for item in items:
+    for item in items[:MAX_IMAGES_READ]:
         if isinstance(item, dict) and isinstance(error := item.get("error"), dict):
             return {"error": error}
     return None
