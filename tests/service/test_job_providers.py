@@ -209,7 +209,7 @@ def test_a_job_that_runs_when_the_deadline_of_its_task_comes_is_cancelled(
     provider: Provider, start_service: Start
 ) -> None:
     text = "overdue"
-    service = start_service(**settings_of(provider.name, provider.upstream.url), TASK_DEADLINE="2")
+    service = start_service(**settings_of(provider.name, provider.upstream.url), TASK_DEADLINE="5")
     failed = service.finished(service.accepted(prompt=f"{text} {{{{fault:job job_s=60 pending=1}}}}"))
     assert failed["error"]["code"] == "upstream_timeout"
     if provider.name != "bfl":
