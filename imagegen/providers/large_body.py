@@ -45,6 +45,7 @@ class LargeBody(bytearray):
 
     budget: ByteBudget | None = None
     reserved_bytes = 0
+    turn: ByteBudget | None = None
 
     def __del__(self) -> None:
         self.release()
@@ -54,6 +55,20 @@ class LargeBody(bytearray):
         if self.budget is not None:
             self.budget.give(self.reserved_bytes)
             self.budget, self.reserved_bytes = None, 0
+        if self.turn is not None:
+            self.turn.give(1)
+            self.turn = None
+
+    async def take_turn(self, turns: ByteBudget, within_s: float) -> None:
+        """Become the one body that may grow on, after `within_s` seconds also beside another one."""
+        if self.turn is None:
+            await turns.take(1, within_s)
+            self.turn = turns
+
+    def continues(self, source: bytes | bytearray) -> None:
+        """Take over the turn of a body that this one is made from."""
+        if isinstance(source, LargeBody):
+            self.turn, source.turn = source.turn, None
 
     async def reserve(self, budget: ByteBudget, size_bytes: int, within_s: float) -> None:
         """Reserve memory for `size_bytes` in all. Only the first call waits: a holder of memory must not."""

@@ -22,6 +22,9 @@ MAX_BODY_BYTES = 48 * 2**20
 _RESERVED_BYTES = 2**20
 """Of memory for the rest of a body of unknown length; more is reserved as it comes."""
 
+_USUAL_BYTES = 8 * 2**20
+"""A body of unknown length that is larger, compressed or not, grows on alone: several would fill the memory."""
+
 _WAIT_FOR_MEMORY_S = 10.0
 """How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
 
@@ -38,6 +41,7 @@ _UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
 """Content codings that no request here accepts."""
 
 _bodies = ByteBudget()
+_growing = ByteBudget(1)
 
 
 class ResponseBody:
@@ -156,7 +160,7 @@ class ResponseBody:
             return body
         if is_event_stream(body[:_START_BYTES]):
             answer = await asyncio.to_thread(read_answer, body)
-            return await _counted(answer.body) if answer and (answer.is_whole or not is_cut) else body
+            return await _counted(answer.body, body) if answer and (answer.is_whole or not is_cut) else body
         self._check_readable(body)
         return body
 
@@ -182,6 +186,7 @@ class ResponseBody:
 async def _decompressed(status: int, body: bytes | bytearray, form: int) -> bytes | bytearray:
     """Return the body decompressed. Raises zlib.error, and UpstreamError if it is over the limit."""
     plain, pieces = LargeBody(), _pieces(body, form)
+    plain.continues(body)
     with _released_after_failure(plain):
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             plain += piece
@@ -208,10 +213,11 @@ def _pieces(body: bytes | bytearray, form: int) -> Iterator[bytes]:
                 members += 1
 
 
-async def _counted(body: bytes) -> bytes | bytearray:
+async def _counted(body: bytes, source: bytes | bytearray) -> bytes | bytearray:
     if len(body) <= LARGE_BYTES:
         return body
     counted = LargeBody(body)
+    counted.continues(source)
     await _reserve(counted)
     return counted
 
@@ -219,6 +225,8 @@ async def _counted(body: bytes) -> bytes | bytearray:
 async def _reserve(body: LargeBody) -> None:
     """Reserve memory for a large body as it grows."""
     if len(body) > max(LARGE_BYTES, body.reserved_bytes):
+        if len(body) > _USUAL_BYTES:
+            await body.take_turn(_growing, _WAIT_FOR_MEMORY_S)
         await body.reserve(_bodies, len(body) + _RESERVED_BYTES, _WAIT_FOR_MEMORY_S)
 
 

@@ -1,7 +1,9 @@
 """Tests of the body of a response to a paid POST: parts, sizes, missing ends and compression."""
 
 import asyncio
+import base64
 import gzip
+import random
 import time
 import zlib
 
@@ -239,3 +241,56 @@ async def test_a_response_in_a_coding_that_was_not_accepted_is_a_lasting_failure
     with pytest.raises(UpstreamError, match=f"compressed by {coding[-4:].strip(' ,')}") as caught:
         await send(session, await serving, watcher)
     assert caught.value.lasting
+
+
+class PeakBudget(ByteBudget):
+    """Budget with the most that was held at once."""
+
+    peak = 0
+
+    def try_take(self, size: int, *, force: bool = False) -> bool:
+        taken = super().try_take(size, force=force)
+        self.peak = max(self.peak, self.held)
+        return taken
+
+
+@pytest.mark.parametrize("is_compressed", [False, True], ids=["plain", "compressed"])
+async def test_bodies_of_unknown_length_that_never_end_grow_one_at_a_time(
+    session: aiohttp.ClientSession,
+    raw_server: RawServer,
+    read_request: ReadRequest,
+    watcher: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    is_compressed: bool,
+) -> None:
+    body = gzip.compress(bytes(49 * 2**20), 1) if is_compressed else bytes(49 * 2**20)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        await reader.read()
+
+    budget = PeakBudget()
+    monkeypatch.setattr(response_body, "_bodies", budget)
+    url = await raw_server(serve)
+    sent = await asyncio.gather(*(send(session, url, watcher) for _ in range(4)), return_exceptions=True)
+    assert [type(error) for error in sent] == [UpstreamError] * 4
+    assert budget.peak <= 90 * 2**20
+    assert budget.held == 0, sent
+
+
+async def test_a_body_that_is_large_compressed_too_waits_for_no_turn_that_it_has_itself(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder
+) -> None:
+    text = base64.b64encode(random.Random(1).randbytes(9 * 2**20))
+    body = gzip.compress(b'{"data": [{"b64_json": "' + text + b'"}]}', 1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async with asyncio.timeout(response_body._WAIT_FOR_MEMORY_S - 1):
+        answer = await send(session, await raw_server(serve), watcher)
+    assert len(answer.body) > len(text)
