@@ -21,7 +21,7 @@ from imagegen.queue.claim import Claim
 from imagegen.tasks.provider_job import AcceptedJob, FailedPolls, JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import ClaimLost, Failed, Outcome, Retry, Succeeded
-from imagegen.tasks.task import State, TaskError
+from imagegen.tasks.task import State
 from imagegen.worker.job_wait import MAX_FAILED_POLLS, MAX_UNREAD_RETRY_S, MIN_UNREAD_RETRY_S
 from imagegen.worker.judge import Judge
 from imagegen.worker.permits import Choice
@@ -329,17 +329,6 @@ async def test_a_job_whose_link_died_is_polled_for_a_fresh_one_and_not_paid_agai
     assert (len(harness.provider.calls), len(harness.provider.resumed), outcome.images[0].seed) == (1, 1, 5)
     assert (claim.cost.charged, claim.checkpoint.billed_again, claim.checkpoint.job) == (700, 0, None)
     assert outcome.details == ReplyDetails(usage={"images": 1})
-
-
-async def test_an_ended_job_that_is_polled_for_a_fresh_link_is_not_cancelled_with_its_task(instance: Instance) -> None:
-    harness, dropped = harness_of(instance, links(host="old.example"), None, job_wait_s=JOB_WAIT_S), list[str]()
-    instance.worker_queue.on_job_dropped = lambda _claim, handle, _price: dropped.append(handle.id)
-    harness.image_saver.faults = [dead()]
-    claim = await harness.claim()
-    await harness.run(claim, Retry)
-    assert claim.checkpoint.job is not None
-    await harness.pool._report(claim, Failed(TaskError("upstream_timeout", "the deadline", retryable=True)))
-    assert dropped == []
 
 
 async def test_another_instance_polls_the_job_of_a_link_that_died_while_nobody_fetched_it(

@@ -6,10 +6,13 @@ import asyncio
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
-from imagegen.tasks.task import State, WaitReason
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.retry import Failed
+from imagegen.tasks.task import State, TaskError, WaitReason
 from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
 from tests.support import eventually
@@ -279,3 +282,16 @@ async def test_excess_parked_claims_are_released_to_other_instances(
         lambda: all(two.instance.task_cache.finished(i) or one.instance.task_cache.finished(i) for i in task_ids)
     )
     assert len(one.provider.calls) + len(two.provider.calls) == 42
+
+
+@pytest.mark.parametrize(("renewals", "cancelled"), [(0, ["job"]), (1, [])])
+async def test_a_job_that_runs_at_the_end_of_its_task_is_cancelled_unless_it_ended_and_is_polled_for_a_fresh_link(
+    make_harness: MakeHarness, renewals: int, cancelled: list[str]
+) -> None:
+    harness, dropped = make_harness(pool=False), list[str]()
+    harness.instance.worker_queue.on_job_dropped = lambda _claim, handle, _price: dropped.append(handle.id)
+    claim = await harness.claim()
+    job = AcceptedJob(JobHandle("scripted", "job"), (0,), renewals=renewals)
+    claim.checkpoint = replace(claim.checkpoint, job=job)
+    await harness.pool._report(claim, Failed(TaskError("upstream_timeout", "the deadline", retryable=True)))
+    assert dropped == cancelled
