@@ -46,6 +46,7 @@ class TaskCanceller:
         on_left: called with each task that was cancelled here, as soon as that is stored.
         on_ended: called with such a task once its cost is final.
         on_taken_back: called with a task, if another instance may have counted its cost, and the amount.
+        on_missing_record: awaited before a task is cancelled of which Redis has lost the record.
     """
 
     def __init__(self, verbs: QueueVerbs, lookup: TaskLookup, joined: JoinedClients) -> None:
@@ -60,6 +61,7 @@ class TaskCanceller:
         self.on_left: Callable[[Task], None] = lambda _task: None
         self.on_ended: Callable[[Task], None] = lambda _task: None
         self.on_taken_back: Callable[[Task, int], None] = lambda _task, _amount: None
+        self.on_missing_record: Callable[[], Awaitable[None]] = _do_nothing
 
     async def cancel(self, task_id: str, client: str = "") -> CancelResult:
         """Cancel a task that is not finished, or leave it if it has other clients. client: '' to cancel for all.
@@ -109,6 +111,7 @@ class TaskCanceller:
                 self.on_taken_back(ended, max(price, 0))
 
     async def _cancel(self, task_id: str, client: str) -> CancelResult:
+        has_waited = False
         while (task := await self._lookup.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
@@ -121,8 +124,16 @@ class TaskCanceller:
             if ended is not None:
                 self._joined.left(task, published=ended.published)
                 return CancelResult(task, left=True)
+            if not has_waited and await self._is_lost(task_id):
+                has_waited = True
+                await self.on_missing_record()
+                continue
             self._task_cache.forget(task_id)
         return CancelResult(task)
+
+    async def _is_lost(self, task_id: str) -> bool:
+        """Return whether Redis has no record of a task that this instance will write back: only it knows the task."""
+        return task_id in self._task_cache.live and (await self._verbs.read(task_id))[0] is None
 
     async def _end(self, task: Task, ended: CancelledTask) -> Task:
         """Announce the end of a task, then cancel its provider job. Return the task as stored then."""
@@ -201,3 +212,7 @@ def _mark_retrieved(work: asyncio.Future[Any]) -> None:
     """Read the error of work with a caller that may be cancelled, so that it is not reported as unread."""
     if not work.cancelled():
         work.exception()
+
+
+async def _do_nothing() -> None:
+    return

@@ -230,6 +230,7 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     parts.verbs.budgets.on_fewer_changes = recovery.on_fewer_changes
     relay.on_unstarted, recovery.on_unstarted = recovery.check_waiting, takeover.suspect_skipped
     parts.client_queue.on_missing_entry = recovery.wait_restored
+    canceller.on_missing_record = recovery.wait_record_restored
     parts.verbs.submit.on_loss = recovery.wait_stream_restored
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances

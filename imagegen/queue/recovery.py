@@ -199,6 +199,12 @@ class Recovery:
         await self._within_limit(self._group_known)  # this instance may just have started
         await self._within_limit(self._connection.recovered)
 
+    async def wait_record_restored(self) -> None:
+        """Let all instances write back what they have, since a record is gone. Raises QueueUnavailable."""
+        if self._connection.recovered.is_set():
+            self.notice("the record of an unfinished task is gone", publish=True)
+        await self._within_limit(self._connection.recovered)
+
     async def _within_limit(self, event: asyncio.Event) -> None:
         """Wait for an event. Raises QueueUnavailable after `MAX_SETTLE_S`."""
         try:

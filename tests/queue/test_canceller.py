@@ -9,6 +9,7 @@ import time
 import pytest
 from msgspec.structs import replace
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue import canceller as canceller_module
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import decode_record
@@ -17,7 +18,7 @@ from imagegen.tasks.task import State, Task
 from tests import queue_budgets
 from tests.conftest import Instance, MakeInstance
 from tests.queue_budgets import PRICE, TOTAL, cost_of, limited, put, started, used
-from tests.support import submission
+from tests.support import eventually, submission
 
 HANDLE = JobHandle("fal", "job_1")
 
@@ -207,3 +208,26 @@ async def test_a_record_of_a_version_before_reads_as_not_confirmed(one: Instance
     record = await one.stored(one.keys.record(task.id))
     assert b"upstream" not in record.partition(b"\n")[2]
     assert task.finished_at == pytest.approx(time.time(), abs=60)
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_a_task_whose_record_redis_has_lost_can_be_cancelled(
+    make_instance: MakeInstance, is_running: bool
+) -> None:
+    one = make_instance()
+    (task,) = await put(one, "a")
+    if is_running:
+        claim = await one.claim()
+        await one.worker_queue.start(claim)
+    await one.connection.commands.delete(one.keys.record(task.id))
+
+    async def is_cancelled() -> bool:
+        try:
+            cancelled = await one.client_queue.cancel(task.id)
+        except QueueUnavailable:  # while other instances may write back what they know of it
+            return False
+        assert cancelled is not None
+        return cancelled.state is State.CANCELLED
+
+    await eventually(is_cancelled)
+    assert (await one.read(task.id)).state is State.CANCELLED
