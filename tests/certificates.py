@@ -9,6 +9,7 @@ import os
 import ssl
 import tempfile
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import certifi
@@ -16,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 FILE_SETTINGS = ("SSL_CERT_FILE", "AWS_CA_BUNDLE")
 """Environment variables with the path of a bundle: of OpenSSL and httpx, and of botocore."""
@@ -39,14 +41,22 @@ def with_whole_bundle() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in FILE_SETTINGS} | _GIVEN
 
 
+def server_file(folder: Path, name: str = "server", begins_in: timedelta = timedelta(0)) -> Path:
+    """Return a file with a new self-signed certificate of 127.0.0.1, valid for a day, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begin = datetime.now(UTC) + begins_in
+    made = x509.CertificateBuilder(subject, subject, key.public_key(), 1, begin, begin + timedelta(days=1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    signed = made.add_extension(address, critical=True).sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    file = folder / f"{name}.pem"
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + signed)
+    return file
+
+
 def server_tls(folder: Path) -> ssl.SSLContext:
     """Return the server side of TLS with a new self-signed certificate."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now = datetime.now(UTC)
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
-    signed = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-    file = folder / "server.pem"
-    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + signed)
+    file = server_file(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
     return context

@@ -11,6 +11,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.redis_errors import (
+    CERTIFICATE_REMEDY,
     OLD_REMEDY,
     RIGHTS_REMEDY,
     ReadOnlyError,
@@ -32,7 +33,8 @@ async def check_server(connection: Connection, prefix: str) -> None:
     """Try all commands once, on keys that are deleted right after.
 
     Raises SettingsError for errors that last: a wrong login, missing rights or commands, a server that is too old, a
-    read-only replica. If Redis is unreachable, full or loading, each caller waits for it later.
+    read-only replica. If Redis is unreachable, full or loading, or its certificate is not valid now, each caller waits
+    for it later.
     """
     keys = Keys(prefix)
     stream = keys.probe("stream")
@@ -68,7 +70,7 @@ async def _judge(connection: Connection, prefix: str, error: Exception) -> None:
     if to_do == RIGHTS_REMEDY:
         fault = f"user {connection.servers.user} of Redis may not do what the queue needs ({shown(error)})"
         raise SettingsError(f"REDIS_URL: {fault}. {_grant(connection, prefix)}") from error
-    if to_do is not None:
+    if to_do not in (None, CERTIFICATE_REMEDY):
         raise SettingsError(f"REDIS_URL, REDIS_TOKEN: Redis refuses ({shown(error)}): {to_do}") from error
     if (unknown := await _unknown_service(connection)) is not None:
         raise SettingsError(f"REDIS_URL: {unknown}; set the name of the service there") from error

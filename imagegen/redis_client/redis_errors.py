@@ -31,6 +31,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 __all__ = [
+    "CERTIFICATE_REMEDY",
     "DATABASE_REMEDY",
     "LOGIN_REMEDY",
     "OLD_REMEDY",
@@ -88,7 +89,11 @@ LOGIN_REMEDY = "set the right user and password in REDIS_URL or REDIS_TOKEN"
 RIGHTS_REMEDY = "give the user in REDIS_URL the rights to all keys, channels and commands that the queue needs"
 OLD_REMEDY = "use Redis 7.0 or newer, or Valkey"
 DATABASE_REMEDY = "set the number of a database that exists in REDIS_URL, or leave it out"
+CERTIFICATE_REMEDY = "renew the certificate of Redis, or correct the clock of this machine"
 TLS_REMEDY = "check the scheme (redis:// or rediss://), the port and ssl_ca_certs in REDIS_URL"
+
+_NOT_VALID_NOW = (9, 10)
+"""OpenSSL's errors for a certificate that is not valid yet, or has ended. They pass without a change of settings."""
 
 _REMEDIES_BY_TEXT = (
     (("WRONGPASS", "NOAUTH", "invalid username-password"), LOGIN_REMEDY),
@@ -156,6 +161,8 @@ def remedy(error: BaseException) -> str | None:
             return LOGIN_REMEDY
         if isinstance(cause, NoPermissionError):
             return RIGHTS_REMEDY
+        if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _NOT_VALID_NOW:
+            return CERTIFICATE_REMEDY
         if isinstance(cause, ssl.SSLCertVerificationError) or "WRONG_VERSION_NUMBER" in str(cause):
             return TLS_REMEDY
         if isinstance(cause, ResponseError):

@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from imagegen.errors import SettingsError
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
+from tests.certificates import server_file
 from tests.faults.proxy import FaultProxy
 from tests.ports import free_port
+from tests.support import logged
 
 
 async def refusal(url: str) -> str:
@@ -77,3 +81,22 @@ async def test_an_address_that_nothing_answers_is_waited_for(scheme: str) -> Non
     await check_server(connection, "imagegen")
     assert connection.health.down_since is not None
     await connection.close()
+
+
+@pytest.mark.parametrize("begins_in", [timedelta(days=-2), timedelta(hours=1)], ids=["ended", "not yet valid"])
+async def test_a_certificate_that_is_not_valid_now_is_waited_for(
+    redis_url: str, tmp_path: Path, begins_in: timedelta
+) -> None:
+    files = [server_file(tmp_path, "now", begins_in), server_file(tmp_path, "renewed")]
+    (tmp_path / "authorities.pem").write_bytes(b"".join(file.read_bytes() for file in files))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(files[0])
+    async with FaultProxy(redis_url.removeprefix("unix://"), tls) as proxy:
+        connection = Connection(f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={tmp_path / 'authorities.pem'}")
+        with logged("WARNING") as lines:
+            await check_server(connection, "imagegen")
+        assert connection.health.down_since is not None
+        assert "renew the certificate of Redis, or correct the clock of this machine" in lines[-1]
+        tls.load_cert_chain(files[1])
+        await connection.ping()
+        await connection.close()
