@@ -196,7 +196,7 @@ async def test_a_foreign_message_about_the_pause_is_left_out(service: Client) ->
 async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Client) -> None:
     queue = service.app[QUEUE]
     meter = queue.connection.meter
-    await eventually(lambda: meter.commands["control"] == 4)  # two reads, the subscription, and the greeting
+    await eventually(lambda: meter.commands["control"] == 6)  # three reads, a mark, the subscription, and the greeting
     await post(service, "/api/admin/pause")
     await queue.notifier.flush()
     before = meter.commands["control"]
@@ -211,7 +211,7 @@ async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Clie
 async def test_a_pause_set_during_a_read_is_not_written_back(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = service.app[QUEUE]
     meter, commands = queue.connection.meter, queue.connection.commands
-    await eventually(lambda: meter.commands["control"] == 4)  # the start is over
+    await eventually(lambda: meter.commands["control"] == 6)  # the start is over
     read, answered, delivered = commands.get, asyncio.Event(), asyncio.Event()
 
     async def delayed(key: str) -> object:
@@ -229,7 +229,7 @@ async def test_a_pause_set_during_a_read_is_not_written_back(service: Client, mo
     await reading
     await queue.notifier.flush()
     assert is_paused(service)
-    assert meter.commands["control"] == 8  # one read, and the three commands of the pause
+    assert meter.commands["control"] == 10  # one read, and the three commands of the pause
 
 
 async def test_the_board_lists_tasks_of_both_instances_with_cause_and_prompt(

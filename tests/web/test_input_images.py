@@ -45,7 +45,10 @@ async def stored_values(client: Client) -> dict[str, bytes]:
     """Return the keys of tasks and images with what is in them."""
     commands, keys = client.app[CONNECTION].commands, client.app[QUEUE].keys
     names: Any = await commands.keys(f"{{{keys.prefix}}}:*")
-    values: dict[str, Any] = {key: await commands.dump(key) for name in names if (key := name.decode()) != keys.stream}
+    not_of_tasks = (keys.stream, keys.server)
+    values: dict[str, Any] = {
+        key: await commands.dump(key) for name in names if (key := name.decode()) not in not_of_tasks
+    }
     entries: Any = await commands.xrange(keys.stream)
     return values | {f"entry {id_!r}": repr(fields).encode() for id_, fields in entries}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -176,29 +175,26 @@ class Submit:
             task.client if task.entry_id == IN_LINE else "",
             with_own_images,
         )
-        if self._recovered.is_set():
-            try:
-                reply = await self._batcher(item)
-            except OtherServer:
-                pass
-            except ResponseError as error:
-                if not wrong_type(error):
-                    raise
-                await move_aside(self._context)
-                return await self._after_loss(item)
-            else:
-                if reply.kind != "lost":
-                    return reply
-        await self.on_loss()
-        return await self._after_loss(item)
+        reply = await self._sent(item) if self._recovered.is_set() else None
+        if reply is None:
+            await self.on_loss()
+            reply = await self._sent(item)
+        if reply is None:
+            raise QueueUnavailable(headers={"Retry-After": "2"})
+        return reply
 
-    async def _after_loss(self, item: SubmitItem) -> SubmitReply:
-        """Return the reply to an item. Raises QueueUnavailable if Redis loses data once more."""
-        with suppress(OtherServer):
+    async def _sent(self, item: SubmitItem) -> SubmitReply | None:
+        """Return the reply to an item; None if Redis has lost the stream, or another server answers."""
+        try:
             reply = await self._batcher(item)
-            if reply.kind != "lost":
-                return reply
-        raise QueueUnavailable(headers={"Retry-After": "2"})
+        except OtherServer:
+            return None
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            await move_aside(self._context)
+            reply = await self._batcher(item)
+        return None if reply.kind == "lost" else reply
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         if not self._recovered.is_set():
