@@ -99,6 +99,32 @@ def test_event_streams_of_many_clients_behind_one_address_keep_no_other_client_o
         assert any(line.startswith(b"event: cancelled") for line in newest)
 
 
+def test_long_polls_of_many_clients_behind_one_address_keep_no_other_client_out(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service(program=LIMITED, NOFILE="512", SANDBOX_DELAY="0")
+    task_id = service.accepted(prompt="a cat [slow:60]")
+    eventually(lambda: service.task(task_id)["status"] == "processing")
+    host, port = service.url.removeprefix("http://").split(":")
+    words = f"GET /api/images/{task_id}?wait=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with ExitStack() as stack:
+
+        def open_poll() -> socket.socket:
+            poll = stack.enter_context(socket.create_connection((host, int(port)), 10))
+            poll.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert poll.recv(65_536).startswith(b"HTTP/1.1 200 OK\r\n")
+            poll.sendall(words)
+            return poll
+
+        polls = [open_poll() for _ in range(COUNT)]
+        for _ in range(20):
+            assert service.get("/api/health").status == 200
+        with polls[0].makefile("rb") as answer:
+            assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert b'"status":"processing"' in answer.read()
+        assert service.request("DELETE", f"/api/images/{task_id}").status == 200
+
+
 def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Service]) -> None:
     service = start_service(HOST="127.0.0.1,::1")
     port = int(service.url.rpartition(":")[2])

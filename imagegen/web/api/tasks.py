@@ -37,7 +37,7 @@ from imagegen.web.api.serializers import (
 from imagegen.web.guard import GUARD, client_of, still_admits
 from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.body import receive_json
-from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.disconnect import begin_wait, is_disconnected, is_wait_ended, on_disconnect
 from imagegen.web.http.read_slots import in_read_slot
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
@@ -65,6 +65,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     async with receive_json(request, services.inputs.uploads) as body:
         submitted = await submit_body(services, body, options)
     if wait_s:
+        begin_wait(request)
         submitted = replace(submitted, task=await wait_until_final(services, submitted.task, wait_s, request))
     elif submitted.cached is CacheResult.HIT:
         return await cached_hit_response(request, services, submitted)
@@ -80,6 +81,7 @@ async def get_task(request: web.Request) -> web.StreamResponse:
     if task is None:
         return not_found(request)
     if wait_s and not task.state.is_final:
+        begin_wait(request)
         task = await wait_until_final(services, task, wait_s, request)
     body, headers = await cached_task_body(request, services, task)
     headers |= preference_applied(wait_s)
@@ -227,7 +229,9 @@ async def wait_until_final(
             on_disconnect(request, subscription.wake)
         task = await services.queue.get(task.id) or task
         while not (
-            task.state.is_final or services.readiness.draining or (request is not None and is_disconnected(request))
+            task.state.is_final
+            or services.readiness.draining
+            or (request is not None and (is_disconnected(request) or is_wait_ended(request)))
         ):
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:

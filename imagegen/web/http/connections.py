@@ -92,6 +92,15 @@ class ClientConnection(Protocol):
         ...
 
     @property
+    def waiting(self) -> bool:
+        """Return whether its client waits for a change, and repeats its request if it is answered before."""
+        ...
+
+    def end_wait(self) -> None:
+        """Answer the client that waits, and close the connection."""
+        ...
+
+    @property
     def head_begun(self) -> bool:
         """Return whether a part of a request's head came; it has its own time limit."""
         ...
@@ -154,8 +163,9 @@ class Connections:
         """Close the connection that is needed least; return False if all of them are needed.
 
         That is a connection without any request, of the client with most of them, else the oldest idle one, else the
-        oldest with an unfinished request, else the oldest event stream, all of the client with most connections, else
-        the oldest of a client that holds more than half, unless it is `address` itself.
+        oldest with an unfinished request, else the oldest event stream, else the oldest long poll, which is answered
+        now, all of the client with most connections, else the oldest of a client that holds more than half, unless it
+        is `address` itself.
         """
         self._log_shortage()
         if self._unused_by:
@@ -166,6 +176,7 @@ class Connections:
             idle = [connection for connection in self._open if connection.idle]
             idle = idle or [connection for connection in self._open if connection.receiving]
             idle = idle or [connection for connection in self._open if connection.resumable]
+            idle = idle or [connection for connection in self._open if connection.waiting]
             most, count = holders.most_common(1)[0] if holders else ("", 0)
             if idle:
                 victim = max(idle, key=lambda connection: holders[connection.address])
@@ -174,7 +185,10 @@ class Connections:
             else:
                 return False
         self.discard(victim)
-        victim.force_close()
+        if victim.waiting:
+            victim.end_wait()
+        else:
+            victim.force_close()
         return True
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 _WAKE = web.RequestKey[Callable[[], None]]("wake_on_disconnect")
 _RESUMABLE = web.RequestKey[bool]("is_resumable")
+_WAITING = web.RequestKey[bool]("is_waiting")
 _SENDING = web.RequestKey[bool]("is_sending")
 
 
@@ -45,3 +46,25 @@ def begin_resumable(request: web.Request) -> None:
 def is_resumable(request: web.BaseRequest | None) -> bool:
     """Return whether a client continues this response after a reconnect."""
     return isinstance(request, web.Request) and request.get(_RESUMABLE, False)
+
+
+def begin_wait(request: web.Request) -> None:
+    """Note that the client waits for a change, and repeats the request if it is answered before."""
+    request[_WAITING] = True
+
+
+def end_wait(request: web.BaseRequest | None) -> None:
+    """End a wait that has begun, if it has not ended: the present state is the answer."""
+    if isinstance(request, web.Request) and request.get(_WAITING):
+        request[_WAITING] = False
+        notify_disconnect(request)
+
+
+def is_waiting(request: web.BaseRequest | None) -> bool:
+    """Return whether a client waits for a change."""
+    return isinstance(request, web.Request) and request.get(_WAITING, False)
+
+
+def is_wait_ended(request: web.Request) -> bool:
+    """Return whether a wait that had begun was ended."""
+    return not request.get(_WAITING, True)

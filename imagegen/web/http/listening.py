@@ -254,7 +254,7 @@ class _EarlyConnection:
     """
 
     idle = True
-    receiving = resumable = False
+    receiving = resumable = waiting = False
     head_begun = False
 
     def __init__(
@@ -297,6 +297,9 @@ class _EarlyConnection:
         if self._accepted.fileno() >= 0:
             self._connections.discard(self)
             self._on_request(self._accepted)
+
+    def end_wait(self) -> None:
+        """Do nothing: it has sent no whole request."""
 
     def force_close(self) -> None:
         if self._accepted.fileno() >= 0:

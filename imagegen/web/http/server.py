@@ -15,7 +15,7 @@ from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
-from imagegen.web.http.disconnect import is_resumable, is_sending, notify_disconnect
+from imagegen.web.http.disconnect import end_wait, is_resumable, is_sending, is_waiting, notify_disconnect
 from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache, response_on
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
@@ -201,6 +201,16 @@ class _Connection(web.RequestHandler):
     def resumable(self) -> bool:
         """Return whether its client continues after a reconnect where the response broke off."""
         return is_resumable(self._current_request)
+
+    @property
+    def waiting(self) -> bool:
+        """Return whether its client waits for a change."""
+        return is_waiting(self._current_request)
+
+    def end_wait(self) -> None:
+        """Answer the client that waits, and close the connection."""
+        self.close()  # after the response
+        end_wait(self._current_request)
 
     @property
     def head_begun(self) -> bool:
