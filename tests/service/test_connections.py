@@ -125,6 +125,16 @@ def test_long_polls_of_many_clients_behind_one_address_keep_no_other_client_out(
         assert service.request("DELETE", f"/api/images/{task_id}").status == 200
 
 
+def test_of_many_requests_that_are_no_http_five_are_logged(start_service: Callable[..., Service]) -> None:
+    service = start_service()
+    host, port = service.url.removeprefix("http://").split(":")
+    for _ in range(30):
+        with socket.create_connection((host, int(port)), 30) as client:
+            client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n")
+            assert client.recv(65_536).startswith(b"HTTP/1.1 400")
+    assert service.log.count("that is no HTTP") == 5
+
+
 def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Service]) -> None:
     service = start_service(HOST="127.0.0.1,::1")
     port = int(service.url.rpartition(":")[2])

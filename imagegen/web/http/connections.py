@@ -13,6 +13,8 @@ from typing import Protocol
 
 from loguru import logger
 
+from imagegen.line_limit import LineLimit
+
 MAX_CONNECTIONS = 10_000
 """A connection takes about 15 KB."""
 
@@ -111,6 +113,7 @@ class ClientConnection(Protocol):
 class Connections:
     """The open connections of all listening sockets; at `cap`, a new one takes the place of an idle one.
 
+    refused: limit of the lines about requests that are no HTTP.
     long_readers: connections with large bodies on their way, of which much is read at once.
     """
 
@@ -125,6 +128,7 @@ class Connections:
         self._sweep: asyncio.TimerHandle | None = None
         self._shortage = Outage(clock)
         self.slow_heads = Outage(clock)
+        self.refused = LineLimit(lambda name, count: logger.info("Refused {} more such requests: {}", count, name))
 
     def __len__(self) -> int:
         return len(self._open)

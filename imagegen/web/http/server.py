@@ -381,7 +381,7 @@ class _Connection(web.RequestHandler):
         error: ApiError
         if isinstance(exc, HttpProcessingError):
             error = _refusal(exc)
-            _log_refusal(exc, request_id)
+            self._log_refusal(exc, request_id)
         else:
             error = InternalError()
             logger.opt(exception=exc).error("Unforeseen error outside of a handler, request {}", request_id)
@@ -398,7 +398,7 @@ class _Connection(web.RequestHandler):
         """Log nothing of a body's bad framing: aiohttp's own trace quotes the body."""
         error = options.get("exc_info")
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
-            _log_refusal(error, "-")
+            self._log_refusal(error, "-")
         else:
             super().log_exception(*args, **options)
 
@@ -406,6 +406,11 @@ class _Connection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _log_refusal(self, error: Exception, request_id: str) -> None:
+        name = type(error).__name__
+        if self._connections.refused.admits(name):
+            logger.info("Refused a request that is no HTTP: {}, request {}", name, request_id)
 
     def _give_up_head(self) -> None:
         self._head_timer = None
@@ -434,7 +439,3 @@ def _refusal(error: HttpProcessingError) -> ApiError:
     if isinstance(error, LineTooLong) or error.message.startswith("Too many headers"):
         return HeadersTooLarge()
     return BadRequest()
-
-
-def _log_refusal(error: Exception, request_id: str) -> None:
-    logger.info("Refused a request that is no HTTP: {}, request {}", type(error).__name__, request_id)
