@@ -305,3 +305,18 @@ def test_another_instance_serves_an_image_once_its_task_is_completed(
         release(upstream, f"two instances {number}")
         first.completed(task_id)
         assert second.get(f"/api/images/{task_id}/0").status == 200
+
+
+@pytest.mark.parametrize("query", ["", "?size=64"])
+def test_a_request_for_another_version_alone_is_refused(service: Service, query: str) -> None:
+    task_id = service.made(prompt="of one version", model="m/any")["taskId"]
+    etag = picture(service, task_id, query=query).headers["ETag"]
+    for other in ('"other"', f"W/{etag}", f'"other", W/{etag}'):
+        refused = picture(service, task_id, query=query, If_Match=other)
+        assert (refused.status, refused.body, refused.headers["ETag"]) == (412, b"", etag)
+    for own in ("*", etag, f'"other", {etag}'):
+        assert picture(service, task_id, query=query, If_Match=own).status == 200
+    since = "Thu, 01 Jan 1970 00:00:00 GMT"  # without a time of change it does not count
+    assert picture(service, task_id, query=query, If_Unmodified_Since=since).status == 200
+    whole = picture(service, task_id, query=query, Range="bytes=0-3", If_Range=f"W/{etag}")
+    assert (whole.status, len(whole.body) > 4) == (200, True)

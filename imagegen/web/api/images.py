@@ -12,7 +12,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 from imagegen.web.handler_services import SERVICES, Services
 from imagegen.web.http.image_sending import ImageSender
-from imagegen.web.http.responses import etag_matches
+from imagegen.web.http.responses import etag_matches, is_other_version
 from imagegen.web.lookup import find_fresh_task, find_task
 
 IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
@@ -79,6 +79,8 @@ async def _answer(request: web.Request, services: Services, task: Task, image: S
     """Answer from the record alone if no bytes are to be sent."""
     etag, size_bytes = f'"{image.sha256[:32]}"', image.size_bytes
     headers = _headers(request, task, image, etag)
+    if is_other_version(request, etag):
+        return await _without_body(services, task, image, web.Response(status=412, headers=headers))
     if etag_matches(request, etag):
         return await _without_body(services, task, image, web.Response(status=304, headers=headers))
     headers[hdrs.CONTENT_TYPE] = image.content_type
@@ -108,6 +110,8 @@ async def _thumbnail(request: web.Request, services: Services, task: Task, spec:
     etag = f'"{image.sha256[:32]}-{spec.size}"'
     if not await services.store.contains(task.id, image):
         raise ImageExpired
+    if is_other_version(request, etag):
+        return web.Response(status=412, headers=_thumbnail_headers(request, task, spec, etag))
     if etag_matches(request, etag):
         return web.Response(status=304, headers=_thumbnail_headers(request, task, spec, etag))
     thumbnail_with_bytes = await services.thumbnails.open(spec)

@@ -267,6 +267,7 @@ IMAGE = Operation(
         ResponseDoc(206, "A part of it.", _BYTES, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGE_TYPES),
         ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
         ResponseDoc(304, "The client has this version.", headers=_IMAGE_HEADERS),
+        ResponseDoc(412, "It is no version of `If-Match`.", headers=_IMAGE_HEADERS),
         ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
     ),
     (
@@ -277,6 +278,7 @@ IMAGE = Operation(
         named.EXPIRY,
         named.SIGNATURE,
         named.IF_NONE_MATCH,
+        named.IF_MATCH,
         named.RANGE,
         named.IF_RANGE,
         named.LANGUAGE,

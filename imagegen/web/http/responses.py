@@ -141,6 +141,17 @@ def etag_matches(request: web.Request, etag: str) -> bool:
     return sent.strip() == "*" or etag.strip('"') in _ETAG.findall(sent)
 
 
+_STRONG_ETAG = re.compile(r'(?<!W/)"([!#-~]*)"')
+
+
+def is_other_version(request: web.Request, etag: str) -> bool:
+    """Return whether the client requests another version alone (`If-Match`; RFC 9110, 13.1.1: strong comparison)."""
+    if hdrs.IF_MATCH not in request.headers:
+        return False
+    sent = ",".join(request.headers.getall(hdrs.IF_MATCH))
+    return sent.strip() != "*" and etag.strip('"') not in _STRONG_ETAG.findall(sent)
+
+
 def route_of(request: web.Request) -> web.AbstractRoute | None:
     """Return the route of a request; None if it was refused before one was looked up."""
     match = request._match_info  # noqa: SLF001 - the public property raises AssertionError before the look-up

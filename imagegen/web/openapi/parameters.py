@@ -186,6 +186,9 @@ LAST_EVENT_ID = Parameter(
     example="1767225600000000",
 )
 RANGE = Parameter("Range", "header", "One range of bytes.", _TEXT, example="bytes=0-1023")
+IF_MATCH = Parameter(
+    "If-Match", "header", "An `ETag`: with another one the answer is 412.", _TEXT, example='"3c1e0a7d5b2f"'
+)
 IF_RANGE = Parameter(
     "If-Range", "header", "An `ETag`: with another one the whole image comes.", _TEXT, example='"3c1e0a7d5b2f"'
 )
