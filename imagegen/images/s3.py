@@ -91,6 +91,7 @@ class S3BlobStore:
         self._failures = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)  # a cut body is aiohttp's own
         self._stack = AsyncExitStack()
         self._client: Any = None
+        self._rewriting = asyncio.Lock()
         self._index = DiskIndex(max_bytes)
         self._logged_refusal = False
         self._locked: set[str] = set()
@@ -295,10 +296,14 @@ class S3BlobStore:
 
     async def _check_end(self, key: str, image: StoredImage, end: Mapping[str, str]) -> None:
         """Write a copy again if it has another end than it was given. Raises _Missing, StoreUnavailable."""
-        async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S, missing=NO_OBJECT_OF_HEAD):
+        async with self._request(missing=NO_OBJECT_OF_HEAD):
             copied = await self._client.head_object(Bucket=self._bucket.name, Key=key)
-            if copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) != end[_EXPIRES_METADATA]:
-                await self._rewrite(key, image, end)
+            has_end = copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) == end[_EXPIRES_METADATA]
+        if has_end:
+            return
+        limit_s = CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S
+        async with self._rewriting, self._request(limit_s, missing=NO_OBJECT_OF_HEAD):  # one whole image in memory
+            await self._rewrite(key, image, end)
 
     async def _rewrite(self, key: str, image: StoredImage, metadata: Mapping[str, str]) -> None:
         """Write an object with other metadata. Some services keep the metadata of the source of a copy."""

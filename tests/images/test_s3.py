@@ -153,6 +153,22 @@ async def test_a_copy_has_its_own_end_where_the_service_keeps_that_of_its_source
     assert {(found.data, found.content_type) for found in objects.values()} == {(image.data, image.content_type)}
 
 
+async def test_images_that_are_written_again_are_in_memory_one_at_a_time(
+    make_bytes: MakeBytes, make_image: MakeImage, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "copies_metadata", True)
+    port, requests = await make_bytes(), list[str]()
+    images = [await put(port, make_image(colour), place) for place, colour in enumerate(("red", "green", "blue"))]
+
+    def note(request: web.Request) -> None:
+        if request.method != "HEAD" and "x-amz-copy-source" not in request.headers:
+            requests.append(request.method)
+
+    monkeypatch.setattr(s3, "refuses", note)
+    await port.extend_expiry(TASK, images, time.time() + 5_000)
+    assert requests == ["GET", "PUT"] * 3
+
+
 async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
     make_bytes: MakeBytes, objects: Objects, make_image: MakeImage
 ) -> None:
