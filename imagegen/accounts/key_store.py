@@ -27,7 +27,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg, Script
-from imagegen.redis_client.redis_errors import RedisError, shown
+from imagegen.redis_client.redis_errors import RedisError, ResponseError, shown, wrong_type
 
 CHANGED = "keys"
 """Kind of the message on the channel of the instances."""
@@ -243,6 +243,8 @@ class KeyStore:
                 refusals.reset()
             except RedisError as error:
                 self._report(error)
+                if wrong_type(error):  # an instance that has the keys in memory writes them back
+                    await self._publish()
                 self._needed.set()
                 await asyncio.sleep(refusals.next_s())
 
@@ -274,7 +276,12 @@ class KeyStore:
     async def refresh(self) -> None:
         """Read the records now, and write them back if Redis lost some. Raises QueueUnavailable, RedisError."""
         version_before = _version(self._fields)  # records that are read at the same time may be newer
-        fields = await self._read()
+        try:
+            fields = await self._read()
+        except ResponseError as error:
+            if not (wrong_type(error) and version_before):
+                raise
+            fields = {}
         if _version(fields) < version_before:
             logger.warning("Redis lost changes of API keys; they are written back")
             flat = [part for pair in self._fields.items() for part in pair]

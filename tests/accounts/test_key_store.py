@@ -204,6 +204,28 @@ async def test_an_instance_that_starts_after_the_loss_gets_the_keys_back(make_st
     await eventually(lambda: accepts(new, secret))
 
 
+@pytest.mark.parametrize("kind", ["string", "list"])
+async def test_a_value_of_another_type_is_replaced_by_an_instance_that_has_the_keys(
+    make_store: MakeStore, kind: str
+) -> None:
+    old = make_store()
+    _, secret = await old.create(ApiKey("a"))
+    redis, name = old.instance.connection.commands, old.instance.keys.api_keys
+    await (redis.set(f"{name}:other", "x") if kind == "string" else redis.rpush(f"{name}:other", "x"))
+    await redis.rename(f"{name}:other", name)
+    new = make_store()
+    await eventually(lambda: accepts(new, secret))
+    assert await redis.exists(f"{name}:aside") == 1
+    assert (await new.create(ApiKey("b")))[0].name == "b"
+
+
+async def test_a_value_of_another_type_lets_nobody_in_while_no_instance_has_the_keys(make_store: MakeStore) -> None:
+    store = make_store(FIXED, start=False)
+    await store.instance.connection.commands.set(store.instance.keys.api_keys, "foreign")
+    await store.start()
+    assert not store.ring.is_loaded
+
+
 async def test_lost_changes_are_written_back(make_store: MakeStore) -> None:
     store = make_store(start=False)
     _, secret = await store.create(ApiKey("a"))
