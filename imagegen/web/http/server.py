@@ -343,9 +343,9 @@ class _Connection(web.RequestHandler):
         return True
 
     def _can_probe(self) -> bool:
-        """Return whether no response is on its way."""
+        """Return whether a request is handled, and its response has not begun."""
         request = self._current_request
-        return request is None or not (request.writer.output_size or is_sending(request))
+        return request is not None and not (request.writer.output_size or is_sending(request))
 
     def _leave_half_closed(self) -> None:
         """Close the connection unless a response is on its way."""
