@@ -123,6 +123,8 @@ class TaskLookup:
             task = self.decode(task_id, await self._verbs.read(task_id))
         except QueueUnavailable:
             return cached
+        if self.is_recovering():
+            return cached  # it is to be written back, and may be a second result
         if task is not None and task.epoch > cached.epoch:
             self.task_cache.forget(task_id)
             return await self.read(task_id)
@@ -187,6 +189,8 @@ class TaskLookup:
         elif not task.state.is_final:
             task = await self.interrupted.ended(task)
         if task is not None and task.state.is_final:
+            if self.is_recovering() and self.task_cache.finished(task_id):
+                return task  # the cached one is to be written back, and may be a second result
             self._confirm(task_id)
         self.task_cache.store_from_redis(task_id, task)
         return task

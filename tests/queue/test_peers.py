@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -224,6 +225,26 @@ async def test_a_finished_task_is_served_while_redis_lacks_it_or_is_away(
 
     monkeypatch.setattr(one.verbs, "read", refuse)
     assert await one.client_queue.get(first.id) == first
+
+
+async def test_a_result_is_not_replaced_by_that_of_another_instance_before_both_were_compared(
+    make_instance: MakeInstance,
+) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: one.notifier.peers and two.notifier.peers)
+    first = await end(one, await start_submitted(one), "completed")
+    record = await one.stored(one.keys.record(first.id))
+    assert record.count(b'"attempts":1') == 1
+    await one.connection.commands.set(one.keys.record(first.id), record.replace(b'"attempts":1', b'"attempts":2'))
+    one.parts.task_lookup.doubt_finished()
+    one.connection.unsettled_until = math.inf  # lost writes are written back
+    assert await one.client_queue.get(first.id) == first
+    assert await one.client_queue.fresh(first.id) != first
+    assert await one.client_queue.get(first.id) == first
+    one.connection.unsettled_until = -math.inf
+    task = await one.client_queue.get(first.id)
+    assert task is not None
+    assert task.attempts == 2
 
 
 def word(kind: str) -> bytes:
