@@ -327,6 +327,21 @@ async def test_a_change_after_the_loss_of_others_counts_on_top_of_them(make_inst
     assert await used(one) == (3 + lost) * PRICE
 
 
+async def test_a_read_of_budgets_beside_a_submit_counts_nothing_twice(make_instance: MakeInstance) -> None:
+    one = limited(make_instance(), (TOTAL, 1_000 * PRICE))
+    day = day_of(one.client_queue.clock())
+
+    async def read_after(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await one.verbs.read_budgets(day)
+
+    for number in range(1, 401):
+        await asyncio.gather(put(one, number), *map(read_after, range(6)))
+        assert one.verbs.budgets.used(day, TOTAL) == number * PRICE
+    assert await used(one) == 400 * PRICE
+
+
 @pytest.mark.parametrize("first", [0, 1])
 async def test_budgets_that_different_instances_have_seen_are_all_written_back(
     make_instance: MakeInstance, first: int

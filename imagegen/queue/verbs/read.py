@@ -70,9 +70,12 @@ async def read_checkpoints(context: VerbContext, ids: Sequence[str]) -> list[byt
 
 
 async def read_budgets(context: VerbContext, day: int) -> None:
-    """Read what the budgets of a day hold into `context.budgets`."""
+    """Read what the budgets of a day hold into `context.budgets`.
+
+    The connection of the scripts is used: on another one the reply could overtake those of changes that it includes.
+    """
     async with context.connection.deadline():
-        stored = cast(bytes | None, await context.connection.commands.get(context.keys.budgets(day)))
+        stored = cast(bytes | None, await context.multiplexer.execute("GET", context.keys.budgets(day)))
     context.count("stats", 1)
     context.budgets.learn_all(day, stored or b"")
 
