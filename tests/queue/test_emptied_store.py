@@ -74,6 +74,20 @@ async def test_a_submit_restores_a_task_without_its_entry(make_instance: MakeIns
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
+async def test_submits_wait_while_a_stream_of_another_type_is_moved_aside(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    await instance.client_queue.submit(submission("first"))
+    await instance.claim()
+    for number in range(3):
+        await instance.connection.commands.set(instance.keys.stream, "foreign")
+        names = [f"{number} {name}" for name in range(40)]
+        submits = []
+        for name in names:
+            submits.append(asyncio.create_task(instance.client_queue.submit(submission(name))))
+            await asyncio.sleep(0)
+        assert {result.cached for result in await asyncio.gather(*submits)} == {CacheResult.MISS}
+
+
 async def test_an_unwritable_result_affects_no_other_task(make_instance: MakeInstance) -> None:
     instance = make_instance()
     for name in ("good", "bad"):
