@@ -156,15 +156,14 @@ class DiskWatch:
         return self._health.writable
 
     def require_volume(self) -> None:
-        """Raise OSError if the last check did not find the folder, or it is on another file system than then.
-
-        One call of the system.
-        """
+        """Raise OSError if the folder is not there, or another one than at the last check; one call of the system."""
         try:
-            device = os.stat(self._root).st_dev  # noqa: PTH116 - a Path costs more than the call
+            images_id = self._id_of(os.stat(self._root))  # noqa: PTH116 - a Path costs more than the call
         except OSError:
-            return  # its use reports that
-        if self._is_gone or (self._images_id is not None and self._images_id[0] != device):
+            if self._images_id is None or self._is_cache:
+                return  # its use reports that
+            raise
+        if self._is_gone or self._images_id not in (None, images_id):
             raise OSError(errno.ENOENT, "its volume is gone")
 
     def _inspect(self, needed_bytes: int, newest: list[str]) -> None:
@@ -189,7 +188,7 @@ class DiskWatch:
 
     def _check_volume(self) -> None:
         """Raise ProbeFailed if another folder is in the place of DATA_DIR, as below a volume that was unmounted."""
-        data_id = self._id_of(self._folder.parent)
+        data_id = self._id_of(self._folder.parent.stat())
         if self._data_id not in (None, data_id) and not self._mark.exists():
             raise ProbeFailed(f"ENOENT its volume is gone: {another(self._data_id, data_id)}, without its mark")
         self._data_id = data_id
@@ -199,16 +198,15 @@ class DiskWatch:
 
         They are there after the volume was mounted again, or if the images were moved.
         """
-        images_id = self._id_of(self._folder)
+        images_id = self._id_of(self._folder.stat())
         if self._images_id not in (None, images_id) and newest and not any(map(os.path.exists, newest)):
             raise ProbeFailed(f"ENOENT its volume is gone: {another(self._images_id, images_id)}, without its images")
         if images_id != self._images_id:
             self._is_local = is_local(self._folder)
         self._images_id = images_id
 
-    def _id_of(self, folder: Path) -> FileId:
-        """Return device and inode of a folder, 0 as the inode of a cache. Raises OSError."""
-        status = folder.stat()
+    def _id_of(self, status: os.stat_result) -> FileId:
+        """Return device and inode of a folder, 0 as the inode of a cache."""
         return status.st_dev, 0 if self._is_cache else status.st_ino
 
 

@@ -286,6 +286,33 @@ async def test_a_folder_that_was_replaced_is_unhealthy_until_its_images_are_back
     assert await load(store, TASK, image.stored_at(0)) == image.data
 
 
+@pytest.mark.parametrize("replaced", ["data", "data/images"])
+@pytest.mark.parametrize("has_folder", [False, True])
+@pytest.mark.parametrize("use", ["open", "contains", "save", "sweep"])
+async def test_a_folder_that_was_replaced_is_not_used_before_the_next_check_either(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, replaced: str, has_folder: bool, use: str
+) -> None:
+    store, image, folder, aside = await open_disk(), make_image(), tmp_path / replaced, tmp_path / "aside"
+    await store.save(TASK, 0, image, clock.now + 600)
+    folder.rename(aside)
+    if has_folder:
+        (tmp_path / "data" / "images").mkdir(parents=True)
+    with pytest.raises(StoreUnavailable):
+        await {
+            "open": lambda: store.open(TASK, image.stored_at(0)),
+            "contains": lambda: store.contains(TASK, image.stored_at(0)),
+            "save": lambda: store.save(OTHER_TASK, 0, image, clock.now + 600),
+            "sweep": store.sweep_once,
+        }[use]()
+    await store.check()
+    assert not store.health.writable
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    await store.check()
+    assert is_writable(store)
+    assert await load(store, TASK, image.stored_at(0)) == image.data
+
+
 async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
     open_disk: OpenDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
