@@ -141,7 +141,7 @@ def etag_matches(request: web.Request, etag: str) -> bool:
     return sent.strip() == "*" or etag.strip('"') in _ETAG.findall(sent)
 
 
-_STRONG_ETAG = re.compile(r'(?<!W/)"([!#-~]*)"')
+_WEAK_OR_STRONG_ETAG = re.compile(r'(W/)?"([!#-~]*)"')
 
 
 def is_other_version(request: web.Request, etag: str) -> bool:
@@ -149,7 +149,7 @@ def is_other_version(request: web.Request, etag: str) -> bool:
     if hdrs.IF_MATCH not in request.headers:
         return False
     sent = ",".join(request.headers.getall(hdrs.IF_MATCH))
-    return sent.strip() != "*" and etag.strip('"') not in _STRONG_ETAG.findall(sent)
+    return sent.strip() != "*" and ("", etag.strip('"')) not in _WEAK_OR_STRONG_ETAG.findall(sent)
 
 
 def route_of(request: web.Request) -> web.AbstractRoute | None:
