@@ -16,7 +16,7 @@ import pytest
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images import cached
 from imagegen.images.cached import CACHED_S, CachedStore
-from imagegen.images.disk import DiskStore
+from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, OpenedImage, VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -91,7 +91,7 @@ def port() -> RemoteStore:
 
 @pytest.fixture
 async def store(port: RemoteStore, tmp_path: Path) -> AsyncIterator[CachedStore]:
-    store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000))
+    store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000, lookups=DiskLookups(is_cache=True)))
     await store.start()
     yield store
     await store.close()
