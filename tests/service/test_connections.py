@@ -121,7 +121,9 @@ def test_long_polls_of_many_clients_behind_one_address_keep_no_other_client_out(
             assert service.get("/api/health").status == 200
         with polls[0].makefile("rb") as answer:
             assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
-            assert b'"status":"processing"' in answer.read()
+            rest = answer.read()
+            assert b'"status":"processing"' in rest
+            assert b"\r\nConnection: close\r\n" in rest  # else its next request, sent at once, would be lost
         assert service.request("DELETE", f"/api/images/{task_id}").status == 200
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from msgspec import Struct
 from msgspec.structs import replace
 from multidict import istr
@@ -70,7 +70,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     elif submitted.cached is CacheResult.HIT:
         return await cached_hit_response(request, services, submitted)
     response = await build_submit_response(request, services, submitted, waited=bool(wait_s))
-    headers = response.headers | preference_applied(wait_s) if wait_s else response.headers
+    headers = response.headers | wait_headers(request, wait_s) if wait_s else response.headers
     return json_response(response.view, status=response.status, headers=headers)
 
 
@@ -84,7 +84,7 @@ async def get_task(request: web.Request) -> web.StreamResponse:
         begin_wait(request)
         task = await wait_until_final(services, task, wait_s, request)
     body, headers = await cached_task_body(request, services, task)
-    headers |= preference_applied(wait_s)
+    headers |= wait_headers(request, wait_s)
     if etag_matches(request, headers["ETag"]):
         return web.Response(status=304, headers=headers)
     return json_bytes(body, headers=headers)
@@ -205,9 +205,10 @@ def parse_wait_s(request: web.Request) -> int:
     return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
-def preference_applied(wait_s: int) -> dict[str, str]:
-    """Return the header that confirms the wait; no header if the client does not wait."""
-    return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
+def wait_headers(request: web.Request, wait_s: int) -> dict[str, str]:
+    """Return the header that confirms the wait, and the one that ends the connection of a wait that was ended."""
+    headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
+    return headers | {hdrs.CONNECTION: "close"} if is_wait_ended(request) else headers
 
 
 async def wait_until_final(
