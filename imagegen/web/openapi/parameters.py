@@ -84,7 +84,8 @@ TASKS = Parameter(
 WAIT = Parameter(
     "wait",
     "query",
-    f"Respond when the task is finished, or after this number of seconds: 1 to {MAX_WAIT_S}.",
+    f"Respond when the task is finished, or after this number of seconds: 1 to {MAX_WAIT_S}. Earlier, with the present "
+    "state, if the service stops or all its connections are taken.",
     {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_S},
     example=30,
 )
