@@ -36,6 +36,9 @@ from imagegen.tasks.webhook import merge_deliveries
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 """How long peers have to write their running claims back: at least, and at most while one has not answered."""
 
+REST_S = 2.0
+"""What a request waits for the rest of a recovery, once its peers had their time: it would fail just before its end."""
+
 NOTICE_S = 0.05
 """How long peers have to notice a loss before the stream exists again. Until then submits wait, since a new task may be
 one that an instance runs."""
@@ -196,8 +199,8 @@ class Recovery:
             return
         if self._group_known.is_set() and self._connection.recovered.is_set():
             self.notice("the stream was deleted", publish=True)
-        await self._within_limit(self._group_known)  # this instance may just have started
-        await self._within_limit(self._connection.recovered)
+        # This instance may just have started.
+        await self._within_limit(self._group_known, self._connection.recovered)
 
     async def wait_record_restored(self) -> None:
         """Let all instances write back what they have, since a record is gone. Raises QueueUnavailable."""
@@ -205,11 +208,12 @@ class Recovery:
             self.notice("the record of an unfinished task is gone", publish=True)
         await self._within_limit(self._connection.recovered)
 
-    async def _within_limit(self, event: asyncio.Event) -> None:
-        """Wait for an event. Raises QueueUnavailable after `MAX_SETTLE_S`."""
+    async def _within_limit(self, *events: asyncio.Event) -> None:
+        """Wait for events. Raises QueueUnavailable after `MAX_SETTLE_S` and `REST_S`."""
         try:
-            async with asyncio.timeout(MAX_SETTLE_S):
-                await event.wait()
+            async with asyncio.timeout(MAX_SETTLE_S + REST_S):
+                for event in events:
+                    await event.wait()
         except TimeoutError:
             raise QueueUnavailable(headers={"Retry-After": "2"}) from None
 

@@ -408,3 +408,17 @@ async def test_an_instance_that_starts_after_a_failover_pays_no_task_that_anothe
         await eventually(lambda: at_rest(other), within_s=30)
         await other.connection.recovered.wait()
         assert calls.paid == Counter([first, second])
+
+
+async def test_a_submit_outlasts_a_start_that_waits_for_an_instance_that_is_gone(
+    make_instance: MakeInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.recovery.MAX_SETTLE_S", 1.5)
+    async with primary_and_replica(tmp_path) as (primary, replica):
+        gone = make_instance(url=f"unix://{primary.path}")
+        await eventually(lambda: primary.redis.exists(gone.keys.server))
+        await gone.client_queue.submit(submission("before"))
+        await gone.claim()
+        await promote(primary, replica)
+        other = make_instance(url=f"unix://{replica.path}")
+        assert (await other.client_queue.submit(submission("meanwhile"))).cached is CacheResult.MISS
