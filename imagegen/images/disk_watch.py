@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -164,7 +163,7 @@ class DiskWatch:
                 return  # its use reports that
             raise
         if self._is_gone or self._images_id not in (None, images_id):
-            raise OSError(errno.ENOENT, "its volume is gone")
+            raise OSError(f"its volume is gone: {another(self._images_id, images_id)}")
 
     def _inspect(self, needed_bytes: int, newest: list[str]) -> None:
         try:

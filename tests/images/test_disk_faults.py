@@ -290,7 +290,14 @@ async def test_a_folder_that_was_replaced_is_unhealthy_until_its_images_are_back
 @pytest.mark.parametrize("has_folder", [False, True])
 @pytest.mark.parametrize("use", ["open", "contains", "save", "sweep"])
 async def test_a_folder_that_was_replaced_is_not_used_before_the_next_check_either(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, replaced: str, has_folder: bool, use: str
+    open_disk: OpenDisk,
+    tmp_path: Path,
+    clock: Clock,
+    make_image: MakeImage,
+    lines: list[str],
+    replaced: str,
+    has_folder: bool,
+    use: str,
 ) -> None:
     store, image, folder, aside = await open_disk(), make_image(), tmp_path / replaced, tmp_path / "aside"
     await store.save(TASK, 0, image, clock.now + 600)
@@ -306,6 +313,7 @@ async def test_a_folder_that_was_replaced_is_not_used_before_the_next_check_eith
         }[use]()
     await store.check()
     assert not store.health.writable
+    assert any("another folder is in its place" in line for line in lines) is has_folder
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     await store.check()
