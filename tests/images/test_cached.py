@@ -143,18 +143,19 @@ async def test_clients_that_wait_for_one_fetch_resume_in_turn(
 async def test_a_client_whose_look_at_the_disk_was_slow_uses_the_fetch_that_ended_meanwhile(
     store: CachedStore, port: RemoteStore, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, may_end, look = make_image(), asyncio.Event(), DiskStore.open
+    image, has_looked, may_end, look = make_image(), asyncio.Event(), asyncio.Event(), DiskStore.open
     port.data_by_key[TASK, 0, image.sha256] = in_memory(image)
 
     async def look_slowly(cache: DiskStore, task_id: str, image: StoredImage) -> OpenedImage | None:
         found = await look(cache, task_id, image)
+        has_looked.set()
         await may_end.wait()
         return found
 
     with monkeypatch.context() as patched:
         patched.setattr(DiskStore, "open", look_slowly)
         slow = asyncio.create_task(load(store, TASK, stored(image)))
-        await asyncio.sleep(0)
+        await has_looked.wait()
     assert await load(store, TASK, stored(image)) == image.data
     may_end.set()
     assert await slow == image.data
