@@ -210,7 +210,7 @@ class DiskWatch:
 
 
 def another(before: FileId | None, now: FileId) -> str:
-    """Say how a folder differs from the one that was there before."""
+    """Return how a folder differs from that of the last check."""
     if before is not None and before[0] == now[0]:
         return "another folder is in its place"
     return "the folder is on another file system"

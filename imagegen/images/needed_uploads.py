@@ -53,7 +53,7 @@ class NeededUploads:
             del self._submitted[oldest]
 
     async def among(self, uploads: Collection[str]) -> Collection[str]:
-        """Return those of some uploads that are needed; all of them if Redis can't say."""
+        """Return those of some uploads that are needed; all of them if Redis can't be read."""
         oldest = time.monotonic() - FOUND_S
         self._found = {sha256: at for sha256, at in self._found.items() if at > oldest}
         known = {sha256 for sha256 in uploads if sha256 in self._found or self._submitted_just_now(sha256)}

@@ -132,7 +132,7 @@ class TaskCanceller:
         return CancelResult(task)
 
     async def _is_lost(self, task_id: str) -> bool:
-        """Return whether Redis has no record of a task that this instance will write back: only it knows the task."""
+        """Return whether Redis has no record of a task that this instance, which alone has it, will write back."""
         return task_id in self._task_cache.live and (await self._verbs.read(task_id))[0] is None
 
     async def _end(self, task: Task, ended: CancelledTask) -> Task:

@@ -55,7 +55,7 @@ def repair(folder: Path) -> Repair | None:
 
 
 def ensure_manifest(folder: Path) -> None:
-    """Write the manifest of the append-only files again if it lacks some of them. Raises SettingsError, OSError."""
+    """Write the manifest again if it does not list all append-only files. Raises SettingsError, OSError."""
     fault = _manifest_fault(folder)
     if fault is None:
         return
@@ -99,7 +99,7 @@ def _manifest_fault(folder: Path) -> str | None:
 
 
 def _rebuild_manifest(folder: Path) -> bool:
-    """Write a manifest that does not list the files again, if there is one of each kind; return whether it was.
+    """Write the manifest again by the names of the files, if there is one of each kind; return whether it was.
 
     The one before is kept. Raises OSError.
     """
