@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -13,6 +14,7 @@ from multidict import CIMultiDict
 
 from imagegen.errors import ApiError, BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.cross_origin import CrossOriginPolicy, is_local_host
+from imagegen.web.routes import build_document
 from tests.support import over_rows
 from tests.web.conftest import Client, StartService
 
@@ -59,6 +61,20 @@ async def test_a_preflight_of_an_allowed_origin_is_answered_for_a_day(shop: Clie
         assert "origin" in words_of(answer.headers["Vary"])
         assert "Access-Control-Allow-Credentials" not in answer.headers
         assert not any("ratelimit" in name.lower() for name in answer.headers)
+
+
+async def test_a_page_may_send_each_documented_header(shop: Client) -> None:
+    document = orjson.loads(orjson.dumps(build_document()))
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    shared = document["components"]["parameters"]
+    parameters = [
+        shared[each["$ref"].rpartition("/")[2]] if "$ref" in each else each
+        for operation in operations
+        for each in operation.get("parameters", ())
+    ]
+    names = {parameter["name"].lower() for parameter in parameters if parameter["in"] == "header"}
+    answer = await shop.options(GENERATE, headers=preflight_of("POST"))
+    assert {"idempotency-key", "if-match"} <= names <= words_of(answer.headers["Access-Control-Allow-Headers"])
 
 
 async def test_a_preflight_of_another_origin_is_an_ordinary_options_request(shop: Client) -> None:

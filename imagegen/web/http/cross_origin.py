@@ -36,8 +36,8 @@ _TRUSTED_SITES = frozenset({"same-origin", "none"})
 _METHODS = "GET, HEAD, POST, DELETE"
 _REQUEST_HEADERS = (
     "Authorization, X-API-Key, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, Cache-Control, If-None-Match, "
-    "Range, If-Range, Accept, Accept-Language, User-Agent, X-Request-Id, MCP-Protocol-Version, Mcp-Method, Mcp-Name, "
-    "Mcp-Session-Id, OpenAI-Organization, OpenAI-Project, "
+    "If-Match, Range, If-Range, Accept, Accept-Language, User-Agent, X-Request-Id, MCP-Protocol-Version, Mcp-Method, "
+    "Mcp-Name, Mcp-Session-Id, OpenAI-Organization, OpenAI-Project, "
     "x-stainless-arch, x-stainless-async, x-stainless-custom-poll-interval, x-stainless-helper-method, "
     "x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-poll-helper, "
     "x-stainless-read-timeout, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, "
