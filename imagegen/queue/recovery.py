@@ -218,7 +218,12 @@ class Recovery:
             raise QueueUnavailable(headers={"Retry-After": "2"}) from None
 
     async def check_waiting(self, tasks: Iterable[Task]) -> None:
-        """Begin a recovery if entries of waiting tasks are gone. Each task is checked less and less often."""
+        """Begin a recovery if entries of waiting tasks are gone. Each task is checked less and less often.
+
+        Nothing is checked while a recovery is under way: it ends with the entries of waiting tasks.
+        """
+        if not self._connection.recovered.is_set():
+            return
         now, due = time.monotonic(), []
         for task in tasks:
             check_at, wait_s = self._check_at.get(task.id, (0.0, CHECK_AGAIN_S))

@@ -22,7 +22,7 @@ from tests.conftest import Instance, MakeInstance
 from tests.faults.counted_calls import IMAGE, Calls, all_final, at_rest, check_paid_once, is_final, submit_all
 from tests.faults.proxy import FaultProxy
 from tests.faults.servers import RedisServer, primary_and_replica, promote
-from tests.support import counts, eventually, submission
+from tests.support import counts, eventually, logged, submission
 
 LOSSES = {
     "flushall": lambda redis, keys: redis.flushall(),
@@ -422,3 +422,19 @@ async def test_a_submit_outlasts_a_start_that_waits_for_an_instance_that_is_gone
         await promote(primary, replica)
         other = make_instance(url=f"unix://{replica.path}")
         assert (await other.client_queue.submit(submission("meanwhile"))).cached is CacheResult.MISS
+
+
+async def test_waiting_tasks_that_a_recovery_has_yet_to_write_back_begin_no_second_one(
+    make_instance: MakeInstance,
+) -> None:
+    instance = make_instance(slots=1)
+    await instance.client_queue.submit(submission("runs"))
+    await instance.claim()
+    waiting = (await instance.client_queue.submit(submission("waits"))).task
+    with logged() as lines:
+        await instance.connection.commands.delete(instance.keys.stream)
+        instance.parts.recovery.notice("a test lost writes")
+        await instance.parts.recovery.check_waiting([waiting])
+        await instance.connection.recovered.wait()
+    assert not [line for line in lines if "waiting tasks have no entry" in line]
+    assert await instance.connection.commands.xlen(instance.keys.stream) == 2
