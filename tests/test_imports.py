@@ -158,6 +158,13 @@ def test_no_file_of_tests_imports_another() -> None:
     assert not found
 
 
+def test_no_script_makes_the_name_of_a_key_itself() -> None:
+    """Servers such as Dragonfly refuse a key that is not among KEYS."""
+    scripts = sorted(PACKAGE.rglob("*.lua"))
+    assert len(scripts) > 20
+    assert not [script.name for script in scripts if re.search(r"(?m)^[^-\n]*KEYS\[[^]]*\] \.\.", script.read_text())]
+
+
 def test_no_record_has_the_placeholder_of_another_kind_of_record_as_a_default() -> None:
     for path in FILES:
         if path.name != "__main__.py":

@@ -285,7 +285,7 @@ class KeyStore:
         if _version(fields) < version_before:
             logger.warning("Redis lost changes of API keys; they are written back")
             flat = [part for pair in self._fields.items() for part in pair]
-            await self._run(_RESTORE, [_version(self._fields), *flat], 3)
+            await self._run(_RESTORE, [_version(self._fields), *flat], 3, f"{self._keys.api_keys}:aside")
             await self._publish()  # an instance that has just started may have read the lost state
             fields = await self._read()
         if missing := self._without_slot(fields):
@@ -350,9 +350,10 @@ class KeyStore:
             logger.debug("The change of the keys can't be published: {}", error)
         self._count(1)
 
-    async def _run(self, script: Script, args: Sequence[Arg], commands: int) -> object:
+    async def _run(self, script: Script, args: Sequence[Arg], commands: int, *more_keys: str) -> object:
+        keys = [self._keys.api_keys, *more_keys]
         async with self._connection.deadline():
-            reply: object = await self._connection.commands.run_script(script, [self._keys.api_keys], args)
+            reply: object = await self._connection.commands.run_script(script, keys, args)
         self._count(1 + commands)
         return reply
 
