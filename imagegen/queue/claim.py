@@ -38,6 +38,7 @@ class Claim:
         checkpoint: progress of the attempt.
         stored_bytes, stored_checkpoint: the checkpoint in Redis, None before the first start.
         written: hashes of the checkpoints that were written for it here, without their entry ids.
+        charged_before: what was charged for its task before its last start, in micro-dollars.
         lost: another instance has the claim, or the task is over; `on_lost` is called then, to stop a running call.
         occupies_slot: whether a loop works on it.
         ending: its end is being written, and may be in Redis already; the reply shows whether another one was first.
@@ -53,6 +54,7 @@ class Claim:
     stored_bytes: bytes | None = None
     stored_checkpoint: Checkpoint | None = None
     written: set[int] = field(default_factory=set, repr=False)
+    charged_before: int = 0
     lost: bool = False
     on_lost: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)

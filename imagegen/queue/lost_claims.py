@@ -88,7 +88,7 @@ class LostClaims:
             checkpoint = None if stored is None else decode_checkpoint(stored)[1]
         except (NewerRecord, UnreadableRecord):
             return 0
-        count, amount = uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim)
+        count, amount = uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim, checkpoint)
         text = charge(claim.cost, amount)
         if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count, text):
             return 0
@@ -99,9 +99,14 @@ class LostClaims:
         return count
 
 
-def uncounted_charge(claim: Claim) -> int:
-    """Return what the calls of a claim cost, in micro-dollars, with the one in flight; not those before its task."""
-    before = claim.task.cost.charged if claim.task.cost else 0
+def uncounted_charge(claim: Claim, theirs: Checkpoint | None) -> int:
+    """Return what the calls of a claim cost, in micro-dollars, with the one in flight; not those before its task.
+
+    theirs: the checkpoint in Redis. Another owner's of the same start has the calls before that start too.
+    """
+    before, ours = claim.task.cost.charged if claim.task.cost else 0, claim.checkpoint
+    if theirs is not None and theirs.owner != ours.owner and theirs.starts == ours.starts:
+        before = max(before, claim.charged_before)
     return max(claim.cost.ended().charged - before, 0)
 
 

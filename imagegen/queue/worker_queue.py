@@ -154,6 +154,7 @@ class WorkerQueue:
         if existing:
             return await self._take_over(claim, existing)
         self._record_checkpoint(claim, checkpoint, value)
+        claim.charged_before = claim.cost.charged
         if (server := self._connection.server) and server.evicts and self._is_surely_ours(claim):
             with suppress(QueueUnavailable):  # later the claim may be another's; else the next renewal sets the mark
                 await self._verbs.mark_begun(self._dispatcher.instance, claim.entry_id)

@@ -311,6 +311,17 @@ async def test_a_call_of_a_lost_claim_is_charged_and_so_is_that_of_its_new_owner
     assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
 
 
+async def test_a_call_before_the_start_of_two_owners_is_charged_once(one: Instance) -> None:
+    (claim,) = await started(limited(one, (TOTAL, 9 * PRICE)), "a")
+    lost = claim.cost.lost("upstream_timeout")
+    claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=1, cost=lost.before_call(PRICE))
+    assert await one.worker_queue.start(claim) is StartResult.STARTED
+    theirs = replace(claim.checkpoint, owner="them")
+    await one.connection.commands.set(one.keys.checkpoint(claim.task.id), theirs.encode(claim.entry_id))
+    assert await one.parts.leases.lost_claims.record(claim) == 2
+    assert await used(one) == 2 * PRICE  # what the task has reserved, and the call here
+
+
 @pytest.mark.parametrize("lost", [1, 2])
 async def test_a_change_after_the_loss_of_others_counts_on_top_of_them(make_instance: MakeInstance, lost: int) -> None:
     one = limited(make_instance(), (TOTAL, 9 * PRICE), (KEY, 9 * PRICE))
