@@ -78,9 +78,9 @@ class TaskList:
             except ScanRefused as error:
                 raise ListRefused from error
             self._connection.meter.redis_commands_sent("list", 1)
-            if names:
-                ids = (_text(name).rpartition(":")[2] for name in names)
-                yield [task_id for task_id in ids if TASK_ID.fullmatch(task_id)]
+            texts = (_text(name).rpartition(":")[2] for name in names)
+            if ids := [text for text in texts if TASK_ID.fullmatch(text)]:
+                yield ids
 
     async def _places(self, ids: list[str], state: State | None) -> list[Cursor]:
         records = await self._values(map(self._keys.record, ids))

@@ -216,10 +216,11 @@ async def test_foreign_messages_are_skipped(make_instance: MakeInstance) -> None
 
 async def test_foreign_names_of_keys_cost_no_list_and_no_report(make_instance: MakeInstance) -> None:
     instance = make_instance()
-    await runs_tasks(instance, "ours")
     redis, keys = instance.connection.commands, instance.keys
     for name in (b"\xff\xfe", b"", b"x", b"A" * 32):
         await redis.set(keys.record("").encode() + name, b"junk")
+    assert (await instance.client_queue.listing.page(None, None, 10)).task_ids == []
+    await runs_tasks(instance, "ours")
     store = UsageStore(instance.connection, keys)
     await redis.hset(keys.dead_instances, mapping={b"\xff\xfe": 1, "gone": 1})
     assert await store.dead() == ["gone"]

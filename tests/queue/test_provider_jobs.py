@@ -323,6 +323,13 @@ async def test_a_job_is_not_taken_while_a_call_of_another_task_has_no_response(m
     assert await waiting is False
 
 
+async def test_a_job_is_taken_beside_a_key_with_a_foreign_name(make_instance: MakeInstance) -> None:
+    instance = make_instance()
+    claim = await calling(instance, "ours")
+    await instance.connection.commands.set(instance.keys.checkpoint("").encode() + b"\xff", b"junk")
+    assert await instance.worker_queue.take_found_job(claim, found(), 20) is True
+
+
 async def test_a_job_is_taken_once_the_other_calls_have_another_job_or_were_lost(make_instance: MakeInstance) -> None:
     one, other = make_instance(), make_instance(start=False)
     accepted, lost, ours = [await calling(one, name) for name in ("accepted", "lost", "ours")]

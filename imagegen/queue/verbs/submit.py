@@ -14,11 +14,11 @@ from imagegen.queue.lines import ClientLines, Line
 from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, NO_CHANGE, Limits, budget_keys, release, reservation
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.line_args import NO_LINES, add_line_args, clients_with_lines
-from imagegen.queue.verbs.move_aside import retry_after_move
+from imagegen.queue.verbs.move_aside import move_aside
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import MAX_AT_ONCE, Batcher, CommandBatch
-from imagegen.redis_client.redis_errors import OtherServer
+from imagegen.redis_client.redis_errors import OtherServer, ResponseError, wrong_type
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import IN_LINE, Task
 
@@ -186,7 +186,13 @@ class Submit:
     async def _sent(self, item: SubmitItem) -> SubmitReply | None:
         """Return the reply to an item; None if Redis has lost the stream, or another server answers."""
         try:
-            reply = await retry_after_move(self._context, self._batcher, item)
+            try:
+                reply = await self._batcher(item)
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                await move_aside(self._context)
+                reply = await self._batcher(item)
         except OtherServer:
             return None
         return None if reply.kind == "lost" else reply

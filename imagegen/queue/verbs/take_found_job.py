@@ -148,7 +148,7 @@ class TakeFoundJob:
         for _ in range(MAX_SCANS):
             cursor, page = await context.connection.scan(cursor, pattern, SCAN_COUNT)
             context.count("read", 1)
-            names = [name for name in map(bytes.decode, page) if name.startswith(prefixes)]
+            names = [name for key in page if (name := key.decode(errors="replace")).startswith(prefixes)]
             for batch in batched(names, READ_COUNT):
                 await self._read(batch, owners)
             if not cursor:
