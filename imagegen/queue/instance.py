@@ -232,7 +232,6 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     parts.client_queue.on_missing_entry = recovery.wait_restored
     canceller.on_missing_record = recovery.wait_record_restored
     parts.verbs.submit.on_loss = recovery.wait_stream_restored
-    parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances
     parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined, parts.families.on_joined]
     parts.notifier.on_join += [parts.pause.read_soon, parts.client_queue.joined.doubt_all]
@@ -254,8 +253,9 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
 
 
 def _connect_lookup(parts: QueueInstance) -> None:
-    """Let finished tasks be read again once messages about them may be lost."""
-    doubt = parts.task_lookup.doubt_finished
+    """Set the callbacks of the lookup: finished tasks are read again once messages about them may be lost."""
+    recovery, doubt = parts.recovery, parts.task_lookup.doubt_finished
+    parts.task_lookup.is_recovering = lambda: recovery.unsettled
     parts.connection.on_new_server.append(lambda _known, _new: doubt())
     parts.notifier.on_join.append(doubt)
     parts.notifier.handlers[MISSED] = lambda _message: doubt()
