@@ -21,6 +21,7 @@ class AlertSources:
 
     def __init__(self, alerts: Alerts) -> None:
         self._alerts = alerts
+        self._redis_check: asyncio.TimerHandle | None = None
 
     def on_key_refused(self, code: str, setting: str) -> None:
         """Report that the provider refuses the key of a setting, or that its account has no credit."""
@@ -52,9 +53,11 @@ class AlertSources:
                 report("Redis does not answer")
 
         def on_down(refused: bool) -> None:  # noqa: FBT001 - the type of its callers
+            if self._redis_check is not None:  # of an outage before, which is over
+                self._redis_check.cancel()
             if refused:
                 report("Redis refuses commands")
             else:
-                asyncio.get_running_loop().call_later(REDIS_OUTAGE_S, check)
+                self._redis_check = asyncio.get_running_loop().call_later(REDIS_OUTAGE_S, check)
 
         health.on_down.append(on_down)

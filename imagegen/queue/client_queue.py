@@ -22,6 +22,7 @@ from imagegen.queue.families import FamiliesWithImages
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.joined_clients import JoinedClients
 from imagegen.queue.line_mover import LineMover
+from imagegen.queue.notifier import FRESH
 from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.preview import SubmitPreview
@@ -192,7 +193,7 @@ class ClientQueue:
             if task is not None:
                 break
         if task.state.is_final:
-            self._notifier.publish("fresh", ids=[task.id])
+            self._notifier.publish(FRESH, ids=[task.id])
         return submitted
 
     async def join(self, task: Task, client: str, *, has_webhook: bool = False) -> bool:
@@ -407,7 +408,7 @@ class ClientQueue:
             self._task_cache.put(task)
             self._families.add(task)
             if reply.kind == "again":
-                self._notifier.publish("fresh", ids=[task.id])
+                self._notifier.publish(FRESH, ids=[task.id])
             return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=epoch, sequence=epoch, entry_id=reply.entry_id)
         is_in_stream = bool(reply.entry_id) and reply.entry_id != IN_LINE
@@ -421,7 +422,7 @@ class ClientQueue:
         if task.client and is_in_stream:
             self._lines.submitted(task)
         if reply.kind == "again":
-            self._notifier.publish("fresh", ids=[task.id])
+            self._notifier.publish(FRESH, ids=[task.id])
         return SubmitResult(task, CacheResult.REFRESH if task.stale_images else CacheResult.MISS)
 
     def _on_existing(self, submission: Submission, reply: SubmitReply) -> SubmitResult:

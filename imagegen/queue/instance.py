@@ -26,7 +26,7 @@ from imagegen.queue.line_mover import LineMover
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
-from imagegen.queue.notifier import MISSED, Message, Notifier
+from imagegen.queue.notifier import FRESH, MISSED, Message, Notifier
 from imagegen.queue.open_calls import OpenCalls
 from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
@@ -242,7 +242,7 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
         "busy": takeover.on_peer_busy,
         "watch": relay.on_watch,
         "change": relay.on_change,
-        "fresh": relay.on_resubmitted,
+        FRESH: relay.on_resubmitted,
         "lost": recovery.on_loss_elsewhere,
         "restored": recovery.on_restored_elsewhere,
         PAUSE_MESSAGE: parts.pause.on_message,

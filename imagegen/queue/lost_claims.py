@@ -14,7 +14,7 @@ from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
-from imagegen.queue.notifier import Notifier
+from imagegen.queue.notifier import FRESH, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.budget_counters import charge
 from imagegen.tasks.task import State, Task
@@ -45,7 +45,7 @@ class LostClaims:
         self._counts[task.id, task.epoch] = (count, time.monotonic())
         while len(self._counts) > MAX_KEPT:
             del self._counts[next(iter(self._counts))]
-        self._notifier.publish("fresh", ids=[task.id])
+        self._notifier.publish(FRESH, ids=[task.id])
 
     async def record_again(self) -> None:
         """Record the counts of the last minutes again, since Redis may have lost them. Raises QueueUnavailable."""
@@ -54,7 +54,7 @@ class LostClaims:
         for (task_id, epoch), (count, _) in list(self._counts.items()):
             await self._verbs.raise_billed(task_id, epoch, count)
         if self._counts:
-            self._notifier.publish("fresh", ids=[task_id for task_id, _ in self._counts])
+            self._notifier.publish(FRESH, ids=[task_id for task_id, _ in self._counts])
 
     async def abandon(self, claims: Sequence[Claim]) -> None:
         """Stop the work, and record calls that are not counted elsewhere.

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import orjson
@@ -30,6 +29,9 @@ HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 
 _BROADCAST = ("hello", "lost", "pause")
 """Kinds that are published even without a peer."""
+
+FRESH, MAX_UNSENT_IDS = "fresh", 1_000
+"""Kind for tasks whose cached end does not hold any more; ids of them that are kept while Redis is away."""
 
 _GREETINGS = ("hello", "here")
 """Kinds that describe their sender."""
@@ -90,6 +92,9 @@ class Notifier:
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
         self.silent = self.subscribed = self.is_informed = False
         self._hellos = 0
+        self._repeats_hello = self._has_unsent = False
+        self._unsent_ids: dict[str, None] = {}
+        self._repeat_timer: asyncio.TimerHandle | None = None
         self._subscribed_at = 0.0
         self._others = math.inf
         self._forgotten: set[str] = set()
@@ -353,13 +358,34 @@ class Notifier:
     def _repeat(self, kind: str, content: Mapping[str, Any]) -> None:
         """Send a greeting again that was not sent: peers do not see this instance without it.
 
-        The same with the message that a task was enqueued again: peers that have cached its end rely on it.
+        The same with the message that tasks were enqueued again: peers that have cached their ends rely on it. Only
+        their ids are kept, and of too many only that messages are missing.
         """
-        if kind == "fresh":
-            asyncio.get_running_loop().call_later(HELLO_AGAIN_S, partial(self.publish, kind, **content))
         if kind == "hello" and self._hellos < MAX_HELLOS:
             self._hellos += 1
-            asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
+            self._repeats_hello = True
+        elif kind == MISSED:
+            self._has_unsent = True
+        elif kind == FRESH and not self._has_unsent:
+            self._unsent_ids |= dict.fromkeys(content["ids"])
+            self._has_unsent = len(self._unsent_ids) > MAX_UNSENT_IDS
+        else:
+            return
+        if self._has_unsent:
+            self._unsent_ids = {}
+        if self._repeat_timer is None:
+            self._repeat_timer = asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self._publish_again)
+
+    def _publish_again(self) -> None:
+        self._repeat_timer = None
+        repeats_hello, ids, has_unsent = self._repeats_hello, [*self._unsent_ids], self._has_unsent
+        self._repeats_hello, self._unsent_ids, self._has_unsent = False, {}, False
+        if repeats_hello:
+            self.publish("hello")
+        if has_unsent:
+            self.publish(MISSED)
+        elif ids:
+            self.publish(FRESH, ids=ids)
 
     def _message(self, kind: str, content: Mapping[str, Any]) -> bytes:
         abilities = {"can": _ABILITIES} if kind in _GREETINGS else {}

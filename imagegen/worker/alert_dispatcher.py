@@ -15,6 +15,9 @@ from imagegen.worker.webhooks import WebhookSender
 
 RETRY_DELAYS_S = (5.0, 30.0, 120.0)
 
+MAX_DELIVERING = 32
+"""Alerts that are sent or repeated at once; others wait, and are dropped if too many do."""
+
 
 class AlertDispatcher:
     """Dispatcher that sends alerts until each is delivered or given up. `deliver_forever` is the loop to supervise.
@@ -43,10 +46,13 @@ class AlertDispatcher:
 
     async def deliver_forever(self) -> None:
         """Start the delivery of each alert when it comes."""
+        free = asyncio.Semaphore(MAX_DELIVERING)
         async with asyncio.TaskGroup() as group:
             while True:
+                await free.acquire()
                 alert = await self._alerts.next()
-                group.create_task(self._deliver(alert), name=f"alert-{alert.type}")
+                delivering = group.create_task(self._deliver(alert), name=f"alert-{alert.type}")
+                delivering.add_done_callback(lambda _done: free.release())
 
     async def drain(self, deadline_s: float) -> None:
         """Wait until each alert was sent once; it is not repeated after that."""

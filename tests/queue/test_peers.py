@@ -183,6 +183,33 @@ async def test_a_message_about_a_resubmitted_task_that_fails_is_published_again(
     assert not failures
 
 
+@pytest.mark.parametrize("count", [40, 3_000])
+async def test_messages_about_tasks_resubmitted_while_redis_is_away_are_repeated_as_one(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("imagegen.queue.notifier.HELLO_AGAIN_S", 0.2)
+    one, two, first = await two_with_a_finished_task(make_instance)
+    publish, tried, is_away = one.connection.commands.publish, list[bytes](), True
+
+    async def publish_if_there(channel: str, message: bytes) -> int:
+        tried.append(message)
+        if is_away:
+            raise RedisConnectionError("reset")
+        return int(await publish(channel, message))
+
+    monkeypatch.setattr(one.connection.commands, "publish", publish_if_there)
+    await one.client_queue.replace(submission("a"), first, keep=True)
+    for number in range(count):
+        one.notifier.publish("fresh", ids=[f"{number:032x}"])
+    await eventually(lambda: len(tried) == count + 2)  # all, and their first repeat
+    await eventually(lambda: len(tried) > count + 4)
+    is_away = False
+    await eventually(lambda: knows(two, first))
+    repeated = tried[count + 1 :]
+    assert len(repeated) < 20
+    assert max(map(len, repeated)) < 40_000
+
+
 async def test_a_peer_that_did_not_answer_for_a_while_learns_what_was_resubmitted_meanwhile(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

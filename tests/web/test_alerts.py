@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -21,8 +21,8 @@ from imagegen.accounts import alert_sources, budget_watch
 from imagegen.accounts.alerts import Alerts
 from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, STORE, SUPERVISOR
 from imagegen.metrics import Meter
-from imagegen.worker.alert_dispatcher import AlertDispatcher
-from imagegen.worker.webhooks import WebhookSender, webhook_session
+from imagegen.worker.alert_dispatcher import MAX_DELIVERING, AlertDispatcher
+from imagegen.worker.webhooks import ReceiverResponse, WebhookSender, webhook_session
 from tests.emulator_fixtures import EmulatedUpstream
 from tests.support import AS_ADMIN, eventually
 from tests.web.conftest import Client, StartService, StartTwo
@@ -226,3 +226,47 @@ async def test_redis_that_refuses_commands_or_is_away_for_long_is_an_alert(
         await asyncio.sleep(0.01)
     causes = {(event["type"], event["data"]["store"], event["data"]["cause"]) for event in receiver.events()}
     assert ("store.unavailable", "queue", "Redis does not answer") in causes
+
+
+async def test_short_outages_of_redis_one_after_another_are_no_alert(
+    start_service: StartService, receiver: Receiver, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start_service(**settings)
+    loop, health = asyncio.get_running_loop(), service.app[CONNECTION].health
+    monkeypatch.setattr(alert_sources, "REDIS_OUTAGE_S", 0.2)
+    health.failed(ConnectionError())
+    health.succeeded()
+    monkeypatch.setattr(alert_sources, "REDIS_OUTAGE_S", 60.0)
+    for _ in range(100):
+        health.failed(ConnectionError())
+        health.succeeded()
+    end = loop.time() + 0.4
+    while loop.time() < end:
+        health.failed(ConnectionError())
+        await asyncio.sleep(0.01)
+    health.succeeded()
+    await deliver_alerts(service)
+    assert not receiver.received
+
+
+async def test_a_receiver_that_does_not_answer_holds_a_bounded_number_of_alerts(start_service: StartService) -> None:
+    service, meter = await start_service(), Meter()
+    alerts = Alerts(service.app[CONNECTION], service.app[QUEUE].keys, "an instance", enabled=True)
+    posted, answers = list[str](), asyncio.Event()
+
+    class SilentReceiver:
+        async def post(self, _address: str, message: str, _body: bytes, _secret: str | None) -> ReceiverResponse:
+            posted.append(message)
+            await answers.wait()
+            return ReceiverResponse(200)
+
+    dispatcher = AlertDispatcher(alerts, cast(WebhookSender, SilentReceiver()), "http://silent", None, meter)
+    delivering = asyncio.create_task(dispatcher.deliver_forever())
+    for number in range(MAX_DELIVERING * 3):
+        alerts.report("budget.warning", f"{number}", life_s=60.0)
+        await asyncio.sleep(0)
+    await eventually(lambda: len(posted) >= MAX_DELIVERING)
+    assert len(posted) == MAX_DELIVERING
+    answers.set()
+    await eventually(lambda: meter.alerts["budget.warning", "delivered"] == MAX_DELIVERING * 3)
+    delivering.cancel()
