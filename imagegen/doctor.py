@@ -56,7 +56,7 @@ def check_all(settings: Settings, today: date, note: Callable[[str], object] = l
     except SettingsError as error:
         yield Finding(str(error), fatal=True)
     else:
-        yield from check_table(table, today)
+        yield from check_age(table, today)
         yield from check_models(settings, table, today)
     probed = asyncio.run(_probe_network(settings, table))
     for line in probed.notes:
@@ -91,14 +91,19 @@ def embedded_server(settings: Settings) -> str | None:
     return f"{binary} ({binary.path})"
 
 
-def check_table(table: ModelTable, today: date) -> Iterator[Finding]:
-    """Yield what the maintainers of the table must look at: its age, and models that ended since it was checked."""
+def check_age(table: ModelTable, today: date) -> Iterator[Finding]:
+    """Yield a finding if the table has not been checked for long."""
     age = today - table.checked
     if age > MAX_AGE:
         yield Finding(
             f"the model table was checked on {table.checked}, {age.days} days ago: prices and limits may have changed; "
             "install a newer version, or set `checked` in MODELS_FILE after you compared its rows with their sources"
         )
+
+
+def check_table(table: ModelTable, today: date) -> Iterator[Finding]:
+    """Yield what the maintainers of the table must look at: its age, and models that ended since it was checked."""
+    yield from check_age(table, today)
     for row in table.all_rows:
         if row.ends is not None and table.checked <= row.ends <= today:
             successor = f"its successor is {row.successor}" if row.successor else "no successor is listed"

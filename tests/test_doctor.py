@@ -91,6 +91,13 @@ def test_good_settings_have_no_findings(tmp_path: Path, redis_url: str) -> None:
     assert list(check_all(Settings(data_dir=tmp_path, redis_url=redis_url), CHECKED)) == []
 
 
+def test_an_ended_model_that_no_setting_names_is_no_finding_for_an_operator(tmp_path: Path, redis_url: str) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('checked = 2026-11-28\nmodels = [{ id = "old", provider = "openai", ends = 2026-12-01 }]')
+    settings = Settings(data_dir=tmp_path, redis_url=redis_url, models_file=file)
+    assert list(check_all(settings, date(2026, 12, 1))) == []
+
+
 def test_redis_that_is_away_is_a_fault(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, redis_url="redis://127.0.0.1:1")
     (finding,) = check_all(settings, CHECKED)

@@ -48,6 +48,10 @@ class Report:
 
 
 def doctor(folder: Path, *options: str, **settings: str) -> Report:
+    """Run the command with a model table that was checked today: the packaged one grows old."""
+    table = folder / "checked_today.toml"
+    table.write_text(f"checked = {datetime.now(UTC).date()}\nmodels = []")
+    settings = {"MODELS_FILE": str(table), **settings}
     ended = forked.run([str(RUN), "doctor", *options], cwd=folder, env=environment(folder, settings))
     return Report(ended.returncode, ended.stdout, ended.stderr)
 
