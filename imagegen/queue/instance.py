@@ -223,6 +223,7 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     takeover.on_takeover = partial(_on_takeover, parts)
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
+    parts.connection.on_new_server.append(lambda _known, _new: parts.notifier.on_new_server())
     parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
     parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
     parts.consumer.on_loss, parts.consumer.on_group_known = recovery.on_group_lost, recovery.on_group_known

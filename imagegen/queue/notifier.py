@@ -95,7 +95,7 @@ class Notifier:
         self._repeats_hello = self._has_unsent = False
         self._unsent_ids: dict[str, None] = {}
         self._repeat_timer: asyncio.TimerHandle | None = None
-        self._subscribed_at = 0.0
+        self._subscribed_at, self._moved_at = 0.0, -math.inf
         self._others = math.inf
         self._forgotten: set[str] = set()
         self._met_all = asyncio.Event()
@@ -175,6 +175,15 @@ class Notifier:
     def _update_alone_since(self) -> None:
         self.alone_since = self._doubted_at if self.alone else math.inf
 
+    def on_new_server(self) -> None:
+        """Keep the peers for a while: they may not have subscribed to the new server yet."""
+        self._moved_at = time.monotonic()
+
+    def _counts_all(self, receivers: int) -> bool:
+        """Return whether the receivers of a message are all peers that live: after a failover some come later."""
+        settled_at = max(self._subscribed_at, self._moved_at) + SILENT_S
+        return self.subscribed and receivers > 0 and time.monotonic() >= settled_at
+
     def probe_peers(self) -> None:
         """Greet an instance that may be there, and stop assuming that there is none."""
         self._doubt_peers()
@@ -217,8 +226,9 @@ class Notifier:
         attending = self._seen_since(since)
         if len(attending) < receivers or self._subscribed_at >= since:
             return None
-        for name in self.peers.keys() - attending:
-            self._forget(name)
+        if self._counts_all(receivers + 1):
+            for name in self.peers.keys() - attending:
+                self._forget(name)
         return attending
 
     def _seen_since(self, since: float) -> frozenset[str]:
@@ -414,7 +424,7 @@ class Notifier:
             self._others = receivers - 1
             self._count_peers()
         others = max(receivers - self.subscribed, 0)
-        if receivers <= 1 and kind not in _BROADCAST:
+        if receivers <= 1 and kind not in _BROADCAST and self._counts_all(receivers):
             has_left = bool(self.peers)
             self._forget_all()
             if has_left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
@@ -83,6 +84,35 @@ async def test_calls_of_instances_that_follow_a_failover_at_different_times_are_
         await eventually(recorded)
         await eventually(lambda: at_rest(one))
         assert all(calls.paid[task_id] == 2 for task_id in ids)
+
+
+async def test_no_call_begins_before_an_instance_that_follows_a_failover_last_has_written_back(
+    make_instance: MakeInstance, servers: tuple[RedisServer, RedisServer], calls: Calls
+) -> None:
+    primary, replica = servers
+    async with FaultProxy(primary.path) as early, FaultProxy(primary.path) as late:
+        two, three = make_instance(url=early.url, slots=4), make_instance(url=early.url, slots=4)
+        one = make_instance(url=late.url, slots=4)
+        await eventually(lambda: all(len(i.notifier.peers) == 2 for i in (one, two, three)))
+        await promote(primary, replica)
+        calls.run_on(one, 4)
+        ids = await submit_all([two, three], [f"task {i}" for i in range(4)])
+        await eventually(lambda: all(calls.paid[task_id] for task_id in ids))
+        calls.run_on(two, 4)
+        calls.run_on(three, 4)
+        late.refuse = True
+        for proxy in (early, late):
+            proxy.to(replica.path)
+            proxy.cut()
+        await primary.kill()
+        await eventually(lambda: on_one_server(two, three) and not two.connection.recovered.is_set())
+        await two.notifier.attending()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(two.connection.recovered.wait(), recovery.SETTLE_S * 2.5)
+        late.refuse = False
+        calls.go_on.set()
+        await eventually(lambda: calls.ended.issuperset(ids), within_s=20)
+        await check_paid_once(calls, [one, two, three], ids)
 
 
 @pytest.mark.parametrize("count", [1, 2])
