@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
+
+from imagegen.timer_line import LineTimer, TimerLine
 
 MAX_HEAD_BYTES = 2**18
 MAX_HEADERS = 4_096
@@ -44,23 +47,25 @@ class ResponseFilter(asyncio.Protocol):
     Args:
         protocol: aiohttp's, of a connection that has no unread bytes, with the parameters of its response set.
         transport: of the connection.
-        stall_s: limit of the time without a byte, until the body ends; None: no limit. aiohttp's own timer is set again
+        stalls: timers of the time without a byte, until the body ends; None: no limit. aiohttp's own timer is set again
             for each piece, which costs a small image a per cent.
     """
 
-    def __init__(self, protocol: ResponseHandler, transport: asyncio.Transport, stall_s: float | None = None) -> None:
+    def __init__(
+        self, protocol: ResponseHandler, transport: asyncio.Transport, stalls: TimerLine | None = None
+    ) -> None:
         self._protocol = protocol
         self._transport = transport
         self._has_passed_head = False
         self._start = bytearray()
         self._searched = 0
         self._body: aiohttp.StreamReader | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: LineTimer | asyncio.TimerHandle | None = None
         self._moved_at_s = 0.0
-        if stall_s is not None:
+        if stalls is not None:
             self._loop = asyncio.get_running_loop()
             self._moved_at_s = self._loop.time()
-            self._timer = self._loop.call_at(self._moved_at_s + stall_s, self._check_stall, stall_s)
+            self._timer = stalls.begin(partial(self._check_stall, stalls.duration_s))
         transport.set_protocol(self)
 
     async def read(self) -> tuple[RawResponseMessage, aiohttp.StreamReader]:

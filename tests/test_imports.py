@@ -33,6 +33,7 @@ LAYERS = [  # a package imports only from layers below its own
         "resolver",
         "setting_parsers",
         "standard_streams",
+        "timer_line",
     },
     {"body_receiver", "byte_budget", "response_filter", "proxies", "redis_client", "secret_files", "turn_queue"},
     {"channels_file", "settings_file"},

@@ -21,6 +21,7 @@ from yarl import URL
 from imagegen.body_receiver import BodyReceiver, next_piece
 from imagegen.errors import forget_frames
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
+from imagegen.timer_line import TimerLine
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class LinkClient:
     def __init__(self, session: aiohttp.ClientSession, headers: Mapping[str, str], stall_s: float) -> None:
         self._session = session
         self._headers = headers
-        self._stall_s = stall_s
+        self._stalls = TimerLine(stall_s)
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
         self._origins: OrderedDict[tuple[str, str], _Origin] = OrderedDict()
 
@@ -169,10 +170,10 @@ class LinkClient:
             max_field_size=_MAX_HEAD_BYTES,
             max_headers=MAX_HEADERS,
         )
-        response = ResponseFilter(protocol, transport, self._stall_s)
+        response = ResponseFilter(protocol, transport, self._stalls)
         transport.write(head)
         message, content = await response.read()
-        return LinkResponse(message.code, message.headers, content, protocol, self._stall_s)
+        return LinkResponse(message.code, message.headers, content, protocol, self._stalls.duration_s)
 
     def _origin(self, url: URL) -> _Origin:
         key = (url.scheme, url.raw_authority)

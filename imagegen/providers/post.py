@@ -26,6 +26,7 @@ from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.response_body import ResponseBody
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
+from imagegen.timer_line import TimerLine
 
 _CONNECT_S = 10.0
 MAX_RESPONSE_HEAD_BYTES = 2**16
@@ -80,7 +81,7 @@ class PaidPost:
         self._session = session
         self._url = url
         self._headers = headers
-        self._timeout_s = timeout_s
+        self._time_limits = TimerLine(timeout_s)
         self._connect_timeout = connect_timeout(timeout_s)
 
     async def send(self, body: Body, on_sent: Callable[[], None]) -> RawResponse:
@@ -92,7 +93,7 @@ class PaidPost:
         """
         sending = _Sending(body, on_sent)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            with self._time_limits.limit():
                 return await self._send(sending)
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError) and sending.begun and not sending.done:

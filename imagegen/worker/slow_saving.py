@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from imagegen.timer_line import TimerLine
+
 T = TypeVar("T")
 
 LOOK_S = 0.5
+
+_looks = TimerLine(LOOK_S)
 
 
 class SaveLeft(Exception):
@@ -29,7 +33,7 @@ class SaveWatch:
 
     async def run(self, save: Awaitable[T]) -> T:
         """Return the result of the save. Raises SaveLeft."""
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+        self._timer = _looks.begin(self._look_again)
         try:
             return await save
         except asyncio.CancelledError:
@@ -44,4 +48,4 @@ class SaveWatch:
         if self._task is not None and self._may_leave():
             self._leaves = self._task.cancel()
         else:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+            self._timer = _looks.begin(self._look_again)
