@@ -25,7 +25,6 @@ of 256 KiB."""
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
-_PNG_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
 _EOI, _SOS = 0xD9, 0xDA
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB}
@@ -128,19 +127,20 @@ class ImageChecker:
     def _advance(self, view: memoryview) -> int:
         at, end = 0, len(view)
         while at < end and not self._ended:
-            start = at + self._skipped
-            if start >= end and (start > end or self._needed):
+            start, needed = at + self._skipped, self._needed
+            if start >= end and (start > end or needed):
                 self._skipped = start - end
                 return end
-            self._skipped = 0
-            if self._needed == _SCAN:
+            if needed == _SCAN:
+                self._skipped = 0
                 at = self._scan(view, start)
                 continue
-            at = start + self._needed - len(self._held)
-            self._held += view[start:at]
+            at = start + needed - len(self._held)
             if at > end:
+                self._skipped = 0
+                self._held += view[start:]
                 return end
-            self._resume(self._held)
+            self._resume(self._held + view[start:at])
         return at
 
     def _resume(self, answer: bytes) -> None:
@@ -215,30 +215,31 @@ class ImageChecker:
         The check sums of the chunks give that of the file, which is counted in one go: a call for each chunk would
         release the interpreter lock as often.
         """
-        palette, pixel_bytes, colour = False, 0, 0
-        crc = crc32(_PNG_MAGIC)
         head = start + (yield 0, 8 - len(start))
-        for number in range(MAX_PARTS):
-            length, kind = struct.unpack(">I4s", head)
-            if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
-                raise NotAnImage("its PNG header is broken")
-            if not kind[0] & 0x20 and kind not in _PNG_CRITICAL:
-                raise NotAnImage("the PNG has a chunk that no reader supports")
-            if number == 0:
-                colour, skipped = self._read_png_header((yield 0, length)), 0
-            else:
-                skipped = length
-            palette = palette or kind == b"PLTE"
-            pixel_bytes += length if kind == b"IDAT" else 0
-            checksum = yield skipped, 4 if kind == b"IEND" else 12
-            crc = crc32_combine(crc32(head[:4], crc), int.from_bytes(checksum[:4], "big"), 4 + length)
-            crc = crc32(checksum[:4], crc)
-            head = checksum[4:]
-            if kind == b"IEND":
+        length, kind = struct.unpack(">I4s", head)
+        if kind != b"IHDR" or length != 13:
+            raise NotAnImage("its PNG header is broken")
+        colour, skipped = self._read_png_header((yield 0, length)), 0
+        palette, pixel_bytes, crc = False, 0, crc32(_PNG_MAGIC + head[:4])
+        for _ in range(MAX_PARTS - 1):
+            head = yield skipped, 12  # that of the next chunk, behind the check sum of this one
+            checksum, next_length, kind = struct.unpack(">II4s", head)
+            crc = crc32(head[:8], crc32_combine(crc, checksum, 4 + length))
+            length = skipped = next_length
+            if kind == b"IDAT":
+                pixel_bytes += length
+            elif kind == b"IEND":
+                checksum = yield length, 4
                 if not pixel_bytes or length or (colour == 3 and not palette):
                     raise NotAnImage("the PNG has no image in it")
-                self._expected_crc = crc
+                self._expected_crc = crc32(checksum, crc32_combine(crc, int.from_bytes(checksum, "big"), 4 + length))
                 return
+            elif kind == b"IHDR":
+                raise NotAnImage("its PNG header is broken")
+            elif kind == b"PLTE":
+                palette = True
+            elif not kind[0] & 0x20:
+                raise NotAnImage("the PNG has a chunk that no reader supports")
         raise NotAnImage("it has too many parts", lasting=True)
 
     def _read_png_header(self, header: bytes) -> int:
