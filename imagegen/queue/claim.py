@@ -6,9 +6,9 @@ import asyncio
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, shown_images
@@ -29,8 +29,7 @@ class StartResult(Enum):
     INHERITED = 3
 
 
-@dataclass(eq=False, slots=True)
-class Claim:
+class Claim(Struct, eq=False):
     """An instance's hold on one task.
 
     Attributes:
@@ -53,11 +52,11 @@ class Claim:
     checkpoint: Checkpoint
     stored_bytes: bytes | None = None
     stored_checkpoint: Checkpoint | None = None
-    written: set[int] = field(default_factory=set, repr=False)
+    written: set[int] = field(default_factory=set)
     charged_before: int = 0
     lost: bool = False
     on_lost: Callable[[], None] | None = None
-    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    timer: asyncio.TimerHandle | None = None
     occupies_slot: bool = False
     ending: bool = False
     began_at: float | None = None

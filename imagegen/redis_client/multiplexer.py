@@ -71,8 +71,7 @@ class CommandBatch(NamedTuple):
     one_server: bool = False
 
 
-@dataclass(eq=False, slots=True)
-class InFlight:
+class InFlight(Struct, eq=False):
     """Batch in flight. deadline: event-loop time; sends, redirects: how often; refusal: of the last redirect."""
 
     packed: bytes
@@ -82,7 +81,7 @@ class InFlight:
     sends: int = 0
     redirects: int = 0
     refusal: Exception | None = None
-    replies: list[Any] = field(default_factory=list)
+    replies: list[Any] = []
 
 
 class MultiplexerEvents(Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -74,14 +74,17 @@ class AttemptRunner:
         """
         while True:
             try:
-                with ClaimScope(claim), suppress(_Inherited):
+                with ClaimScope(claim):
                     waiting = self._waiting(claim)
-                    if found := await FoundImages(waiting, self.rules, self.began_at).outcome(claim):
+                    search = FoundImages(waiting, self.rules, self.began_at)
+                    if search.may_have_some(claim) and (found := await search.outcome(claim)):
                         return found
                     spent = self.rules.exhausted(claim.task, claim.checkpoint, self.clock())
                     return with_saved_images(claim, spent or await Attempt(self, claim, waiting).run())
             except ClaimWasLost:
                 return ClaimLost()
+            except _Inherited:
+                continue
 
     def _waiting(self, claim: Claim) -> PermitWaiting:
         ends_at = partial(self.rules.deadline, claim.task)  # it moves with jumps of the server's clock
@@ -124,22 +127,24 @@ class Attempt:
         self._images = ReplyImages(claim, self._places, saver, runner.clock)
 
     async def run(self) -> Outcome:
-        async with aclosing(self._inputs):
+        try:
             return await self._run()
+        finally:
+            self._inputs.close()
 
     async def _run(self) -> Outcome:
         try:
-            if self._claim.checkpoint.links:
-                with suppress(LinksDied):
-                    await self._fetch_paid()
-            await self._search()
+            if self._claim.checkpoint.links or self._claim.checkpoint.sent:
+                await self._finish_earlier_calls()
             while True:
-                with suppress(_FewerImages, LinksDied):
+                try:
                     if job := self._claim.checkpoint.job:
                         await self._collect(job)
                         self._end_if_spent()
                     await self._make_calls()
                     break
+                except (_FewerImages, LinksDied):
+                    continue
         except AttemptEnded as ended:
             return ended.outcome
         except Stopping:
@@ -151,6 +156,9 @@ class Attempt:
             return self._runner.rules.deadline_failure(self._claim.task)
         except UpstreamError as error:
             return self._judge(error)
+        return self._success()
+
+    def _success(self) -> Succeeded:
         if missing := self._places.missing:
             add_warnings(self._claim, missing_images_warning(self._request.n - missing, self._request.n))
         checkpoint = self._claim.checkpoint
@@ -161,8 +169,11 @@ class Attempt:
         runner, prompts = self._runner, (self._request.prompt, self._request.negative_prompt)
         return Judge(self._claim, runner.rules, runner.permits, runner.clock, runner.routes.lists_jobs, prompts=prompts)
 
-    async def _search(self) -> None:
-        """Search for the job of a call of which the response was lost, as `CallSearch.run`."""
+    async def _finish_earlier_calls(self) -> None:
+        """Save images that were paid for before, and search for the job of a call of which the response was lost."""
+        if self._claim.checkpoint.links:
+            with suppress(LinksDied):
+                await self._fetch_paid()
         if self._claim.checkpoint.sent:
             runner, claim = self._runner, self._claim
             search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
@@ -281,7 +292,7 @@ class Attempt:
         """
         choice, count = self._first_choice(), len(share.indexes)
         while True:
-            inputs = await self._open_inputs()
+            inputs = await self._open_inputs() if self._request.image_sources else {}
             with await self._permit(choice) as permit:
                 route, model = permit.route, self._form.model
                 if not await self._payments.reserve(route, model, count, self._form.first_refusal):
@@ -340,8 +351,6 @@ class Attempt:
         They are in the store, or are held where it writes: while it can't be written, or one can't be read for a
         passing cause, an edit waits.
         """
-        if not self._request.image_sources:
-            return {}
         await self._waiting.store_writable()
         try:
             return await self._inputs.open(self._runner.routes.edits(self._form.model))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
 from loguru import logger
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
@@ -25,8 +25,7 @@ from imagegen.worker.permit_waiting import PermitWaiting, Stopping
 from imagegen.worker.saving import DeadlinePassed
 
 
-@dataclass(frozen=True, slots=True)
-class FoundImages:
+class FoundImages(Struct, frozen=True):
     """Search for one attempt. began_at: Unix time from which on this instance knows the tasks that are submitted."""
 
     waiting: PermitWaiting
@@ -34,13 +33,11 @@ class FoundImages:
     began_at: float
 
     async def outcome(self, claim: Claim) -> Outcome | None:
-        """Add images to the checkpoint of a claim that may have some, and count their call as paid.
+        """Add images to the checkpoint of a claim for which `may_have_some` is true, and count their call as paid.
 
         Return the outcome of an attempt for which that is enough, or that can't be made since the store can't be read.
         A store that can't be written is waited for in the slot: its images may be away too, as those of a volume.
         """
-        if not self._may_have_some(claim):
-            return None
         count = GenerationRequest.from_json(claim.task.request_json).n
         try:
             with suppress(DeadlinePassed):
@@ -73,7 +70,7 @@ class FoundImages:
             await saver.extend_expiry(claim.task.id, new)
         return new
 
-    def _may_have_some(self, claim: Claim) -> bool:
+    def may_have_some(self, claim: Claim) -> bool:
         """Return whether a claim may lack images. Those of a task that is generated again are its former ones."""
         checkpoint, task = claim.checkpoint, claim.task
         if task.stale_images or checkpoint.is_paid:
@@ -84,8 +81,10 @@ class FoundImages:
 
 def with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
     """Complete a task that only lacks time or budget with the images that it has: they are paid for."""
-    images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
-    if not isinstance(outcome, Failed) or not outcome.keeps_images or not keeps:
+    images = claim.checkpoint.images
+    if not isinstance(outcome, Failed) or not outcome.keeps_images:
+        return outcome
+    if claim.task.stale_images or not claim.checkpoint.has_new_images:
         return outcome
     count = GenerationRequest.from_json(claim.task.request_json).n
     why = outcome.error.detail or outcome.error.code

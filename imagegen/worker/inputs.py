@@ -69,7 +69,7 @@ class AttemptInputs:
                 self._opened[link] = InputImage(image.content_type, image.size_bytes, partial(_read_fetched, image))
         return self._opened
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Remove the fetched images."""
         for image in self._fetched:
             self._opener.spool.discard(image)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -33,8 +33,7 @@ class JobUnfinished(AttemptEnded):
     """The job runs for longer than a slot is held; it stays in the checkpoint."""
 
 
-@dataclass(eq=False, slots=True)
-class JobWait:
+class JobWait(Struct, eq=False):
     """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: returns the
     task's deadline, Unix time. has_job: whether the last call was accepted as a job."""
 
@@ -44,8 +43,8 @@ class JobWait:
     longest_s: float
     ends_at: Callable[[], float]
     clock: Callable[[], float]
-    has_job: bool = field(default=False, init=False)
-    _retry_s: float = field(default=JOB_RETRY_S, init=False)
+    has_job: bool = False
+    _retry_s: float = JOB_RETRY_S
 
     async def reply(
         self,

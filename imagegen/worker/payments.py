@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
@@ -36,8 +35,7 @@ class PaymentRules(Struct, frozen=True):
     limits_of_slots: Callable[[Collection[int]], Limits]
 
 
-@dataclass(frozen=True, slots=True)
-class Payments:
+class Payments(Struct, frozen=True):
     """Payments of one claim. over_budget: channels with a price beyond the budget."""
 
     rules: PaymentRules
@@ -45,7 +43,7 @@ class Payments:
     routes: Routes
     claim: Claim
     request: GenerationRequest
-    over_budget: set[str] = field(default_factory=set, init=False)
+    over_budget: set[str] = field(default_factory=set)
 
     def affordable(self, model: str, choice: Choice) -> Choice:
         """Return the choice without channels that a limit of the task's cost rules out, unless that leaves none.

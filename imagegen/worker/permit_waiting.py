@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.queue.claim import Claim
@@ -28,8 +29,7 @@ class UpstreamResting(Exception):
         self.error = error
 
 
-@dataclass(eq=False, slots=True)
-class PermitWaiting:
+class PermitWaiting(Struct, eq=False):
     """Wait for a writable store and for a permit to call. ends_at: returns the task's deadline.
 
     begun: whether the attempt is written and counted. A claim that is not begun waits as pending; a begun attempt
@@ -42,7 +42,7 @@ class PermitWaiting:
     image_saver: ImageSaver
     ends_at: Callable[[], float]
     clock: Callable[[], float]
-    begun: bool = field(default=False, init=False)
+    begun: bool = False
 
     async def permit(self, model: str, choice: Choice = ANY) -> Permit:
         """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting.

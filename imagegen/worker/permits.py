@@ -43,8 +43,7 @@ class Choice(Struct, frozen=True):
 ANY = Choice()
 
 
-@dataclass(eq=False, slots=True)
-class Permit:
+class Permit(Struct, eq=False):
     """The right to make one call by a route, until it is closed. places: in circuit breakers, with their periods."""
 
     line: PermitLine

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
@@ -11,8 +12,7 @@ from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.task import SENT_PROGRESS, image_progress
 
 
-@dataclass(slots=True)
-class ProgressReporter:
+class ProgressReporter(Struct, frozen=True):
     """A provider's CallObserver. total: images of the whole task; count: images of this call.
 
     on_accepted: keeps the handle of a provider job. on_polls_failed: receives which polls of it have failed.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.providers.protocol import Reply
@@ -23,8 +23,7 @@ from imagegen.worker.saving import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyImages:
+class ReplyImages(Struct, frozen=True):
     """Saver of the images of replies at their places.
 
     The job of a reply stays in the checkpoint of the claim until nothing of it can be lost. clock: Unix time.

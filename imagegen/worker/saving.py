@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
@@ -124,8 +123,7 @@ class LinksDied(Exception):
     """Links of paid images died, and their provider job may have fresh ones: it is in the checkpoint again."""
 
 
-@dataclass(eq=False, slots=True)
-class ClaimImageSaver:
+class ClaimImageSaver(Struct, eq=False):
     """Saver of the paid images of one claim. wanted: images of the task; ends_at: returns its deadline.
 
     permits: receives whether images come, and has whether the instance is stopping. on_rejected: called with images
@@ -142,10 +140,10 @@ class ClaimImageSaver:
     describe: Describe
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
-    _writing: asyncio.Task[bool] | None = field(default=None, init=False)
-    _stalled: bool = field(default=False, init=False)
-    _slow_at_s: float = field(default=0.0, init=False)
-    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _writing: asyncio.Task[bool] | None = None
+    _stalled: bool = False
+    _slow_at_s: float = 0.0
+    _timer: asyncio.TimerHandle | None = None
 
     async def save(self, images: Sequence[ReceivedImage]) -> None:
         """Save images. Those that can't be used are passed to `on_rejected`.
