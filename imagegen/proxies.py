@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,10 +76,12 @@ class ProxyConnector(TCPConnector):
         super().__init__(**options)
         self.proxies = proxies
 
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+    def connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> Coroutine[Any, Any, Connection]:
         if self.proxies:
             route(req, self.proxies)
-        return await super().connect(req, traces, timeout)
+        return super().connect(req, traces, timeout)
 
 
 def _masked(proxy: str) -> str:

@@ -144,12 +144,14 @@ class ResponseFilter(asyncio.Protocol):
 
 def _is_usual(data: bytes) -> bool:
     """Return whether data begin with a regular head, and nothing in them follows the body."""
-    head = _WHOLE_REGULAR.match(data)
-    framing = _FRAMING.findall(data, 0, head.end()) if head else ()
-    if head is None or len(framing) != 1 or framing[0][0][:1] not in b"cC":
+    if (head := _WHOLE_REGULAR.match(data)) is None:
         return False
-    length = framing[0][1]
-    return _LENGTH.fullmatch(length) is not None and len(data) - head.end() <= int(length)
+    end = head.end()
+    framing = _FRAMING.findall(data, 0, end)
+    if len(framing) != 1:
+        return False
+    ((name, length),) = framing
+    return name[:1] in b"cC" and _LENGTH.fullmatch(length) is not None and len(data) - end <= int(length)
 
 
 def _may_be_http(start: bytearray) -> bool:

@@ -6,8 +6,10 @@ import asyncio
 import re
 import socket
 import unicodedata
+from collections.abc import Coroutine
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -153,12 +155,22 @@ class _GuardedConnector(ProxyConnector):
         self._judge = PublicResolver(allowed, inner)
         self._allowed = allowed
 
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+    def connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> Coroutine[Any, Any, Connection]:
+        if self.proxies:
+            return self._connect_by_route(req, traces, timeout)
+        try:
+            check_host(req.url.raw_host or "", req.port or 0, self._allowed)
+        except AddressBlocked as error:
+            raise ClientConnectorDNSError(req.connection_key, error) from error
+        return super().connect(req, traces, timeout)
+
+    async def _connect_by_route(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
         host, port = req.url.raw_host or "", req.port or 0
         try:
             check_host(host, port, self._allowed)
-            if self.proxies:
-                await self._check_route(req, host, port)
+            await self._check_route(req, host, port)
         except AddressBlocked as error:
             raise ClientConnectorDNSError(req.connection_key, error) from error
         return await super().connect(req, traces, timeout)

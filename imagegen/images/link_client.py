@@ -81,6 +81,9 @@ class LinkBody:
 
     async def rest(self) -> bytes:
         """Return the rest of a small body."""
+        content = self._response.content
+        if content.is_eof() and content.exception() is None:  # all of it has come, as that of a small image mostly has
+            return content.read_nowait()
         pieces = []
         while piece := await self.next_piece():
             pieces.append(piece)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import orjson
@@ -130,9 +131,11 @@ class ProviderClient:
     def own_hosts(self) -> frozenset[str]:
         return frozenset({self._base.host_port_subcomponent or ""})
 
-    async def generate(self, fields: Mapping[str, object], observer: CallObserver, path: str | None = None) -> Reply:
+    def generate(
+        self, fields: Mapping[str, object], observer: CallObserver, path: str | None = None
+    ) -> Coroutine[Any, Any, Reply]:
         """POST one paid call as JSON. Raises UpstreamError."""
-        return await self._pay(path or self._generations, JSON_TYPE, json_body(fields), observer)
+        return self._pay(path or self._generations, JSON_TYPE, json_body(fields), observer)
 
     async def send_form(
         self, path: str, fields: Mapping[str, object], files: Sequence[tuple[str, InputImage]], observer: CallObserver

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import islice
 
 from loguru import logger
 from msgspec.structs import replace
@@ -99,7 +98,12 @@ class ClaimDispatcher:
         """Slots that a loop waits to fill, none while claiming is paused."""
         if self.paused or (free := self._takeable) <= 0:
             return 0
-        return sum(1 for _ in islice((waiter for waiter in self._waiters if not waiter.done()), free))
+        count = 0
+        for waiter in self._waiters:
+            count += not waiter.done()
+            if count == free:
+                break
+        return count
 
     @property
     def takes_claims(self) -> bool:

@@ -39,6 +39,7 @@ class QueuePosition(Struct, frozen=True, gc=False):
 UNKNOWN_POSITION = QueuePosition()
 
 
+@lru_cache(maxsize=256)  # that of an entry is needed at its submit, for its position, and at its claim
 def entry_order(entry_id: str) -> int:
     """Return an integer that orders entry ids: milliseconds, then the number of up to 64 bits."""
     milliseconds, _, number = entry_id.partition("-")
@@ -48,10 +49,6 @@ def entry_order(entry_id: str) -> int:
 def is_entry_id(text: str) -> bool:
     """Return whether a text is the id of an entry; each of its two numbers has up to 64 bits."""
     return _ENTRY.fullmatch(text) is not None and all(int(part) < 1 << _NUMBER_BITS for part in text.split("-"))
-
-
-# The position of an added entry is mostly needed at once.
-_cached_entry_order = lru_cache(maxsize=64)(entry_order)
 
 
 class _Size(Struct, gc=False):
@@ -103,7 +100,7 @@ class WaitingEntries:
         return None if first is None else (first >> _NUMBER_BITS) / 1000
 
     def add(self, entry_id: str) -> None:
-        order, listed = _cached_entry_order(entry_id), self._listed
+        order, listed = entry_order(entry_id), self._listed
         if not listed or listed[-1] < order:
             listed.append(order)
         else:
@@ -143,7 +140,7 @@ class WaitingEntries:
 
     def position(self, entry_id: str) -> int:
         """Return 1 for the next entry."""
-        order = _cached_entry_order(entry_id)
+        order = entry_order(entry_id)
         return bisect_left(self._listed, order) + self._behind_before(order) + 1
 
     def _behind_before(self, order: int) -> int:

@@ -42,18 +42,18 @@ class TaskCache:
 
     def put(self, task: Task) -> bool:
         """Store the state of a task of this instance, or of a finished one. Return False if a newer one is cached."""
-        task_id, cached = task.id, self.live.get(task.id)
-        finished = None if cached else self.finished(task_id)
-        cached = cached or finished
-        if cached and cached.sequence > task.sequence:
+        task_id, finished = task.id, None
+        if (cached := self.live.get(task_id)) is None:
+            cached = finished = self.finished(task_id)
+        if cached is not None and cached.sequence > task.sequence:
             return False
         if task.state.is_final:
             self.live.pop(task_id, None)
             self._keep(task)
         else:
-            if finished:
+            if finished is not None:
                 self._drop(task_id)
-            self.live[task_id] = _with_added_webhooks(task, cached) if cached and cached.deliveries else task
+            self.live[task_id] = task if cached is None else _with_added_webhooks(task, cached)
         if self._others:
             self._others.pop(task_id, None)
         for audience in self.audiences:
@@ -172,8 +172,8 @@ class TaskCache:
             self._finished_bytes -= entry[1]
 
 
-def _with_added_webhooks(task: Task, cached: Task | None) -> Task:
+def _with_added_webhooks(task: Task, cached: Task) -> Task:
     """Return the task with webhooks that were added to its epoch, which its entry lacks."""
-    if cached is None or cached.epoch != task.epoch or not cached.deliveries:
+    if not cached.deliveries or cached.epoch != task.epoch:
         return task
     return replace(task, deliveries=merge_deliveries(task.deliveries, cached.deliveries))

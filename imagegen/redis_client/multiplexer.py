@@ -154,10 +154,10 @@ class Multiplexer:
 
     def _enqueue(self, exchange: InFlight) -> None:
         loop = asyncio.get_running_loop()
-        if exchange.deadline <= loop.time() < self._grace_until:
-            exchange.deadline = self._grace_until
-        deadline = exchange.deadline
-        if self._closed or deadline <= loop.time():
+        now, deadline = loop.time(), exchange.deadline
+        if deadline <= now < self._grace_until:
+            deadline = exchange.deadline = self._grace_until
+        if self._closed or deadline <= now:
             loop.call_soon(self._fail, (exchange,), RedisConnectionError("Closed") if self._closed else None)
             return
         self._unsent.append(exchange)
@@ -392,26 +392,27 @@ class Batcher(Generic[Item, Reply]):
         size: Callable[[Item], int] | None = None,
     ) -> None:
         self._multiplexer = multiplexer
-        self._encode = encode
-        self._decode = decode
-        self._size = size
-        self._waiting: list[tuple[Item, asyncio.Future[Reply], float]] = []
+        self._encode, self._decode, self._size = encode, decode, size
+        self._futures: list[asyncio.Future[Reply]] = []
+        self._items, self._deadlines = list[Item](), list[float]()
         self._in_flight = 0
 
     def __call__(self, item: Item) -> asyncio.Future[Reply]:
         """Add an item. Return a future of its result, or of the error of the whole batch."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
-        if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
+        if not self._items and self._in_flight < MAX_IN_FLIGHT:
             self._multiplexer.on_turn_end(self._flush)
-        self._waiting.append((item, future, loop.time() + self._multiplexer.deadline_s))
+        self._items.append(item)
+        self._futures.append(future)
+        self._deadlines.append(loop.time() + self._multiplexer.deadline_s)
         return future
 
     def _flush(self) -> None:
-        while self._waiting and self._in_flight < MAX_IN_FLIGHT:
-            count = self._count() if len(self._waiting) > 1 else 1
-            batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            items, futures, deadline = [item for item, _, _ in batch], [future for _, future, _ in batch], batch[0][2]
+        while self._items and self._in_flight < MAX_IN_FLIGHT:
+            count = self._count() if len(self._items) > 1 else 1
+            items, futures, deadline = self._items[:count], self._futures[:count], self._deadlines[0]
+            del self._items[:count], self._futures[:count], self._deadlines[:count]
             self._in_flight += 1
             try:
                 self._multiplexer.send(self._encode(items), partial(self._answered, items, futures), deadline)
@@ -423,7 +424,7 @@ class Batcher(Generic[Item, Reply]):
         if self._size is None:
             return MAX_ITEMS
         size = 0
-        for count, (item, _, _) in enumerate(self._waiting[:MAX_ITEMS]):
+        for count, item in enumerate(self._items[:MAX_ITEMS]):
             if size >= MAX_BYTES:
                 return count
             size += self._size(item)
@@ -433,7 +434,7 @@ class Batcher(Generic[Item, Reply]):
         self, items: list[Item], futures: list[asyncio.Future[Reply]], replies: list[Any] | Exception
     ) -> None:
         self._in_flight -= 1
-        if self._waiting:
+        if self._items:
             self._multiplexer.on_turn_end(self._flush)
         try:
             if isinstance(replies, Exception):
