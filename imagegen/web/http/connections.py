@@ -6,9 +6,13 @@ import asyncio
 import errno
 import resource
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from fcntl import ioctl
+from itertools import islice
+from termios import FIONREAD
 from typing import Protocol
 
 from loguru import logger
@@ -24,6 +28,15 @@ RESERVED_DESCRIPTORS = 160
 DESCRIPTORS_PER_SLOT = 3
 IDLE_S = 15.0
 """How long a connection may stay open without the first byte of a request."""
+
+SPARED_S, SPARED_PER_S = 0.05, 10_000
+"""Age under which a connection without a request is spared: its request may be on its way.
+
+At most as many are spared as come within that time at this rate, so that a flood of them keeps no place for longer.
+"""
+
+MAX_LOOKS = 8
+"""Connections that are looked at for bytes that wait. If all have some, the next turn of the event loop reads them."""
 
 QUIET_S = 60.0
 """A shortage is logged again after this time without one."""
@@ -81,6 +94,11 @@ class ClientConnection(Protocol):
     @property
     def idle(self) -> bool:
         """Return whether no request is being received or answered."""
+        ...
+
+    @property
+    def has_unread(self) -> bool:
+        """Return whether bytes came that the event loop has not looked at yet."""
         ...
 
     @property
@@ -154,14 +172,19 @@ class Connections:
         self.use(connection)
         self._open.pop(connection, None)
 
-    def admit(self, address: str, connecting: int = 0) -> bool:
+    def admit(self, address: str, connecting: int = 0) -> bool | None:
         """Return whether a client may connect; at the cap, close another one if possible.
+
+        None: those that may be closed, or soon will be, have a request that is not read yet; try again in a moment.
 
         Args:
             address: of the client.
             connecting: connections that were admitted and are not registered yet.
         """
-        return len(self._open) + connecting < self.cap or self.close_least_needed(address)
+        if len(self._open) + connecting < self.cap:
+            return True
+        closed = self._close_least_needed(address, spares=True)
+        return None if connecting and not closed else closed
 
     def close_least_needed(self, address: str | None = None) -> bool:
         """Close the connection that is needed least; return False if all of them are needed.
@@ -171,19 +194,29 @@ class Connections:
         now, all of the client with most connections, else the oldest of a client that holds more than half, unless it
         is `address` itself.
         """
+        return bool(self._close_least_needed(address, spares=False))
+
+    def _close_least_needed(self, address: str | None, *, spares: bool) -> bool | None:
+        """Close a connection. Return False if all are needed, None if those that are not are spared for now."""
         self._log_shortage()
         if self._unused_by:
             most = max(self._unused_by, key=lambda holder: len(self._unused_by[holder]))
-            victim = next(iter(self._unused_by[most]))
+            unused = self._unused_by[most]
+            if (victim := self._unspared(unused) if spares else next(iter(unused))) is None:
+                return None
         else:
             holders = Counter(connection.address for connection in self._open)
             idle = [connection for connection in self._open if connection.idle]
+            are_idle = bool(idle)
             idle = idle or [connection for connection in self._open if connection.receiving]
             idle = idle or [connection for connection in self._open if connection.resumable]
             idle = idle or [connection for connection in self._open if connection.waiting]
             most, count = holders.most_common(1)[0] if holders else ("", 0)
             if idle:
-                victim = max(idle, key=lambda connection: holders[connection.address])
+                highest = max(holders[connection.address] for connection in idle)
+                oldest = (connection for connection in idle if holders[connection.address] == highest)
+                if (victim := _without_unread(oldest) if spares and are_idle else next(oldest)) is None:
+                    return None
             elif address not in (None, most) and count > self.cap // 2:
                 victim = next(connection for connection in self._open if connection.address == most)
             else:
@@ -194,6 +227,12 @@ class Connections:
         else:
             victim.force_close()
         return True
+
+    def _unspared(self, unused: Iterable[ClientConnection]) -> ClientConnection | None:
+        """Return the oldest of a client's connections without a request whose request can't be on its way."""
+        spared_s = min(SPARED_S, len(self._unused) / SPARED_PER_S)
+        oldest = next(iter(unused))
+        return None if self._clock() - self._unused[oldest] < spared_s else _without_unread(unused)
 
     def close(self) -> None:
         """Stop the timer, and close the connections that were never used."""
@@ -229,3 +268,18 @@ class Connections:
                 len(self._open),
                 len(self._unused),
             )
+
+
+def _without_unread(connections: Iterable[ClientConnection]) -> ClientConnection | None:
+    """Return the first of the connections of which the event loop has read all that came, None if there is none."""
+    return next((each for each in islice(connections, MAX_LOOKS) if not each.has_unread), None)
+
+
+def has_bytes_waiting(descriptor: int) -> bool:
+    """Return whether a socket has bytes to be read."""
+    count = array("i", [0])
+    try:
+        ioctl(descriptor, FIONREAD, count)
+    except OSError:
+        return False
+    return count[0] > 0

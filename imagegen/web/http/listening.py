@@ -15,7 +15,7 @@ from loguru import logger
 
 from imagegen.errors import SettingsError, TooManyConnections
 from imagegen.turn_queue import TurnLimit
-from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
+from imagegen.web.http.connections import EXHAUSTED, Connections, Outage, has_bytes_waiting
 from imagegen.web.http.responses import SECURITY_HEADERS, fresh_request_id
 
 BACKLOG = 4_096
@@ -36,6 +36,9 @@ CHOSEN_PORT_TRIES = 5
 """The system chooses a port for one address; on another one a client's connection may have it."""
 
 FULL_RETRY_S = 5
+SPARING_S = 0.004
+"""How long no connection is accepted while each that could be closed for it may have sent a request."""
+
 PAUSE_S = 0.25
 """How long no connection is accepted after the system had no descriptor for one."""
 
@@ -168,6 +171,7 @@ class _Acceptor:
         self._connecting: set[asyncio.Task[None]] = set()
         self._turns = TurnLimit(ACCEPTS_PER_TURN)
         self._late = deque[_EarlyConnection]()
+        self._held: tuple[socket.socket, str] | None = None
         self._resume: asyncio.TimerHandle | None = None
         self._exhaustion = Outage()
         self._watch()
@@ -177,6 +181,9 @@ class _Acceptor:
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
+        if self._held is not None:
+            self._held[0].close()
+            self._held = None
         self._unwatch()
         for listening in self.sockets:
             listening.close()
@@ -201,10 +208,27 @@ class _Acceptor:
                 self._pause(error)
                 return
             accepted.settimeout(0)
-            if self._connections.admit(str(peer[0]), len(self._connecting)):
-                _EarlyConnection(accepted, str(peer[0]), self._connections, self._start_connecting, self._add_late)
-            else:
-                _refuse(accepted)
+            if not self._place(accepted, str(peer[0])):
+                self._unwatch()
+                return
+
+    def _place(self, accepted: socket.socket, address: str) -> bool:
+        """Take an accepted connection, or refuse it. Return False if that waits: then nothing is accepted meanwhile."""
+        admitted = self._connections.admit(address, len(self._connecting))
+        if admitted is None:
+            self._held = accepted, address
+            self._resume = self._loop.call_later(SPARING_S, self._place_held)
+            return False
+        if admitted:
+            _EarlyConnection(accepted, address, self._connections, self._start_connecting, self._add_late)
+        else:
+            _refuse(accepted)
+        return True
+
+    def _place_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and self._place(*held):
+            self._watch()
 
     def _add_late(self, connection: _EarlyConnection) -> None:
         if not self._late:
@@ -256,6 +280,7 @@ class _EarlyConnection:
     idle = True
     receiving = resumable = waiting = False
     head_begun = False
+    _is_late = False
 
     def __init__(
         self,
@@ -284,6 +309,7 @@ class _EarlyConnection:
             if b"\r\n\r\n" in received:
                 self._on_request(self._accepted)
             else:
+                self._is_late = True
                 self._connections.add(self)
                 self._on_rest(self)
 
@@ -291,6 +317,11 @@ class _EarlyConnection:
         asyncio.get_running_loop().remove_reader(self._accepted)
         self._connections.discard(self)
         self._peek()
+
+    @property
+    def has_unread(self) -> bool:
+        """Return whether bytes came that were not looked at."""
+        return not self._is_late and has_bytes_waiting(self._accepted.fileno())
 
     def connect(self) -> None:
         """Pass the socket on, unless it was closed."""

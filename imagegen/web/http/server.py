@@ -14,7 +14,7 @@ from aiohttp.web_protocol import _ErrInfo
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
-from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
+from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections, has_bytes_waiting
 from imagegen.web.http.disconnect import end_wait, is_resumable, is_sending, is_waiting, notify_disconnect
 from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache, response_on
@@ -191,6 +191,11 @@ class _Connection(web.RequestHandler):
     def idle(self) -> bool:
         """Return whether it waits for a request."""
         return self._waiter is not None and not self._waiter.done()
+
+    @property
+    def has_unread(self) -> bool:
+        """Return whether bytes came that were not read yet."""
+        return self.transport is not None and has_bytes_waiting(self.transport.get_extra_info("socket").fileno())
 
     @property
     def receiving(self) -> bool:
