@@ -12,6 +12,10 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+# Not empty if the virtual environment has lost its Python, or its packages are of another version, as after an upgrade.
+OWN_PACKAGES := import os, sysconfig; os.stat(sysconfig.get_path("purelib"))
+BROKEN := $(shell test ! -f $(VENV)/pyvenv.cfg || $(BIN)/python -c '$(OWN_PACKAGES)' 2>/dev/null || echo broken)
+
 # More than processors, since many tests wait for time to pass.
 TEST_PROCESSES ?= 8
 
@@ -75,10 +79,14 @@ dist: | $(BIN)/python ## build wheel and sdist into dist/
 clean: ## remove the virtual environment and all caches, keep .env and .imagegen
 	rm -rf $(VENV) .servers .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info
 
+ifneq ($(BROKEN),)
+.PHONY: $(BIN)/python $(RUNTIME) $(DEV)
+endif
+
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found. Install one (Debian: apt install python3 python3-venv)" \
 		"or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(if $(BROKEN),--clear) $(VENV)
 
 # Redis 6.2 and Valkey 8, apart from the virtual environment: one would be its redis-server, the other breaks pytest.
 # Without a build for this machine, the tests that need them are skipped.
