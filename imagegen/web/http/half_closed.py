@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -20,6 +22,8 @@ answered at once needs none."""
 
 _CHECKS_S = (0.01, 0.05, 0.2, 1.0)
 """Seconds after a probe at which the reset may have come."""
+
+_Message = TypeVar("_Message")
 
 _CALLBACKS = web.RequestKey[list[Callable[[], None]]]("on_half_close")
 
@@ -50,6 +54,25 @@ class HalfClosedWatch:
         connected = self._transport.get_extra_info("socket")
         if not self._transport.is_closing() and connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._transport.abort()
+
+
+class RequestsToTheEnd(deque[_Message]):
+    """Requests that came before the end of their client's side; all are answered in order.
+
+    https://www.rfc-editor.org/rfc/rfc9112#section-9.3.2
+
+    on_last: called when the last one is taken out: the connection is closed after its response.
+    """
+
+    def __init__(self, messages: Iterable[_Message], on_last: Callable[[], None]) -> None:
+        super().__init__(messages)
+        self._on_last = on_last
+
+    def popleft(self) -> _Message:
+        message = super().popleft()
+        if not self:
+            self._on_last()
+        return message
 
 
 def on_half_close(request: web.Request, act: Callable[[], None]) -> None:

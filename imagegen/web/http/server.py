@@ -16,7 +16,7 @@ from loguru import logger
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections, has_bytes_waiting
 from imagegen.web.http.disconnect import end_wait, is_resumable, is_sending, is_waiting, notify_disconnect
-from imagegen.web.http.half_closed import HalfClosedWatch, notify_half_close
+from imagegen.web.http.half_closed import HalfClosedWatch, RequestsToTheEnd, notify_half_close
 from imagegen.web.http.middleware import PIPELINE, RouteCache, response_on
 from imagegen.web.http.responses import REQUEST_ID, fresh_request_id, refuse_route
 from imagegen.web.http.unread import UnreadResponses
@@ -332,14 +332,17 @@ class _Connection(web.RequestHandler):
             super().resume_reading(resume_parser)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open, for the response to a request that has come whole."""
+        """Return whether the connection stays open, for the responses to requests that have come whole."""
         super().eof_received()
         if self._head_bytes > MAX_HEAD_BYTES:
             self._body.feed_eof()  # the rest of a refused head has come
         if self.idle or self.receiving or self.transport is None:
             return False
         self.half_closed = True
-        self.close()  # after the response
+        if self._messages:
+            self._messages = RequestsToTheEnd(self._messages, self.close)
+        else:
+            self.close()  # after the response
         if self._takes_probes:
             self._watch = HalfClosedWatch(self.transport, self._can_probe)
         else:
