@@ -295,6 +295,10 @@ _UNKNOWN_FIELD = re.compile(r"(?:unknown|unrecognized|unexpected|extra|unsupport
 _QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|[“「][^”」]*[”」]")
 
 
+_LARGE = _words(r"^request too large for .{1,200}: limit [0-9]+, requested [0-9]+")
+TOO_LARGE = Meaning("upstream_invalid_request", frozenset(), _LARGE)
+"""OpenAI's 429 for more than a minute's quota in one request: https://learn.microsoft.com/answers/questions/2263211"""
+
 _UNAUTHORIZED = 401
 _OF_MODEL = re.compile(r"model|prompt|content|image|picture|text|input|模型|内容|提示|图", re.IGNORECASE)
 _SATURATED = re.compile(r"负载已饱和")
@@ -375,7 +379,7 @@ def _meaning(status: int, codes: Collection[str], message: str, param: str) -> M
     passing = status in (408, 425, 429) or status >= 500
     if passing and _SATURATED.search(message):
         return None
-    for meaning in (MODEL_BILLING, BILLING, AUTH, CONTENT):
+    for meaning in (MODEL_BILLING, BILLING, AUTH, TOO_LARGE, CONTENT):
         if _names(meaning, codes):
             return meaning
         if (meaning is CONTENT and passing) or not meaning.wording.search(message):

@@ -65,6 +65,7 @@ class FailureContext(Struct, frozen=True, gc=False):
     attempts: begun ones, with this one; ambiguous: calls that were sent and got no response, with this one.
     left_s: seconds until the deadline. circuit_open: the upstream was found dead, so the failure is not the task's.
     paid_without_result: this attempt had a useless response, so that it must count, however it ended.
+    own_limits: refused calls since a rate limit was found to be met by this task alone; it waits longer each time.
     """
 
     attempts: int
@@ -72,6 +73,7 @@ class FailureContext(Struct, frozen=True, gc=False):
     left_s: float
     circuit_open: bool = False
     paid_without_result: bool = False
+    own_limits: int = 0
 
 
 def was_never_sent(error: UpstreamError) -> bool:
@@ -124,11 +126,13 @@ class RetryPolicy(Struct, frozen=True):
         counts = context.paid_without_result or not resting
         if counts and context.attempts >= self.max_attempts:
             return failed
-        backoff_s = self.backoff_s(context.attempts if counts else 1, random)
+        backoff_s = self.backoff_s(context.attempts if counts else 1 + context.own_limits, random)
         if is_limited_job:
             backoff_s = min(backoff_s * LIMITED_JOB_BACKOFFS, MAX_BACKOFF_S)
         requested_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
-        delay_s = requested_s if limited and requested_s is not None else max(backoff_s, requested_s or 0.0)
+        delay_s = max(backoff_s, requested_s or 0.0)
+        if limited and requested_s is not None and not context.own_limits:
+            delay_s = requested_s
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
         return retry if delay_s < context.left_s else Failed(failed.error, keeps_images=True)
 

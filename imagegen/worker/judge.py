@@ -54,6 +54,7 @@ class Judge(Struct, frozen=True):
             left_s=self.rules.deadline(claim.task) - self.clock(),
             circuit_open=upstream_dead,
             paid_without_result=paid_without_result,
+            own_limits=self.permits.limited_tasks.own_limits(claim.task.id),
         )
         outcome = self.rules.policy.decide(error, context, random.random)
         checkpoint = claim.checkpoint

@@ -103,6 +103,7 @@ class Pacing(PermitLine):
         now = self.clock()
         self._unreached = 0
         self._alive(permit, now)
+        self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             self._breaker(permit.model).pause(now, limits.reset_s)
 
@@ -119,6 +120,9 @@ class Pacing(PermitLine):
         self._unreached = 0
         self._upstream.record_success(now, permit.places[0][1])
         if error.code == "upstream_rate_limited":
+            place = (permit.route.place, permit.model)
+            if unfinished and self.limited_tasks.limited(unfinished, place, now):
+                return
             pause_s = self._breaker_config.probe_s if error.retry_after_s is None else error.retry_after_s
             if breaker.open_for(now, pause_s, WaitReason.UPSTREAM_RATE_LIMITED) and breaker.warns(now):
                 logger.warning("The upstream's rate limit is reached for {}", permit.model)
@@ -131,6 +135,7 @@ class Pacing(PermitLine):
                 logger.warning("The upstream is dead for {}; it is probed every {:g} s{}", permit.model, probe_s, where)
 
     def finished(self, task_id: str) -> None:
+        self.limited_tasks.finished(task_id)
         self._failing_tasks.finished(task_id)
         self._unsaved_tasks.finished(task_id)
 
@@ -196,7 +201,7 @@ class Pacing(PermitLine):
         return max(self._next_at, self.rests_until(model, now))
 
     def issue(self, model: str, now: float, _choice: Choice = ANY) -> Permit:
-        return Permit(self, model, self.enter(model, now), self._route)
+        return Permit(self, model, self.enter(model, now), self._route, now)
 
     def enter(self, model: str, now: float) -> tuple[tuple[CircuitBreaker, int], ...]:
         """Count a call that begins; return its places."""

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Container
+from itertools import chain
 
 from loguru import logger
 
@@ -22,6 +23,9 @@ calls waits too: in front of it, further ones keep their slots. Each costs a ren
 KEPT_PER_SLOT = 2
 """When a model takes calls again and there are other instances, those get the claims parked here beyond this."""
 
+LIMITED_TURN = 4
+"""Of so many probes one is of a claim that met a rate limit, so that those wait behind newer ones, not for ever."""
+
 RELEASED_AT_ONCE = 200
 RECHECK_S = 1.0
 PUBLISH_AGAIN_S = 60.0
@@ -32,7 +36,7 @@ class Parking:
 
     While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
     first, from the front and from the back of the line by turns, and a claim of a suspect task last: so a few tasks
-    that always fail do not decide for the upstream.
+    that always fail do not decide for the upstream. One that met a rate limit has each fourth turn.
     ends_at: a task's deadline, Unix time; it is offered again then. alone: whether there is no other instance.
     """
 
@@ -88,7 +92,8 @@ class Parking:
         task = claim.task
         has_failed = claim.checkpoint.attempts > 0 or self._permits.has_failed(task.id)
         line = self._lines.setdefault(task.model, ParkedClaims(self._clock()))
-        line.add(claim, has_failed=has_failed, is_suspect=self._permits.is_suspect(task.id))
+        is_suspect, is_limited = self._permits.is_suspect(task.id), self._permits.limited_tasks.was_limited(task.id)
+        line.add(claim, has_failed=has_failed, is_suspect=is_suspect, is_limited=is_limited)
         self._parked.add(claim)
         self._claims.park(claim, *self._permits.closed(task.model), until=self._ends_at(task))
 
@@ -164,16 +169,21 @@ class ParkedClaims:
     def __init__(self, published_at: float) -> None:
         self.published_at = published_at
         self._untried: deque[Claim] = deque()
+        self._limited: deque[Claim] = deque()
         self._failed: deque[Claim] = deque()
         self._suspect: deque[Claim] = deque()
+        self._queues = (self._untried, self._limited, self._failed, self._suspect)
         self._from_back = False
+        self._taken = 0
 
-    def add(self, claim: Claim, *, has_failed: bool, is_suspect: bool) -> None:
-        (self._suspect if is_suspect else self._failed if has_failed else self._untried).append(claim)
+    def add(self, claim: Claim, *, has_failed: bool, is_suspect: bool, is_limited: bool = False) -> None:
+        queue = self._failed if has_failed else self._limited if is_limited else self._untried
+        (self._suspect if is_suspect else queue).append(claim)
 
     def pop(self, parked: Container[Claim]) -> Claim | None:
         """Take the claim that is the best probe of the upstream; None if there is none."""
-        for queue in (self._untried, self._failed, self._suspect):
+        self._taken += 1
+        for queue in (self._limited, *self._queues) if self._taken % LIMITED_TURN == 0 else self._queues:
             while queue:
                 from_back = queue is self._untried and self._from_back
                 claim = queue.pop() if from_back else queue.popleft()
@@ -183,20 +193,19 @@ class ParkedClaims:
         return None
 
     def all(self, parked: Container[Claim]) -> list[Claim]:
-        waiting = [claim for claim in (*self._untried, *self._failed, *self._suspect) if _waits(claim, parked)]
-        return list(dict.fromkeys(waiting))
+        return list(dict.fromkeys(claim for claim in chain(*self._queues) if _waits(claim, parked)))
 
     def take_all(self, parked: Container[Claim]) -> list[Claim]:
         claims = self.all(parked)
-        for queue in (self._untried, self._failed, self._suspect):
+        for queue in self._queues:
             queue.clear()
         return claims
 
     def is_empty(self, parked: Container[Claim]) -> bool:
-        for queue in (self._untried, self._failed, self._suspect):
+        for queue in self._queues:
             while queue and not _waits(queue[0], parked):
                 queue.popleft()
-        return not (self._untried or self._failed or self._suspect)
+        return not any(self._queues)
 
 
 def _waits(claim: Claim, parked: Container[Claim]) -> bool:

@@ -18,6 +18,7 @@ from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_routes import Route
 from imagegen.worker.circuit_breaker import CircuitBreaker
+from imagegen.worker.limited_tasks import LimitedTasks
 
 
 class Blocked(NamedTuple):
@@ -44,12 +45,16 @@ ANY = Choice()
 
 
 class Permit(Struct, eq=False):
-    """The right to make one call by a route, until it is closed. places: in circuit breakers, with their periods."""
+    """The right to make one call by a route, until it is closed.
+
+    places: in circuit breakers, with their periods. began_at: monotonic.
+    """
 
     line: PermitLine
     model: str
     places: tuple[tuple[CircuitBreaker, int], ...]
     route: Route
+    began_at: float
     closed: bool = False
 
     def close(self) -> None:
@@ -79,11 +84,13 @@ class Waiter:
 class PermitLine(ABC):
     """Attempts that wait for permits, first come first served; subclasses decide when one may be given.
 
-    clock: monotonic. on_release: called when a call has ended, so that more calls may be possible.
+    clock: monotonic. limited_tasks: tasks that met a rate limit. on_release: called when a call has ended, so that more
+    calls may be possible.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        self.limited_tasks = LimitedTasks()
         self.waiters: list[Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_quiet = False

@@ -125,7 +125,7 @@ class Router(PermitLine):
         route = lane.pick(model, now, choice, alone=alone)
         key = lane.keys[route]
         lane.in_flight += 1
-        permit = Permit(self, model, lane.pacing.enter(model, now), route)
+        permit = Permit(self, model, lane.pacing.enter(model, now), route, now)
         self._running[permit] = _RunningCall(lane, key, key.enter(model, now))
         return permit
 
@@ -183,6 +183,7 @@ class Router(PermitLine):
     def record_success(self, permit: Permit, limits: UpstreamLimits) -> None:
         call = self._running[permit]
         call.key.accepted(permit.model, call.probes)
+        self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
         call.lane.pacing.record_success(permit, UpstreamLimits())
         call.key.record_made(permit.model, self.clock())
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
@@ -193,6 +194,9 @@ class Router(PermitLine):
         key, pacing = call.key, call.lane.pacing
         if error.code == LIMITED:
             pacing.reached(permit)
+            place = (permit.route.place, permit.model)
+            if unfinished and self.limited_tasks.limited(unfinished, place, now):
+                return
             if key.limited(now, error, call.probes) and key.warns(now):
                 logger.warning("The rate limit of {} is reached; other keys take its calls", permit.route.title)
         elif error.code in KEY_REFUSALS:
@@ -212,6 +216,7 @@ class Router(PermitLine):
             pacing.failed(permit, error, unfinished=unfinished)
 
     def finished(self, task_id: str) -> None:
+        self.limited_tasks.finished(task_id)
         for lane in self.lanes.values():
             lane.pacing.finished(task_id)
 

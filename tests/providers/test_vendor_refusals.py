@@ -74,6 +74,7 @@ OPENAI: list[Refusal] = [
     (MODEL, 404, "The model: `dall-e-2` has been deprecated, learn more here: https://platform.openai.com/docs/deprecations"),
     (LIMIT, 429, of("Rate limit reached for gpt-image-1 in organization org-x on input-images per min (IPM): Limit 5, Used 5, Requested 1. Please try again in 12s. Visit https://platform.openai.com/account/rate-limits to learn more.", "rate_limit_exceeded", "input-images")),
     (LIMIT, 429, "Rate limit exceeded for images per minute in organization org-x. Limit: 5/1min. Current: 7/1min. Please visit https://platform.openai.com/docs/guides/rate-limits to learn how to increase your rate limit."),
+    (INVALID, 429, of("Request too large for gpt-image-1 in organization org-x on input-images per min (IPM): Limit 5, Requested 6. Visit https://platform.openai.com/account/rate-limits to learn more.", "rate_limit_exceeded", "input-images")),
     (BILLING, 429, of(QUOTA + "read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors.", "insufficient_quota", "insufficient_quota")),
     (BILLING, 429, of("Your account is not active, please check your billing details on our website.", "billing_not_active", "billing_not_active")),
     (BILLING, 400, of("Billing hard limit has been reached", "billing_hard_limit_reached", "invalid_request_error")),

@@ -61,6 +61,11 @@ def test_an_uncounted_failure_never_exhausts_the_attempts(error: UpstreamError) 
     assert judged(error, LAST) == judged(error)
 
 
+def test_a_task_that_alone_meets_a_rate_limit_waits_longer_each_time() -> None:
+    delays = [judged(asked(LIMITED, 1.0), replace(FIRST, own_limits=count)) for count in (0, 1, 2, 3, 20)]
+    assert delays == [Retry(s, WaitReason.UPSTREAM_RATE_LIMITED, False) for s in (1.0, 10.0, 20.0, 40.0, 300.0)]
+
+
 def test_a_job_that_failed_by_a_rate_limit_waits_for_a_minute_and_counts_as_an_attempt() -> None:
     job = UpstreamError(LIMITED.code, "429", retryable=True, status=429, refund_unsure=True)
     assert judged(job) == Retry(60.0, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=True)

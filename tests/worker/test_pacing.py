@@ -176,7 +176,7 @@ def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacin
     with logged("INFO") as lines:
         for now in (0.0, 10.0, 20.0, 61.0):
             clock.now = now
-            call(pacing, limited(1.0))
+            call(pacing, limited(1.0), task=str(now))
             clock.now = now + 5.0
             call(pacing)
     assert [line.split()[0] for line in lines] == ["WARNING", "INFO"] * 2

@@ -78,6 +78,23 @@ async def test_tasks_that_always_fail_end_and_delay_no_good_task(
     assert len(harness.provider.calls) <= 30 + faulty * (most + 1)  # a call may be blamed on the upstream, for a moment
 
 
+@pytest.mark.parametrize("order", ["first", "spread"])
+async def test_tasks_that_a_rate_limit_always_refuses_soon_stop_no_others(
+    make_harness: MakeHarness, order: str
+) -> None:
+    tempo = BreakerConfig(0.05, 0.5, longest_s=0.5, step_s=0.05)
+    harness = make_harness(default=Faulty(fault(429)), base_s=0.4, tempo=tempo)
+    prompts = mixed(5, 30, order)
+    ids = dict(zip(prompts, [await harness.submit(prompt) for prompt in prompts], strict=True))
+    good, bad = ([ids[prompt] for prompt in prompts if kind in prompt] for kind in ("good", "faulty"))
+    assert await states(harness, good, within_s=30.0) == {State.COMPLETED}
+    refused = len(harness.provider.calls) - 30
+    assert refused <= 15, "each is called about twice until it is known that it alone meets the limit"
+    assert not any(harness.task(task_id).state.is_final for task_id in bad), "waiting out a 429 is no attempt"
+    later = await submit_many(harness, 30)
+    assert await states(harness, later, within_s=5.0) == {State.COMPLETED}
+
+
 async def test_failures_of_one_model_do_not_affect_another(make_harness: MakeHarness) -> None:
     harness = make_harness(default=Faulty(fault(500)), base_s=60.0, tempo=BreakerConfig())
     for i in range(8):

@@ -92,6 +92,19 @@ def test_a_limited_key_is_probed_once_in_five_seconds_and_comes_back(clock: Cloc
     assert probes[1] - probes[0] >= 5
 
 
+def test_a_task_that_alone_meets_a_rate_limit_makes_no_key_rest(clock: Clock) -> None:
+    made = router(clock)
+    for _ in "abc":
+        ends(made, taken(made), SHORT_LIMIT)
+    clock.now += PROBE_S
+    assert [ends(made, taken(made)) for _ in "abc"]
+    for _ in range(2):
+        ends(made, taken(made), SHORT_LIMIT)
+        clock.now += 0.1
+        assert len({ends(made, taken(made)) for _ in "abc"}) == 3
+    assert made.limited_tasks.own_limits("task") == 2
+
+
 def test_a_refused_key_gets_no_further_call_while_others_work(clock: Clock) -> None:
     made = router(clock)
     refused = ends(made, taken(made), NO_KEY)
