@@ -48,12 +48,14 @@ class S3Server:
 
     page_keys: most keys of one page of a listing. copies_metadata: a copy keeps the metadata of its source, as with
     nanio 0.1. hides: returns whether an object is not shown yet.
+    clock: returns the Unix time of saved objects; `date_clock` that of responses, the usual one if it is None.
     refuses: returns the response that a request gets in place of the usual one, or None.
     """
 
     def __init__(self) -> None:
         self.buckets: dict[str, Objects] = {}
         self.clock: Callable[[], float] = time.time
+        self.date_clock: Callable[[], float] | None = None
         self.page_keys = 1000
         self.copies_metadata = False
         self.hides: Callable[[str], bool] = lambda _key: False
@@ -84,6 +86,12 @@ class S3Server:
         await runner.cleanup()
 
     async def _respond(self, request: web.Request) -> web.Response:
+        response = await self._respond_undated(request)
+        if self.date_clock is not None:
+            response.headers["Date"] = formatdate(self.date_clock(), usegmt=True)
+        return response
+
+    async def _respond_undated(self, request: web.Request) -> web.Response:
         if (refusal := self.refuses(request)) is not None:
             await request.read()
             return refusal

@@ -24,7 +24,7 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import SettingsError, StoreUnavailable
-from imagegen.formats import parse_digits
+from imagegen.formats import parse_digits, parse_http_date
 from imagegen.images.disk_index import DiskIndex, IndexEntry, oldest_first
 from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
 from imagegen.images.s3_client import Bucket, client_options, follow_no_redirect
@@ -240,8 +240,10 @@ class S3BlobStore:
         pages = self._client.get_paginator("list_objects_v2")
         async with self._request(LISTING_S):
             async for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{self._bucket.prefix}/"):
+                behind_s = self._behind_s(page)
                 for item in page.get("Contents", ()):
-                    entries[item["Key"]] = IndexEntry(item["Size"], self._sweep_at(item["LastModified"].timestamp()))
+                    saved_at_s = item["LastModified"].timestamp() + behind_s
+                    entries[item["Key"]] = IndexEntry(item["Size"], self._sweep_at(saved_at_s))
         return entries
 
     async def _has(self, task_id: str, image: StoredImage) -> bool:
@@ -381,10 +383,18 @@ class S3BlobStore:
         """
         end_s, saved_at = _seconds(reply["Metadata"].get(_EXPIRES_METADATA, "")), reply.get("LastModified")
         if end_s is None:
-            end_s = math.inf if saved_at is None else saved_at.timestamp() + self._life_s
+            end_s = math.inf if saved_at is None else saved_at.timestamp() + self._behind_s(reply) + self._life_s
         whole_bytes = parse_digits(str(reply.get("ContentRange", "")).rpartition("/")[2])
         size_bytes = reply.get("ContentLength", image.size_bytes) if whole_bytes is None else whole_bytes
         return bool(size_bytes == image.size_bytes and end_s > self._clock())
+
+    def _behind_s(self, reply: Mapping[str, Any]) -> float:
+        """Return the seconds that the service's clock is behind ours by the date of its response.
+
+        The ages of objects are measured by the clock that dates them.
+        """
+        sent_at_s = parse_http_date(reply["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        return 0.0 if sent_at_s is None else self._clock() - sent_at_s
 
     def _sweep_at(self, saved_at_s: float) -> float:
         """Return the Unix time from which the sweep deletes an object."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace as replace_object
 
 import pytest
 from aiohttp import web
@@ -31,11 +32,11 @@ LIFE_S = 600.0
 
 @pytest.fixture
 async def make_bytes(bucket: Bucket) -> AsyncIterator[MakeBytes]:
-    """Create stores of several instances, with clocks ahead: `await make_bytes(max_bytes=…, ahead_s=…, bucket=…)`."""
+    """Create stores of several instances: `await make_bytes(max_bytes=…, bucket=…)`."""
     async with AsyncExitStack() as stack:
 
-        async def make(max_bytes: int = 100_000, ahead_s: float = 0.0, bucket: Bucket = bucket) -> S3BlobStore:
-            port = S3BlobStore(bucket, max_bytes=max_bytes, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+        async def make(max_bytes: int = 100_000, bucket: Bucket = bucket) -> S3BlobStore:
+            port = S3BlobStore(bucket, max_bytes=max_bytes, life_s=LIFE_S)
             stack.push_async_callback(port.close)
             with suppress(StoreUnavailable):
                 await port.start()
@@ -50,6 +51,12 @@ def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
 
 def later() -> float:
     return time.time() + LIFE_S
+
+
+def age(objects: Objects, by_s: float) -> None:
+    """Let all objects be saved so much earlier."""
+    for key, found in list(objects.items()):
+        objects[key] = replace_object(found, modified_at_s=found.modified_at_s - by_s)
 
 
 async def got(port: S3BlobStore, image: StoredImage) -> bytes | None:
@@ -133,9 +140,9 @@ async def test_an_object_that_lost_its_metadata_lives_as_long_as_a_new_one(
     assert await got(port, stored_image) == image.data
     assert await port.contains_all(TASK, [stored_image])
     assert await port.reuse(TASK, stored_image, OTHER, 0, later())
-    late = await make_bytes(ahead_s=LIFE_S + 60)
-    assert await got(late, stored_image) is None
-    assert not await late.contains_all(TASK, [stored_image])
+    age(objects, LIFE_S + 60)
+    assert await got(port, stored_image) is None
+    assert not await port.contains_all(TASK, [stored_image])
 
 
 async def test_a_copy_has_its_own_end_where_the_service_keeps_that_of_its_source(
@@ -174,10 +181,37 @@ async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
 ) -> None:
     await put(await make_bytes(), make_image())
     objects["not-ours.txt"] = S3Object(b"")
-    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S - 60)).sweep_once()
+    age(objects, LIFE_S + SWEEP_MARGIN_S - 60)
+    await (await make_bytes()).sweep_once()
     assert len(objects) == 2
-    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S + 60)).sweep_once()
+    age(objects, 120)
+    await (await make_bytes()).sweep_once()
     assert list(objects) == ["not-ours.txt"]
+
+
+@pytest.mark.parametrize("metadata", ["kept", "lost"])
+@pytest.mark.parametrize("ahead_s", [10 * LIFE_S + SWEEP_MARGIN_S, -10 * LIFE_S - SWEEP_MARGIN_S])
+async def test_objects_live_as_long_where_the_clock_of_the_service_is_another(
+    make_bytes: MakeBytes,
+    objects: Objects,
+    make_image: MakeImage,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead_s: float,
+    metadata: str,
+) -> None:
+    monkeypatch.setattr(s3, "clock", lambda: time.time() + ahead_s)
+    monkeypatch.setattr(s3, "date_clock", lambda: time.time() + ahead_s)
+    image = await put(await make_bytes(), make_image())
+    if metadata == "lost":
+        (key,) = objects
+        objects[key] = replace_object(objects[key], metadata={})
+    port = await make_bytes()
+    await port.sweep_once()
+    assert await port.contains_all(TASK, [image])
+    age(objects, LIFE_S + SWEEP_MARGIN_S + 60)
+    await port.sweep_once()
+    assert not objects
 
 
 async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
@@ -201,7 +235,8 @@ async def test_a_sweep_reads_all_pages_of_a_listing(
     monkeypatch.setattr(s3, "page_keys", 2)
     for index in range(5):
         await put(await make_bytes(), make_image(), index)
-    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S + 60)).sweep_once()
+    age(objects, LIFE_S + SWEEP_MARGIN_S + 60)
+    await (await make_bytes()).sweep_once()
     assert not objects
 
 

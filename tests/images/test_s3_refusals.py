@@ -252,10 +252,10 @@ def lock(refuse: Refuse, keys: Collection[str]) -> None:
 
 
 @pytest.fixture
-async def expiring(bucket: Bucket) -> AsyncIterator[S3BlobStore]:
+async def expiring(bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S3BlobStore]:
     """Return a store in which everything has expired when it is saved."""
-    ahead_s = LIFE_S + SWEEP_MARGIN_S + 1
-    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+    monkeypatch.setattr(s3, "clock", lambda: time.time() - LIFE_S - SWEEP_MARGIN_S - 2)
+    store = S3BlobStore(bucket, max_bytes=100_000, life_s=LIFE_S)
     await store.start()
     yield store
     await store.close()
