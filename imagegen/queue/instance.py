@@ -223,9 +223,7 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     takeover.on_takeover = partial(_on_takeover, parts)
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
-    parts.connection.on_new_server.append(lambda _known, _new: parts.notifier.on_new_server())
-    parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
-    parts.connection.on_new_server.append(lambda _known, _new: parts.client_queue.joined.doubt_all())
+    parts.connection.on_new_server.append(lambda _known, _new: _on_new_server(parts))
     parts.consumer.on_loss, parts.consumer.on_group_known = recovery.on_group_lost, recovery.on_group_known
     leases.on_loss, leases.restore = recovery.on_claims_lost, recovery.restore_claims
     parts.verbs.budgets.on_fewer_changes = recovery.on_fewer_changes
@@ -273,6 +271,14 @@ def _connect_lines(parts: QueueInstance) -> None:
     parts.recovery.on_restored = mover.reload
     notifier.on_join.append(mover.reload)
     notifier.handlers["line"] = mover.on_line_elsewhere
+
+
+def _on_new_server(parts: QueueInstance) -> None:
+    """Doubt what was seen of another server, before anything is sent to the new one."""
+    parts.notifier.on_new_server()
+    parts.verbs.budgets.on_new_server()
+    parts.pause.read_soon()
+    parts.client_queue.joined.doubt_all()
 
 
 def _on_pause(parts: QueueInstance, *, paused: bool) -> None:

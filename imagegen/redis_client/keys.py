@@ -99,7 +99,7 @@ class Keys(Struct, frozen=True):
         return f"{{{self.prefix}}}:budgets:{day}"
 
     def lost_budgets(self, day: int) -> str:
-        """String: name of the last loss of the budgets of a UTC day. 10 minutes."""
+        """String: description of the last loss of the budgets of a UTC day. 10 minutes."""
         return f"{{{self.prefix}}}:lost-budgets:{day}"
 
     def record(self, task_id: str) -> str:

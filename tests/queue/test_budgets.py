@@ -15,6 +15,7 @@ from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.verbs.budget_counters import BudgetLimits, Limits
 from imagegen.queue.verbs.finish import finish_item
+from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages
@@ -23,7 +24,7 @@ from imagegen.tasks.submission import Submission
 from imagegen.tasks.task import State, Task, TaskError
 from tests.conftest import Instance, MakeInstance
 from tests.queue_budgets import KEY, PRICE, TOTAL, cost_of, limited, priced, put, refusals, started, used
-from tests.support import eventually, family_submission, logged, submission
+from tests.support import eventually, family_submission, submission
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 LIMITS: Limits = ((TOTAL, 3 * PRICE),)
@@ -311,6 +312,18 @@ async def test_a_call_of_a_lost_claim_is_charged_and_so_is_that_of_its_new_owner
     assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
 
 
+async def test_both_results_of_a_task_that_two_servers_completed_are_charged_once_each(one: Instance) -> None:
+    (claim,) = await started(one, "a")
+    final = await end(one, claim, claim.cost.paid(PRICE))
+    key, now = one.keys.record(final.id), time.time()
+    theirs = (await one.stored(key)).replace(final.counted_in.encode(), b"other-1-1")
+    await one.connection.commands.set(key, theirs, keepttl=True)
+    for _ in range(2):
+        assert await one.verbs.restore_results([final], now) == [RestoredResult.OTHER]
+        assert await used(one) == 2 * PRICE
+    assert (await one.read(final.id)).possibly_billed_twice == 1
+
+
 async def test_a_call_before_the_start_of_two_owners_is_charged_once(one: Instance) -> None:
     (claim,) = await started(limited(one, (TOTAL, 9 * PRICE)), "a")
     lost = claim.cost.lost("upstream_timeout")
@@ -320,22 +333,6 @@ async def test_a_call_before_the_start_of_two_owners_is_charged_once(one: Instan
     await one.connection.commands.set(one.keys.checkpoint(claim.task.id), theirs.encode(claim.entry_id))
     assert await one.parts.leases.lost_claims.record(claim) == 2
     assert await used(one) == 2 * PRICE  # what the task has reserved, and the call here
-
-
-@pytest.mark.parametrize("lost", [1, 2])
-async def test_a_change_after_the_loss_of_others_counts_on_top_of_them(make_instance: MakeInstance, lost: int) -> None:
-    one = limited(make_instance(), (TOTAL, 9 * PRICE), (KEY, 9 * PRICE))
-    key, redis = one.keys.budgets(day_of(one.client_queue.clock())), one.connection.commands
-    await put(one, "a")
-    before = await one.stored(key)
-    for name in range(lost):
-        await put(one, name)
-    await redis.set(key, before)
-    await put(one, "b")
-    await eventually(lambda: is_used(one, (2 + lost) * PRICE))
-    assert await used(one, KEY) == (2 + lost) * PRICE
-    await put(one, "c")
-    assert await used(one) == (3 + lost) * PRICE
 
 
 async def test_a_read_of_budgets_beside_a_submit_counts_nothing_twice(make_instance: MakeInstance) -> None:
@@ -351,42 +348,6 @@ async def test_a_read_of_budgets_beside_a_submit_counts_nothing_twice(make_insta
         await asyncio.gather(put(one, number), *map(read_after, range(6)))
         assert one.verbs.budgets.used(day, TOTAL) == number * PRICE
     assert await used(one) == 400 * PRICE
-
-
-@pytest.mark.parametrize("first", [0, 1])
-async def test_budgets_that_different_instances_have_seen_are_all_written_back(
-    make_instance: MakeInstance, first: int
-) -> None:
-    instances = [limited(make_instance(start=False), (TOTAL, 100 * PRICE), (KEY, 90 * PRICE)) for _ in range(2)]
-    await put(instances[0], "a")
-    await put(limited(instances[1], (TOTAL, 100 * PRICE)), "b")
-    key = instances[0].keys.budgets(day_of(instances[0].client_queue.clock()))
-    await instances[0].connection.commands.delete(key)
-    for instance in (instances[first], instances[1 - first], instances[first]):
-        await instance.verbs.restore_budgets()
-    assert (await used(instances[0]), await used(instances[0], KEY)) == (2 * PRICE, PRICE)
-    assert [await instance.verbs.restore_budgets() for instance in instances] == [0, 0]
-
-
-async def test_a_budget_whose_key_alone_was_deleted_is_written_back_at_its_next_change(
-    make_instance: MakeInstance,
-) -> None:
-    one, two = (limited(make_instance(), (TOTAL, 4 * PRICE)) for _ in range(2))
-    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
-    for instance, name in ((one, "a"), (one, "b"), (two, "c")):
-        await put(instance, name)
-    await one.connection.commands.delete(one.keys.budgets(day_of(one.client_queue.clock())))
-    with logged("WARNING") as lines:
-        await put(one, "d")
-        await eventually(lambda: is_used(one, 3 * PRICE))
-        await eventually(lambda: any("lost a part of the budgets" in line for line in lines))
-    await put(two, "e")
-    assert await is_used(two, 4 * PRICE)
-    assert [type(refusal) for refusal in await refusals(two, "f")] == [BudgetExceeded]
-
-
-async def is_used(instance: Instance, amount: int) -> bool:
-    return await used(instance) == amount
 
 
 async def test_a_finish_after_a_total_loss_takes_nothing_back(one: Instance) -> None:

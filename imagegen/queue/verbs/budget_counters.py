@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,19 +35,72 @@ class BudgetLimits:
     of_clients: Mapping[str, Limits] = field(default_factory=dict)
 
 
-class BudgetValues:
-    """Values of the budgets as this instance last saw them, in micro-dollars.
+LOSS_JUMP = 2**40
+"""By how much the number of changes is raised after a loss: more than there are changes in a day."""
 
-    Scripts return them at no cost. Redis counts the changes of a day: a count that is no higher than before shows that
-    it has lost some.
+
+@dataclass(slots=True)
+class SeenBudgets:
+    """Budgets of a day as this instance last saw them, in micro-dollars.
+
+    Attributes:
+        count: highest number of a change that was seen.
+        values: by slot, the number of the change after which a value was seen, and the value.
+        later: what changes have added that came after a loss that is not handled yet: they count from values below.
+        first_later: the lowest number of such a change.
+        is_doubted: whether another server answers, so that changes may come after a loss that is not noticed yet.
+        restored_values: seen after another instance has handled a loss; what is lost of the values above lacks there.
+        handled_loss: name of the last loss after which this instance added what it had seen.
+    """
+
+    count: int = 0
+    values: dict[int, tuple[int, int]] = field(default_factory=dict)
+    later: dict[int, int] = field(default_factory=dict)
+    first_later: int | None = None
+    is_doubted: bool = False
+    restored_values: dict[int, int] = field(default_factory=dict)
+    handled_loss: bytes = b""
+
+    def used(self, slot: int) -> int:
+        """Return what a budget holds, reserved and charged; 0 if it was never seen."""
+        value = self.values.get(slot, (0, 0))[1] + self.later.get(slot, 0)
+        return max(value, self.restored_values.get(slot, 0))
+
+    def is_after_loss(self, count: int) -> bool:
+        """Return whether another instance has handled a loss before this number of changes."""
+        return self.count > 0 and count > self.count + LOSS_JUMP // 2
+
+    def add_later(self, slot: int, count: int, change: int) -> None:
+        """Note a change with a number that is no higher than those before."""
+        self.later[slot] = self.later.get(slot, 0) + change
+        self.values.setdefault(slot, (0, 0))
+        self.first_later = count if self.first_later is None else min(self.first_later, count)
+
+    def restored(self, count: int, values: Mapping[int, int], handled: Mapping[int, int]) -> None:
+        """Note the values after this instance has added what was lost. handled: `later`, as it was added."""
+        for slot, value in values.items():
+            if not count < self.values[slot][0] < count + LOSS_JUMP // 2:  # else it was seen after that
+                self.values[slot] = count, value
+        self.later = {slot: left for slot, at in self.later.items() if (left := at - handled.get(slot, 0))}
+        self.first_later = self.first_later if self.later else None
+        self.restored_values.clear()
+        self.is_doubted = False
+        self.count = count if self.is_after_loss(count) else max(count, self.count)
+
+
+class BudgetValues:
+    """Values of the budgets as this instance last saw them.
+
+    Scripts return them at no cost. Redis counts the changes of a day: a number that is no higher than before shows that
+    it has lost some, one that is far higher that another instance has noticed that.
     on_change: called after values were seen. on_refused: called with the client of a refused request.
-    on_fewer_changes: called after no higher count was seen, of a counter that was lost, or in an overtaken reply.
-    handled_losses: names of the last losses after which this instance raised the values of a day.
+    on_fewer_changes: called after such a number was seen, also in an overtaken reply.
+    restoring: held while lost values are written back.
     """
 
     def __init__(self) -> None:
-        self._days: dict[int, tuple[int, dict[int, int]]] = {}
-        self.handled_losses: dict[int, bytes] = {}
+        self._days: dict[int, SeenBudgets] = {}
+        self.restoring = asyncio.Lock()
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
         self.on_fewer_changes: Callable[[], None] = lambda: None
@@ -58,44 +112,60 @@ class BudgetValues:
 
     def used(self, day: int, slot: int) -> int:
         """Return what a budget held when it was last seen, reserved and charged; 0 if it was never seen."""
-        return self.seen(day)[1].get(slot, 0)
+        return self.seen(day).used(slot)
 
-    def seen(self, day: int) -> tuple[int, dict[int, int]]:
-        """Return the highest count of changes that was seen, and the values by slot."""
-        return self._days.get(day, (0, {}))
+    def seen(self, day: int) -> SeenBudgets:
+        """Return what was seen of a day."""
+        return self._days.get(day) or SeenBudgets()
+
+    def on_new_server(self) -> None:
+        """Note changes apart until a recovery has compared the values: the server may lack some of those before."""
+        for seen in self._days.values():
+            seen.is_doubted = True
 
     def learn_all(self, day: int, stored: bytes) -> None:
         """Record the stored values of a day."""
         count, *values = struct.unpack(f">{len(stored) // 8}q", stored[: len(stored) // 8 * 8]) or (0,)
-        if count >= self.seen(day)[0]:
-            self._days[day] = (count, dict(enumerate(values)))
-            self.on_change()
+        seen = self._day(day)
+        if seen.is_after_loss(count):
+            seen.restored_values |= enumerate(values)
+            self.on_fewer_changes()
+        elif count >= seen.count and not seen.is_doubted:
+            seen.count, seen.values = count, {slot: (count, value) for slot, value in enumerate(values)}
+        self.on_change()
 
     def learn(self, reply: Sequence[Any]) -> int:
         """Record the values that a script returned. Return the number of its commands for budgets.
 
-        Each change has a higher count than those before. If not, Redis has lost some: the change then counts on top of
+        Each change has a higher number than those before. If not, Redis has lost some: the change then counts on top of
         the value that was seen before, which is to be written back.
         """
         before: dict[int, int] = {}
         for at in range(1, len(reply), 5):
             day, count, slot, value, change = map(int, reply[at : at + 5])
-            last, values = self.seen(day)
-            if count > before.setdefault(day, last):
-                values[slot] = value
-                self._days[day] = (count, values)
-            else:
-                values[slot] = values.get(slot, 0) + change
-                if count == before[day]:  # certainly a loss: an overtaken reply has a lower count
-                    self._days[day] = (count + 1, values)
+            seen = self._day(day)
+            last = before.setdefault(day, seen.count)
+            if seen.is_after_loss(count):
+                seen.restored_values[slot] = value
                 self.on_fewer_changes()
-        if len(self._days) > KEPT_DAYS:
-            oldest = min(self._days)
-            del self._days[oldest]
-            self.handled_losses.pop(oldest, None)
+            elif count > last and not seen.is_doubted:
+                seen.values[slot] = count, value
+                seen.count = count
+            else:
+                seen.add_later(slot, count, change)
+                if count == last:  # certainly a loss: an overtaken reply has a lower number
+                    seen.count = count + 1
+                self.on_fewer_changes()
         if len(reply) > 1:
             self.on_change()
         return int(reply[0])
+
+    def _day(self, day: int) -> SeenBudgets:
+        if day not in self._days:
+            self._days[day] = SeenBudgets()
+            if len(self._days) > KEPT_DAYS:
+                del self._days[min(self._days)]
+        return self._days[day]
 
 
 def reservation(cost: Cost | None, limits: Limits) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from imagegen.queue.codec import final_record
+from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys, charge
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.restore_batch import count_restore
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.tasks.task import Task
 
-_SCRIPT = load_script(__package__, "billed", "restore_results")
+_SCRIPT = load_script(__package__, "billed", "budget", "restore_results")
 
 
 class RestoredResult(IntEnum):
@@ -27,11 +28,14 @@ class RestoredResult(IntEnum):
 async def restore_results(context: VerbContext, tasks: Sequence[Task], now: float) -> list[RestoredResult]:
     """Write final records back that are missing or outdated; now: Unix time."""
     keys = [context.keys.stream]
-    args: list[str | bytes | int] = [GROUP]
-    for task in tasks:
+    texts = [charge(task.cost, task.cost.charged if task.cost else 0) for task in tasks]
+    budgets = budget_keys(context.keys, texts)
+    args: list[str | bytes | int] = [GROUP, len(budgets), BUDGETS_TTL_S]
+    for task, text in zip(tasks, texts, strict=True):
         keys.append(context.keys.record(task.id))
         ttl_ms = max(int(((task.expires_at or now) - now) * 1000), 1)
-        args += (task.epoch, final_record(task), ttl_ms)
-    rows = await context.run(_SCRIPT, keys, args)
+        args += (task.epoch, final_record(task), ttl_ms, text)
+    rows, values = await context.run(_SCRIPT, keys + budgets, args)
     count_restore(context, len(tasks))
+    context.count("restore", context.budgets.learn(values))
     return list(map(RestoredResult, rows))
