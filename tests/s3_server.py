@@ -49,7 +49,7 @@ class S3Server:
     page_keys: most keys of one page of a listing. copies_metadata: a copy keeps the metadata of its source, as with
     nanio 0.1. hides: returns whether an object is not shown yet.
     clock: returns the Unix time of saved objects; `date_clock` that of responses, the usual one if it is None.
-    refuses: returns the response that a request gets in place of the usual one, or None.
+    refuses: returns the response that a request gets in place of the usual one, or None. delay_s: how long one waits.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ class S3Server:
         self.copies_metadata = False
         self.hides: Callable[[str], bool] = lambda _key: False
         self.refuses: Callable[[web.Request], web.Response | None] = lambda _request: None
+        self.delay_s: Callable[[web.Request], float] = lambda _request: 0.0
         self.url = ""
 
     @contextmanager
@@ -95,6 +96,7 @@ class S3Server:
         if (refusal := self.refuses(request)) is not None:
             await request.read()
             return refusal
+        await asyncio.sleep(self.delay_s(request))
         name, _, key = request.path.lstrip("/").partition("/")
         objects = self.buckets.get(name)
         if objects is None:

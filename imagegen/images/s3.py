@@ -41,6 +41,9 @@ SETTLING_S = 60.0
 """An object that this instance has saved can't be gone before this time: many services show it late."""
 
 CALL_S = 30.0
+REWRITE_WAIT_S = 30.0
+"""How long an object waits for others that are written again before it, whose time limit grows with their size."""
+
 LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
@@ -303,9 +306,14 @@ class S3BlobStore:
             has_end = copied["Metadata"].get(_EXPIRES_METADATA, end[_EXPIRES_METADATA]) == end[_EXPIRES_METADATA]
         if has_end:
             return
+        async with self._request(REWRITE_WAIT_S):
+            await self._rewriting.acquire()  # one whole image in memory
         limit_s = CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S
-        async with self._rewriting, self._request(limit_s, missing=NO_OBJECT_OF_HEAD):  # one whole image in memory
-            await self._rewrite(key, image, end)
+        try:
+            async with self._request(limit_s, missing=NO_OBJECT_OF_HEAD):
+                await self._rewrite(key, image, end)
+        finally:
+            self._rewriting.release()
 
     async def _rewrite(self, key: str, image: StoredImage, metadata: Mapping[str, str]) -> None:
         """Write an object with other metadata. Some services keep the metadata of the source of a copy."""

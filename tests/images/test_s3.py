@@ -23,6 +23,7 @@ from imagegen.tasks.image import StoredImage
 from tests.images.backings import in_memory
 from tests.images.conftest import MakeImage
 from tests.s3_server import Objects, S3Object, S3Server
+from tests.support import eventually
 
 MakeBytes = Callable[..., Awaitable[S3BlobStore]]
 
@@ -174,6 +175,30 @@ async def test_images_that_are_written_again_are_in_memory_one_at_a_time(
     monkeypatch.setattr(s3, "refuses", note)
     await port.extend_expiry(TASK, images, time.time() + 5_000)
     assert requests == ["GET", "PUT"] * 3
+
+
+async def test_an_image_waits_a_bounded_time_for_others_that_are_written_again(
+    make_bytes: MakeBytes, make_image: MakeImage, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "copies_metadata", True)
+    monkeypatch.setattr("imagegen.images.s3.REWRITE_WAIT_S", 0.1)
+    port, begun = await make_bytes(), list[str]()
+    images = [await put(port, make_image(colour), place) for place, colour in enumerate(("red", "green"))]
+
+    def delay_rewrite_s(request: web.Request) -> float:
+        if request.method != "PUT" or "x-amz-copy-source" in request.headers:
+            return 0.0
+        begun.append(request.path)
+        return 3.0
+
+    monkeypatch.setattr(s3, "delay_s", delay_rewrite_s)
+    first = asyncio.create_task(port.extend_expiry(TASK, images[:1], time.time() + 5_000))
+    await eventually(lambda: begun)
+    with pytest.raises(StoreUnavailable):
+        await port.extend_expiry(TASK, images[1:], time.time() + 5_000)
+    assert not first.done()
+    await first
+    await port.extend_expiry(TASK, images[1:], time.time() + 5_000)
 
 
 async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
