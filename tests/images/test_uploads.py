@@ -19,7 +19,7 @@ from PIL import Image
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
 from imagegen.images import needed_uploads
 from imagegen.images.disk import DiskLookups, DiskStore
-from imagegen.images.needed_uploads import PAGE_ENTRIES, NeededUploads
+from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.sniff import sniff
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
@@ -274,7 +274,7 @@ async def test_an_upload_that_a_task_needs_is_found_in_a_long_line_and_not_searc
 ) -> None:
     connection, keys, upload = Connection(redis_url), Keys(prefix), "a" * 64
     await connection.commands.sadd(keys.lines, "a")
-    await connection.commands.rpush(keys.line("a"), f"upload:{upload}", *["{}"] * PAGE_ENTRIES)
+    await connection.commands.rpush(keys.line("a"), f"upload:{upload}", *["{}"] * 500)
     needed, commands = NeededUploads(connection, keys), connection.meter.commands
     assert await needed.among({upload, "b" * 64}) == {upload}
     before = commands["pictures"]

@@ -52,13 +52,13 @@ async def test_a_task_in_a_line_is_joined_and_cancelled_on_another_instance(make
     assert await run_all(one) == [task.id for task in tasks[:3]]
 
 
-async def test_a_cancel_reads_a_long_line_in_pages_and_only_where_the_request_is_not_in_memory(
+async def test_a_cancel_reads_a_long_line_in_parts_and_only_where_the_request_is_not_in_memory(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "PAGE_ELEMENTS", 4)
+    monkeypatch.setattr(read, "MAX_READ_BYTES", 1)
     one, two = make_instance(slots=1), make_instance(slots=1, start=False)
-    tasks = await put(one, "a", 14)
-    assert await in_line(one) == 12
+    tasks = await put(one, "a", 48)
+    assert await in_line(one) == 46
 
     async def reads_of_cancel(instance: Instance, task: Task) -> int:
         commands = instance.connection.meter.commands
@@ -69,6 +69,6 @@ async def test_a_cancel_reads_a_long_line_in_pages_and_only_where_the_request_is
         return commands["read"] - before
 
     of_record = 1
-    assert await reads_of_cancel(two, tasks[13]) == of_record + 2
+    assert await reads_of_cancel(two, tasks[47]) == of_record + 2
     assert await reads_of_cancel(two, tasks[2]) == of_record + 3 * 2
     assert await reads_of_cancel(one, tasks[3]) <= of_record

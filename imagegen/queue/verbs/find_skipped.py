@@ -8,8 +8,8 @@ from imagegen.redis_client.lua import load_script
 
 _SCRIPT = load_script(__package__, "find_skipped")
 
-PAGE_SIZE = 100
-"""Entries of one script call: Redis reads each with its request."""
+MAX_READ_BYTES = 2**18
+"""Bytes after which a script call reads no further entry: Redis reads each with its request."""
 
 
 async def find_skipped(context: VerbContext) -> list[str]:
@@ -17,9 +17,9 @@ async def find_skipped(context: VerbContext) -> list[str]:
     skipped: list[str] = []
     low = "-"
     while True:
-        ids, last, commands = await context.run(_SCRIPT, [context.keys.stream], [GROUP, low, PAGE_SIZE])
+        ids, following, commands = await context.run(_SCRIPT, [context.keys.stream], [GROUP, low, MAX_READ_BYTES])
         context.count("takeover", commands)
         skipped += [entry_id.decode() for entry_id in ids]
-        if not last:
+        if not following:
             return skipped
-        low = f"({last.decode()}"
+        low = following.decode()

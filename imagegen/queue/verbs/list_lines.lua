@@ -4,7 +4,7 @@
 -- ARGV    1 maximum of listed tasks of a line; 2 bytes after which no more is read; then the client of each line
 -- result  number of commands; then for each line that was read, at least the first: its length; the ids of its first
 --         tasks
-local index, most, bytes, commands, results, PAGE = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), 0, {}, 250
+local index, most, bytes, commands, results, PAGE = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), 0, {}, 16
 
 -- Returns the ids of the first tasks of a line, and whether these are all of them.
 local function first_tasks(line)

@@ -10,8 +10,8 @@ from imagegen.redis_client.lua import load_script
 
 _SCRIPT = load_script(__package__, "list_waiting")
 
-MAX_LISTED = 200
-"""Entries that are listed one by one: Redis sends each with its request."""
+MAX_LISTED, MAX_READ_BYTES = 200, 2**20
+"""Entries that are listed one by one, and bytes after which no more are: Redis reads each with its request."""
 
 
 class WaitingEntryIds(Struct, frozen=True, gc=False):
@@ -25,6 +25,6 @@ class WaitingEntryIds(Struct, frozen=True, gc=False):
 
 async def list_waiting(context: VerbContext) -> WaitingEntryIds:
     """Return the first unclaimed entries."""
-    ids, behind, last, commands = await context.run(_SCRIPT, [context.keys.stream], [GROUP, MAX_LISTED])
+    ids, behind, last, commands = await context.run(_SCRIPT, [context.keys.stream], [GROUP, MAX_LISTED, MAX_READ_BYTES])
     context.count("read", commands)
     return WaitingEntryIds([entry_id.decode() for entry_id in ids], behind, last.decode())

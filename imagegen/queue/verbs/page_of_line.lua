@@ -3,7 +3,7 @@
 -- KEYS    1 line
 -- ARGV    1 number of elements behind the part; 2 bytes after which no more is read
 -- result  number of commands; 1 if there are elements before the part, else 0; then epoch and id of each element
-local passed, bytes, results, PAGE = tonumber(ARGV[1]), tonumber(ARGV[2]), {1, 1}, 50
+local passed, bytes, results, PAGE = tonumber(ARGV[1]), tonumber(ARGV[2]), {1, 1}, 16
 repeat
   local elements = run_on('LRANGE', KEYS[1], -passed - PAGE, -passed - 1)
   for _, element in ipairs(elements) do
