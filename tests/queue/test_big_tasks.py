@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.images.needed_uploads import NeededUploads
-from imagegen.queue.verbs.group import GROUP
+from imagegen.redis_client.keys import GROUP
 from tests.conftest import Instance, MakeInstance
 from tests.support import submission
 
