@@ -70,5 +70,5 @@ async def test_a_task_in_a_line_costs_two_commands_more_and_another_task_none(
             await run_one_by_one(instance, 22)
         counts.append(commands.counted)
     assert counts[1] == counts[0]
-    begin_and_end = 4  # RPUSH and SADD; LPOP and SREM
+    begin_and_end = 5  # RPUSH, SADD and EXISTS; LPOP and SREM
     assert counts[2] - counts[0] <= 20 * most + begin_and_end

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from imagegen.queue.client_queue import CacheResult
+from imagegen.tasks.task import IN_LINE
 from tests.conftest import MakeInstance
 from tests.queue.line_tasks import drained, in_line, is_at_rest, put, run, run_all, start_one, submission_of
 from tests.support import eventually
@@ -115,3 +116,24 @@ async def test_a_long_line_is_read_in_parts_after_redis_lost_some_of_it(make_ins
     assert all(0 <= part < 100 for part in parts), parts
     elements: list[Any] = await redis.lrange(line, 0, -1)
     assert len({element.split(b"\n")[0] for element in elements}) == waiting
+
+
+async def test_a_task_that_would_wait_in_a_line_is_not_accepted_while_the_stream_is_lost(
+    make_instance: MakeInstance,
+) -> None:
+    """An instance may run the same task, and has not written its record back yet: a new one would be paid again."""
+    one, redis_calls = make_instance(slots=1, start=False), list[str]()
+    await one.verbs.create_group()
+    tasks = await put(one, "a", 3)
+    redis, keys = one.connection.commands, one.keys
+    await redis.delete(keys.stream, keys.line("a"), *(keys.record(task.id) for task in tasks))
+    one.task_cache.forget(tasks[2].id)
+
+    async def recover() -> None:
+        redis_calls.append("recover")
+        assert not await redis.exists(keys.record(tasks[2].id), keys.line("a"))
+        await one.verbs.create_group()
+
+    one.verbs.submit.on_loss = recover
+    again = (await put(one, "a", 1, first=2))[0]
+    assert (redis_calls, again.entry_id, await in_line(one)) == (["recover"], IN_LINE, 1)

@@ -8,7 +8,8 @@
 -- If a task has siblings, one command reads the records of the whole batch first: a new task is not enqueued if a
 -- sibling has images, since it may need fewer calls then; and a task that exists costs no entry.
 --
--- A task that waits in a line gets no entry (see line_args.lua), and costs as many commands.
+-- A task that waits in a line gets no entry (see line_args.lua), and costs as many commands. Whether the stream exists is
+-- checked with the first task of a line: Redis can't lose records without the lines of their time.
 --
 -- The budgets reserve what all tasks of the batch may cost by one command, and take back what was not enqueued by
 -- another. A task that exists costs nothing.
@@ -74,11 +75,13 @@ local function add_finished(list, siblings)
   return found
 end
 
-local ended = {} -- texts of the unfinished epochs that are replaced
+local ended = {} -- texts of the unfinished epochs that are replaced, by task
+local before = {} -- by task in a line, the record that it has replaced, false for none
 
 -- Adds a task to the line that it waits in, now that its record is written.
-local function park_stored(i, version, epoch, digest, entry_json, record_json)
+local function park_stored(i, version, epoch, digest, entry_json, record_json, existing)
   if not waits_in_line(i) then return end
+  before[i] = type(existing) == 'string' and existing
   local id = string.match(KEYS[i + 1], '[^:]*$')
   add_to_line(i, element_of(version, epoch, digest, id, record_json, entry_json))
 end
@@ -120,20 +123,39 @@ local function submit(i)
   entry = add(i, version, epoch, entry_json)
   if not entry then return {'lost', '', '', ''} end
   redis.call('SET', record, pending(version, entry, epoch, digest, record_json), 'PX', ARGV[4])
-  park_stored(i, version, epoch, digest, entry_json, record_json)
+  park_stored(i, version, epoch, digest, entry_json, record_json, existing)
   if kind == 'again' and ARGV[at + 8] ~= '' then
     local state, _, their_epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
     local unfinished = state == 'pending' or state == 'processing'
-    if unfinished and their_epoch == replaced then ended[#ended + 1] = ARGV[at + 8] end
+    if unfinished and their_epoch == replaced then ended[i] = ARGV[at + 8] end
   end
   return {kind, entry, epoch, ''}
 end
 
-local results = {}
+local results, lengths = {}, {}
+
+-- Takes the tasks of a line back that did not exist before, if there is no stream.
+local function withdraw_without_stream(line, client)
+  if redis.call('EXISTS', stream) == 1 then return end
+  redis.call('DEL', line_keys[line])
+  redis.call('SREM', line_index, client)
+  for i = 1, count do
+    if line_numbers[i] == line and results[i][2] == IN_LINE then
+      if before[i] then redis.call('SET', KEYS[i + 1], before[i], 'PX', ARGV[4]) else redis.call('DEL', KEYS[i + 1]) end
+      results[i], ended[i] = {'lost', '', '', ''}, nil
+      take_back(i)
+    end
+  end
+end
+
 local function submit_all()
   for i = 1, count do
     results[i] = submit(i)
     if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
+  end
+  lengths = push_lines()
+  for line, client in ipairs(line_clients) do
+    if lengths[line] > 0 and lengths[line] == #line_elements[line] then withdraw_without_stream(line, client) end
   end
 end
 
@@ -142,7 +164,9 @@ if days == 0 then
 else
   local done, fault = pcall(submit_all)
   for i = #results + 1, count do take_back(i) end -- none, unless a command failed
-  settle(redis.call, budgets, budget_life, ended)
+  local texts = {}
+  for _, text in pairs(ended) do texts[#texts + 1] = text end
+  settle(redis.call, budgets, budget_life, texts)
   if not done then error(fault) end
 end
-return {depth, results, budget_reply, push_lines()}
+return {depth, results, budget_reply, lengths}

@@ -253,7 +253,7 @@ class Submit:
                 if item.line == client and reply.entry_id == IN_LINE
             ]
             if added:
-                commands += 1 + (length == len(added))
+                commands += 1 + 2 * (length == len(added))  # RPUSH; SADD and EXISTS
                 self._lines.added(client, added, length)
         return commands
 
