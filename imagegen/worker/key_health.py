@@ -58,7 +58,12 @@ class Trouble:
     failures: int = 0
 
     def next_at(self, *, alone: bool) -> float:
-        """Return when the next probe may begin; infinite while one runs."""
+        """Return when the next probe may begin; infinite while one runs.
+
+        A refusal without a reason may be of the prompts, so it keeps no call from the last key.
+        """
+        if alone and self.error.unexplained:
+            return self.began_at
         if self.probing:
             return math.inf
         return min(self.until, self.alone_until) if alone else self.until

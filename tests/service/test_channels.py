@@ -166,16 +166,19 @@ def test_a_prompt_that_is_refused_without_a_reason_stops_no_other_prompt(start_s
         assert len(upstream.calls) <= 3 * 2 + 3
 
 
-def test_keys_that_are_refused_without_a_reason_get_no_calls_after_the_second_task(
+def test_prompts_that_all_keys_refuse_without_a_reason_stop_no_other_prompts(
     start_service: Start, tmp_path: Path
 ) -> None:
-    upstream = Upstream(dict.fromkeys((GOOD, REVOKED), error(403, "Forbidden")))
+    upstream = Upstream()
+    upstream.of_prompts["DROP TABLE"] = error(403, "Forbidden")
     file = write(tmp_path / "c.toml", channel("pool", upstream.url, GOOD, REVOKED))
     with serving(upstream):
         service = start_service(CHANNELS_FILE=file)
         for number in range(6):
-            assert service.finished(service.accepted(prompt=f"image {number}"))["error"]["code"] == "upstream_auth"
-        assert 4 <= len(upstream.calls) <= 6
+            refused = service.finished(service.accepted(prompt=f"DROP TABLE {number}"))
+            assert refused["error"]["code"] == "upstream_auth"
+        good = [service.accepted(prompt=f"image {number}") for number in range(6)]
+        assert {service.finished(task_id)["status"] for task_id in good} == {"completed"}
 
 
 def test_a_model_that_one_channel_lacks_waits_for_another_that_is_limited(start_service: Start, tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_tasks_fail_at_once_while_all_keys_are_refused_but_for_probes(clock: Clo
     assert made.capacity("m") > 0
 
 
+def test_refusals_without_a_reason_keep_no_call_from_the_last_keys(clock: Clock) -> None:
+    made = router(clock)
+    unexplained = UpstreamError("upstream_auth", "403", status=403, unexplained=True)
+    for _ in range(12):
+        ends(made, taken(made), unexplained)
+    clock.now += 2.0
+    permits = [taken(made) for _ in range(6)]
+    assert made.refusal("m") is None
+    assert {ends(made, permit) for permit in permits}
+    assert made.try_acquire("m") is not None
+
+
 def test_a_job_of_a_refused_key_counts_as_paid_though_another_key_works(clock: Clock) -> None:
     made = router(clock)
     judge = judge_of(made, clock)
@@ -331,7 +343,6 @@ def test_a_refusal_that_is_no_401_keeps_a_key_from_one_model_first(clock: Clock,
 def test_refusals_with_words_about_their_models_or_prompts_keep_a_key_for_other_models(clock: Clock) -> None:
     texts = {
         "dear": (403, "Your organization must be verified to use the model `gpt-image-1`."),
-        "gated": (403, "The prompt was rejected by our partner's reviewers"),
         "free": (429, "Quota exceeded for metric: content_free_tier_requests, limit: 0. Please retry in 4s."),
         "billed": (400, "Imagen API is only accessible to billed users at this time."),
     }
