@@ -56,9 +56,9 @@ class StoreWithFormer:
         """Close the current store."""
         await self._store.close()
 
-    async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
+    def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> Coroutine[Any, Any, None]:
         """Save an image into the current store. Raises StoreUnavailable."""
-        await self._store.save(task_id, index, image, expires_at_s)
+        return self._store.save(task_id, index, image, expires_at_s)
 
     def open(self, task_id: str, image: StoredImage) -> Coroutine[Any, Any, OpenedImage | None]:
         """Open an image in the store that has it."""

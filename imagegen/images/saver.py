@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.spool import Spool
@@ -54,12 +55,17 @@ class StoringSaver:
         """Return None: bytes are fetched, and kept here."""
         return None
 
-    async def save(
+    def save(
         self, task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Describe
-    ) -> StoredImage:
+    ) -> Coroutine[Any, Any, StoredImage]:
         """Save a fetched image. Raises StoreUnavailable."""
         if not self._embed_metadata:
-            return await self._save(task_id, index, image, seed)
+            return self._save(task_id, index, image, seed)
+        return self._save_described(task_id, index, image, seed, describe)
+
+    async def _save_described(
+        self, task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Describe
+    ) -> StoredImage:
         described = await in_check_thread(self._spool.embed, image, *describe(image, seed))
         try:
             return await self._save(task_id, index, described, seed)

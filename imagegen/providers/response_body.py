@@ -81,7 +81,7 @@ class ResponseBody:
             body = await self._receive(length)
         else:
             body = await self._receive_pieces()
-        plain = await self._plain(body)
+        plain = body if _is_small_json(body) else await self._plain(body)
         if plain is not self._body:
             self.release()
         return plain
@@ -181,6 +181,11 @@ class ResponseBody:
 
     def _encoding(self) -> str:
         return self._headers.get("Content-Encoding", "").rpartition(",")[2].strip().lower()
+
+
+def _is_small_json(body: bytes | bytearray) -> bool:
+    """Return whether a body is as it is to be parsed."""
+    return body[:1] in _JSON_STARTS and len(body) <= LARGE_BYTES
 
 
 async def _decompressed(status: int, body: bytes | bytearray, form: int) -> bytes | bytearray:

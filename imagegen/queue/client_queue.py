@@ -149,7 +149,8 @@ class ClientQueue:
         """
         submitted = self._from_cache(submission)
         if submitted is None:
-            first = await self._inflight_submit(submission.task_id)
+            is_first = submission.task_id not in self._submitting
+            first = None if is_first else await self._inflight_submit(submission.task_id)
             if first is None:
                 submitted = await self._enqueue(submission, reuse=reuse)
             else:

@@ -128,7 +128,8 @@ class WorkerQueue:
 
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""
-        await self._connection.recovered.wait()
+        if not self._connection.recovered.is_set():
+            await self._connection.recovered.wait()
         is_uncounted = claim.task.begun_calls > claim.checkpoint.ambiguous_calls
         if is_uncounted and claim.stored_bytes is None and await self._inherit_released(claim):
             return StartResult.INHERITED

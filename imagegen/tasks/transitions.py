@@ -56,18 +56,13 @@ def stalled(task: Task, *, reason: WaitReason | None, retry_at: float | None) ->
 
 def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str], *, now: float, ttl_s: float) -> Task:
     """Finish a task after all its images are stored."""
-    return replace(
-        _ended(task, State.COMPLETED, now, ttl_s),
-        progress=100,
-        images=tuple(images),
-        stale_images=False,
-        warnings=tuple(warnings),
-    )
+    images, warnings = tuple(images), tuple(warnings)
+    return _ended(task, State.COMPLETED, now, ttl_s, progress=100, images=images, stale_images=False, warnings=warnings)
 
 
 def failed(task: Task, error: TaskError, *, now: float, ttl_s: float) -> Task:
     """Finish a task that gets no image."""
-    return replace(_ended(task, State.FAILED, now, ttl_s), error=error)
+    return _ended(task, State.FAILED, now, ttl_s, error=error)
 
 
 def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
@@ -75,7 +70,7 @@ def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
     return _ended(task, State.CANCELLED, now, ttl_s)
 
 
-def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
+def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: object) -> Task:
     return replace(
         task,
         state=state,
@@ -85,4 +80,5 @@ def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
         entry_id="",
         reason=None,
         retry_at=None,
+        **changes,
     )

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from multidict import istr
 
-from imagegen.accounts.api_keys import check_allowed
+from imagegen.accounts.api_keys import ApiKey, check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, StoreUnavailable
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.task_lookup import check_digest
@@ -112,7 +112,7 @@ class SubmitOptions(Struct, frozen=True):
     key: the `Idempotency-Key`, unique for each `client`.
     scope: name of the API key that owns the tasks; None if all clients share them. Where they are shared, the fresh
         ones of a client are its own.
-    key_name: name of the API key, empty without one.
+    key_name: name of the API key, empty without one. api_key: the key itself.
     max_errors: the most field errors that are named.
     keeps_failures: a failure that is an answer, see `is_final_answer`, is returned and not tried again.
     """
@@ -125,6 +125,7 @@ class SubmitOptions(Struct, frozen=True):
     key_name: str = ""
     max_errors: int = validation.MAX_FIELD_ERRORS
     keeps_failures: bool = False
+    api_key: ApiKey | None = None
 
     @classmethod
     def from_request(cls, request: web.Request) -> SubmitOptions:
@@ -138,13 +139,15 @@ class SubmitOptions(Struct, frozen=True):
         scope = client.scope
         if fresh and request.app[SERVICES].shares_tasks:
             scope = client.own_scope  # images that other clients have links to stay as they are
-        return cls(request, client.id, fresh, key, scope, client.name)
+        return cls(request, client.id, fresh, key, scope, client.name, api_key=client.key)
 
     @classmethod
     def without_headers(cls, request: web.Request) -> SubmitOptions:
         """Return the options of an agent: it has no separate headers for a submit, and may repeat it blindly."""
         client = client_of(request)
-        return cls(request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True)
+        return cls(
+            request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True, api_key=client.key
+        )
 
     @property
     def owner(self) -> Owner:
@@ -165,7 +168,7 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
     """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
         return await submit_parsed(services, parse_object(body.raw), body, options)
-    api_key, submissions = client_of(options.request).key, options.request.app[SUBMISSIONS]
+    api_key, submissions = options.api_key, options.request.app[SUBMISSIONS]
     is_restricted = api_key is not None and api_key.is_restricted  # others' submissions may not be allowed for it
     cached = None if is_restricted else submissions.get(options.owner, body.raw)
     if cached is None:
@@ -275,7 +278,10 @@ async def _submit_or_replace(services: Services, submission: Submission, *, fres
     """Submit; replace a finished task if one of its images is gone, or if it is too old for `fresh`."""
     began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
-    submitted = await _resubmit_refresh(services, submission, reuse) or await services.queue.submit(submission, reuse)
+    submitted = None
+    if (cancelled := services.queue.cancelled_refresh(submission.task_id)) is not None:
+        submitted = await _resubmit_refresh(services, submission, cancelled, reuse)
+    submitted = submitted or await services.queue.submit(submission, reuse)
     for _ in range(MAX_REPLACEMENTS):
         task = submitted.task
         if submitted.cached is not CacheResult.HIT:
@@ -290,14 +296,13 @@ async def _submit_or_replace(services: Services, submission: Submission, *, fres
 
 
 async def _resubmit_refresh(
-    services: Services, submission: Submission, reuse: ReuseImages | None
+    services: Services, submission: Submission, cancelled: Task, reuse: ReuseImages | None
 ) -> SubmitResult | None:
     """Queue a task again after its fresh generation was cancelled, without losing the images from before it.
 
-    Return None if there is no such task, or its images are gone.
+    Return None if its images are gone.
     """
-    cancelled = services.queue.cancelled_refresh(submission.task_id)
-    if cancelled is None or not await services.store.contains_all(cancelled.id, cancelled.images):
+    if not await services.store.contains_all(cancelled.id, cancelled.images):
         return None
     check_digest(cancelled, submission.digest)
     return await services.queue.replace(submission, cancelled, reuse, keep=True)
@@ -366,8 +371,8 @@ def _parse_request(identity: TaskIdentity, body: Mapping[str, Any], options: Sub
         max_faults=options.max_errors,
         adjust=identity.adjust,
     )
-    if (key := client_of(options.request).key) is not None:
-        check_allowed(key, request)
+    if options.api_key is not None:
+        check_allowed(options.api_key, request)
     return request
 
 

@@ -253,8 +253,7 @@ class Attempt:
                     if last and last.lasting:
                         raise last
                     break
-        settled = self._places.settled
-        if len(settled) < n:
+        if self._places.missing and len(settled := self._places.settled) < n:
             self._change(missing_requested=True)
             sent = {image.seed for image in self._claim.checkpoint.images}
             for share in plan_missing_calls(n, settled, per_call, seed, sent):

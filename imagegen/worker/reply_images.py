@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -77,9 +78,9 @@ class ReplyImages(Struct, frozen=True):
             if index not in filled
         ]
 
-    async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
+    def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> Coroutine[Any, Any, None]:
         self.places.begin_saving(again=again)
-        await self.saver.save(images)
+        return self.saver.save(images)
 
     def _collected(self, details: ReplyDetails | None) -> None:
         """Record that nothing of a reply can be lost any more. details: of it and those before."""

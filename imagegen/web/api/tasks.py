@@ -259,9 +259,10 @@ async def build_submit_response(
     request: web.Request, services: Services, submitted: SubmitResult, *, waited: bool = False
 ) -> SubmitResponse:
     """Return the response to a submit: the finished task if the client waited for it, else a link to it."""
-    noticed = services.models.with_notices(submitted.task, services.queue.clock())
-    submitted, links = replace(submitted, task=noticed), TaskLinks(services.link_base.url(request), services.links)
-    task, hit = submitted.task, submitted.cached is CacheResult.HIT
+    task = services.models.with_notices(submitted.task, services.queue.clock())
+    if task is not submitted.task:
+        submitted = replace(submitted, task=task)
+    links, hit = TaskLinks(services.link_base.url(request), services.links), submitted.cached is CacheResult.HIT
     if waited and task.state.is_final:
         finished, task_headers = await render_task(request, task)
         cost = cost_view(task, is_free=submitted.cached in FREE)
