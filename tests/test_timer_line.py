@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from imagegen.timer_line import TimerLine
+from imagegen.timer_line import TimeLimit, TimerLine
 from tests.support import LoopTime
 
 
@@ -55,7 +55,7 @@ async def test_an_error_in_a_timer_ends_no_other_timer_of_its_line() -> None:
 async def test_a_block_over_its_time_limit_raises_a_timeout_and_its_task_goes_on() -> None:
     time, line = LoopTime(), TimerLine(5.0)
     moving = asyncio.create_task(time.move(6.0))
-    with pytest.raises(TimeoutError), line.limit():
+    with pytest.raises(TimeoutError), TimeLimit(line):
         await asyncio.Event().wait()
     await moving
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ async def test_a_cancelled_task_ends_as_cancelled_within_a_time_limit_too() -> N
     line = TimerLine(5.0)
 
     async def wait() -> None:
-        with line.limit():
+        with TimeLimit(line):
             await asyncio.Event().wait()
 
     waiting = asyncio.create_task(wait())
@@ -77,7 +77,7 @@ async def test_a_cancelled_task_ends_as_cancelled_within_a_time_limit_too() -> N
 
 async def test_a_block_that_ends_in_time_is_not_cancelled_later() -> None:
     time, line = LoopTime(), TimerLine(5.0)
-    with line.limit():
+    with TimeLimit(line):
         await time.move(4.0)
     await time.move(20.0)
 

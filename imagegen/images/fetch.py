@@ -22,7 +22,7 @@ from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
 from imagegen.images.store import PIECE_BYTES, VerifiedImage, file_threads, in_check_thread
 from imagegen.ssrf import blocked_cause, check_host
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
-from imagegen.timer_line import TimerLine
+from imagegen.timer_line import TimeLimit, TimerLine
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 MAX_REDIRECTS = 3
@@ -130,7 +130,7 @@ class ImageFetcher:
 
     async def _download(self, link: str, age_s: float) -> VerifiedImage:
         try:
-            with self._time_limits.limit():
+            with TimeLimit(self._time_limits):
                 return await self._download_with_retries(_absolute(link, self._origin.base_url), age_s)
         except TimeoutError as error:
             raise DownloadFailed(f"the image could not be fetched within {self._timeout_s:g} s") from error

@@ -125,36 +125,32 @@ class ImageChecker:
         return self._sha256.hexdigest()
 
     def _advance(self, view: memoryview) -> int:
-        at, end = 0, len(view)
+        """Continue the walk up to a request that needs more bytes. Return how many belong to the image."""
+        at, end, walk = 0, len(view), self._walk
         while at < end and not self._ended:
-            start, needed = at + self._skipped, self._needed
-            if start >= end and (start > end or needed):
+            start = at + self._skipped
+            if start >= end and (start > end or self._needed):
                 self._skipped = start - end
                 return end
-            if needed == _SCAN:
-                self._skipped = 0
+            self._skipped = 0
+            if self._needed == _SCAN:
                 at = self._scan(view, start)
                 continue
-            at = start + needed - len(self._held)
+            at = start + self._needed - len(self._held)
             if at > end:
-                self._skipped = 0
                 self._held += view[start:]
                 return end
-            self._resume(self._held + view[start:at])
+            answer, self._held = self._held + view[start:at], b""
+            self._steps_left -= 1
+            if not self._steps_left:
+                raise TooManySteps("it has too many parts", lasting=True)
+            try:
+                self._skipped, self._needed = walk.send(answer)
+                while not (self._skipped or self._needed):
+                    self._skipped, self._needed = walk.send(b"")
+            except StopIteration:
+                self._ended = True
         return at
-
-    def _resume(self, answer: bytes) -> None:
-        """Continue the walk up to its next request that takes bytes."""
-        self._held = b""
-        self._steps_left -= 1
-        if not self._steps_left:
-            raise TooManySteps("it has too many parts", lasting=True)
-        try:
-            self._skipped, self._needed = self._walk.send(answer)
-            while not (self._skipped or self._needed):
-                self._skipped, self._needed = self._walk.send(b"")
-        except StopIteration:
-            self._ended = True
 
     def _scan(self, view: memoryview, at: int) -> int:
         """Pass over a scan's pixels; the marker behind them may be split over two pieces."""
@@ -165,22 +161,23 @@ class ImageChecker:
                     return at
             self._after_ff = False
             if view[at] not in _IN_A_SCAN:
-                return self._end_of_scan(view, at)
+                return self._end_of_scan(at)
             self._scanned += 1
             at += 1
         match = _JPEG_SCAN_END.search(view, at)
         if match is not None:
             self._scanned += match.start() - at
-            return self._end_of_scan(view, match.start() + 1)
+            return self._end_of_scan(match.start() + 1)
         self._after_ff = at < len(view) and view[len(view) - 1] == 0xFF
         self._scanned += len(view) - at - self._after_ff
         return len(view)
 
-    def _end_of_scan(self, view: memoryview, at: int) -> int:
+    def _end_of_scan(self, at: int) -> int:
+        """Let the walk be sent the marker next, which is at `at`."""
         if not self._scanned:
             raise NotAnImage("the JPEG has no image in it")
-        self._resume(bytes(view[at : at + 1]))
-        return at + 1
+        self._needed = 1
+        return at
 
     def _set_size(self, width: int, height: int) -> None:
         """Take the size from a header. Raises NotAnImage before any pixel is read."""

@@ -26,7 +26,7 @@ from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.response_body import ResponseBody
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.response_filter import MAX_HEADERS, ResponseFilter
-from imagegen.timer_line import TimerLine
+from imagegen.timer_line import TimeLimit, TimerLine
 
 _CONNECT_S = 10.0
 MAX_RESPONSE_HEAD_BYTES = 2**16
@@ -93,7 +93,7 @@ class PaidPost:
         """
         sending = _Sending(body, on_sent)
         try:
-            with self._time_limits.limit():
+            with TimeLimit(self._time_limits):
                 return await self._send(sending)
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError) and sending.begun and not sending.done:
