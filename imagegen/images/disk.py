@@ -311,7 +311,7 @@ class DiskStore:
         self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float
     ) -> Signature | None:
         expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
-        over_cap = await self._take_over_cap()
+        over_cap = await self._take_over_cap() if self._index.is_over_cap else []
         is_full = is_upload(task_id) and self._index.is_over_cap
 
         def write() -> Signature | None:

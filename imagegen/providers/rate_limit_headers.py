@@ -83,7 +83,7 @@ def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
 
 def read_limits(headers: Mapping[str, str]) -> UpstreamLimits:
     """Return the rate limit of a response's headers; its fields are None if they are not there."""
-    return UpstreamLimits(*(_number(headers.get(name) or headers.get(dynamic)) for name, dynamic in _LIMIT_NAMES))
+    return UpstreamLimits(*[_number(headers.get(name) or headers.get(dynamic)) for name, dynamic in _LIMIT_NAMES])
 
 
 def _number(text: str | None) -> float | None:

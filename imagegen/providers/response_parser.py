@@ -229,12 +229,10 @@ def _fault_of_item(items: list[object]) -> dict[str, object] | None:
 
 def parse_image(item: object) -> GivenImage | None:
     """Return the image of an entry: a text, or an object with a link or base64; None if it holds none."""
-    if isinstance(item, ImageBase64 | ImageBytes):
-        return item
-    if isinstance(item, str):
-        return _linked(item) or _decoded(item)
     if not isinstance(item, dict):
-        return None
+        if isinstance(item, str):
+            return _linked(item) or _decoded(item)
+        return item if isinstance(item, ImageBase64 | ImageBytes) else None
     for name in _BASE64_FIELDS:
         if name not in item:
             continue

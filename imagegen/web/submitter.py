@@ -245,13 +245,13 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     refuse_while_draining(services)
     if submission.former is not None:
         submission = await _of_former_version(services, submission, submission.former)
-    submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), 1
+    submitted, tries = await _submit_or_replace(services, submission, fresh=fresh), 1
     while submitted.cached is CacheResult.COALESCED and not submitted.task.state.is_final:
         has_webhook = bool(submission.webhooks)
         joined = await services.queue.join(submitted.task, submission.submitter, has_webhook=has_webhook)
         if joined or tries == MAX_TRIES:
             break
-        submitted, tries = await _submit_within_limit(services, submission, fresh=fresh), tries + 1
+        submitted, tries = await _submit_or_replace(services, submission, fresh=fresh), tries + 1
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
     services.ledger.on_submitted(submission, submitted)
@@ -265,17 +265,15 @@ async def _of_former_version(services: Services, submission: Submission, former:
     return submission.as_former() if is_usable else submission
 
 
-async def _submit_within_limit(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    """Submit, unless the calls may cost more than the client's limit and a task without further cost serves it."""
+async def _submit_or_replace(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+    """Submit; replace a finished task if one of its images is gone, or if it is too old for `fresh`.
+
+    If the calls may cost more than the client's limit, a task without further cost is returned, if one serves it.
+    """
     if submission.max_micro_usd is not None and submission.may_cost_too_much:
         free = await find_free_task(services, submission, fresh=fresh)
         if free is not None:
             return free
-    return await _submit_or_replace(services, submission, fresh=fresh)
-
-
-async def _submit_or_replace(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    """Submit; replace a finished task if one of its images is gone, or if it is too old for `fresh`."""
     began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
     submitted = None

@@ -145,6 +145,8 @@ class CallForm:
 
 def alternatives(claim: Claim, request: GenerationRequest, rules: AttemptLimits, routes: Routes) -> list[str]:
     """Return the fallback models that may take the place of the requested one, for the task's client too."""
+    if not rules.fallback_models:
+        return []
     return [
         model
         for model in rules.fallback_models

@@ -73,14 +73,18 @@ async def read_body(
         raise BodyTooLarge(limit=max_bytes)
     if request.get(AWAITS_CONTINUE):
         await request_body(request)
+    content = request.content
     try:
-        return await _read(request.content, max_bytes, timeout_s)
+        body: bytes = content.read_nowait() if content.is_eof() else await _read_slowly(content, max_bytes, timeout_s)
     except TimeoutError as error:
         raise BodyTimeout from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise BadRequest from error
     except RuntimeError as error:  # aiohttp raises it if the client left before its body was complete
         raise ConnectionResetError from error
+    if len(body) > max_bytes:
+        raise BodyTooLarge(limit=max_bytes)
+    return body
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -118,16 +122,6 @@ def check_type(request: web.Request, refusal: type[UnsupportedMediaType] = Unsup
     charsets = [value.strip(' "') for name, _, value in names if name.strip() == "charset"]
     if kind != "application/json" or not _UTF8.issuperset(charsets):
         raise refusal
-
-
-async def _read(content: Any, max_bytes: int, timeout_s: float) -> bytes:
-    if content.is_eof():
-        body: bytes = content.read_nowait()
-    else:
-        body = await _read_slowly(content, max_bytes, timeout_s)
-    if len(body) > max_bytes:
-        raise BodyTooLarge(limit=max_bytes)
-    return body
 
 
 async def _read_slowly(content: Any, max_bytes: int, timeout_s: float) -> bytes:
