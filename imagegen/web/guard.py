@@ -121,11 +121,13 @@ class Guard:
             return handlers.shared
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            if CLIENT not in request:
+            if hdrs.EXPECT in request.headers and CLIENT in request:  # an exception for each key that is not there
+                has_own_limits = OWN_LIMITS in request
+            else:
                 if self._may_be_outdated:
                     await self._update(operation)
-                self.admit(request, operation)
-            return await (handlers.own if OWN_LIMITS in request else handlers.shared)(request)
+                has_own_limits = self.admit(request, operation)
+            return await (handlers.own if has_own_limits else handlers.shared)(request)
 
         return guarded
 
@@ -156,20 +158,25 @@ class Guard:
         if self._store is not None and operation.needs != "admin":
             await self._store.update()
 
-    def admit(self, request: web.Request, operation: Operation) -> None:
-        """Set the client of a request by the keys in memory. Raises Unauthorized, RateLimited, QueueUnavailable."""
+    def admit(self, request: web.Request, operation: Operation) -> bool:
+        """Set the client of a request by the keys in memory. Return whether its key has limits of its own.
+
+        Raises Unauthorized, RateLimited, QueueUnavailable.
+        """
         if operation.needs != "admin" and not self.needs_keys():
-            return
+            return False
         address = client_address(request, self._rules.hops)
         try:
             request[CLIENT] = client = self._client(request, operation, address)
             if client.key is not None and (client.key.rate is not None or client.key.images_rate is not None):
                 request[OWN_LIMITS] = OwnLimits(client.key.rate, client.key.images_rate)
+                return True
         except Unauthorized as error:
             self._rules.count_refusal(request, address)
             if _has_long_rest(request):
                 raise _UnauthorizedBody from error
             raise
+        return False
 
     def require_admin(self, request: web.Request) -> None:
         """Raise Unauthorized or RateLimited unless a request has the admin token, for a route that needs no key now."""

@@ -214,7 +214,7 @@ async def submit_parsed(
 async def spend_units(request: web.Request, units: int) -> None:
     """Count the units of one generation before anything of it is stored. Raises RateLimited."""
     limits = request.app[RATE_LIMITS]
-    if limits.limits_units or OWN_LIMITS in request:
+    if limits.limits_units or (client_of(request).key is not None and OWN_LIMITS in request):
         await limits.spend_units(request, units)
 
 

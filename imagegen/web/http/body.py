@@ -71,7 +71,7 @@ async def read_body(
     check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
-    if request.get(AWAITS_CONTINUE):
+    if hdrs.EXPECT in request.headers and request.get(AWAITS_CONTINUE):
         await request_body(request)
     content = request.content
     try:
