@@ -64,7 +64,7 @@ class ResponseBody:
         self._headers = headers
         self._content = content
         self._protocol = protocol
-        self._body = LargeBody()
+        self._body: LargeBody | None = None
         self._missing = 0
 
     async def read(self) -> bytes | bytearray:
@@ -91,7 +91,7 @@ class ResponseBody:
 
         Hosts declare wrong lengths and end connections too early, and an error's status is its meaning.
         """
-        came = self._body
+        came = LargeBody() if self._body is None else self._body
         if self._missing:  # the error refers to the block, so that it can't be cut
             came = LargeBody(memoryview(came)[: len(came) - self._missing])
             self.release()
@@ -104,7 +104,8 @@ class ResponseBody:
 
     def release(self) -> None:
         """Free the memory of a body that is not needed."""
-        _free(self._body)
+        if self._body is not None:
+            _free(self._body)
 
     def _length(self) -> int:
         """Return the declared length; 0 without one."""
@@ -130,7 +131,7 @@ class ResponseBody:
 
     async def _receive_pieces(self) -> bytes | bytearray:
         """Receive a small body, or one of unknown length."""
-        body = self._body
+        body = self._body = LargeBody()
         while piece := await next_piece(self._content):
             body += piece
             if len(body) > MAX_BODY_BYTES:

@@ -254,25 +254,24 @@ class ClaimImageSaver(Struct, eq=False):
 
     async def _save_watched(self, received: ReceivedImage, image: VerifiedImage) -> StoredImage:
         """Save an image. While the store does not answer, the task shows why it waits."""
-        claim = self.claim
-
-        def look() -> None:
-            if not self.image_saver.writable and not self._stalled:
-                self._show_stall("it does not answer")
-                if claim.checkpoint.links:
-                    self._checkpoint_soon()
-
-        def may_leave() -> bool:
-            is_over = self.clock() >= self.ends_at() or (self.permits.is_quiet and bool(claim.checkpoint.links))
-            return self._stalled and is_over
-
-        save = self.image_saver.save(claim.task.id, received.index, image, received.seed, self.describe)
+        save = self.image_saver.save(self.claim.task.id, received.index, image, received.seed, self.describe)
         try:
-            return await SaveWatch(look, may_leave).run(save)
+            return await SaveWatch(self._look, self._may_leave).run(save)
         except SaveLeft as error:
             raise StoreUnavailable from error
         finally:
-            await self._finish_writing()
+            if self._writing is not None:
+                await self._finish_writing(self._writing)
+
+    def _look(self) -> None:
+        if not self.image_saver.writable and not self._stalled:
+            self._show_stall("it does not answer")
+            if self.claim.checkpoint.links:
+                self._checkpoint_soon()
+
+    def _may_leave(self) -> bool:
+        is_over = self.clock() >= self.ends_at() or (self.permits.is_quiet and bool(self.claim.checkpoint.links))
+        return self._stalled and is_over
 
     async def _comes_again(self, received: ReceivedImage, image: VerifiedImage) -> bool:
         """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone.
@@ -296,12 +295,12 @@ class ClaimImageSaver(Struct, eq=False):
             return await self.image_saver.fetch(received.image, age_s=age_s)
         finally:
             self._timer.cancel()
-            await self._finish_writing()
+            if self._writing is not None:
+                await self._finish_writing(self._writing)
 
-    async def _finish_writing(self) -> None:
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            await writing
+    async def _finish_writing(self, writing: asyncio.Task[bool]) -> None:
+        self._writing = None
+        await writing
 
     def _download_is_slow(self, age_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(max(UNSAVED_AFTER_S - age_s, 0.0), self._images_wait)
