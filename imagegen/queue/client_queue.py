@@ -149,8 +149,7 @@ class ClientQueue:
         """
         submitted = self._from_cache(submission)
         if submitted is None:
-            is_first = submission.task_id not in self._submitting
-            first = None if is_first else await self._inflight_submit(submission.task_id)
+            first = await self._inflight_submit(submission.task_id) if submission.task_id in self._submitting else None
             if first is None:
                 submitted = await self._enqueue(submission, reuse=reuse)
             else:
