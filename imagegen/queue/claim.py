@@ -39,6 +39,7 @@ class Claim(Struct, eq=False):
         written: hashes of the checkpoints that were written for it here, without their entry ids.
         charged_before: what was charged for its task before its last start, in micro-dollars.
         lost: another instance has the claim, or the task is over; `on_lost` is called then, to stop a running call.
+        started: whether this instance started it. recorded: whether its calls are recorded, or need not be, once lost.
         occupies_slot: whether a loop works on it.
         ending: its end is being written, and may be in Redis already; the reply shows whether another one was first.
         began_at: monotonic start time of the running attempt.
@@ -55,6 +56,8 @@ class Claim(Struct, eq=False):
     written: set[int] = field(default_factory=set)
     charged_before: int = 0
     lost: bool = False
+    started: bool = False
+    recorded: bool = False
     on_lost: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = None
     occupies_slot: bool = False
@@ -74,6 +77,16 @@ class Claim(Struct, eq=False):
         """Whether a paid call was begun, by this instance or an owner before: no call precedes its checkpoint."""
         begun = self.stored_checkpoint is not None and self.checkpoint.phase == "calling"
         return begun or self.checkpoint.is_paid or self.checkpoint.has_new_images
+
+    @property
+    def has_paid_call(self) -> bool:
+        """Whether a call since its last start may be paid."""
+        return self.checkpoint.billed_again > 0 or self.cost.charged > self.charged_before
+
+    @property
+    def has_unrecorded_call(self) -> bool:
+        """Whether this instance has begun a call, or one may be paid, that is not recorded yet if the claim is lost."""
+        return self.started and not self.recorded and (self.has_begun_call or self.checkpoint.billed_again > 0)
 
     def wrote(self, stored: bytes) -> bool:
         """Return whether a stored checkpoint of its entry was written for it here."""

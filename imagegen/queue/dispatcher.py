@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from loguru import logger
 from msgspec.structs import replace
@@ -39,6 +39,7 @@ class ClaimDispatcher:
         delivered: order of the last entry that was delivered to any instance.
         restoring: whether lost claims are being written back, so entries of held claims may come once more.
         slots: claims that loops work on at once.
+        on_lost: awaited with each lost claim whose calls may have to be recorded.
         paused: whether no claim goes to a loop. Running ones go on, and so do those with images that are paid for,
             since their links end.
     """
@@ -62,6 +63,7 @@ class ClaimDispatcher:
         self._fresh = Checkpoint(instance)
         self.delivered = 0
         self.restoring = False
+        self.on_lost: Callable[[Claim], Awaitable[object]] = _do_nothing
         self._loss_lines = LineLimit(lambda _, count: logger.warning("{} more claims were lost", count))
 
     @property
@@ -79,8 +81,15 @@ class ClaimDispatcher:
             claim = await waiter
             if claim is None or not claim.lost:
                 return claim
-            self.drop(claim)
+            await self.give_up(claim)
         return None
+
+    async def give_up(self, claim: Claim) -> None:
+        """Drop a claim that is lost. All claims that another instance has, or has ended, end here or in `abandon`."""
+        self.drop(claim)
+        if claim.has_unrecorded_call:
+            claim.recorded = True
+            await self.on_lost(claim)
 
     def quiet(self) -> None:
         """Dispatch no more claims; entries that are read from now on wait to be released."""
@@ -265,7 +274,12 @@ class ClaimDispatcher:
         if claim is not None and claim.task.epoch == task.epoch:
             waiting = claim.timer is not None and not claim.occupies_slot
             claim.mark_lost()
-            if waiting:
+            claim.recorded = claim.recorded or task.state is State.CANCELLED  # its calls are charged by the cancel
+            if waiting and claim.has_unrecorded_call:
+                if claim.timer is not None:
+                    claim.timer.cancel()
+                self.put(claim)
+            elif waiting:
                 self.forget(claim)
 
     def carry(self, claim: Claim, entry_id: str) -> None:
@@ -291,3 +305,7 @@ class ClaimDispatcher:
     def ids(self) -> list[tuple[str, str]]:
         """Return task and entry id of each claim; the task id is empty if there is no checkpoint to renew."""
         return [(claim.task.id if claim.stored_bytes else "", claim.entry_id) for claim in self.held.values()]
+
+
+async def _do_nothing(_claim: Claim) -> None:
+    return

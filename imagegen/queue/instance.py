@@ -220,6 +220,7 @@ def _connected(parts: QueueInstance, config: QueueConfig) -> QueueInstance:
     parts.pause.on_change = partial(_on_pause, parts)
     parts.worker_queue.on_transferred = leases.check_now
     parts.worker_queue.on_refused = leases.lost_claims.record
+    parts.dispatcher.on_lost = leases.record_lost
     takeover.on_takeover = partial(_on_takeover, parts)
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]

@@ -71,6 +71,10 @@ class Leases:
         await retry(self._verbs.delete_entries, [claim.entry_id for claim in ended])
         self.on_loss()
 
+    async def record_lost(self, claim: Claim) -> None:
+        """Record the calls of a lost claim that are not counted elsewhere, once Redis is available."""
+        await self._connection.retry_until_available(self.lost_claims.record, claim)
+
     def _publish_busy(self) -> None:
         """Publish once a lease that this instance has claims, so that peers check a lease later."""
         now = time.monotonic()

@@ -64,7 +64,8 @@ class LostClaims:
         for claim in claims:
             if not claim.lost:
                 self._dispatcher.abandon(claim)
-            if claim.has_begun_call:
+            if claim.has_begun_call and not claim.recorded:
+                claim.recorded = True
                 self._unrecorded.append(claim)
         while self._unrecorded:
             claim = self._unrecorded.pop()
@@ -121,7 +122,7 @@ def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> 
         return 0
     if task.state.is_final:  # its end was written without our call
         return 0 if task.state is State.CANCELLED or _is_completed_by(ours, task) else max(ours.billed_again, 1)
-    if theirs is None or theirs.owner == ours.owner:
+    if theirs is not None and theirs.owner == ours.owner:
         return 0
     return ours.billed_again + 1
 

@@ -43,8 +43,8 @@ class WorkerQueue:
     slots: claims that may run at once. on_transferred: called after a claim went back to its owner.
     on_job_dropped: called with a job that was accepted after its claim was lost, or that its task did not wait for,
         and the price of its call.
-    on_refused: awaited with a completed claim, if its task has another end; returns the raised count of calls that may
-    be paid twice, or 0.
+    on_refused: awaited with a claim with a paid call, if its task has another end; returns the raised count of calls
+    that may be paid twice, or 0.
     """
 
     def __init__(
@@ -88,8 +88,12 @@ class WorkerQueue:
         self._dispatcher.put_back(claim)
 
     def drop(self, claim: Claim) -> None:
-        """Forget a lost claim, and the task's cached state."""
+        """Forget a claim that is taken over from what it last wrote, and the task's cached state."""
         self._dispatcher.drop(claim)
+
+    async def give_up(self, claim: Claim) -> None:
+        """Forget a lost claim. Its calls are recorded, unless another instance has counted them."""
+        await self._dispatcher.give_up(claim)
 
     def go_away(self, claim: Claim) -> None:
         """Free the slot of a running claim that waits for a slow host, unless many claims do."""
@@ -155,7 +159,7 @@ class WorkerQueue:
         if existing:
             return await self._take_over(claim, existing)
         self._record_checkpoint(claim, checkpoint, value)
-        claim.charged_before = claim.cost.charged
+        claim.started, claim.charged_before = True, claim.cost.charged
         if (server := self._connection.server) and server.evicts and self._is_surely_ours(claim):
             with suppress(QueueUnavailable):  # later the claim may be another's; else the next renewal sets the mark
                 await self._verbs.mark_begun(self._dispatcher.instance, claim.entry_id)
@@ -239,7 +243,8 @@ class WorkerQueue:
             claim.checkpoint, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at
         )
         if not await self.checkpoint(claim, checkpoint):
-            self.drop(claim)
+            claim.checkpoint = checkpoint
+            await self.give_up(claim)
             return
         self._count_attempt(claim, "retry")
         self._estimates.ended(claim.task, None)
@@ -304,7 +309,7 @@ class WorkerQueue:
                 self._count_end(claim, final)
                 _, _, log = await self._connection.retry_until_available(self._verbs.read, final.id)
                 final = with_delivery_log(final, log)
-            elif item.final.state is State.COMPLETED:
+            elif item.final.state is State.COMPLETED or claim.has_paid_call:
                 count = await self._connection.retry_until_available(self.on_refused, claim)
                 final = replace(final, possibly_billed_twice=max(final.possibly_billed_twice, count))
         else:

@@ -132,7 +132,7 @@ class Pool:
                 pass
             case ClaimLost():
                 self._permits.finished(task.id)
-                self._claims.drop(claim)
+                await self._claims.give_up(claim)
             case Retry():
                 claim.task = task
                 await self._claims.retry(claim, outcome)

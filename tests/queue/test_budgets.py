@@ -312,6 +312,15 @@ async def test_a_call_of_a_lost_claim_is_charged_and_so_is_that_of_its_new_owner
     assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
 
 
+async def test_a_paid_call_of_a_task_that_failed_here_and_ended_elsewhere_is_recorded(one: Instance) -> None:
+    (claim,) = await started(limited(one, (TOTAL, 9 * PRICE)), "a")
+    other = Claim(claim.entry_id, claim.task, claim.checkpoint)
+    await end(one, other, claim.cost.paid(PRICE))
+    final = await end(one, claim, claim.cost.paid(PRICE, "upstream_bad_response"), State.FAILED)
+    assert (final.state, await used(one)) == (State.COMPLETED, 2 * PRICE)
+    assert (await one.read(final.id)).possibly_billed_twice == 1
+
+
 async def test_both_results_of_a_task_that_two_servers_completed_are_charged_once_each(one: Instance) -> None:
     (claim,) = await started(one, "a")
     final = await end(one, claim, claim.cost.paid(PRICE))

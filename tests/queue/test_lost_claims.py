@@ -33,6 +33,7 @@ TASK = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', 1.0, State.PROCESS
         pytest.param(OURS, State.PROCESSING, THEIRS, 1, id="they began without our checkpoint"),
         pytest.param(LOST_ONE, State.PROCESSING, replace(THEIRS, ambiguous_calls=1), 2, id="they know the first call"),
         pytest.param(OURS, State.PROCESSING, replace(THEIRS, ambiguous_calls=1), 0, id="they counted our call"),
+        pytest.param(OURS, State.PROCESSING, None, 1, id="they have the claim, and no checkpoint of it"),
         pytest.param(OURS, State.COMPLETED, replace(THEIRS, starts=2), 0, id="they continued, and completed it"),
         pytest.param(OURS, State.COMPLETED, THEIRS, 1, id="they completed it without our checkpoint"),
         pytest.param(OURS, State.COMPLETED, OURS, 1, id="its result of another server was written back"),
@@ -76,7 +77,10 @@ def test_a_further_call_is_recorded_if_the_images_before_it_completed_the_task()
 async def test_a_parked_call_is_recorded_after_an_outage_without_its_claim() -> None:
     verbs, dispatcher = Mock(), Mock()
     verbs.read = AsyncMock(side_effect=[QueueUnavailable, (None, None, None)])
-    lost_claims, claim = LostClaims(verbs, dispatcher, Mock()), Mock(lost=False, task=TASK, checkpoint=POLLS)
+    lost_claims, claim = (
+        LostClaims(verbs, dispatcher, Mock()),
+        Mock(lost=False, recorded=False, task=TASK, checkpoint=POLLS),
+    )
     with pytest.raises(QueueUnavailable):
         await lost_claims.abandon([claim])
     await lost_claims.abandon([])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import pytest
 from msgspec.structs import replace
 
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.checkpoint import Checkpoint
+from imagegen.queue.claim import Claim
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import ClaimLost, Outcome, Succeeded
+from tests.conftest import MakeInstance
 from tests.support import eventually
-from tests.worker.conftest import MakeHarness, fault, images
+from tests.worker.conftest import MakeHarness, Step, fault, images, submission
 
 
 async def test_a_lost_claim_cancels_its_call_but_not_the_loop(make_harness: MakeHarness) -> None:
@@ -86,6 +91,52 @@ async def test_a_checkpoint_of_a_lost_claim_ends_only_the_attempt(
     await asyncio.wait_for(asyncio.create_task(and_then()), 20)
     assert outcomes == [ClaimLost(), "and goes on"]
     assert len(harness.provider.calls) == 1
+
+
+async def test_a_call_before_a_checkpoint_that_finds_another_owner_is_recorded(make_harness: MakeHarness) -> None:
+    async def stolen(call: Call) -> Reply:
+        key = harness.instance.keys.checkpoint(ids[0])
+        await harness.instance.connection.commands.set(key, Checkpoint("another", starts=1).encode(entries[0]))
+        return images(call.count)
+
+    harness = make_harness(stolen, per_call=1)
+    task = (await harness.instance.client_queue.submit(submission(n=2))).task
+    ids, entries = [task.id], [task.entry_id]
+
+    async def is_recorded() -> bool:
+        return (await harness.instance.read(task.id)).possibly_billed_twice == 1
+
+    await eventually(is_recorded)
+    assert len(harness.provider.calls) == 1
+
+
+@pytest.mark.parametrize("state", ["runs", "waits"])
+async def test_a_call_of_a_task_that_another_instance_completes_meanwhile_is_recorded(
+    make_harness: MakeHarness, make_instance: MakeInstance, state: str
+) -> None:
+    async def hang(_call: Call) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    steps: list[Step] = [hang] if state == "runs" else [images(), fault(500)]
+    harness, other = make_harness(*steps, per_call=1, base_s=60.0), make_instance(start=False)
+    task = (await harness.instance.client_queue.submit(submission(n=2))).task
+    await eventually(lambda: len(harness.provider.calls) == len(steps))
+    if state == "waits":
+        await eventually(lambda: harness.instance.parts.dispatcher.claimed[task.id].timer)
+    theirs = Claim(task.entry_id, task, Checkpoint("another"))
+    final = transitions.completed(task, [StoredImage(0), StoredImage(1)], [], now=time.time(), ttl_s=60)
+    harness.instance.notifier.add_peer("another")
+    await other.worker_queue.finish(theirs, final)
+    record = await other.stored(other.keys.record(task.id))
+    other.notifier.add_peer("the first")
+    other.notifier.publish("change", record=record.decode())
+
+    async def is_recorded() -> bool:
+        return (await other.read(task.id)).possibly_billed_twice == 1
+
+    await eventually(is_recorded)
+    await eventually(lambda: not harness.instance.parts.dispatcher.held)
 
 
 async def test_a_claim_lost_earlier_makes_no_call(make_harness: MakeHarness) -> None:
