@@ -2,8 +2,8 @@
 --
 -- A window is one string of 'time count' pairs in ms of the server's clock, oldest first. Above 100 allowed hits a time
 -- is rounded up to a hundredth of the window, so that the string stays short; it never admits more than the limit.
--- A cost of 0 only looks.
--- Costs a TIME, an MGET, and one SET for each window that was spent from.
+-- A cost of 0 only looks. After the clock was set back, a time that is ahead of it counts as now, for one more window.
+-- Costs a TIME, an MGET, and one SET for each window that was spent from, or that had a time ahead of the clock.
 --
 -- KEYS    the windows, each once
 -- ARGV    for each hit: cost, number of windows; then for each window: its place in KEYS, limit, length in ms
@@ -19,9 +19,10 @@ end
 
 local function log_of(place, length)
   if logs[place] then return logs[place] end
-  local log = {spent = 0}
+  local log, latest = {spent = 0}, now + math.max(math.floor(length / 100), 1)
   for time, count in string.gmatch(stored[place] or '', '(%d+) (%d+)') do
     time, count = tonumber(time), tonumber(count)
+    if time > latest then time, log.changed = now, true end
     if time + length > now then
       log[#log + 1] = {time, count}
       log.spent = log.spent + count

@@ -14,6 +14,7 @@ from imagegen.ratelimit.redis import RedisRateLimitStore
 from imagegen.ratelimit.stores import LimitState, RateLimitStore, Window
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from tests.support import eventually
 
 MakeWindows = Callable[..., RedisRateLimitStore]
 
@@ -157,3 +158,23 @@ async def test_a_hit_that_costs_nothing_only_looks(
     await windows.hit([window], 2)
     ((left, reset_s, retry_s),) = await windows.hit([window], 0)
     assert (left, 0 < reset_s <= 60, retry_s) == (0, True, 0.0)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(2, 0), (150, 148)])
+async def test_after_the_clock_of_the_server_was_set_back_a_client_waits_for_one_window_at_most(
+    make_windows: MakeWindows, connection: Connection, prefix: str, limit: int, left: int
+) -> None:
+    windows, window = make_windows(), Window("general:a", limit, 0.5)
+    day_ms = 86_400_000
+    ahead_ms = int(time.time() * 1000) + day_ms
+    stored = f"{ahead_ms} 1 {ahead_ms + 1} 1"
+    await connection.multiplexer.execute("SET", Keys(prefix).rate_limit("general:a"), stored, "PX", day_ms)
+    ((remaining, reset_s, _),) = await windows.hit([window], 0)
+    assert remaining == left
+    assert reset_s <= 0.51
+
+    async def has_passed() -> bool:
+        ((remaining, _, _),) = await windows.hit([window], 0)
+        return remaining == limit
+
+    await eventually(has_passed)
