@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import pybase64
@@ -216,9 +217,9 @@ class ImageFetcher:
             finally:
                 del ended  # it refers to this frame
 
-    async def _check_small(self, data: bytes, encoding: str) -> VerifiedImage:
+    def _check_small(self, data: bytes, encoding: str) -> Coroutine[Any, Any, VerifiedImage]:
         plain = _plain_of(data[:2], encoding, self._check_size)
-        return await _checked(data) if plain is None else await self._write_decoded(self._spool.sink(), plain([data]))
+        return _checked(data) if plain is None else self._write_decoded(self._spool.sink(), plain([data]))
 
     async def _read_pieces(self, body: LinkBody, encoding: str) -> VerifiedImage:
         """Read a body of unknown length."""

@@ -234,13 +234,12 @@ class Multiplexer:
             if self._connecting is None:
                 self._connecting = asyncio.create_task(self._connect(), name="redis-connect")
             return
-        out = []
         for exchange in self._unsent:
             exchange.sends += 1
-            out.append(exchange.packed)
+        packed = b"".join([exchange.packed for exchange in self._unsent])
         self._sent += self._unsent
         self._unsent.clear()
-        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self._transport.write(packed)
 
     async def _connect(self) -> None:
         connection: Any = None

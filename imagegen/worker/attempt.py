@@ -128,12 +128,6 @@ class Attempt:
 
     async def run(self) -> Outcome:
         try:
-            return await self._run()
-        finally:
-            self._inputs.close()
-
-    async def _run(self) -> Outcome:
-        try:
             if self._claim.checkpoint.links or self._claim.checkpoint.sent:
                 await self._finish_earlier_calls()
             while True:
@@ -156,6 +150,8 @@ class Attempt:
             return self._runner.rules.deadline_failure(self._claim.task)
         except UpstreamError as error:
             return self._judge(error)
+        finally:
+            self._inputs.close()
         return self._success()
 
     def _success(self) -> Succeeded:

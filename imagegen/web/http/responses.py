@@ -239,7 +239,8 @@ class FastJsonResponse(web.StreamResponse):
             raise ConnectionResetError("the client has left")
         transport.write(head + body)
         del body
-        await request.writer.drain()
+        if transport.get_write_buffer_size():
+            await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send the body of aiohttp's own response."""
