@@ -102,11 +102,11 @@ class Payments(Struct, frozen=True):
 
         What the call was noted with counts: since a job began, another instance may have come with other prices.
         """
-        price, noted = route.pricing.reported_price(route.sent_name(model), reply.details), self.claim.cost.calling
+        price, cost = route.pricing.reported_price(route.sent_name(model), reply.details), self.claim.cost
         if price is None:
-            price = self._call_price(route, model, count) if noted == UNKNOWN else noted
+            price = self._call_price(route, model, count) if cost.calling == UNKNOWN else cost.calling
         self._count(route, price or 0)
-        self._record(self.claim.cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
+        self._record(cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 
     def failed(self, route: Route | None, model: str, error: UpstreamError) -> None:
         """Note whether a call without images may have been paid. route: None if its key is not here any more."""
@@ -141,8 +141,8 @@ class Payments(Struct, frozen=True):
 
     def _call_price(self, route: Route, model: str, count: int) -> int | None:
         """Return the price of a call; where this instance has none for the requested model, as it was submitted."""
-        price, total = route.call_price(self.request, model, count), self.claim.cost.total
-        if price is None and total is not None and model == self.request.model:
+        price = route.call_price(self.request, model, count)
+        if price is None and model == self.request.model and (total := self.claim.cost.total) is not None:
             return total * count // self.request.n
         return price
 

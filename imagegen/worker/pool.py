@@ -113,14 +113,14 @@ class Pool:
             self._claims.drop(claim)
 
     async def _write(self, claim: Claim, outcome: Outcome) -> None:
-        now, ttl_s = self._clock(), self._result_ttl_s
+        now, ttl_s, cost, checkpoint = self._clock(), self._result_ttl_s, claim.cost, claim.checkpoint
         task = replace(
             claim.task,
-            attempts=claim.checkpoint.attempts,
-            possibly_billed_twice=claim.checkpoint.billed_again,
-            cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
-            channel=claim.checkpoint.channel or claim.task.channel,
-            jobs=claim.checkpoint.begun_jobs,
+            attempts=checkpoint.attempts,
+            possibly_billed_twice=checkpoint.billed_again,
+            cost=cost if isinstance(outcome, Retry) else cost.ended(),
+            channel=checkpoint.channel or claim.task.channel,
+            jobs=checkpoint.begun_jobs,
         )
         match outcome:
             case Succeeded(images, warnings, details):
@@ -138,11 +138,11 @@ class Pool:
                 await self._claims.retry(claim, outcome)
             case Failed(error) if task.stale_images:
                 warning = f"fresh images could not be generated ({error.code}); these are from before"
-                warnings = (*claim.checkpoint.warnings, warning)
+                warnings = (*checkpoint.warnings, warning)
                 await self._keep_previous_images(task)
                 await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
             case Failed(error):
-                attempts = max(_attempts_at_end(claim), claim.checkpoint.ambiguous_calls)  # stops release uncounted
+                attempts = max(_attempts_at_end(claim), checkpoint.ambiguous_calls)  # stops release uncounted
                 failed = transitions.failed(replace(task, attempts=attempts), error, now=now, ttl_s=ttl_s)
                 await self._finish(claim, failed)
 
