@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -21,6 +22,10 @@ from imagegen.worker.cancel_scope import ClaimWasLost
 from imagegen.worker.progress import ProgressReporter
 from imagegen.worker.saving import AttemptEnded, DeadlinePassed
 
+JOB_SLOT_S = 60.0
+"""How long a job keeps its slot; after that it is polled without one, unless many claims run so. A service may leave
+jobs in its line for an hour: a few of them would stop all other tasks."""
+
 JOB_RETRY_S = 5.0
 """Delay before an unfinished provider job is polled again, so that other tasks can use the slot."""
 
@@ -34,8 +39,8 @@ class JobUnfinished(AttemptEnded):
 
 
 class JobWait(Struct, eq=False):
-    """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: returns the
-    task's deadline, Unix time. has_job: whether the last call was accepted as a job."""
+    """Waits of one claim. total: images of the task; longest_s: how long a job is polled in a slot; ends_at: returns
+    the task's deadline, Unix time. has_job: whether the last call was accepted as a job."""
 
     claims: WorkerQueue
     claim: Claim
@@ -45,6 +50,7 @@ class JobWait(Struct, eq=False):
     clock: Callable[[], float]
     has_job: bool = False
     _retry_s: float = JOB_RETRY_S
+    _slot_timer: asyncio.TimerHandle | None = None
 
     async def reply(
         self,
@@ -59,7 +65,7 @@ class JobWait(Struct, eq=False):
         job: an earlier call's job that `call` polls. Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what
         `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
         """
-        limit, price, is_over = asyncio.timeout_at(self._wait_end() if job else None), self.claim.cost.calling, False
+        limit, price, is_over = self._limit(job), self.claim.cost.calling, False
         self.has_job = job is not None
 
         async def accepted(handle: JobHandle) -> None:
@@ -69,7 +75,7 @@ class JobWait(Struct, eq=False):
                     accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
                     self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
                     if await self.claims.record_job(self.claim, self.claim.checkpoint):
-                        limit.reschedule(self._wait_end())
+                        self._hold_slot(limit)
                         return
             finally:
                 if self.claim.lost:  # before, or while Redis was to write it
@@ -91,6 +97,26 @@ class JobWait(Struct, eq=False):
             raise
         finally:
             is_over = True
+            self._stop_slot_timer()
+
+    def _limit(self, job: AcceptedJob | None) -> asyncio.Timeout:
+        """Return the limit of the wait. For a job that was begun before no call is made, so it needs no slot."""
+        if job is None:
+            return asyncio.timeout_at(None)
+        self.claims.go_away(self.claim)
+        return asyncio.timeout_at(self._wait_end())
+
+    def _hold_slot(self, limit: asyncio.Timeout) -> None:
+        limit.reschedule(self._wait_end())
+        self._slot_timer = asyncio.get_running_loop().call_later(JOB_SLOT_S, self._leave_slot, limit)
+
+    def _stop_slot_timer(self) -> None:
+        if self._slot_timer is not None:
+            self._slot_timer.cancel()
+
+    def _leave_slot(self, limit: asyncio.Timeout) -> None:
+        self.claims.go_away(self.claim)
+        limit.reschedule(self._wait_end())
 
     def _polls_failed(self, limit: asyncio.Timeout, polls: FailedPolls) -> None:
         """Leave the slot if the state of the job can't be read: it may run on. The checkpoint has since when."""
@@ -105,8 +131,9 @@ class JobWait(Struct, eq=False):
             limit.reschedule(asyncio.get_running_loop().time())
 
     def _wait_end(self) -> float:
-        """Return the event-loop time until which a job is polled."""
-        return asyncio.get_running_loop().time() + min(self.longest_s, self.ends_at() - self.clock())
+        """Return the event-loop time until which a job is polled: without a slot, until the deadline."""
+        longest_s = self.longest_s if self.claim.occupies_slot else math.inf
+        return asyncio.get_running_loop().time() + min(longest_s, self.ends_at() - self.clock())
 
     def _unfinished(self) -> JobUnfinished | DeadlinePassed:
         left_s = self.ends_at() - self.clock()

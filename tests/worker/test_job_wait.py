@@ -150,12 +150,21 @@ async def test_a_job_whose_claim_is_lost_while_redis_is_to_record_it_is_reported
     assert dropped == [(claim, "task_1")]
 
 
-async def test_a_resumed_job_leaves_its_slot_too_when_it_runs_on(instance: Instance) -> None:
-    harness = harness_of(instance, None, None, job_wait_s=JOB_WAIT_S)
-    claim = await harness.claim()
-    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+async def test_a_resumed_job_needs_no_slot(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = harness_of(instance, None, job_wait_s=JOB_WAIT_S)
+    claim, held = await harness.claim(), list[bool]()
+    outcome = await harness.attempts.run(claim)
+    resume = harness.provider.resume
+
+    async def resumed(handle: JobHandle, observer: CallObserver) -> Reply:
+        held.append(claim.occupies_slot)
+        await LoopTime().move(2 * JOB_WAIT_S)
+        return await resume(handle, observer)
+
+    monkeypatch.setattr(harness.provider, "resume", resumed)
+    claim.occupies_slot = True
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
-    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
+    assert held == [False]
 
 
 async def test_a_job_with_failing_polls_leaves_its_slot_and_is_resumed(instance: Instance) -> None:
@@ -419,15 +428,6 @@ async def test_a_spent_task_makes_no_call_for_an_image_that_its_job_only_has_dam
     outcome = await run_again(harness, claim, outcome)
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, len(harness.provider.calls), len(harness.provider.resumed)) == ("interrupted", 1, 1)
-
-
-async def test_polls_for_a_fresh_link_that_do_not_end_leave_the_slot_and_go_on_later(instance: Instance) -> None:
-    harness = harness_of(instance, links(), None, links(host="new.example"), job_wait_s=JOB_WAIT_S)
-    harness.image_saver.faults = [dead()]
-    claim = await harness.claim()
-    outcome = await harness.attempts.run(claim)
-    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
-    assert (len(harness.provider.calls), len(harness.provider.resumed)) == (1, 2)
 
 
 @pytest.mark.parametrize("lasting", [True, False], ids=["dead", "damaged"])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import Call, Reply
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.job_wait import JOB_SLOT_S
+from tests.conftest import MakeInstance
 from tests.support import eventually
-from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, loss
+from tests.worker.conftest import MakeHarness, ScriptedProvider, WorkerHarness, fault, images, loss
 from tests.worker.pool_load import states, submit_many
 
 
@@ -93,6 +98,36 @@ async def test_tasks_that_a_rate_limit_always_refuses_soon_stop_no_others(
     assert not any(harness.task(task_id).state.is_final for task_id in bad), "waiting out a 429 is no attempt"
     later = await submit_many(harness, 30)
     assert await states(harness, later, within_s=5.0) == {State.COMPLETED}
+
+
+@dataclass
+class StuckJobs(ScriptedProvider):
+    """Provider of jobs, of which those of some prompts never end; `stuck` is their number."""
+
+    stuck: int = 0
+
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        await super().generate(call, watcher)
+        await watcher.accepted(JobHandle("scripted", f"job-{len(self.calls)}"))
+        if "stuck" in call.request.prompt:
+            self.stuck += 1
+            await asyncio.Event().wait()
+        return images(call.count)
+
+
+async def test_jobs_that_never_end_keep_slots_from_other_tasks_for_a_minute(make_instance: MakeInstance) -> None:
+    provider = StuckJobs()
+    harness: WorkerHarness[Any] = WorkerHarness(make_instance(slots=5), provider, deadline_s=3_600.0)
+    harness.pool.start()
+    stuck = [await harness.submit(f"stuck {i}") for i in range(10)]
+    await eventually(lambda: provider.stuck == 5)
+    good = await submit_many(harness, 5)
+    await harness.pass_time(JOB_SLOT_S)
+    await eventually(lambda: provider.stuck == 10)
+    await harness.pass_time(JOB_SLOT_S)
+    assert await states(harness, good) == {State.COMPLETED}
+    assert {harness.task(task_id).state for task_id in stuck} == {State.PROCESSING}
+    await harness.drain(0.0)
 
 
 async def test_failures_of_one_model_do_not_affect_another(make_harness: MakeHarness) -> None:
