@@ -138,7 +138,7 @@ def _warn(connection: Connection) -> None:
     if server is None:
         logger.warning(
             "REDIS_URL: user {} of Redis may not run INFO, so what a failover loses is not written back; "
-            "allow it: ACL SETUSER {} +info",
+            "allow it: ACL SETUSER {} +info, and do not rename it",
             *(user, user),
         )
     elif server.cluster and not server.shard:

@@ -19,7 +19,7 @@ from loguru import logger
 from imagegen.backoff import Backoff
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, RedisError, remedy, shown, unavailable
+from imagegen.redis_client.redis_errors import RedisError, channel_remedy, shown, unavailable
 from imagegen.redis_client.subscription import ChannelSubscription
 
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
@@ -269,8 +269,7 @@ class Notifier:
                     losses.reset()
                     await self._receive(subscription)
             except (RedisError, OSError, TimeoutError) as error:
-                if remedy(error) == RIGHTS_REMEDY:
-                    self._refused(error)
+                if self._refused(error):
                     await asyncio.sleep(self._refusals.next_s())
                     continue
                 logger.debug("The control channel was lost: {}", error)
@@ -287,23 +286,25 @@ class Notifier:
         finally:
             self.subscribed = self.is_informed = False
 
-    def _refused(self, error: Exception) -> None:
-        """Work without the channel: the Redis user may not publish, or not subscribe."""
-        if self.silent:
-            return
+    def _refused(self, error: Exception) -> bool:
+        """Work without the channel if Redis refuses it: it lacks a command, or the user may not publish or subscribe.
+
+        Return whether it does.
+        """
+        user = self._connection.servers.user
+        to_do = channel_remedy(error, user, self._channel)
+        if to_do is None or self.silent:
+            return to_do is not None
         self.silent, self.is_informed = True, False
         self._forget_all()
-        user = self._connection.servers.user
         logger.warning(
             "REDIS_URL: Redis lets user {} not use the channel of the instances ({}). They poll instead, which is "
-            "slower and costs more commands. To allow it: ACL SETUSER {} &{} +publish +subscribe",
-            user,
-            shown(error),
-            user,
-            self._channel,
+            "slower and costs more commands. To allow it: {}",
+            *(user, shown(error), to_do),
         )
         for callback in self.on_join:
             callback()
+        return True
 
     def _forget_all(self) -> None:
         self._forgotten |= set(list(self.peers)[: MAX_PEERS - len(self._forgotten)])
@@ -406,16 +407,14 @@ class Notifier:
         try:
             receivers = await self._connection.commands.publish(self._channel, self._message(kind, content))
         except (RedisError, OSError, TimeoutError) as error:
-            if remedy(error) == RIGHTS_REMEDY:
-                self._refused(error)
-            elif unavailable(error):
+            if not self._refused(error) and unavailable(error):
                 self._connection.health.failed(error)
                 self._repeat(kind, content)
             return None
         self._hellos = 0
         self._connection.meter.redis_commands_sent("control", 1)
-        if self.silent:
-            self.silent, self.is_informed = False, self.subscribed
+        if self.silent and self.subscribed:
+            self.silent, self.is_informed = False, True
             self._doubt_peers()
             logger.info("The instances can use their channel again")
         if self._connection.servers.clustered:  # then the count is that of one node

@@ -88,6 +88,7 @@ Redis, Valkey and Upstash use them. Any other error without a class comes from a
 LOGIN_REMEDY = "set the right user and password in REDIS_URL or REDIS_TOKEN"
 RIGHTS_REMEDY = "give the user in REDIS_URL the rights to all keys, channels and commands that the queue needs"
 OLD_REMEDY = "use Redis 7.0 or newer, or Valkey"
+COMMANDS_REMEDY = f"{OLD_REMEDY}, with no command renamed, and no proxy that refuses some"
 DATABASE_REMEDY = "set the number of a database that exists in REDIS_URL, or leave it out"
 CERTIFICATE_REMEDY = "renew the certificate of Redis, or correct the clock of this machine"
 TLS_REMEDY = "check the scheme (redis:// or rediss://), the port and ssl_ca_certs in REDIS_URL"
@@ -98,10 +99,7 @@ _NOT_VALID_NOW = (9, 10)
 _REMEDIES_BY_TEXT = (
     (("WRONGPASS", "NOAUTH", "invalid username-password"), LOGIN_REMEDY),
     (("The user executing the script", "NOPERM"), RIGHTS_REMEDY),
-    (
-        ("unknown command", "Unknown Redis command", "unknown subcommand"),
-        f"{OLD_REMEDY}, with no command renamed, and no proxy that refuses some",
-    ),
+    (("unknown command", "Unknown Redis command", "unknown subcommand"), COMMANDS_REMEDY),
     (("syntax error",), OLD_REMEDY),
     (("DB index is out of range", "invalid DB index", "SELECT is not allowed in cluster mode"), DATABASE_REMEDY),
 )
@@ -171,6 +169,14 @@ def remedy(error: BaseException) -> str | None:
                 if any(word in text for word in words):
                     return text_remedy
     return None
+
+
+def channel_remedy(error: BaseException, user: str, channel: str) -> str | None:
+    """Return what an operator has to do if Redis refuses the channel of the instances; None for another error."""
+    return {
+        RIGHTS_REMEDY: f"ACL SETUSER {user} &{channel} +publish +subscribe",
+        COMMANDS_REMEDY: "rename neither PUBLISH nor SUBSCRIBE, and use no proxy that refuses them",
+    }.get(remedy(error) or "")
 
 
 def shown(error: BaseException) -> str:

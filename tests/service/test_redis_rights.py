@@ -196,6 +196,26 @@ def test_an_instance_is_ready_also_where_it_can_never_meet_another_one(
         start_service(REDIS_URL=url_of(without_channels)).end()
 
 
+@pytest.mark.parametrize("command", ["PUBLISH", "SUBSCRIBE"])
+def test_instances_poll_where_redis_lacks_a_command_of_their_channel(
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path, command: str
+) -> None:
+    with server(tmp_path / "redis", "--rename-command", command, "", program=debian()) as redis:
+        settings = {"REDIS_URL": url_of(redis), "ADMIN_TOKEN": ADMIN_TOKEN, "LEASE_SECONDS": "3"}
+        one, two = (start_service(upstream.url, **settings) for _ in range(2))
+        task_id = one.accepted(prompt=f"without {command} {{{{fault:ok delay_s=2}}}}")
+        for service in (one, two):
+            assert service.get(f"/api/images/{task_id}?wait=20").json["status"] == "completed"
+        for path in ("pause", "resume"):
+            assert one.request("POST", f"/api/admin/{path}", headers=AS_ADMIN).status == 200
+        for service in (one, two):
+            service.end()
+            assert service.log.count("not use the channel") == 1
+            assert "rename neither PUBLISH nor SUBSCRIBE" in service.log
+            assert "can use their channel again" not in service.log
+            assert "Redis can't be used" not in service.log
+
+
 def test_keys_of_clients_reach_instances_that_have_no_channel(start_service: StartService, redis: Redis) -> None:
     url = url_of(redis, "no-channels:word@")
     one, two = (
