@@ -14,6 +14,8 @@ class TimerLine:
     Each timer of the loop has a handle, and a place in a heap until it would have ended. Those of a task with a small
     image, of which none ends, would be 4 % of its instructions.
 
+    It is for one loop at a time: the first timer of another loop drops those before it.
+
     timers: those that run, in order.
     """
 
