@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -55,15 +55,16 @@ _OTHERS = {
     **dict.fromkeys(("REDIS_URI", "REDIS_HOST", "REDISHOST", "REDIS_TLS_URL", "VALKEY_URL"), "REDIS_URL"),
     "REDIS_PASSWORD": "REDIS_TOKEN",
     "REDISPASSWORD": "REDIS_TOKEN",
-    "CORS_ALLOWED_ORIGINS": "CORS_ORIGINS",
-    "RATE_LIMIT": "RATE_LIMIT_MAX",
+    **dict.fromkeys(("CORS_ALLOWED_ORIGINS", "CORS_ALLOW_ORIGINS"), "CORS_ORIGINS"),
+    **dict.fromkeys(("RATE_LIMIT", "RATE_LIMITS"), "RATE_LIMIT_MAX"),
     "TRUST_PROXY": "TRUSTED_PROXY_HOPS",
     "TRUSTED_PROXIES": "TRUSTED_PROXY_HOPS",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
     "OPENAI_KEY": "OPENAI_API_KEY",
     "OPENAI_API_BASE_URL": "OPENAI_API_URL",
-    "TOGETHER_TOKEN": "TOGETHER_API_KEY",
+    **dict.fromkeys(("TOGETHER_TOKEN", "TOGETHER_API_TOKEN"), "TOGETHER_API_KEY"),
+    "A1111_HOST": "A1111_URL",
     "S3_SECRET_KEY": "S3_SECRET_ACCESS_KEY",
     "S3_BUCKET_NAME": "S3_BUCKET",
     "S3_ENDPOINT_URL": "S3_ENDPOINT",
@@ -75,6 +76,9 @@ _OTHERS = {
 
 _OWN_PREFIX = "IMAGEGEN_"
 """No setting has it, but many services' settings begin with their name."""
+
+_UNITS = frozenset(("S", "SEC", "SECONDS", "MS", "MINUTES", "HOURS", "DAYS", "BYTES", "MB", "USD", "EUR"))
+"""Words of a name that is another setting's with its words in another order, or with a unit of its own."""
 
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
@@ -279,18 +283,24 @@ def _rules() -> dict[str, _SettingRule]:
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     names = setting_names()
-    files = (rule.name + SUFFIX for rule in _rules().values() if rule.secret)
+    files = [rule.name + SUFFIX for rule in _rules().values() if rule.secret]
     read_names = {*names, *files, *map(str.lower, _PROXY_NAMES)}
     unknown = sorted(
         name for name, text in texts.items() if text and name not in read_names and not _is_service_link(name, text)
     )
     foreign = {name for name, own in _OTHERS.items() if texts.get(own)}
     guesses = (
-        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), names, alike=_ALIKE))
+        (name, _OTHERS.get(name) or _probable(name.removeprefix(_OWN_PREFIX), [*names, *files]))
         for name in unknown
         if name not in foreign
     )
     return tuple((name, near) for name, near in guesses if near)
+
+
+def _probable(name: str, names: Sequence[str]) -> str | None:
+    words = frozenset(name.split("_")) - _UNITS
+    of_these = {frozenset(each.split("_")) - _UNITS: each for each in names if len(words) > 1}
+    return nearest(name, names, alike=_ALIKE) or of_these.get(words)
 
 
 def _is_service_link(name: str, text: str) -> bool:

@@ -244,9 +244,27 @@ def test_misspelled_settings_are_detected() -> None:
         "MODEL": "DEFAULT_MODEL",
         "REDIS_HOST": "REDIS_URL",
         "CORS_ALLOWED_ORIGINS": "CORS_ORIGINS",
+        "TOGETHER_API_TOKEN": "TOGETHER_API_KEY",
+        "ADMIN_TOKEN_FILES": "ADMIN_TOKEN_FILE",
+        "REDIS_URL_FIL": "REDIS_URL_FILE",
     }
     environ = dict.fromkeys([*others, *near], "1")
     assert dict(load(**environ).misspelled) == near
+
+
+@over_rows(
+    ("name", "meant"),
+    [
+        ("DAILY_BUDGET_USD", "BUDGET_DAILY_USD"),
+        ("BUDGET_DAILY_EUR", "BUDGET_DAILY_USD"),
+        ("DAILY_BUDGET", "BUDGET_DAILY_USD"),
+        ("RESULT_TTL_SECONDS", "RESULT_TTL"),
+        ("MAX_UPLOAD_BYTES", "UPLOAD_MAX_BYTES"),
+        ("UPLOAD_MAX_MB", "UPLOAD_MAX_BYTES"),
+    ],
+)
+def test_a_setting_with_its_words_in_another_order_or_another_unit_is_detected(name: str, meant: str) -> None:
+    assert load(**{name: "1"}).misspelled == ((name, meant),)
 
 
 def test_a_name_of_another_program_is_none_where_our_own_setting_is_there_too() -> None:
