@@ -6,6 +6,7 @@ checkpoint, as when instances follow a failover at different times: each then us
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.notifier import FRESH, Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.budget_counters import charge
+from imagegen.queue.verbs.raise_billed import LostCall
 from imagegen.tasks.task import State, Task
 
 KEPT_S, MAX_KEPT = 600.0, 1_000
@@ -36,6 +38,8 @@ class LostClaims:
         self._counts: dict[tuple[str, int], tuple[int, float]] = {}
         """Recorded count by id and epoch of a task, and the monotonic time at which it was recorded."""
         self._unrecorded: list[Claim] = []
+        self._recorded: dict[str, bool] = {}
+        """Whether the try to record a call was answered, by the name of the call."""
         self.on_charged: Callable[[Task, int], None] = lambda _task, _amount: None
 
     def keep(self, task: Task, count: int) -> None:
@@ -80,24 +84,45 @@ class LostClaims:
 
         Return the count of calls that may be paid twice that the record has now, 0 if it was not changed.
         """
-        task_id = claim.task.id
-        record, stored, _ = await self._verbs.read(task_id)
-        if record is None:
+        name, task = call_name(claim), claim.task
+        count, amount = await self._uncounted(claim)
+        if self._recorded.get(name, not count):
             return 0
+        self._recorded[name] = False  # a repeat has to find what this try may record, also if nothing is to be then
+        call = LostCall(name, count, amount, charge(claim.cost, amount))
+        recorded = await self._verbs.record_call(task.id, task.epoch, call)
+        if recorded is None:
+            del self._recorded[name]
+            return 0
+        self._recorded[name] = True
+        if len(self._recorded) > MAX_KEPT:
+            del self._recorded[next(iter(self._recorded))]
+        count, amount = recorded
+        if amount:
+            self.on_charged(task, amount)
+        self._dispatcher.drop(claim)
+        self.keep(task, count)
+        return count
+
+    async def _uncounted(self, claim: Claim) -> tuple[int, int]:
+        """Return what is to be recorded: the count that the record must have, and what the calls cost."""
+        record, stored, _ = await self._verbs.read(claim.task.id)
+        if record is None:
+            return 0, 0
         try:
             _, task = decode_record(record)
             checkpoint = None if stored is None else decode_checkpoint(stored)[1]
         except (NewerRecord, UnreadableRecord):
-            return 0
-        count, amount = uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim, checkpoint)
-        text = charge(claim.cost, amount)
-        if not count or not await self._verbs.raise_billed(task_id, claim.task.epoch, count, text):
-            return 0
-        if amount:
-            self.on_charged(claim.task, amount)
-        self._dispatcher.drop(claim)
-        self.keep(claim.task, count)
-        return count
+            return 0, 0
+        return uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim, checkpoint)
+
+
+def call_name(claim: Claim) -> str:
+    """Return a name of the last call of a claim that no other call has."""
+    checkpoint = claim.checkpoint
+    numbers = (checkpoint.starts, checkpoint.attempts, checkpoint.billed_again)
+    text = f"{checkpoint.owner} {claim.task.id} {claim.task.epoch} {claim.entry_id} {numbers}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def uncounted_charge(claim: Claim, theirs: Checkpoint | None) -> int:

@@ -24,7 +24,7 @@ from imagegen.queue.verbs.list_lines import list_lines, read_line_index
 from imagegen.queue.verbs.list_waiting import list_waiting
 from imagegen.queue.verbs.move_aside import move_aside, retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
-from imagegen.queue.verbs.raise_billed import raise_billed
+from imagegen.queue.verbs.raise_billed import raise_billed, record_call
 from imagegen.queue.verbs.read import ReadTasks
 from imagegen.queue.verbs.refill_lines import refill_lines
 from imagegen.queue.verbs.release import release
@@ -123,6 +123,7 @@ class QueueVerbs:
         self.requeue = _bound(requeue, context)
         self.check_requeue = _bound(check_requeue, context)
         self.raise_billed = _bound(raise_billed, context)
+        self.record_call = _bound(record_call, context)
         self.restore_outbox = _bound(restore_outbox, context)
         self.move_aside = _bound(move_aside, context)
 

@@ -102,6 +102,10 @@ class Keys(Struct, frozen=True):
         """String: description of the last loss of the budgets of a UTC day. 10 minutes."""
         return f"{{{self.prefix}}}:lost-budgets:{day}"
 
+    def recorded_call(self, name: str) -> str:
+        """String: count and price of a call of a lost claim that were recorded, so that they are so once. A day."""
+        return f"{{{self.prefix}}}:recorded:{name}"
+
     def record(self, task_id: str) -> str:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"

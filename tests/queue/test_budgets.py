@@ -6,16 +6,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from imagegen.errors import BudgetExceeded, PriceUnknown
+from imagegen.errors import BudgetExceeded, PriceUnknown, QueueUnavailable
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.verbs.budget_counters import BudgetLimits, Limits
 from imagegen.queue.verbs.finish import finish_item
 from imagegen.queue.verbs.restore_results import RestoredResult
+from imagegen.redis_client.multiplexer import Arg, Script
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages
@@ -319,6 +321,41 @@ async def test_a_paid_call_of_a_task_that_failed_here_and_ended_elsewhere_is_rec
     final = await end(one, claim, claim.cost.paid(PRICE, "upstream_bad_response"), State.FAILED)
     assert (final.state, await used(one)) == (State.COMPLETED, 2 * PRICE)
     assert (await one.read(final.id)).possibly_billed_twice == 1
+
+
+@pytest.mark.parametrize("after", ["", "cancelled", "continued"])
+async def test_a_call_of_a_lost_claim_is_charged_once_everywhere_if_the_reply_about_it_is_lost(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    one = limited(make_instance(), (TOTAL, 9 * PRICE))
+    charged: list[int] = []
+    lost_claims, redis = one.parts.leases.lost_claims, one.connection.commands
+    lost_claims.on_charged = lambda _task, amount: charged.append(amount)
+    (claim,) = await started(one, "a")
+    task_id, theirs = claim.task.id, replace(claim.checkpoint, owner="them", cost=None)
+    await redis.set(one.keys.checkpoint(task_id), theirs.encode(claim.entry_id))
+    evalsha, lost = one.connection.multiplexer.evalsha, [QueueUnavailable()]
+
+    async def lose_reply(script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        reply = await evalsha(script, keys, args)
+        if "Raises the count" in script.text and lost:
+            raise lost.pop()
+        return reply
+
+    monkeypatch.setattr(one.connection.multiplexer, "evalsha", lose_reply)
+    with pytest.raises(QueueUnavailable):
+        await lost_claims.abandon([claim])
+    if after == "cancelled":
+        record = await one.stored(one.keys.record(task_id))
+        await redis.set(one.keys.record(task_id), record.replace(b"pending", b"cancelled", 1), keepttl=True)
+    elif after == "continued":
+        further = replace(theirs, starts=theirs.starts + 1)
+        await redis.set(one.keys.checkpoint(task_id), further.encode(claim.entry_id))
+    for _ in range(2):
+        await lost_claims.abandon([])
+    assert (await used(one), charged, one.connection.meter.ambiguous) == (2 * PRICE, [PRICE], 1)
+    await lost_claims.abandon([claim])
+    assert (await used(one), charged, one.connection.meter.ambiguous) == (2 * PRICE, [PRICE], 1)
 
 
 async def test_both_results_of_a_task_that_two_servers_completed_are_charged_once_each(one: Instance) -> None:
