@@ -3,6 +3,9 @@
 -- The budgets of a day are 64-bit numbers in one string. Number 0 counts the changes; number n + 1 is what budget n
 -- holds, in micro-dollars: reserved for calls to come, and charged for calls that were sent. One command changes all.
 --
+-- A value that another program wrote there, whose numbers are beyond 53 bits, is moved aside for a week. The change then
+-- has number 1, by which instances notice that values are lost, and write them back.
+--
 -- Text of a change: "<day> <amount> <slot>=<limit> <slot>=<limit> ...", '' for nothing. Only `reserve` needs the
 -- limits.
 
@@ -16,15 +19,34 @@ local function keys_of_days(count)
   return keys
 end
 
+-- Returns whether numbers were written by another program.
+local function are_foreign(values)
+  for i, value in ipairs(values) do
+    if value > 2 ^ 53 or value < (i == 1 and 1 or -2 ^ 53) then return true end
+  end
+  return false
+end
+
+-- Counts a change, or takes its count back, and adds the amounts of rows by the same factor. Returns the numbers.
+local function change_numbers(run, key, rows, factor)
+  local ops = {'BITFIELD', key, 'INCRBY', 'i64', '#0', factor}
+  for i, row in ipairs(rows) do
+    local at, amount = 3 + i * 4, string.format('%.0f', row[2] * factor)
+    ops[at], ops[at + 1], ops[at + 2], ops[at + 3] = 'INCRBY', 'i64', '#' .. (row[1] + 1), amount
+  end
+  return run(unpack(ops))
+end
+
 -- Adds the amounts of rows {slot, amount, ...} to the budgets of a day. Returns the values after each, from the second.
 local function add_to_budgets(run, key, day, life, rows)
-  local ops = {'BITFIELD', key, 'INCRBY', 'i64', '#0', 1}
-  for i, row in ipairs(rows) do
-    local at = 3 + i * 4
-    ops[at], ops[at + 1], ops[at + 2], ops[at + 3] = 'INCRBY', 'i64', '#' .. (row[1] + 1), row[2]
-  end
-  local values, last, added = run(unpack(ops)), {}, {}
+  local values, last, added = change_numbers(run, key, rows, 1), {}, {}
   if values.err then return values end
+  if are_foreign(values) then
+    change_numbers(run, key, rows, -1)
+    run('RENAME', key, key .. ':aside')
+    run('EXPIRE', key .. ':aside', 604800)
+    values, budget_reply[1] = change_numbers(run, key, rows, 1), budget_reply[1] + 4
+  end
   budget_reply[1] = budget_reply[1] + 1
   if values[1] == 1 then
     run('EXPIRE', key, life)

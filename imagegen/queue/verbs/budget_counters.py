@@ -20,6 +20,9 @@ KEPT_DAYS = 3
 NO_CHANGE = [0]
 """What a script returns that changed no budget."""
 
+MAX_NUMBER = 2**53
+"""A larger number was written by another program; see budget.lua."""
+
 REFUSED = -(2**53)
 """Limit under which nothing fits: of a task with an unknown price."""
 
@@ -124,8 +127,11 @@ class BudgetValues:
             seen.is_doubted = True
 
     def learn_all(self, day: int, stored: bytes) -> None:
-        """Record the stored values of a day."""
+        """Record the stored values of a day. Those of another program are moved aside by the next change."""
         count, *values = struct.unpack(f">{len(stored) // 8}q", stored[: len(stored) // 8 * 8]) or (0,)
+        if len(stored) % 8 or count < 0 or max(map(abs, (count, *values))) > MAX_NUMBER:
+            self.on_fewer_changes()
+            return
         seen = self._day(day)
         if seen.is_after_loss(count):
             seen.restored_values |= enumerate(values)

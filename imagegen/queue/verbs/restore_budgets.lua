@@ -27,6 +27,19 @@ local function number_at(stored, index)
   return value
 end
 
+-- Returns whether a stored value is none of ours: all our numbers have 53 bits.
+local function is_foreign(stored)
+  for index = 0, #stored / 8 - 1 do
+    if math.abs(number_at(stored, index)) > 2 ^ 53 then return true end
+  end
+  return #stored % 8 > 0 or number_at(stored, 0) < 0
+end
+
+if is_foreign(raw) then
+  redis.call('RENAME', KEYS[1], KEYS[1] .. ':aside')
+  redis.call('EXPIRE', KEYS[1] .. ':aside', 604800)
+  raw = ''
+end
 local seen, count, first_after = tonumber(ARGV[2]), number_at(raw, 0), tonumber(ARGV[7])
 local name, at, base_count, raised_to, listed, raw_then
 if type(described) == 'string' then
