@@ -7,7 +7,7 @@
 --
 -- A change that was made after the loss, and before it was described, is a part of what the budgets held then.
 --
--- KEYS    1 the budgets; 2 description of their last loss
+-- KEYS    1 the budgets; 2 description of their last loss; 3 name of a value of another program that is moved aside
 -- ARGV    1 life of the budgets in s; 2 highest number of a change that was seen; 3 name for a loss that is noticed now;
 --         4 name of the last loss that this instance has handled, or ''; 5 life of the description in s; 6 by how much
 --         the number of changes is raised; 7 lowest number of a change after the loss that was seen here, or ''; 8 '1' if
@@ -36,8 +36,8 @@ local function is_foreign(stored)
 end
 
 if is_foreign(raw) then
-  redis.call('RENAME', KEYS[1], KEYS[1] .. ':aside')
-  redis.call('EXPIRE', KEYS[1] .. ':aside', 604800)
+  redis.call('RENAME', KEYS[1], KEYS[3])
+  redis.call('EXPIRE', KEYS[3], 604800)
   raw = ''
 end
 local seen, count, first_after = tonumber(ARGV[2]), number_at(raw, 0), tonumber(ARGV[7])

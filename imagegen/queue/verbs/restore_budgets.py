@@ -35,7 +35,8 @@ async def _restore(context: VerbContext) -> int:
         for slot, (number, value) in seen.values.items():
             args += (slot, number, value, later.get(slot, 0))
         slots = list(seen.values)
-        keys = [context.keys.budgets(day), context.keys.lost_budgets(day)]
+        key = context.keys.budgets(day)
+        keys = [key, context.keys.lost_budgets(day), f"{key}:aside"]
         commands, lost, last_loss, count, *values = await context.run(_SCRIPT, keys, args)
         seen.handled_loss = last_loss
         seen.restored(int(count), dict(zip(slots, map(int, values), strict=True)), later)
