@@ -30,7 +30,9 @@ COMMANDS = 58
 
 
 async def check_server(connection: Connection, prefix: str) -> None:
-    """Try all commands once, on keys that are deleted right after.
+    """Try all commands once, on keys that are deleted right after. The rights to all other keys are tried too.
+
+    A script may run only if the user has the rights to all keys in its arguments, also to those that it does not use.
 
     Raises SettingsError for errors that last: a wrong login, missing rights or commands, a server that is too old, a
     read-only replica. If Redis is unreachable, full or loading, or its certificate is not valid now, each caller waits
@@ -44,7 +46,7 @@ async def check_server(connection: Connection, prefix: str) -> None:
     )
     try:
         script = load_script(__package__, "command_check")
-        failed = await connection.probe(script, [keys.probe(kind) for kind in KINDS], alone)
+        failed = await connection.probe(script, [*map(keys.probe, KINDS), *keys.needed], alone)
         await connection.ping()
     except (RedisError, OSError, TimeoutError) as error:
         await _judge(connection, prefix, error)
@@ -68,7 +70,8 @@ async def _judge(connection: Connection, prefix: str, error: Exception) -> None:
         raise SettingsError(f"REDIS_URL: {fault}") from error
     to_do = remedy(error)
     if to_do == RIGHTS_REMEDY:
-        fault = f"user {connection.servers.user} of Redis may not do what the queue needs ({shown(error)})"
+        what = f"use all keys {{{prefix}}}:*" if _KEY in str(error) else "do what the queue needs"
+        fault = f"user {connection.servers.user} of Redis may not {what} ({shown(error)})"
         raise SettingsError(f"REDIS_URL: {fault}. {_grant(connection, prefix)}") from error
     if to_do not in (None, CERTIFICATE_REMEDY):
         raise SettingsError(f"REDIS_URL, REDIS_TOKEN: Redis refuses ({shown(error)}): {to_do}") from error
@@ -84,6 +87,9 @@ async def _unknown_service(connection: Connection) -> str | None:
         return None
     return await connection.servers.unknown_service()
 
+
+_KEY = "access"
+"""Word of the refusals of a key: `no permissions to access one of the keys`, `No permissions to access a key`."""
 
 _KINDS = (
     ("read-only", ("READONLY", "read only replica")),

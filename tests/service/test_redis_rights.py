@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 from redis import Redis
 
 from imagegen.redis_client.keys import Keys
@@ -33,6 +35,8 @@ USERS = {
     "no-info": ("~*", "&*", "+@all", "-info"),
     "reader": ("~*", "&*", "+@read", "+@connection"),
     "elsewhere": ("~other:*", "&*", "+@all"),
+    "tasks-alone": ("~{imagegen}:task*", "~{imagegen}:probe:*", "~{imagegen}:run:*", "&*", "+@all"),
+    "no-budgets": (*(f"~{{imagegen}}:{letter}*" for letter in "acdefghijklmnopqrstuvwxyz"), "&*", "+@all"),
     "no-channels": ("~*", "resetchannels", "+@all"),
     "no-publish": ("~*", "&*", "+@all", "-publish"),
     "least": ("~{imagegen}:*", "&{imagegen}:*", "+@all", "-@dangerous", "+info"),
@@ -62,6 +66,7 @@ def refused(folder: Path, url: str) -> str:
 def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: Path, redis: Redis) -> None:
     named = {"no-xgroup": "XGROUP", "no-set": "SET", "no-rename": "RENAME", "no-ping": "ping"}
     named |= {"no-eval": "eval", "no-eval-alone": "eval", "reader": "eval", "elsewhere": "keys"}
+    named |= {"tasks-alone": "may not use all keys {imagegen}:*", "no-budgets": "may not use all keys {imagegen}:*"}
     redis.script_load(load_script("imagegen.queue", "command_check").text)  # as an earlier start does
     starts = [partial(refused, tmp_path / user, url_of(redis, f"{user}:word@")) for user in named]
     for (user, text), line in zip(named.items(), at_once(starts), strict=True):
@@ -76,6 +81,23 @@ def test_each_command_of_the_scripts_is_tried_at_the_start() -> None:
     assert len(called) > 30
     replaced = {"COPY", "PUBLISH"}  # images are read and written without the one, instances poll without the other
     assert called - tried == replaced
+
+
+def test_the_rights_to_each_kind_of_key_are_tried_at_the_start() -> None:
+    keys = Keys("imagegen")
+    tried = {kind_of(name) for name in keys.needed}
+    kinds, others = set(), {"all", "records", "checkpoints", "needed", "notifications", "probe"}
+    for name in set(dir(Keys)) - set(dir(Struct)) - others - {"prefix"}:
+        if not name.startswith("_"):
+            member = getattr(keys, name)
+            count = len(inspect.signature(member).parameters) if callable(member) else 0
+            kinds.add(kind_of(member(*["x"] * count) if callable(member) else member))
+    in_some_services = {"pictures", "picture", "window", "alert"}  # by their settings
+    assert kinds - tried == in_some_services
+
+
+def kind_of(key: str) -> str:
+    return key.split(":")[1]
 
 
 def test_a_user_that_may_not_scan_gets_a_list_refused_and_no_outage(
