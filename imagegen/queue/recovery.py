@@ -34,7 +34,8 @@ from imagegen.tasks.task import IN_LINE, State, Task
 from imagegen.tasks.webhook import merge_deliveries
 
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
-"""How long peers have to write their running claims back: at least, and at most while one has not answered."""
+"""How long peers have to write their running claims back: at least, unless all have done so on a server that is new
+here, and at most while one has not answered."""
 
 REST_S = 2.0
 """What a request waits for the rest of a recovery, once its peers had their time: it would fail just before its end."""
@@ -85,8 +86,10 @@ class Recovery:
         self._running, self._group_known = False, asyncio.Event()
         self._publish = self._all_restored = False
         self._began_at = self._ended_at = self._noticed_at = -math.inf
-        self._recovered_on = ""
+        self._recovered_on = self._settled_on = ""
+        self._has_moved = self._were_claims_lost = False
         self._restored_at: dict[str, float] = {}
+        self._restored_on: dict[str, object] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
         self._checking_budgets: asyncio.Task[None] | None = None
@@ -116,7 +119,11 @@ class Recovery:
         self.notice("the stream or its group was deleted", publish=True)
 
     def on_claims_lost(self) -> None:
-        self.notice("claims were not pending any more", publish=True)
+        """Begin a recovery, unless one is writing claims back: then a renewal has found the same loss."""
+        if self._connection.recovered.is_set() or self._all_restored or self._noticed.is_set():
+            self.notice("claims were not pending any more", publish=True)
+        else:
+            self._were_claims_lost = True
 
     async def recover_forever(self) -> None:
         """Write back lost data, each time that a loss is noticed."""
@@ -147,6 +154,7 @@ class Recovery:
             self._awaited = await self._connection.retry_until_available(self._mark.awaited_instances)
         except RedisError as error:
             logger.error("The mark of the server can't be read from Redis: {}", error)
+        self._settled_on = self._server
         if self._awaited:
             self.notice("the server is another one than before the start", publish=True)
         elif not self._noticed.is_set():
@@ -243,7 +251,8 @@ class Recovery:
                     self._take_in(task, reply)
 
     async def _recover(self) -> None:
-        began, self._all_restored, self._recovered_on = time.monotonic(), False, self._server
+        began, self._all_restored, server = time.monotonic(), False, self._server
+        self._has_moved, self._recovered_on = bool(self._settled_on) and server != self._settled_on, server
         self._began_at = began
         if self._publish:
             self._publish_loss()
@@ -254,9 +263,10 @@ class Recovery:
         await self._leases.lost_claims.abandon(lost)
         finished = await self._restore_results()
         self._all_restored = True
-        self._notifier.publish("restored")
-        if (running or finished) and not self._publish:
+        self._publish_restored()
+        if (running or finished or self._were_claims_lost) and not self._publish:
             self._publish_loss()
+        self._were_claims_lost = False
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
@@ -264,7 +274,7 @@ class Recovery:
         if names := self._outbox.names:
             await self._verbs.restore_outbox(names)
         await self._leases.lost_claims.record_again()
-        self._awaited = frozenset()
+        self._awaited, self._settled_on = frozenset(), server
         await self._mark.write()
         self.on_restored()
         if running or finished or waiting:
@@ -291,12 +301,11 @@ class Recovery:
         """Wait until the peers have restored their running claims."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
             peers = {*self._notifier.peers, *self._awaited}
-            if (
-                passed_s >= SETTLE_S
-                and not self._notifier.silent
-                and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers)
-            ):
-                return
+            if not self._notifier.silent:
+                if self._has_moved and all(self._restored_on.get(peer) == self._recovered_on for peer in peers):
+                    return
+                if passed_s >= SETTLE_S and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
+                    return
             await asyncio.sleep(0.05)
 
     def _waiting(self) -> list[Task]:
@@ -358,7 +367,7 @@ class Recovery:
         """Begin a recovery, unless a running or just ended one covers the same loss."""
         if self._covers(message):
             if self._connection.recovered.is_set():
-                self._notifier.publish("restored")
+                self._publish_restored()
         else:
             self.notice("a peer noticed a loss")
 
@@ -377,10 +386,14 @@ class Recovery:
     def on_peer_joined(self) -> None:
         """Publish again what a new peer may wait for."""
         if self._all_restored and self.unsettled:
-            self._notifier.publish("restored")
+            self._publish_restored()
+
+    def _publish_restored(self) -> None:
+        self._notifier.publish("restored", server=self._recovered_on)
 
     def on_restored_elsewhere(self, message: Message) -> None:
-        self._restored_at[str(message.get("from"))] = time.monotonic()
+        peer = str(message.get("from"))
+        self._restored_at[peer], self._restored_on[peer] = time.monotonic(), message.get("server")
         self._leases.check_now()
 
     def probe(self) -> None:

@@ -13,7 +13,7 @@ from tests.conftest import Instance, MakeInstance
 from tests.faults.counted_calls import Calls, all_final, at_rest, check_paid_once, submit_all
 from tests.faults.proxy import FaultProxy
 from tests.faults.servers import RedisServer, primary_and_replica, promote
-from tests.support import eventually
+from tests.support import eventually, logged
 
 
 @pytest.fixture
@@ -113,6 +113,47 @@ async def test_no_call_begins_before_an_instance_that_follows_a_failover_last_ha
         calls.go_on.set()
         await eventually(lambda: calls.ended.issuperset(ids), within_s=20)
         await check_paid_once(calls, [one, two, three], ids)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_recovery_ends_once_all_instances_have_written_back_to_a_new_server(
+    make_instance: MakeInstance,
+    servers: tuple[RedisServer, RedisServer],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    monkeypatch.setattr(recovery, "SETTLE_S", 15.0)
+    monkeypatch.setattr(recovery, "MAX_SETTLE_S", 30.0)
+    primary, replica = servers
+    async with FaultProxy(primary.path) as proxy:
+        instances = [make_instance(url=proxy.url) for _ in range(count)]
+        await eventually(lambda: all(len(i.notifier.peers) == count - 1 for i in instances))
+        await eventually(lambda: has_all(primary, [instances[0].keys.server]))
+        await promote(primary, replica)
+        proxy.to(replica.path)
+        proxy.cut()
+        await eventually(
+            lambda: all(i.parts.recovery.unsettled and i.connection.recovered.is_set() for i in instances), within_s=10
+        )
+
+
+async def test_a_renewal_that_finds_claims_lost_while_they_are_written_back_begins_no_second_recovery(
+    make_instance: MakeInstance, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "NOTICE_S", 1.0)
+    instance = make_instance(lease_s=0.6)
+    calls.run_on(instance, 2)
+    ids = await submit_all([instance], ["a", "b"])
+    await eventually(lambda: all(calls.paid[task_id] for task_id in ids))
+    restored = instance.connection.meter.written_back
+    with logged() as lines:
+        await instance.connection.commands.flushall()
+        instance.parts.recovery.notice("a test", publish=True)
+        await eventually(lambda: restored["running"] == 2)
+        await instance.connection.recovered.wait()
+    assert len([line for line in lines if "may have lost writes" in line]) == 1
+    calls.go_on.set()
+    await check_paid_once(calls, [instance], ids)
 
 
 @pytest.mark.parametrize("count", [1, 2])
