@@ -40,6 +40,9 @@ here, and at most while one has not answered."""
 REST_S = 2.0
 """What a request waits for the rest of a recovery, once its peers had their time: it would fail just before its end."""
 
+ASK_AGAIN_S = 0.4
+"""Seconds after which peers that have not answered are asked again."""
+
 NOTICE_S = 0.05
 """How long peers have to notice a loss before the stream exists again. Until then submits wait, since a new task may be
 one that an instance runs."""
@@ -298,7 +301,8 @@ class Recovery:
         return count
 
     async def _settle(self, began: float) -> None:
-        """Wait until the peers have restored their running claims."""
+        """Wait until the peers have restored their running claims. Messages may be lost while connections change."""
+        ask_at = ASK_AGAIN_S
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
             peers = {*self._notifier.peers, *self._awaited}
             if not self._notifier.silent:
@@ -306,6 +310,10 @@ class Recovery:
                     return
                 if passed_s >= SETTLE_S and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
                     return
+            if passed_s >= ask_at:
+                ask_at = passed_s + ASK_AGAIN_S
+                self._publish_restored()
+                self._publish_loss()
             await asyncio.sleep(0.05)
 
     def _waiting(self) -> list[Task]:
@@ -360,13 +368,15 @@ class Recovery:
         return server.run_id if server else ""
 
     def _publish_loss(self) -> None:
-        """Publish the loss, with the server and the seconds since it was noticed."""
-        self._notifier.publish("lost", server=self._server, age_s=time.monotonic() - self._noticed_at)
+        """Publish the loss, with the server, whether it is new here, and the seconds since the loss was noticed."""
+        age_s = time.monotonic() - self._noticed_at
+        self._notifier.publish("lost", server=self._server, age_s=age_s, moved=self._has_moved)
 
     def on_loss_elsewhere(self, message: Message) -> None:
         """Begin a recovery, unless a running or just ended one covers the same loss."""
         if self._covers(message):
             if self._connection.recovered.is_set():
+                self._connection.unsettled_until = time.monotonic() + PEERS_LATER_S
                 self._publish_restored()
         else:
             self.notice("a peer noticed a loss")
@@ -377,6 +387,10 @@ class Recovery:
             return True
         if message.get("server", self._recovered_on) != self._recovered_on:
             return False
+        if (
+            message.get("moved") is True and self.unsettled
+        ):  # it came to this server later, and claims are still checked
+            return True
         age_s = message.get("age_s")
         if isinstance(age_s, int | float):
             return time.monotonic() - age_s < self._began_at + SAME_LOSS_S
