@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -243,14 +244,18 @@ def test_clients_that_leave_within_a_body_leave_no_memory_behind(
                 client = stack.enter_context(socket.create_connection((host, int(port))))
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.sendall(head + body)
-            eventually(lambda: not unread_bytes(int(port)))
+            eventually(lambda: not unread_bytes(host, int(port)))
     eventually(lambda: service.memory("VmRSS") - before <= ROUNDS * LEAVERS * MIB // 3)
 
 
-def unread_bytes(port: int) -> int:
-    """Return the bytes that came to a port of this machine and were not read yet."""
+def unread_bytes(host: str, port: int) -> int:
+    """Return the bytes that came to an address of this machine and were not read yet.
+
+    On another address of the machine the same port may be that of a client of another test, which reads nothing.
+    """
+    local = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(row[4].partition(":")[2], 16) for row in rows if int(row[1].partition(":")[2], 16) == port)
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1] == local)
 
 
 @pytest.mark.parametrize("route", ROUTES)
