@@ -10,7 +10,8 @@ from imagegen.redis_client.keys import Keys
 class ServerMark:
     """The replication id of the server to which all instances have written back what they had in memory.
 
-    A replica that was promoted has another one, and that of its master before. A cluster has no mark.
+    A replica that was promoted has another one, and that of its master before. In a cluster the server is the owner of
+    our slot: after the slot has moved to another node, the mark shows no failover until it is written again.
     """
 
     def __init__(self, connection: Connection, keys: Keys, verbs: QueueVerbs, instance: str) -> None:
@@ -41,7 +42,7 @@ class ServerMark:
     async def write(self) -> None:
         """Name the present server. Raises QueueUnavailable."""
         server = self._connection.server
-        if server is not None and server.replication_id and not server.cluster:
+        if server is not None and server.replication_id:
             async with self._connection.deadline():
                 await self._connection.multiplexer.execute("SET", self._key, server.replication_id)
             self._connection.meter.redis_commands_sent("control", 1)

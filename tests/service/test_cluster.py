@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeInstance
 from tests.emulator_fixtures import EmulatorProcess
 from tests.service.running import Service, eventually
 from tests.service.topology import Cluster, bundled, cluster, debian, kill, url_of
+from tests.support import eventually as until
+from tests.support import submission
 
 StartService = Callable[..., Service]
 
@@ -135,3 +138,25 @@ def test_a_dead_node_is_replaced_and_its_tasks_continue(
         assert {service.finished(task_id)["status"] for task_id in ids} == {"completed"}
         service.check_outages()
         service.end()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Return the prefix of the service, whose slot has a replica."""
+    return "imagegen"
+
+
+async def test_an_instance_that_starts_after_a_failover_of_a_node_waits_for_one_that_may_have_to_write_back(
+    make_instance: MakeInstance, tmp_path: Path
+) -> None:
+    with cluster(tmp_path / "cluster", replicas=1) as nodes:
+        url, owner = url_of(nodes.others[0]), nodes.owner
+        one = make_instance(url=url)
+        await until(lambda: owner.exists(one.keys.server))
+        await one.client_queue.submit(submission("before"))
+        await one.claim()
+        await one.crash()
+        assert owner.execute_command("WAIT", 1, 5000) == 1
+        kill(owner)
+        two = make_instance(url=url)
+        await until(lambda: two.parts.recovery.unsettled and not two.connection.recovered.is_set(), within_s=30)
