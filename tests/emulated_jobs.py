@@ -51,6 +51,7 @@ class Recorder:
     parts: list[float] = field(default_factory=list)
     failed: list[FailedPolls] = field(default_factory=list)
     sent_count: int = 0
+    unread_count: int = 0
     on_wire: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sent(self) -> None:
@@ -69,6 +70,9 @@ class Recorder:
 
     def polls_failed(self, polls: FailedPolls) -> None:
         self.failed.append(polls)
+
+    def job_unread(self) -> None:
+        self.unread_count += 1
 
 
 async def made(

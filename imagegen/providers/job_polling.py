@@ -35,6 +35,9 @@ MIN_USELESS, MIN_USELESS_S = 10, 600.0
 another answer that no repeat changes, such as an HTML page. The job is paid for, and maintenance of a gateway lasts
 minutes. A provider that fails or is overloaded is polled until the task's deadline."""
 
+UNREAD_S = 3.0
+"""How long polls may hang, fail, or not find the job until that is reported: tasks that wait need not wait for it."""
+
 REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_ID_CHARS = 200
@@ -85,15 +88,18 @@ async def poll_until_end(
     polls = _Polls(handle, poll, observer)
     if first_delay_s is not None:
         await asyncio.sleep(first_delay_s)
-    while True:
-        state = await polls.state()
-        if state.reply is not None:
-            return state.reply
-        if state.error is not None:
-            raise state.error
-        if state.progress is not None:
-            observer.progress(state.progress)
-        await asyncio.sleep(polls.delay_s)
+    try:
+        while True:
+            state = await polls.state()
+            if state.reply is not None:
+                return state.reply
+            if state.error is not None:
+                raise state.error
+            if state.progress is not None:
+                observer.progress(state.progress)
+            await asyncio.sleep(polls.delay_s)
+    finally:
+        polls.stop_timer()
 
 
 def first_delay_s(retry_after_s: float | None) -> float:
@@ -102,7 +108,7 @@ def first_delay_s(retry_after_s: float | None) -> float:
 
 
 class _Polls:
-    """Polls of one job. delay_s: until the next poll."""
+    """Polls of one job. delay_s: until the next poll. Call `stop_timer` after the last one."""
 
     def __init__(self, handle: JobHandle, poll: Poll, observer: CallObserver) -> None:
         self._handle, self._poll, self._observer = handle, poll, observer
@@ -110,12 +116,15 @@ class _Polls:
         self._empty_since: float | None = None
         self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
         self.delay_s = self._pace_s
+        self._timer: asyncio.TimerHandle | None = None
 
     async def state(self) -> JobState:
         """Return the state of the job, `running` while it is unclear or its images are missing.
 
         Raises UpstreamError if the job is given up.
         """
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(UNREAD_S, self._observer.job_unread)
         try:
             state = await self._poll()
         except UpstreamError as error:
@@ -125,10 +134,17 @@ class _Polls:
             self._observer.polls_failed(self._failures)
         if state.phase == "forgotten":
             return self._not_found()
+        self.stop_timer()
         self._unknown = 0
         self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
         self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)
         return JobState("running") if state.reply and not state.reply.images and self._may_get_images() else state
+
+    def stop_timer(self) -> None:
+        """Stop the wait that a poll has begun for the state of the job."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _may_get_images(self) -> bool:
         now = time.time()

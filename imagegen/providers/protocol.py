@@ -114,6 +114,9 @@ class CallObserver(Protocol):
     def polls_failed(self, polls: FailedPolls) -> None:
         """Report the last polls of the job in sequence if they failed, no polls after a good one; it may run on."""
 
+    def job_unread(self) -> None:
+        """Report that the state of the job has not been read for seconds: polls hang, fail, or do not find it."""
+
 
 class ForwardingObserver(Struct, frozen=True):
     """Observer of a call that reports every event to another one; a subclass changes some of them."""
@@ -134,6 +137,9 @@ class ForwardingObserver(Struct, frozen=True):
 
     def polls_failed(self, polls: FailedPolls) -> None:
         self.observer.polls_failed(polls)
+
+    def job_unread(self) -> None:
+        self.observer.job_unread()
 
 
 class Provider(Protocol):

@@ -83,10 +83,12 @@ class JobWait(Struct, eq=False):
             if not is_over:
                 raise ClaimWasLost
 
-        count, polls_failed = len(share.indexes), partial(self._polls_failed, limit)
+        count = len(share.indexes)
+        polls_failed, job_unread = partial(self._polls_failed, limit), partial(self._leave_slot, limit)
+        observer = ProgressReporter(self.claims, self.claim, self.total, count, accepted, polls_failed, job_unread)
         try:
             async with limit:
-                return await call(ProgressReporter(self.claims, self.claim, self.total, count, accepted, polls_failed))
+                return await call(observer)
         except TimeoutError:
             if not limit.expired():
                 raise  # not this limit's: nothing may take a call without a job for an unfinished one
@@ -115,8 +117,12 @@ class JobWait(Struct, eq=False):
             self._slot_timer.cancel()
 
     def _leave_slot(self, limit: asyncio.Timeout) -> None:
+        """Poll the job without a slot from now on, unless many claims run so."""
+        if limit.expired():
+            return
         self.claims.go_away(self.claim)
-        limit.reschedule(self._wait_end())
+        if not self.claim.occupies_slot:
+            limit.reschedule(self._wait_end())
 
     def _polls_failed(self, limit: asyncio.Timeout, polls: FailedPolls) -> None:
         """Leave the slot if the state of the job can't be read: it may run on. The checkpoint has since when."""

@@ -16,6 +16,7 @@ class ProgressReporter(Struct, frozen=True):
     """A provider's CallObserver. total: images of the whole task; count: images of this call.
 
     on_accepted: keeps the handle of a provider job. on_polls_failed: receives which polls of it have failed.
+    on_job_unread: is called if its state has not been read for seconds.
     """
 
     claims: WorkerQueue
@@ -24,6 +25,7 @@ class ProgressReporter(Struct, frozen=True):
     count: int
     on_accepted: Callable[[JobHandle], Awaitable[None]]
     on_polls_failed: Callable[[FailedPolls], None]
+    on_job_unread: Callable[[], None]
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
@@ -36,6 +38,9 @@ class ProgressReporter(Struct, frozen=True):
 
     def polls_failed(self, polls: FailedPolls) -> None:
         self.on_polls_failed(polls)
+
+    def job_unread(self) -> None:
+        self.on_job_unread()
 
     def progress(self, fraction: float) -> None:
         stored = len(self.claim.checkpoint.images)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from imagegen.errors import UpstreamError
+from imagegen.providers.job_polling import JobState, Poll, poll_until_end
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.task import State, WaitReason
@@ -128,6 +129,57 @@ async def test_jobs_that_never_end_keep_slots_from_other_tasks_for_a_minute(make
     assert await states(harness, good) == {State.COMPLETED}
     assert {harness.task(task_id).state for task_id in stuck} == {State.PROCESSING}
     await harness.drain(0.0)
+
+
+@dataclass
+class UnreadJobs(ScriptedProvider):
+    """Provider of jobs, of which those of some prompts are polled by `poll`; `unread` is their number."""
+
+    poll: Poll = field(kw_only=True)
+    unread: int = 0
+
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        await super().generate(call, watcher)
+        handle = JobHandle("scripted", f"job-{len(self.calls)}")
+        await watcher.accepted(handle)
+        if "unread" in call.request.prompt:
+            self.unread += 1
+            return await poll_until_end(handle, watcher, self.poll)
+        return images(call.count)
+
+
+async def hanging() -> JobState:
+    await asyncio.Event().wait()
+    return JobState("running")
+
+
+async def refused_for_half_a_minute() -> JobState:
+    raise UpstreamError("upstream_rate_limited", "slow down", status=429, retryable=True, retry_after_s=30.0)
+
+
+async def not_found() -> JobState:
+    return JobState("forgotten")
+
+
+@pytest.mark.parametrize("poll", [hanging, refused_for_half_a_minute, not_found])
+async def test_jobs_with_a_state_that_can_not_be_read_keep_slots_from_other_tasks_for_seconds(
+    make_instance: MakeInstance, poll: Poll
+) -> None:
+    provider = UnreadJobs(poll=poll)
+    harness: WorkerHarness[Any] = WorkerHarness(make_instance(slots=5), provider, deadline_s=3_600.0)
+    harness.pool.start()
+    for i in range(10):
+        await harness.submit(f"unread {i}")
+    try:
+        await eventually(lambda: provider.unread == 5)
+        good = await submit_many(harness, 5)
+        await harness.pass_time(4.0)
+        await eventually(lambda: provider.unread == 10)
+        await harness.pass_time(4.0)
+        assert await states(harness, good) == {State.COMPLETED}
+    finally:
+        await harness.drain(0.0)
+    assert len(provider.calls) == 15
 
 
 async def test_failures_of_one_model_do_not_affect_another(make_harness: MakeHarness) -> None:
