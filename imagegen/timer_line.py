@@ -42,14 +42,14 @@ class TimerLine:
             self._handle = loop.call_at(timer.ends_at, self._end_due, loop)
 
     def _end_due(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, self._handle = loop.time(), None
+        now = loop.time()
         try:
             while self.timers and (first := next(iter(self.timers))).ends_at <= now:
                 del self.timers[first]
-                first.end()
+                first.end()  # it may begin a timer, which is behind those that are left
         finally:
-            if self.timers and self._handle is None:
-                self._handle = loop.call_at(next(iter(self.timers)).ends_at, self._end_due, loop)
+            left = next(iter(self.timers), None)
+            self._handle = None if left is None else loop.call_at(left.ends_at, self._end_due, loop)
 
 
 class _LineTimer(ABC):

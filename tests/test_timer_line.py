@@ -41,6 +41,18 @@ async def test_a_timer_that_another_one_cancels_when_both_are_due_does_not_end()
     assert ended == ["first"]
 
 
+async def test_a_timer_that_begins_again_at_its_end_delays_no_other_timer() -> None:
+    time, line, ended = LoopTime(), TimerLine(1.0), list[str]()
+    line.begin(lambda: line.begin(lambda: ended.append("again")))
+    await time.move(0.5)
+    line.begin(lambda: ended.append("other"))
+    await time.move(0.6)
+    await time.move(0.5)
+    assert ended == ["other"]
+    await time.move(0.6)
+    assert ended == ["other", "again"]
+
+
 async def test_an_error_in_a_timer_ends_no_other_timer_of_its_line() -> None:
     time, line, ended, errors = LoopTime(), TimerLine(1.0), list[str](), list[object]()
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context["exception"]))
