@@ -8,8 +8,8 @@ Place = tuple[str, str]
 MAX_OWN_IN_A_ROW = 3
 """Calls of tasks with limits of their own that are refused in a row, after which it is taken for the key's limit."""
 
-MAX_TASKS = 10_000
-"""Of either kind; the oldest are forgotten."""
+MAX_TASKS = MAX_PLACES = 10_000
+"""Tasks of either kind, and places with a limit: clients may name any model. The oldest are forgotten."""
 
 
 class LimitedTasks:
@@ -32,13 +32,20 @@ class LimitedTasks:
         if task_id in self._own:
             self._own[task_id] += 1
             self._own_in_a_row[place] = self._own_in_a_row.get(place, 0) + 1
-            self._limited_at[place] = now
+            self._note(place, now)
             return self._own_in_a_row[place] < MAX_OWN_IN_A_ROW
         self._place_of[task_id] = place
-        self._limited_at[place] = now
+        self._note(place, now)
         if len(self._place_of) > MAX_TASKS:
             del self._place_of[next(iter(self._place_of))]
         return False
+
+    def _note(self, place: Place, now: float) -> None:
+        self._limited_at[place] = now
+        if len(self._limited_at) > MAX_PLACES:
+            oldest = next(iter(self._limited_at))
+            del self._limited_at[oldest]
+            self._own_in_a_row.pop(oldest, None)
 
     def answered(self, place: Place, began_at: float) -> None:
         """Record a call that was answered with images; it counts if it began after the last limit of its place."""

@@ -71,3 +71,14 @@ def test_tasks_that_never_end_here_are_forgotten_once_there_are_many(monkeypatch
     tasks.limited("d", HERE, 3.0)
     tasks.answered(HERE, 4.0)
     assert [tasks.was_limited(task_id) for task_id in "abcd"] == [False, False, True, True]
+
+
+def test_places_whose_limit_never_ends_are_forgotten_once_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_tasks, "MAX_PLACES", 2)
+    tasks = LimitedTasks()
+    for number in range(3):
+        tasks.limited(f"task {number}", ("key", f"model {number}"), 1.0)
+    for number in range(3):
+        tasks.answered(("key", f"model {number}"), 2.0)
+    own = [tasks.limited(f"task {number}", ("key", f"model {number}"), 3.0) for number in range(3)]
+    assert own == [False, True, True]
