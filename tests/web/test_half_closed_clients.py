@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
 
 import pytest
 from aiohttp import web
@@ -15,6 +16,25 @@ from imagegen.web.http.server import ImagegenRunner
 from tests.support import eventually
 
 LARGE = bytes(8_000_000)
+
+
+@asynccontextmanager
+async def connected(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Return the two ends of a connection to a server that answers all requests by a handler."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
+    runner = ImagegenRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+        with closing(writer):
+            yield reader, writer
+    finally:
+        await runner.cleanup()
 
 
 async def large(_request: web.Request) -> web.StreamResponse:
@@ -32,22 +52,12 @@ async def test_a_slow_client_gets_no_probe_behind_a_response_that_its_handler_ha
 
     monkeypatch.setattr(half_closed, "PROBES_S", (0.0, 0.01))
     monkeypatch.setattr(HalfClosedWatch, "_probe", counted)
-    app = web.Application()
-    app.router.add_get("/", large)
-    middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
-    runner = ImagegenRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
-        with closing(writer):
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write_eof()
-            await eventually(lambda: looks[0] == 2)
-            assert await reader.read() == LARGE
-    finally:
-        await runner.cleanup()
+    async with connected(large) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+        await eventually(lambda: looks[0] == 2)
+        assert await reader.read() == LARGE
 
 
 async def path(request: web.Request) -> web.Response:
@@ -61,25 +71,15 @@ async def test_all_requests_before_the_end_of_a_clients_side_are_answered_in_ord
     monkeypatch: pytest.MonkeyPatch, count: int, is_sent_at_once: bool
 ) -> None:
     monkeypatch.setattr(half_closed, "PROBES_S", (60.0,))
-    app = web.Application()
-    app.router.add_route("*", "/{number}", path)
-    middleware.install_pipeline(app, middleware.RequestPipeline(Meter(), access_log=False))
-    runner = ImagegenRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
-        with closing(writer):
-            for number in range(count):
-                body = b"x" * (number % 3)
-                head = f"POST /{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-                writer.write(head.encode() + body)
-                if not is_sent_at_once:
-                    await asyncio.sleep(0)
-            writer.write_eof()
-            answers = await asyncio.wait_for(reader.read(), 20)
-    finally:
-        await runner.cleanup()
+    async with connected(path) as (reader, writer):
+        for number in range(count):
+            body = b"x" * (number % 3)
+            head = f"POST /{number} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            if not is_sent_at_once:
+                await asyncio.sleep(0)
+        writer.write_eof()
+        answers = await asyncio.wait_for(reader.read(), 20)
     bodies = [part.rpartition(b"\r\n\r\n")[2].decode() for part in answers.split(b".HTTP/1.1 200 OK")]
     assert bodies[-1].endswith(".")
     assert [body.rstrip(".") for body in bodies] == [f"POST /{number} {'x' * (number % 3)}" for number in range(count)]
