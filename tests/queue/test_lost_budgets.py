@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from imagegen.errors import BudgetExceeded
 from imagegen.tasks.cost import day_of
 from tests.conftest import Instance, MakeInstance
+from tests.faults.proxy import FaultProxy
 from tests.queue_budgets import KEY, PRICE, TOTAL, limited, put, refusals, used
 from tests.support import eventually, logged
 
@@ -104,3 +106,66 @@ async def test_a_budget_whose_key_alone_was_deleted_is_written_back_at_its_next_
     await put(two, "e")
     assert await is_used(two, 5 * PRICE)
     assert [type(refusal) for refusal in await refusals(two, "f")] == [BudgetExceeded]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_changes_that_come_while_a_loss_is_handled_count_once_too(make_instance: MakeInstance, seed: int) -> None:
+    chance, limits = random.Random(seed), ((TOTAL, 1_000 * PRICE), (KEY, 1_000 * PRICE))
+    instances = [limited(make_instance(start=False), *limits[: 1 + number % 2]) for number in range(3)]
+    key, redis = instances[0].keys.budgets(day_of(instances[0].client_queue.clock())), instances[0].connection.commands
+    for instance in instances:
+        instance.verbs.budgets.on_fewer_changes = lambda: None
+    numbers = [number for _ in range(3) for number in range(3)]
+    await instances[0].verbs.create_group()
+
+    async def put_some(most: int) -> None:
+        chosen = [chance.randrange(3) for _ in range(chance.randint(0, most))]
+        first = len(numbers)
+        numbers.extend(chosen)
+        await asyncio.gather(*(put(instances[number], first + at) for at, number in enumerate(chosen)))
+
+    await asyncio.gather(*(put(instances[number], at) for at, number in enumerate(numbers)))
+    for _ in range(2):
+        older = await instances[0].stored(key)
+        await put_some(6)
+        await redis.set(key, older)
+        for instance in instances:
+            instance.verbs.budgets.on_new_server()
+        await put_some(4)
+        for instance in chance.sample(instances, 3) + instances:
+            steps = [put_some(3), instance.verbs.restore_budgets()]
+            await asyncio.gather(*(steps if chance.random() < 0.5 else steps[::-1]))
+        of_key = sum(number % 2 for number in numbers)
+        assert (await used(instances[0]), await used(instances[0], KEY)) == (len(numbers) * PRICE, of_key * PRICE)
+
+
+async def test_changes_after_a_loss_count_once_if_the_reply_to_their_write_back_is_lost(
+    make_instance: MakeInstance, redis_url: str
+) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        one, two = limited(make_instance(start=False, url=proxy.url), (TOTAL, 90 * PRICE)), make_instance(start=False)
+        one.verbs.budgets.on_fewer_changes = lambda: None
+        key, redis = one.keys.budgets(day_of(one.client_queue.clock())), two.connection.commands
+        await put(one, "a")
+        before = await one.stored(key)
+        for name in ("b", "c"):
+            await put(one, name)
+        await redis.set(key, before)
+        await put(one, "d")
+        proxy.drop_reply = lambda request: b"lost-budgets" in request and proxy.dropped == 0
+        assert await one.connection.retry_until_available(one.verbs.restore_budgets)
+        assert proxy.dropped == 1
+        assert await used(two) == 4 * PRICE
+
+
+async def test_the_budgets_of_thousands_of_keys_are_written_back(make_instance: MakeInstance) -> None:
+    one, slots = limited(make_instance(start=False), (TOTAL, 90 * PRICE)), 9_000
+    day = day_of(one.client_queue.clock())
+    key, redis = one.keys.budgets(day), one.connection.commands
+    await put(one, "a")
+    await redis.set(key, b"".join(number.to_bytes(8) for number in range(9, slots + 11)))
+    await one.verbs.read_budgets(day)
+    await redis.delete(key)
+    assert await one.verbs.restore_budgets()
+    assert [await used(one, slot) for slot in (0, 1, 2_000, slots)] == [10, 11, 2_010, slots + 10]
+    assert not await one.verbs.restore_budgets()

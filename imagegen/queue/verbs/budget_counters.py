@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.cost import Cost
@@ -42,6 +45,14 @@ LOSS_JUMP = 2**40
 """By how much the number of changes is raised after a loss: more than there are changes in a day."""
 
 
+class RestoreTry(Struct, frozen=True):
+    """Try to write lost values back, until it is answered. later, first_later: as SeenBudgets has them at its begin."""
+
+    name: str
+    later: dict[int, int]
+    first_later: int | None
+
+
 @dataclass(slots=True)
 class SeenBudgets:
     """Budgets of a day as this instance last saw them, in micro-dollars.
@@ -54,6 +65,7 @@ class SeenBudgets:
         is_doubted: whether another server answers, so that changes may come after a loss that is not noticed yet.
         restored_values: seen after another instance has handled a loss; what is lost of the values above lacks there.
         handled_loss: name of the last loss after which this instance added what it had seen.
+        restoring: the try to do so that is not answered yet.
     """
 
     count: int = 0
@@ -63,6 +75,7 @@ class SeenBudgets:
     is_doubted: bool = False
     restored_values: dict[int, int] = field(default_factory=dict)
     handled_loss: bytes = b""
+    restoring: RestoreTry | None = None
 
     def used(self, slot: int) -> int:
         """Return what a budget holds, reserved and charged; 0 if it was never seen."""
@@ -79,13 +92,21 @@ class SeenBudgets:
         self.values.setdefault(slot, (0, 0))
         self.first_later = count if self.first_later is None else min(self.first_later, count)
 
-    def restored(self, count: int, values: Mapping[int, int], handled: Mapping[int, int]) -> None:
-        """Note the values after this instance has added what was lost. handled: `later`, as it was added."""
+    def begin_restore(self) -> RestoreTry:
+        """Return the try that is to be sent, again if the last one was not answered: Redis may have done it."""
+        if self.restoring is None:
+            self.restoring = RestoreTry(secrets.token_hex(8), dict(self.later), self.first_later)
+        return self.restoring
+
+    def restored(self, count: int, values: Mapping[int, int]) -> None:
+        """Note the values after this instance has added what was lost."""
         for slot, value in values.items():
             if not count < self.values[slot][0] < count + LOSS_JUMP // 2:  # else it was seen after that
                 self.values[slot] = count, value
+        handled = self.restoring.later if self.restoring else {}
         self.later = {slot: left for slot, at in self.later.items() if (left := at - handled.get(slot, 0))}
         self.first_later = self.first_later if self.later else None
+        self.restoring = None
         self.restored_values.clear()
         self.is_doubted = False
         self.count = count if self.is_after_loss(count) else max(count, self.count)
@@ -137,7 +158,8 @@ class BudgetValues:
             seen.restored_values |= enumerate(values)
             self.on_fewer_changes()
         elif count >= seen.count and not seen.is_doubted:
-            seen.count, seen.values = count, {slot: (count, value) for slot, value in enumerate(values)}
+            used = ((slot, value) for slot, value in enumerate(values) if value or slot in seen.values)
+            seen.count, seen.values = count, {slot: (count, value) for slot, value in used}
         self.on_change()
 
     def learn(self, reply: Sequence[Any]) -> int:
