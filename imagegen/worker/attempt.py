@@ -297,9 +297,10 @@ class Attempt:
                 self._change(sent=sent, channel=route.channel.name, account=route.account)
                 self._places.count_repeat(again)
                 await self._write()
-                call = self._form.call(share, inputs)
+                generate = partial(route.generate, self._form.call(share, inputs))
                 try:
-                    reply = await self._job_wait.reply(self._form.as_sent(share), model, partial(route.generate, call))
+                    as_sent, wait = self._form.as_sent(share), self._job_wait
+                    reply = await wait.reply(as_sent, model, generate, on_accepted=permit.accepted)
                 except UpstreamError as error:
                     self._payments.failed(route, model, error)
                     if not may_be_paid(error):

@@ -22,8 +22,9 @@ _FULL_STEPS = 10
 
 
 class BreakerConfig(Struct, frozen=True):
-    """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream; each
-    further pause is twice as long, up to probe_s. It is short because a few faulty tasks look like a dead upstream.
+    """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream, or
+    after a rate limit without a time; each further pause is twice as long, up to probe_s. It is short because a few
+    faulty tasks look like a dead upstream, or a limit of all.
     longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
     excused_s: how long an upstream that answers every call with a server error is taken for dead. After that each
     such answer counts as an attempt of its task, because a few tasks that always fail look the same.
@@ -122,6 +123,18 @@ class CircuitBreaker:
         self.reason = reason
         self._until = max(self._until, now + min(for_s, self._config.longest_s))
         return new
+
+    def limit(self, now: float, for_s: float | None) -> bool:
+        """Allow no call for `for_s` seconds, as the upstream requested with a rate limit. Return whether this is new.
+
+        None: it requested no time. The first probe is soon then, since the limit may be of one task alone.
+        """
+        if for_s is not None:
+            return self.open_for(now, for_s, WaitReason.UPSTREAM_RATE_LIMITED)
+        if self.is_open:
+            return self.open_for(now, 0.0, WaitReason.UPSTREAM_RATE_LIMITED)
+        self._pauses = Backoff(self._config.first_probe_s, self._config.probe_s)
+        return self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_RATE_LIMITED)
 
     def trip(self, now: float) -> bool:
         """Take the upstream for dead until it responds. Return whether this is new."""

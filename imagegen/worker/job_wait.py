@@ -59,11 +59,13 @@ class JobWait(Struct, eq=False):
         call: Callable[[CallObserver], Awaitable[Reply]],
         *,
         job: AcceptedJob | None = None,
+        on_accepted: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Return the reply. A job that the call begins is in the stored checkpoint before it is polled.
 
-        job: an earlier call's job that `call` polls. Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what
-        `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
+        job: an earlier call's job that `call` polls. on_accepted: is called once the job of a new call is stored.
+        Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what `call` raises: then the job, if there was one, is
+        over, and is no longer in the checkpoint.
         """
         limit, price, is_over = self._limit(job), self.claim.cost.calling, False
         self.has_job = job is not None
@@ -76,6 +78,7 @@ class JobWait(Struct, eq=False):
                     self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
                     if await self.claims.record_job(self.claim, self.claim.checkpoint):
                         self._hold_slot(limit)
+                        on_accepted()
                         return
             finally:
                 if self.claim.lost:  # before, or while Redis was to write it

@@ -16,6 +16,10 @@ TRIAL_S = 2.0
 PROBE_S = 5.0
 """Between the starts of two probes of a key that cools, and of a key that is out while no other is left."""
 
+FIRST_PROBE_S = 0.5
+"""Until the first probe of a key that cools while no other is left, after a rate limit without a time; each further
+pause is twice as long, up to `PROBE_S`. The limit may be of one task alone."""
+
 OUT_S, MAX_OUT_S = 300.0, 3600.0
 """Until the first probe of a key that is out while others work, and the longest time between two of them."""
 
@@ -165,10 +169,15 @@ class KeyHealth:
         if trouble is not None and trouble not in probes:  # this call began before the trouble
             if trouble.state == "cooling":
                 trouble.until = max(trouble.until, now + wait_s)
-                trouble.alone_until = max(trouble.alone_until, now + wait_s)
+                if error.retry_after_s is not None:
+                    trouble.alone_until = max(trouble.alone_until, now + wait_s)
             return False
+        failures = trouble.failures + 1 if trouble is not None and trouble.state == "cooling" else 0
         until = max(now + wait_s, (trouble.began_at if trouble else now) + PROBE_S)
-        self._trouble = Trouble("cooling", error, now, until, until if trouble else now + wait_s)
+        alone_until = until if trouble else now + wait_s
+        if error.retry_after_s is None:
+            alone_until = now + doubled(FIRST_PROBE_S, failures, PROBE_S)
+        self._trouble = Trouble("cooling", error, now, until, alone_until, failures=failures)
         return trouble is None
 
     def pause(self, now: float, for_s: float, probes: Probes) -> None:

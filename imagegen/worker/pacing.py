@@ -107,6 +107,13 @@ class Pacing(PermitLine):
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             self._breaker(permit.model).pause(now, limits.reset_s)
 
+    def record_acceptance(self, permit: Permit) -> None:
+        now = self.clock()
+        self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
+        for breaker, period in permit.places:
+            if not breaker.is_tripped:  # the jobs of a dead upstream may be accepted, and fail
+                self._close(breaker, period, now)
+
     def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
         now, breaker = self.clock(), self._breaker(permit.model)
         if was_never_sent(error):
@@ -123,8 +130,7 @@ class Pacing(PermitLine):
             place = (permit.route.place, permit.model)
             if unfinished and self.limited_tasks.limited(unfinished, place, now):
                 return
-            pause_s = self._breaker_config.probe_s if error.retry_after_s is None else error.retry_after_s
-            if breaker.open_for(now, pause_s, WaitReason.UPSTREAM_RATE_LIMITED) and breaker.warns(now):
+            if breaker.limit(now, error.retry_after_s) and breaker.warns(now):
                 logger.warning("The upstream's rate limit is reached for {}", permit.model)
         elif error.status is not None and error.status < 500 and not error.retryable:
             self._alive(permit, now)
@@ -181,8 +187,11 @@ class Pacing(PermitLine):
     def _alive(self, permit: Permit, now: float) -> None:
         self._failing_tasks.alive(permit.model)
         for breaker, period in permit.places:
-            if breaker.record_success(now, period) and breaker.warned:
-                logger.info("The upstream takes calls again{}", self._title)
+            self._close(breaker, period, now)
+
+    def _close(self, breaker: CircuitBreaker, period: int, now: float) -> None:
+        if breaker.record_success(now, period) and breaker.warned:
+            logger.info("The upstream takes calls again{}", self._title)
 
     def _breaker(self, model: str) -> CircuitBreaker:
         """Return the breaker of a model. Clients may name any id, so idle breakers are dropped when there are many."""

@@ -57,6 +57,11 @@ class Permit(Struct, eq=False):
     began_at: float
     closed: bool = False
 
+    def accepted(self) -> None:
+        """Record that its call was accepted as a job, if it has not ended."""
+        if not self.closed:
+            self.line.record_acceptance(self)
+
     def close(self) -> None:
         if not self.closed:
             self.closed = True
@@ -147,6 +152,10 @@ class PermitLine(ABC):
     @abstractmethod
     def record_success(self, permit: Permit, limits: UpstreamLimits) -> None:
         """Record a call that was answered."""
+
+    @abstractmethod
+    def record_acceptance(self, permit: Permit) -> None:
+        """Record a call that was accepted as a job: no rate limit keeps calls away, whatever becomes of the job."""
 
     @abstractmethod
     def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:

@@ -189,6 +189,11 @@ class Router(PermitLine):
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
             call.key.pause(self.clock(), limits.reset_s, call.probes)
 
+    def record_acceptance(self, permit: Permit) -> None:
+        call = self._running[permit]
+        call.key.accepted(permit.model, call.probes)
+        self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
+
     def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
         call, now = self._running[permit], self.clock()
         key, pacing = call.key, call.lane.pacing

@@ -109,9 +109,42 @@ def test_a_rate_limit_pauses_all_calls_of_the_model_and_no_other(clock: Clock, p
     assert call(pacing)
 
 
-def test_a_rate_limit_without_retry_after_pauses_for_five_seconds(clock: Clock, pacing: Pacing) -> None:
-    call(pacing, limited(None))
-    assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1005.0)
+def test_a_rate_limit_without_retry_after_is_probed_after_half_a_second_and_then_less_often(
+    clock: Clock, pacing: Pacing
+) -> None:
+    probes = []
+    while clock.now < 30.0:
+        if call(pacing, limited(None)):
+            probes.append(clock.now)
+        clock.now += 0.25
+    assert [after - before for before, after in pairwise(probes)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0]
+
+
+def test_limits_of_single_tasks_without_retry_after_stop_their_model_for_half_a_second_each(
+    clock: Clock, pacing: Pacing
+) -> None:
+    for number in range(5):
+        call(pacing, LIMIT, task=f"faulty {number}")
+        assert not call(pacing)
+        clock.now += 0.5
+        assert call(pacing)
+    assert clock.now == 2.5
+
+
+def test_a_job_that_is_accepted_ends_a_rate_limit_before_it_has_ended(clock: Clock, pacing: Pacing) -> None:
+    call(pacing, limited(5.0), task="faulty")
+    clock.now = 5.0
+    taken(pacing).accepted()
+    assert call(pacing, limited(5.0), task="faulty")
+    assert pacing.blocked("m") is None, "the limit is its own, as the accepted job shows"
+
+
+def test_a_job_that_is_accepted_does_not_show_that_a_dead_upstream_works(clock: Clock, pacing: Pacing) -> None:
+    die(pacing)
+    clock.now = 0.5
+    taken(pacing).accepted()
+    assert pacing.blocked("m")
+    assert not pacing.is_suspect("m0")
 
 
 def test_no_remaining_budget_pauses_calls_until_the_reset(clock: Clock, pacing: Pacing) -> None:
@@ -251,7 +284,7 @@ def test_a_minute_of_rate_limits_is_probed_at_most_every_five_seconds(
 ) -> None:
     storm = Storm(clock, pacing)
     storm.until(60.0, lambda _now: limited(retry_after_s))
-    probes = storm.calls[5:]
+    probes = storm.calls[5 if retry_after_s is not None else 8 :]  # without a time the first ones come sooner
     assert 2 <= len(probes) <= 12
     assert all(after - before >= 5.0 for before, after in pairwise(probes))
 

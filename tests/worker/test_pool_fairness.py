@@ -17,7 +17,7 @@ from imagegen.worker.circuit_breaker import BreakerConfig
 from imagegen.worker.job_wait import JOB_SLOT_S
 from tests.conftest import MakeInstance
 from tests.support import eventually
-from tests.worker.conftest import MakeHarness, ScriptedProvider, WorkerHarness, fault, images, loss
+from tests.worker.conftest import TEMPO, MakeHarness, ScriptedProvider, WorkerHarness, fault, images, loss
 from tests.worker.pool_load import states, submit_many
 
 
@@ -128,6 +128,18 @@ async def test_jobs_that_never_end_keep_slots_from_other_tasks_for_a_minute(make
     await harness.pass_time(JOB_SLOT_S)
     assert await states(harness, good) == {State.COMPLETED}
     assert {harness.task(task_id).state for task_id in stuck} == {State.PROCESSING}
+    await harness.drain(0.0)
+
+
+async def test_a_job_that_is_accepted_ends_a_rate_limit_for_others(make_instance: MakeInstance) -> None:
+    provider = StuckJobs(steps=[fault(429)])
+    harness: WorkerHarness[Any] = WorkerHarness(make_instance(slots=5), provider, tempo=TEMPO)
+    harness.pool.start()
+    await harness.submit("limited")
+    await eventually(lambda: harness.pacing.blocked("m"))
+    for i in range(4):
+        await harness.submit(f"stuck {i}")
+    await eventually(lambda: provider.stuck == 4)
     await harness.drain(0.0)
 
 

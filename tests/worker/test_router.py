@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.worker.conftest import UNPRICED, metered, no_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
+LIMIT_WITHOUT_TIME = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
 SHORT_LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=1)
 NO_KEY = UpstreamError("upstream_auth", "401", status=401)
 FORBIDDEN = UpstreamError("upstream_auth", "403", status=403)
@@ -103,6 +105,29 @@ def test_a_task_that_alone_meets_a_rate_limit_makes_no_key_rest(clock: Clock) ->
         clock.now += 0.1
         assert len({ends(made, taken(made)) for _ in "abc"}) == 3
     assert made.limited_tasks.own_limits("task") == 2
+
+
+def test_the_last_key_is_probed_half_a_second_after_a_rate_limit_without_a_time(clock: Clock) -> None:
+    made = router(clock, Channel("pool", "together", (ChannelKey("a", "file"),)))
+    began_at, probes = clock.now, []
+    while clock.now < began_at + 20.0:
+        if permit := made.try_acquire("m"):
+            ends(made, permit, LIMIT_WITHOUT_TIME)
+            probes.append(clock.now)
+        clock.now += 0.25
+    assert [after - before for before, after in pairwise(probes)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_a_job_that_is_accepted_ends_the_rest_of_its_key(clock: Clock) -> None:
+    made = router(clock, Channel("pool", "together", (ChannelKey("a", "file"),)))
+    ends(made, taken(made), SHORT_LIMIT)
+    clock.now += PROBE_S
+    running = taken(made)
+    assert made.try_acquire("m") is None
+    running.accepted()
+    assert made.try_acquire("m")
+    running.close()
+    running.accepted()
 
 
 def test_a_refused_key_gets_no_further_call_while_others_work(clock: Clock) -> None:
