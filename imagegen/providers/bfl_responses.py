@@ -87,7 +87,9 @@ def parse_job(
     if word in _MODERATED or phase_of(word) == "failed":
         return JobState("failed", error=_job_error(fields, word, secret))
     if word != "ready":  # an unknown word is taken for a state of a job that runs
-        return JobState("running", progress=_progress(fields.get("progress")) if word in _RUNNING else None)
+        is_known = word in _RUNNING
+        progress = _progress(fields.get("progress")) if is_known else None
+        return JobState("running", progress=progress, unclear=not is_known)
     result = fields.get("result")
     result = result if isinstance(result, dict) else {}
     link, ends_at = result.get("sample"), _link_ends_at(result.get("sample"))

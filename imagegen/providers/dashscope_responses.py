@@ -15,7 +15,7 @@ from msgspec import Struct
 from imagegen.errors import UpstreamError
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState, phase_of
+from imagegen.providers.job_polling import JobState, is_unknown, phase_of
 from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail, search_images
@@ -107,7 +107,7 @@ def parse_job(
     if word in _CANCELLED:
         cancelled = UpstreamError("upstream_error", "The job was cancelled at the provider", status=status)
         return JobState("failed", error=cancelled)
-    return JobState("running", progress=0.0 if word == "PENDING" else None)
+    return JobState("running", progress=0.0 if word == "PENDING" else None, unclear=is_unknown(word))
 
 
 def response_error(

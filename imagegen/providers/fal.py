@@ -68,7 +68,7 @@ class FalProvider(JobApiProvider):
             return JobState("forgotten")
         status = parse_status(answer, secret=self._secret, now_s=time.time())
         if status.phase != "done":
-            return JobState(status.phase, progress=status.progress)
+            return JobState(status.phase, progress=status.progress, unclear=status.unclear)
         result = await self.get(handle.result_url)
         if result is None:
             return JobState("forgotten")

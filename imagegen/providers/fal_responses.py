@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState, Phase, phase_of
+from imagegen.providers.job_polling import JobState, Phase, is_unknown, phase_of
 from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
@@ -43,13 +43,15 @@ _FLAGGED = "The content was withheld by the provider's content checker"
 class JobStatus(Struct, frozen=True):
     """State of a job in the queue. phase: once it is `done`, failed or not, its result is to be fetched.
 
-    error: that it ended with, empty if none. progress: 0 to 1 until its end, None if the state shows none.
+    error: that it ended with, empty if none. progress: 0 to 1 until its end, None if the state shows none. unclear: as
+    of a JobState.
     """
 
     phase: Phase
     error: str = ""
     error_type: str = ""
     progress: float | None = None
+    unclear: bool = False
 
 
 def parse_acceptance(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> AcceptedCall:
@@ -74,7 +76,7 @@ def parse_status(answer: RawResponse, *, secret: str = "", now_s: float | None =
     if phase == "failed":
         phase, error = "done", error or f"The job ended as {word[:40]}"
     progress = _progress(word.upper(), fields.get("queue_position"))
-    return JobStatus(phase, error, _text(fields.get("error_type")), progress)
+    return JobStatus(phase, error, _text(fields.get("error_type")), progress, is_unknown(word))
 
 
 def _progress(word: str, position: object) -> float | None:

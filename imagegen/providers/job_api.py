@@ -26,6 +26,7 @@ from imagegen.providers.job_polling import (
     MAX_ID_CHARS,
     POLL_TIMEOUT_S,
     REDIRECTS,
+    UNREAD_S,
     JobState,
     first_delay_s,
     poll_until_end,
@@ -160,7 +161,7 @@ class JobApiProvider(ABC):
             accepted = self.complete(self.read_acceptance(await self._submit(form, observer)), form)
         except UpstreamError as error:
             may_run = error.ambiguous or is_useless_response(error)
-            handle = await self._find_lost(call, sent_at) if may_run else None
+            handle = await self._find_lost(call, sent_at, observer) if may_run else None
             if handle is None or not await observer.takes(handle):
                 raise
             accepted = AcceptedCall(handle.id)
@@ -201,12 +202,15 @@ class JobApiProvider(ABC):
         self.kept_ids.append(handle.id)
         return _completed(await poll_until_end(handle, observer, partial(self._poll_checked, handle)), handle)
 
-    async def _find_lost(self, call: Call, sent_at: float) -> JobHandle | None:
+    async def _find_lost(self, call: Call, sent_at: float, observer: CallObserver) -> JobHandle | None:
         """Return the job of a submit with a lost response; None if there is none to be found, or no list now."""
+        timer = asyncio.get_running_loop().call_later(UNREAD_S, observer.job_unread)
         try:
             return await self.find(call, sent_at)
         except UpstreamError:
             return None
+        finally:
+            timer.cancel()
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
         """Return the handle of the job of a call with a lost response, None if it can't be identified."""

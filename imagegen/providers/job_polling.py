@@ -36,7 +36,8 @@ another answer that no repeat changes, such as an HTML page. The job is paid for
 minutes. A provider that fails or is overloaded is polled until the task's deadline."""
 
 UNREAD_S = 3.0
-"""How long polls may hang, fail, or not find the job until that is reported: tasks that wait need not wait for it."""
+"""How long polls may hang, fail, not find the job or not show its state, or the job of a lost call be searched for,
+until that is reported: tasks that wait need not wait for it."""
 
 REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -56,7 +57,16 @@ _PHASE_OF_WORD: Mapping[str, Phase] = {word: phase for phase, words in _WORDS.it
 
 def phase_of(word: str) -> Phase:
     """Return the phase that a provider's word for a state means; `running` for an unknown word."""
-    return _PHASE_OF_WORD.get(word.strip().lower().replace(" ", "_"), "running")
+    return _PHASE_OF_WORD.get(_normalised(word), "running")
+
+
+def is_unknown(word: str) -> bool:
+    """Return whether a word is in no list of states, so that a job with it may run or not."""
+    return _normalised(word) not in _PHASE_OF_WORD
+
+
+def _normalised(word: str) -> str:
+    return word.strip().lower().replace(" ", "_")
 
 
 class JobState(Struct, frozen=True):
@@ -64,7 +74,8 @@ class JobState(Struct, frozen=True):
 
     phase: `forgotten` if the upstream does not find the job. reply: of a job that is done; error: of a failed job, as
     a call with the same result would have raised it. progress: 0 to 1, None if the upstream reports none.
-    retry_after_s: seconds until the next poll, by the upstream.
+    retry_after_s: seconds until the next poll, by the upstream. unclear: it only may run, since the upstream's word for
+    its state is unknown or missing.
     """
 
     phase: Phase
@@ -72,6 +83,7 @@ class JobState(Struct, frozen=True):
     error: UpstreamError | None = None
     progress: float | None = None
     retry_after_s: float | None = None
+    unclear: bool = False
 
 
 Poll = Callable[[], Awaitable[JobState]]
@@ -134,7 +146,8 @@ class _Polls:
             self._observer.polls_failed(self._failures)
         if state.phase == "forgotten":
             return self._not_found()
-        self.stop_timer()
+        if not state.unclear:
+            self.stop_timer()
         self._unknown = 0
         self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
         self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)

@@ -115,7 +115,9 @@ class CallObserver(Protocol):
         """Report the last polls of the job in sequence if they failed, no polls after a good one; it may run on."""
 
     def job_unread(self) -> None:
-        """Report that the state of the job has not been read for seconds: polls hang, fail, or do not find it."""
+        """Report that the state of the job has not been read for seconds: polls hang, fail, do not find it, or have an
+        unknown word for its state; or that the job of a lost call has been searched for so long.
+        """
 
 
 class ForwardingObserver(Struct, frozen=True):

@@ -18,7 +18,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.details_parser import parse_details
 from imagegen.providers.job_addresses import same_host
-from imagegen.providers.job_polling import MAX_ID_CHARS, JobState, phase_of
+from imagegen.providers.job_polling import MAX_ID_CHARS, JobState, is_unknown, phase_of
 from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, search_images
@@ -168,7 +168,8 @@ def parse_job(
         images = images or search_images(body)
     if images or phase == "done":
         return JobState("done", reply=Reply(images, details=_details(job, fields)))
-    return JobState("running", progress=_progress(job), retry_after_s=_retry_after_s(headers))
+    unclear = status != _ACCEPTED and is_unknown(_word(job))
+    return JobState("running", progress=_progress(job), retry_after_s=_retry_after_s(headers), unclear=unclear)
 
 
 def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> JobState:

@@ -150,6 +150,7 @@ class ReplicateProvider(JobApiProvider):
         return str((self._base / "predictions").with_query(created_after=after.replace("+00:00", "Z")))
 
     async def _list_page(self, address: str) -> RawResponse:
+        await self._gate.wait()
         answer = await self.get(address)
         if answer is None:
             raise UpstreamError("upstream_bad_response", "The provider's list of jobs leads to another host")

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.job_api import AcceptedCall, job_id
-from imagegen.providers.job_polling import JobState, phase_of
+from imagegen.providers.job_polling import JobState, is_unknown, phase_of
 from imagegen.providers.large_body import MAX_IMAGES_READ, load_object
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Reply
@@ -109,7 +109,7 @@ def job_state(fields: Mapping[str, object], secret: str = "") -> JobState:
         return JobState("done", reply=Reply(images or search_images(orjson.dumps({"output": output}))))
     if phase_of(_text(status)) == "failed":
         return JobState("failed", error=job_error(str(status), _text(fields.get("error")), secret))
-    return JobState("running", progress=_progress(_text(fields.get("logs"))))
+    return JobState("running", progress=_progress(_text(fields.get("logs"))), unclear=is_unknown(_text(status)))
 
 
 def job_error(status: str, message: str, secret: str = "") -> UpstreamError:

@@ -70,6 +70,7 @@ class CallSearch(Struct, frozen=True):
         route = self.routes.find(checkpoint.channel, checkpoint.account)
         if route is None:
             return None
+        self.claims.go_away(self.claim)  # no call is made before its end, so it needs no slot
         try:
             handle = await route.find(self.form.sent_call(sent), sent.sent_at)
         except UpstreamError as error:

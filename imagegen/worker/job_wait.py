@@ -124,7 +124,7 @@ class JobWait(Struct, eq=False):
         if limit.expired():
             return
         self.claims.go_away(self.claim)
-        if not self.claim.occupies_slot:
+        if limit.when() is not None and not self.claim.occupies_slot:  # without a job there is no end to move
             limit.reschedule(self._wait_end())
 
     def _polls_failed(self, limit: asyncio.Timeout, polls: FailedPolls) -> None:

@@ -215,6 +215,7 @@ def test_a_gateway_that_gave_up_leaves_a_submit_ambiguous() -> None:
 )
 def test_each_state_has_its_phase(name: str, word: str, phase: str) -> None:
     assert state({name: word, "result": {"sample": LINK}}).phase == phase
+    assert state({name: word, "result": {"sample": LINK}}).unclear is (word == "Reviewing")
 
 
 def test_a_ready_job_has_its_image_and_a_running_one_its_progress() -> None:

@@ -51,6 +51,7 @@ def test_an_acceptance_has_the_id_of_the_job() -> None:
 )
 def test_each_state_has_its_phase(word: str, phase: str) -> None:
     assert read(output(task_status=word)).phase == phase
+    assert read(output(task_status=word)).unclear is (word in ("SUSPENDED", "REVIEWING"))
 
 
 def test_a_job_that_was_cancelled_at_the_provider_is_not_begun_again() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import count
 
 import aiohttp
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers import job_polling
+from imagegen.providers import job_api, job_polling
 from imagegen.providers.http_client import Account
 from imagegen.providers.job_addresses import in_domains
 from imagegen.providers.job_api import AcceptedCall, JobApiProvider, PollGate, SubmitForm, job_id
@@ -25,7 +26,7 @@ from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
 from tests.emulated_jobs import Recorder, quick_polls
 from tests.providers.conftest import MakeCall, RawServer, ReadRequest, ScriptedUpstream, details_of
-from tests.support import over_rows
+from tests.support import eventually, over_rows
 
 quick = pytest.fixture(quick_polls)
 BASE = URL("https://queue.jobs.example/v1")
@@ -207,6 +208,41 @@ async def test_a_job_is_searched_for_if_the_response_to_its_call_can_not_be_read
     observer = Recorder()
     reply = await service.generate(make_call(count=3, n=3), observer)
     assert (reply.images, [handle.id for handle in observer.handles]) == (IMAGES, ["7"])
+
+
+async def test_a_job_that_is_searched_for_is_reported_as_unread(
+    session: aiohttp.ClientSession, submit_url: str, make_call: MakeCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = Recorder()
+
+    async def search(*_: object) -> None:
+        await eventually(lambda: observer.unread_count)
+
+    def unreadable(*_: object) -> AcceptedCall:
+        raise UpstreamError("upstream_bad_response", "HTTP 200, not JSON", status=200)
+
+    monkeypatch.setattr(job_api, "UNREAD_S", 0.0)
+    monkeypatch.setattr(ScriptedProvider, "search", search)
+    monkeypatch.setattr(ScriptedProvider, "read_acceptance", unreadable)
+    with pytest.raises(UpstreamError, match="not JSON"):
+        await ScriptedProvider(session, AcceptedCall("8"), base=submit_url).generate(make_call(), observer)
+    assert observer.unread_count == 1
+
+
+@pytest.mark.parametrize("unclear", [True, False])
+async def test_a_job_with_an_unknown_word_for_its_state_is_reported_as_unread(
+    quick: None, monkeypatch: pytest.MonkeyPatch, unclear: bool
+) -> None:
+    observer, polls = Recorder(), count()
+
+    async def poll() -> JobState:
+        if observer.unread_count or next(polls) == 50:
+            return JobState("done", reply=Reply(IMAGES))
+        return JobState("running", unclear=unclear)
+
+    monkeypatch.setattr(job_polling, "UNREAD_S", 0.03)
+    await poll_until_end(JobHandle("service", "7"), observer, poll)
+    assert observer.unread_count == int(unclear)
 
 
 async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(

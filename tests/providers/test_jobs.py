@@ -153,6 +153,13 @@ def test_a_job_that_has_not_ended_runs(word: str) -> None:
     assert state({"task_id": "t", "task_status": word}).phase == "running"
     assert state({"id": "t", "status": word}, 202).phase == "running"
     assert state({"data": {"status": word, "progress": "40%"}}, 200, **{"Retry-After": "2"}).retry_after_s == 2.0
+    assert state({"id": "t", "status": word}).unclear is (word == "strange")
+
+
+@over_rows("body", [{}, {"data": {"id": "t"}}, {"id": "t", "status": "Reviewing"}])
+def test_a_job_without_a_known_state_is_unclear(body: dict[str, object]) -> None:
+    assert (state(body).phase, state(body).unclear) == ("running", True)
+    assert not state(body, 202).unclear
 
 
 @over_rows(

@@ -107,6 +107,7 @@ def test_a_failed_job_has_its_code(status: str, message: str, code: str, retryab
 def test_a_prediction_is_read(fields: dict[str, Any], phase: str, images: int | None) -> None:
     state = job_state(fields)
     assert (state.phase, None if state.reply is None else len(state.reply.images)) == (phase, images)
+    assert state.unclear is (fields["status"] == "a new word")
 
 
 def test_progress_is_that_of_the_logs() -> None:

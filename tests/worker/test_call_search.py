@@ -192,6 +192,23 @@ async def test_the_next_key_of_the_account_is_polled_at_once_when_polls_with_one
     assert watcher.failed == [FailedPolls(1)]
 
 
+async def test_a_search_for_the_job_of_an_earlier_call_keeps_no_slot(
+    pair: tuple[Instance, Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    async def find(*_: object) -> JobHandle:
+        kept.append(taken.occupies_slot)
+        return HANDLE
+
+    other = harness_of(pair[1])
+    taken = await taken_over(pair[1], await cut_off(harness_of(pair[0], hang)))
+    taken.occupies_slot = True
+    monkeypatch.setattr(ListingProvider, "find", find)
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert kept == [False]
+
+
 @pytest.mark.parametrize(("found", "code"), [(HANDLE, None), (None, "upstream_timeout")])
 async def test_the_last_call_of_a_task_is_searched_for_before_the_task_fails(
     make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch, found: JobHandle | None, code: str | None

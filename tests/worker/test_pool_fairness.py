@@ -173,7 +173,11 @@ async def not_found() -> JobState:
     return JobState("forgotten")
 
 
-@pytest.mark.parametrize("poll", [hanging, refused_for_half_a_minute, not_found])
+async def of_an_unknown_state() -> JobState:
+    return JobState("running", unclear=True)
+
+
+@pytest.mark.parametrize("poll", [hanging, refused_for_half_a_minute, not_found, of_an_unknown_state])
 async def test_jobs_with_a_state_that_can_not_be_read_keep_slots_from_other_tasks_for_seconds(
     make_instance: MakeInstance, poll: Poll
 ) -> None:
@@ -192,6 +196,32 @@ async def test_jobs_with_a_state_that_can_not_be_read_keep_slots_from_other_task
     finally:
         await harness.drain(0.0)
     assert len(provider.calls) == 15
+
+
+@dataclass
+class SearchedJobs(ScriptedProvider):
+    """Provider of which the jobs of some prompts are searched for, without end; `searched` is their number."""
+
+    searched: int = 0
+
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        await super().generate(call, watcher)
+        if "lost" in call.request.prompt:
+            self.searched += 1
+            watcher.job_unread()
+            await asyncio.Event().wait()
+        return images(call.count)
+
+
+async def test_calls_of_which_the_job_is_searched_for_keep_no_slot_from_others(make_instance: MakeInstance) -> None:
+    provider = SearchedJobs()
+    harness: WorkerHarness[Any] = WorkerHarness(make_instance(slots=2), provider)
+    harness.pool.start()
+    for i in range(4):
+        await harness.submit(f"lost {i}")
+    await eventually(lambda: provider.searched == 4)
+    assert await states(harness, await submit_many(harness, 4)) == {State.COMPLETED}
+    await harness.drain(0.0)
 
 
 async def test_failures_of_one_model_do_not_affect_another(make_harness: MakeHarness) -> None:
