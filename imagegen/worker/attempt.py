@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.errors import QueueUnavailable, StoreUnavailable, UpstreamError
+from imagegen.errors import ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.providers.protocol import InputImage, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
@@ -45,7 +45,7 @@ from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.permits import ANY, Choice, Permit, PermitLine
 from imagegen.worker.reply_images import ReplyImages
-from imagegen.worker.saving import AttemptEnded, ClaimImageSaver, DeadlinePassed, ImageSaver, LinksDied
+from imagegen.worker.saving import AttemptEnded, ClaimImageSaver, DeadlinePassed, ImageSaver, LinksDied, ReceivedImage
 
 MAX_CALLS_WITHOUT_IMAGE = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
@@ -120,8 +120,9 @@ class Attempt:
             self._request.n,
             ends_at,
             runner.permits,
-            self._places.rejected,
+            self._rejected,
             self._form.describe,
+            lambda: self._form.model,
             runner.clock,
         )
         self._images = ReplyImages(claim, self._places, saver, runner.clock)
@@ -224,7 +225,7 @@ class Attempt:
                 return
             self._payments.failed(route, self._form.model, error)
             if is_useless_response(error):
-                self._places.got_no_image(share.indexes, again=again or error.lasting)
+                self._got_no_image(share.indexes, error, again=again)
             elif not (self._form.lower_count(error, len(share.indexes)) or self._form.change(error, error)):
                 self._judging.allow_other_key(job.handle.channel, job.handle.account, self._form.model, error)
                 raise
@@ -275,23 +276,46 @@ class Attempt:
         try:
             reply = await self._call(share, share.indexes if again else ())
         except UpstreamError as error:
-            self._places.got_no_image(share.indexes, again=again or error.lasting)
+            self._got_no_image(share.indexes, error, again=again)
             return error
         await self._images.save(self._form.as_sent(share), reply, again=again)
         return self._places.fault
+
+    def _got_no_image(self, places: Sequence[int], error: UpstreamError, *, again: bool) -> None:
+        if error.lasting and self._is_of_channel():
+            error.lasting = False
+        self._places.got_no_image(places, again=again or error.lasting)
+        self._images.saver.record_useless()
+
+    def _rejected(self, image: ReceivedImage, error: ImageRejected) -> None:
+        if error.lasting and self._is_of_channel():
+            error.lasting = False
+        self._payments.rejected()
+        self._places.rejected(image, error)
+
+    def _is_of_channel(self) -> bool:
+        """Return whether an image that can't be used is blamed on its channel, and another one takes a call for it."""
+        permits, model, channel = self._runner.permits, self._form.model, self._claim.checkpoint.channel
+        return permits.doubts_images(channel, model) and self._elsewhere() is not None
+
+    def _elsewhere(self) -> Choice | None:
+        """Return the channels but for the one that was called last, None if none of them takes a call."""
+        model = self._form.model
+        others = self._payments.affordable(model, Choice(channels=frozenset({self._claim.checkpoint.channel})))
+        return others if self._runner.permits.has_other(model, others) else None
 
     async def _call(self, share: PlannedCall, again: Sequence[int]) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.
 
         again: its places that are requested again. Raises UpstreamError for a bad response, else AttemptEnded.
         """
-        choice, count = self._first_choice(), len(share.indexes)
+        choice, count = self._first_choice(again), len(share.indexes)
         while True:
             inputs = await self._open_inputs() if self._request.image_sources else {}
             with await self._permit(choice) as permit:
                 route, model = permit.route, self._form.model
                 if not await self._payments.reserve(route, model, count, self._form.first_refusal):
-                    choice = self._first_choice()
+                    choice = self._first_choice(again)
                     continue
                 sent = self._form.sent(share, self._runner.clock())
                 self._change(sent=sent, channel=route.channel.name, account=route.account)
@@ -323,10 +347,15 @@ class Attempt:
                     kept = replace(outcome, keeps_images=True) if isinstance(outcome, Failed) else outcome
                     raise AttemptEnded(kept) from error
 
-    def _first_choice(self) -> Choice:
-        """Return the channels for a call: after a lost response only the channel that may have been paid."""
+    def _first_choice(self, again: Sequence[int] = ()) -> Choice:
+        """Return the channels for a call: after a lost response only the channel that may have been paid.
+
+        again: its places that are requested again; if the task has no image, of another channel that takes the call.
+        """
         checkpoint = self._claim.checkpoint
-        return Choice(checkpoint.channel) if checkpoint.ambiguous_calls else ANY
+        if checkpoint.ambiguous_calls:
+            return Choice(checkpoint.channel)
+        return (self._elsewhere() if again and not checkpoint.has_new_images else None) or ANY
 
     async def _write(self) -> None:
         """Write the start, which counts the attempt, before the first paid call, then a checkpoint before each."""

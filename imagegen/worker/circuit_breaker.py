@@ -28,8 +28,9 @@ class BreakerConfig(Struct, frozen=True):
     longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
     excused_s: how long an upstream that answers every call with a server error is taken for dead. After that each
     such answer counts as an attempt of its task, because a few tasks that always fail look the same.
-    longest_held_s: between two probes while the breaker is held: each pays for an image that can't be fetched. The
-    pauses double from probe_s. Tasks that wait for their images notice without a call that they can be fetched again.
+    longest_held_s: between two probes while the breaker is held: each pays for an image that can't be fetched, or used.
+    The pauses double, from probe_s for images that are waited for: such tasks notice without a call that they can be
+    fetched again.
     """
 
     first_probe_s: float = 0.5
@@ -57,7 +58,7 @@ class CircuitBreaker:
         self._held_pauses = Backoff(config.probe_s, config.longest_held_s)
         self._held_until = -math.inf
         self.is_open = False
-        self.is_tripped = self.is_held = False
+        self.is_tripped = self.is_held = self._is_only_held = False
         self._dead_since = 0.0
         self.reason = WaitReason.UPSTREAM_RATE_LIMITED
         self.warned_at = -math.inf
@@ -120,7 +121,7 @@ class CircuitBreaker:
         if new:
             self.is_open = True
             self._begin_period()
-        self.reason = reason
+        self.reason, self._is_only_held = reason, False
         self._until = max(self._until, now + min(for_s, self._config.longest_s))
         return new
 
@@ -146,19 +147,27 @@ class CircuitBreaker:
             self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
-    def hold(self, now: float) -> bool:
-        """Stay open until `release`, whatever the probes return; they become rare. Return whether this is new."""
+    def hold(self, now: float, first_s: float) -> bool:
+        """Stay open until `release`, whatever the probes return; they become rare. Return whether this is new.
+
+        first_s: seconds until the first probe.
+        """
         new = not self.is_held
         if new:
             self.is_held = True
-            self._held_pauses.reset()
-            self.open_for(now, self._held_pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
+            self._held_pauses = Backoff(first_s, self._config.longest_held_s)
+            self._is_only_held = self.open_for(now, self._held_pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
     def release(self, now: float) -> bool:
-        """Let the next successful probe, which is soon, close it again. Return whether it was held."""
+        """Close it, unless it is open for another reason too. Return whether it was held.
+
+        Then the next successful probe, which is soon, closes it.
+        """
         was_held, self.is_held = self.is_held, False
-        if was_held and self._until == self._held_until:
+        if was_held and self._is_only_held:
+            self._close(now)
+        elif was_held and self._until == self._held_until:
             self._until = min(self._until, now + self._config.probe_s)
         return was_held
 
@@ -168,7 +177,7 @@ class CircuitBreaker:
 
     def pause(self, now: float, for_s: float) -> None:
         """Stop calls for `for_s` seconds, as the upstream requested; after that they come back slowly."""
-        self._until = max(self._until, now + min(for_s, self._config.longest_s))
+        self._until, self._is_only_held = max(self._until, now + min(for_s, self._config.longest_s)), False
         if not self.is_open:
             self._begin_period()
             self._ramp_from = self._until
@@ -178,15 +187,18 @@ class CircuitBreaker:
         """Close the breaker after a response that is not from before a rate limit. Return whether it was open."""
         if not self.is_open or self.is_held or not (self.is_tripped or period == self._period):
             return False
-        self.is_open = self.is_tripped = False
-        self._pauses = Backoff(self._config.probe_s, self._config.probe_s)
-        self._until = now
-        self._ramp_from = now - self._config.step_s
+        self._close(now)
         return True
 
     def idle(self, now: float) -> bool:
         """Return whether it is in the state of a new breaker."""
         return not self._out and not self.is_open and now >= self._until and self._allowed_concurrency(now) == math.inf
+
+    def _close(self, now: float) -> None:
+        self.is_open = self.is_tripped = self._is_only_held = False
+        self._pauses = Backoff(self._config.probe_s, self._config.probe_s)
+        self._until = now
+        self._ramp_from = now - self._config.step_s
 
     def _begin_period(self) -> None:
         self._period += 1
@@ -218,6 +230,10 @@ class FailingTasks:
         self._model_of[task_id] = model
         if len(self._model_of) > self._most:
             del self._model_of[next(iter(self._model_of))]
+        return self.count(model)
+
+    def count(self, model: str) -> int:
+        """Return how many tasks count against a model."""
         return sum(failing == model for failing in self._model_of.values())
 
     def alive(self, model: str) -> None:

@@ -21,6 +21,15 @@ _MANY_MODELS = 200
 MAX_UNSAVED = 32
 """Tasks of a model that wait for paid images, after which only probes are paid until one of its images is saved."""
 
+USELESS_TASKS = 5
+"""Tasks of a model in a row that were paid and can't be given an image, after which only probes are paid until one of
+its images is saved; also those that wait for theirs where another channel takes the calls."""
+
+DOUBTED_TASKS = 2
+"""Such tasks after which an image that can't be used is blamed on the channel, and not on its task."""
+
+_MOST_USELESS = 200
+
 
 class Pacing(PermitLine):
     """Pacing of one channel. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
@@ -47,6 +56,7 @@ class Pacing(PermitLine):
         self._upstream = CircuitBreaker(self._breaker_config)
         self._models: dict[str, CircuitBreaker] = {}
         self._failing_tasks, self._unsaved_tasks = FailingTasks(), FailingTasks()
+        self._useless_tasks = FailingTasks(_MOST_USELESS)
         self._unreached = 0
 
     def blocked(self, model: str, _choice: Choice = ANY) -> Blocked | None:
@@ -145,19 +155,31 @@ class Pacing(PermitLine):
         self._failing_tasks.finished(task_id)
         self._unsaved_tasks.finished(task_id)
 
-    def images_wait(self, task_id: str, _channel: str, model: str) -> None:
+    def images_wait(self, task_id: str, _channel: str, model: str, *, most: int | None = None) -> None:
         now, breaker = self.clock(), self._breaker(model)
         waiting = self._unsaved_tasks.failed(task_id, model)
-        if waiting >= MAX_UNSAVED and breaker.hold(now) and breaker.warns(now):
+        if waiting >= (most or MAX_UNSAVED) and breaker.hold(now, self._breaker_config.probe_s) and breaker.warns(now):
             where, first_s, most_s = self._title, self._breaker_config.probe_s, self._breaker_config.longest_held_s
             text = "No image of {} can be fetched, and {} paid tasks wait for theirs; a call in {:g} s probes it, "
             text += "later ones in up to {:g} s{}"
             logger.warning(text, model, waiting, first_s, most_s, where)
 
+    def images_useless(self, task_id: str, _channel: str, model: str) -> None:
+        now, breaker, config = self.clock(), self._breaker(model), self._breaker_config
+        useless = self._useless_tasks.failed(task_id, model)
+        if useless >= USELESS_TASKS and breaker.hold(now, config.first_probe_s) and breaker.warns(now):
+            text = "No image of {} can be used, of {} paid tasks in a row; a call in {:g} s probes it, later ones in "
+            text += "up to {:g} s{}"
+            logger.warning(text, model, useless, config.first_probe_s, config.longest_held_s, self._title)
+
     def image_saved(self, _channel: str, model: str) -> None:
         self._unsaved_tasks.alive(model)
+        self._useless_tasks.alive(model)
         if (breaker := self._models.get(model)) is not None and breaker.release(self.clock()):
-            logger.info("Images of {} can be fetched again{}", model, self._title)
+            logger.info("Images of {} come again{}", model, self._title)
+
+    def doubts_images(self, _channel: str, model: str) -> bool:
+        return self._useless_tasks.count(model) >= DOUBTED_TASKS
 
     def leave(self, permit: Permit) -> None:
         for breaker, period in permit.places:

@@ -108,6 +108,11 @@ class Payments(Struct, frozen=True):
         self._count(route, price or 0)
         self._record(cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 
+    def rejected(self) -> None:
+        """Note that an image of a paid call can't be used, so that its place needs another call."""
+        cost = replace(self.claim.cost, fault=self.claim.cost.fault or _BAD_RESPONSE)
+        self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost)
+
     def failed(self, route: Route | None, model: str, error: UpstreamError) -> None:
         """Note whether a call without images may have been paid. route: None if its key is not here any more."""
         cost = self.claim.cost

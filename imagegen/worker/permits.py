@@ -170,6 +170,14 @@ class PermitLine(ABC):
         """Record an unfinished task that was paid a while ago, with images that can't be fetched yet."""
 
     @abstractmethod
+    def images_useless(self, task_id: str, channel: str, model: str) -> None:
+        """Record a task that was paid, and got no image that can be used by a response."""
+
+    @abstractmethod
+    def doubts_images(self, channel: str, model: str) -> bool:
+        """Return whether several tasks in a row were paid there and got no image that can be used."""
+
+    @abstractmethod
     def image_saved(self, channel: str, model: str) -> None:
         """Record an image of a call that was saved."""
 

@@ -47,6 +47,8 @@ class ReplyImages(Struct, frozen=True):
             self.places.link_died(missing)
         else:
             self.places.received(share.indexes, missing, is_useless=not images, again=again)
+            if not reply.images:
+                self.saver.record_useless()
         details = self.claim.checkpoint.details
         if reply.details and not is_renewed:
             details = add_details(details, reply.details)

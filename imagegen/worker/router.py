@@ -16,7 +16,7 @@ from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL, PROBE_S, KeyHealth, Probes
-from imagegen.worker.pacing import Pacing
+from imagegen.worker.pacing import USELESS_TASKS, Pacing
 from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
 
 
@@ -227,7 +227,16 @@ class Router(PermitLine):
 
     def images_wait(self, task_id: str, channel: str, model: str) -> None:
         if lane := self.lanes.get(channel):
-            lane.pacing.images_wait(task_id, channel, model)
+            has_other = self.has_other(model, Choice(channels=frozenset({channel})))
+            lane.pacing.images_wait(task_id, channel, model, most=USELESS_TASKS if has_other else None)
+
+    def images_useless(self, task_id: str, channel: str, model: str) -> None:
+        if lane := self.lanes.get(channel):
+            lane.pacing.images_useless(task_id, channel, model)
+
+    def doubts_images(self, channel: str, model: str) -> bool:
+        lane = self.lanes.get(channel)
+        return lane is not None and lane.pacing.doubts_images(channel, model)
 
     def image_saved(self, channel: str, model: str) -> None:
         if lane := self.lanes.get(channel):

@@ -127,7 +127,7 @@ class ClaimImageSaver(Struct, eq=False):
     """Saver of the paid images of one claim. wanted: images of the task; ends_at: returns its deadline.
 
     permits: receives whether images come, and has whether the instance is stopping. on_rejected: called with images
-    that can't be used; describe: returns the text for the metadata of an image.
+    that can't be used; describe: returns the text for the metadata of an image; model: returns the one that is called.
     """
 
     claims: WorkerQueue
@@ -138,6 +138,7 @@ class ClaimImageSaver(Struct, eq=False):
     permits: PermitLine
     on_rejected: Callable[[ReceivedImage, ImageRejected], None]
     describe: Describe
+    model: Callable[[], str]
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
     _writing: asyncio.Task[bool] | None = None
@@ -154,6 +155,7 @@ class ClaimImageSaver(Struct, eq=False):
             LinksDied: links died, and their provider job may have fresh ones.
         """
         rest: list[ReceivedImage] = []
+        image_count = len(self.claim.checkpoint.images)
         for received in images:
             try:
                 stored = self.image_saver.passthrough(received.index, received.image, received.seed)
@@ -166,6 +168,13 @@ class ClaimImageSaver(Struct, eq=False):
                 self._add(received, stored)
         if rest:
             await self._save_bytes(rest)
+        if images and len(self.claim.checkpoint.images) == image_count:
+            self.record_useless()
+
+    def record_useless(self) -> None:
+        """Record a response, which may be paid for, without an image that can be used."""
+        claim = self.claim
+        self.permits.images_useless(claim.task.id, claim.checkpoint.channel, self.model())
 
     async def _save_bytes(self, images: Sequence[ReceivedImage]) -> None:
         """Save images, first those with bytes in the answer: their loss would be final."""
@@ -223,7 +232,8 @@ class ClaimImageSaver(Struct, eq=False):
         if len(images) > 1:
             images = tuple(sorted(images, key=attrgetter("index")))
         claim.checkpoint = replace(claim.checkpoint, images=images)
-        self.permits.image_saved(claim.checkpoint.channel, claim.task.model)
+        for model in {claim.task.model, self.model()}:
+            self.permits.image_saved(claim.checkpoint.channel, model)
         self._forget_link(received)
         self.claims.progress(claim, image_progress(len(images), len(images), self.wanted))
 

@@ -105,3 +105,15 @@ def write(path: Path, *channels: Mapping[str, Any]) -> str:
 
 def channel(name: str, url: str, *keys: str, **fields: object) -> dict[str, object]:
     return {"name": name, "provider": "together", "base_url": url, "keys": list(keys), **fields}
+
+
+def all_done(service: Service, count: int, **fields: object) -> list[dict[str, Any]]:
+    """Submit tasks and return them once all are final."""
+    ids = [service.accepted(prompt=f"number {number}", **fields) for number in range(count)]
+    return [service.finished(task_id, 60) for task_id in ids]
+
+
+def channels_of(service: Service) -> dict[str, dict[str, Any]]:
+    answer = service.get_as_admin("/api/channels")
+    assert answer.status == 200, answer.body
+    return {channel["name"]: channel for channel in answer.json["channels"]}

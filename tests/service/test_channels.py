@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.ports import free_port
-from tests.service.running import Service, eventually, run_to_its_end
+from tests.service.running import eventually, run_to_its_end
 from tests.service.scripted_channels import (
     GOOD,
     LIMITED,
@@ -18,7 +17,9 @@ from tests.service.scripted_channels import (
     Reply,
     Start,
     Upstream,
+    all_done,
     channel,
+    channels_of,
     error,
     serving,
     write,
@@ -26,18 +27,6 @@ from tests.service.scripted_channels import (
 
 NO_MODEL = error(404, "Unable to access model X.")
 PAGE_404: Reply = (404, {"Content-Type": "text/html"}, b"<html><head><title>404 Not Found</title></head></html>")
-
-
-def all_done(service: Service, count: int, **fields: object) -> list[dict[str, Any]]:
-    """Submit tasks and return them once all are final."""
-    ids = [service.accepted(prompt=f"number {number}", **fields) for number in range(count)]
-    return [service.finished(task_id, 60) for task_id in ids]
-
-
-def channels_of(service: Service) -> dict[str, dict[str, Any]]:
-    answer = service.get_as_admin("/api/channels")
-    assert answer.status == 200, answer.body
-    return {channel["name"]: channel for channel in answer.json["channels"]}
 
 
 def test_a_pool_with_a_revoked_and_a_limited_key_fails_no_task(start_service: Start, tmp_path: Path) -> None:

@@ -74,20 +74,30 @@ def test_late_refusals_of_the_same_burst_only_lengthen_the_pause() -> None:
 
 def test_a_held_breaker_stays_open_after_answered_probes_until_it_is_released() -> None:
     gate = CircuitBreaker(TEMPO)
-    assert [gate.hold(0.0), gate.hold(0.0)] == [True, False]
+    assert [gate.hold(0.0, 5.0), gate.hold(0.0, 5.0)] == [True, False]
     for at in (5.0, 15.0):
         probe = gate.enter(at)
         assert not gate.record_success(at, probe)
         gate.leave(probe)
         assert gate.next_allowed_at(at) > at
     assert [gate.release(16.0), gate.release(16.0)] == [True, False]
-    assert gate.next_allowed_at(16.0) == 21.0
-    assert gate.record_success(21.0, gate.enter(21.0))
+    assert open_places(gate, 16.0) == 2
+
+
+def test_a_released_breaker_with_another_trouble_stays_open_until_a_probe_soon_is_answered() -> None:
+    gate = CircuitBreaker(TEMPO)
+    gate.trip(0.0)
+    gate.hold(0.0, 5.0)
+    gate.leave(gate.enter(5.0))
+    assert gate.next_allowed_at(5.0) == 15.0
+    assert gate.release(6.0)
+    assert gate.next_allowed_at(6.0) == 11.0
+    assert gate.record_success(11.0, gate.enter(11.0))
 
 
 def test_the_probes_of_a_held_breaker_become_rare_and_are_frequent_again_once_it_is_held_again() -> None:
     gate = CircuitBreaker(TEMPO)
-    gate.hold(0.0)
+    gate.hold(0.0, 5.0)
     at, pauses = 5.0, []
     while at < 3_600.0:
         gate.leave(gate.enter(at))
@@ -96,7 +106,7 @@ def test_the_probes_of_a_held_breaker_become_rare_and_are_frequent_again_once_it
     assert pauses[:8] == [10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0]
     gate.release(at)
     gate.record_success(at, gate.enter(at))
-    gate.hold(at)
+    gate.hold(at, 5.0)
     assert gate.next_allowed_at(at) == at + 5.0
 
 

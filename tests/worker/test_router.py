@@ -20,7 +20,7 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.failover import error_for_client, without_tried
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import NO_MODEL_S, OUT_S, PROBE_S
-from imagegen.worker.pacing import MAX_UNSAVED
+from imagegen.worker.pacing import MAX_UNSAVED, USELESS_TASKS
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
 from tests.support import Clock
@@ -220,6 +220,45 @@ def test_a_channel_of_which_no_image_can_be_fetched_leaves_the_calls_of_the_mode
     made.image_saved("one", "m")
     clock.now += PROBE_S
     assert {ends(made, taken(made)) for _ in range(4)} == {"one-a", "two-a"}
+
+
+def test_a_channel_without_a_usable_image_for_tasks_in_a_row_rests_until_one_of_its_images_is_saved(
+    clock: Clock,
+) -> None:
+    keys = (ChannelKey("a", "file"),)
+    made = router(clock, Channel("one", "together", keys, priority=1), Channel("two", "together", keys))
+    for number in range(3 * USELESS_TASKS):  # one task of a few has an image, and one asks again and again
+        made.images_useless("poison", "one", "m")
+        made.images_useless(f"poison {number}", "one", "m")
+        if number % (USELESS_TASKS - 2) == 0:
+            made.image_saved("one", "m")
+    assert [ends(made, taken(made)) for _ in range(3)] == ["one-a"] * 3
+    made.image_saved("one", "m")
+    for number in range(USELESS_TASKS):
+        made.images_useless(f"task {number}", "one", "m")
+    assert [ends(made, taken(made)) for _ in range(3)] == ["two-a"] * 3
+    assert {ends(made, taken(made, "other")) for _ in range(3)} == {"one-a"}
+    probes = 0
+    for _ in range(3600):
+        clock.now += 1
+        probes += ends(made, taken(made)) == "one-a"
+    assert 15 <= probes <= 30
+    made.image_saved("one", "m")
+    assert ends(made, taken(made)) == "one-a"
+
+
+def test_few_tasks_that_wait_for_their_images_move_calls_to_another_channel_but_stop_none_without_one(
+    clock: Clock,
+) -> None:
+    keys = (ChannelKey("a", "file"), ChannelKey("b", "file"))
+    lone = router(clock, Channel("one", "together", keys))
+    both = router(clock, Channel("one", "together", keys, priority=1), Channel("two", "together", keys))
+    for made in (lone, both):
+        for number in range(USELESS_TASKS):
+            assert ends(made, taken(made)).startswith("one")
+            made.images_wait(f"task {number}", "one", "m")
+    assert ends(lone, taken(lone)).startswith("one")
+    assert ends(both, taken(both)).startswith("two")
 
 
 def test_a_full_channel_keeps_its_calls_and_a_tried_one_is_left(clock: Clock) -> None:

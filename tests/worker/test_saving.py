@@ -367,7 +367,7 @@ def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> Non
         unused: Any = None
         permits = Pacing(only_route(ScriptedProvider()))
         saver = saving.ClaimImageSaver(
-            unused, unused, claim, 1, lambda: 0.0, permits, lambda *_: None, unused, lambda: 1e9
+            unused, unused, claim, 1, lambda: 0.0, permits, lambda *_: None, unused, unused, lambda: 1e9
         )
         given = saving.ReceivedImage(0, ImageLink(url), None, 1e9 - age_s)
         return saver._later([(given, DownloadFailed("503", retry_after_s=asked_s))]).delay_s
