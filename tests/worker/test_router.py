@@ -12,7 +12,6 @@ import pytest
 
 from imagegen.channels_file import Channel, ChannelKey, Channels, ModelName, parse_channels, read_channels
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import UpstreamLimits
 from imagegen.providers.response_parser import error_from_response
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.worker.call_routes import PAID_IDENTITY, Route, Routes
@@ -20,11 +19,11 @@ from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.failover import error_for_client, without_tried
 from imagegen.worker.judge import Judge
 from imagegen.worker.key_health import NO_MODEL_S, OUT_S, PROBE_S
-from imagegen.worker.pacing import MAX_UNSAVED, USELESS_TASKS
-from imagegen.worker.permits import Choice, Permit
+from imagegen.worker.permits import Choice
 from imagegen.worker.router import Router
 from tests.support import Clock
 from tests.worker.conftest import UNPRICED, metered, no_model
+from tests.worker.routed_calls import ends, router, taken
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
@@ -39,37 +38,10 @@ def clock() -> Clock:
     return Clock(100.0)
 
 
-def router(clock: Clock, *channels: Channel) -> Router:
-    """Return a router of channels; each key is its own account."""
-    listed = channels or (Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "abc")),)
-    routes = [
-        Route(channel, f"{channel.name}-{key.secret}", metered(), UNPRICED, key)
-        for channel in listed
-        for key in channel.keys
-    ]
-    return Router(Routes(Channels(listed), routes, from_file=True), clock=clock, wall=lambda: clock.now)
-
-
 def judge_of(made: Router, clock: Clock) -> Judge:
     """Return a judge that is asked for causes alone, which depend on neither the claim nor its limits."""
     unused: Any = None
     return Judge(unused, unused, made, clock)
-
-
-def taken(made: Router, model: str = "m", choice: Choice = Choice()) -> Permit:  # noqa: B008 - immutable
-    permit = made.try_acquire(model, choice)
-    assert permit is not None
-    return permit
-
-
-def ends(made: Router, permit: Permit, error: UpstreamError | None = None) -> str:
-    """End the call of a permit; return its account."""
-    if error is None:
-        made.record_success(permit, UpstreamLimits())
-    else:
-        made.failed(permit, error, unfinished="task")
-    permit.close()
-    return permit.route.account
 
 
 def test_a_key_that_was_never_accepted_has_one_call_at_once(clock: Clock) -> None:
@@ -207,58 +179,6 @@ def test_channels_share_by_weight_and_a_lower_priority_waits(clock: Clock) -> No
     for _ in range(2):
         ends(made, taken(made), NO_KEY)
     assert ends(made, taken(made)) == "spare-k"
-
-
-def test_a_channel_of_which_no_image_can_be_fetched_leaves_the_calls_of_the_model_to_others(clock: Clock) -> None:
-    keys = (ChannelKey("a", "file"),)
-    made = router(clock, Channel("one", "together", keys), Channel("two", "together", keys))
-    for number in range(MAX_UNSAVED):
-        made.images_wait(f"task {number}", "one", "m")
-    made.images_wait("task", "former channel", "m")
-    assert [ends(made, taken(made)) for _ in range(3)] == ["two-a"] * 3
-    assert {ends(made, taken(made, "other")) for _ in range(4)} == {"one-a", "two-a"}
-    made.image_saved("one", "m")
-    clock.now += PROBE_S
-    assert {ends(made, taken(made)) for _ in range(4)} == {"one-a", "two-a"}
-
-
-def test_a_channel_without_a_usable_image_for_tasks_in_a_row_rests_until_one_of_its_images_is_saved(
-    clock: Clock,
-) -> None:
-    keys = (ChannelKey("a", "file"),)
-    made = router(clock, Channel("one", "together", keys, priority=1), Channel("two", "together", keys))
-    for number in range(3 * USELESS_TASKS):  # one task of a few has an image, and one asks again and again
-        made.images_useless("poison", "one", "m")
-        made.images_useless(f"poison {number}", "one", "m")
-        if number % (USELESS_TASKS - 2) == 0:
-            made.image_saved("one", "m")
-    assert [ends(made, taken(made)) for _ in range(3)] == ["one-a"] * 3
-    made.image_saved("one", "m")
-    for number in range(USELESS_TASKS):
-        made.images_useless(f"task {number}", "one", "m")
-    assert [ends(made, taken(made)) for _ in range(3)] == ["two-a"] * 3
-    assert {ends(made, taken(made, "other")) for _ in range(3)} == {"one-a"}
-    probes = 0
-    for _ in range(3600):
-        clock.now += 1
-        probes += ends(made, taken(made)) == "one-a"
-    assert 15 <= probes <= 30
-    made.image_saved("one", "m")
-    assert ends(made, taken(made)) == "one-a"
-
-
-def test_few_tasks_that_wait_for_their_images_move_calls_to_another_channel_but_stop_none_without_one(
-    clock: Clock,
-) -> None:
-    keys = (ChannelKey("a", "file"), ChannelKey("b", "file"))
-    lone = router(clock, Channel("one", "together", keys))
-    both = router(clock, Channel("one", "together", keys, priority=1), Channel("two", "together", keys))
-    for made in (lone, both):
-        for number in range(USELESS_TASKS):
-            assert ends(made, taken(made)).startswith("one")
-            made.images_wait(f"task {number}", "one", "m")
-    assert ends(lone, taken(lone)).startswith("one")
-    assert ends(both, taken(both)).startswith("two")
 
 
 def test_a_full_channel_keeps_its_calls_and_a_tried_one_is_left(clock: Clock) -> None:
