@@ -27,6 +27,9 @@ UNSURE_REPEAT_S = 30.0
 REFUSAL_S = 70.0
 """How long a refused call may come again: the longest delay that clients honour, and some seconds."""
 
+MAX_DELIVERED = 64
+"""Answers of equal calls that are remembered as delivered a moment ago."""
+
 PLAIN_STEPS = 4
 """Taken variants that are tried one by one; then the steps double, so that a thousand of them cost a few commands."""
 
@@ -60,13 +63,14 @@ class Ending(Enum):
 class _Group:
     """Equal calls of one client.
 
-    next: the lowest variant above those of the client's calls here. open: counts of the open calls by variant.
+    next: the lowest variant above those of the client's calls here. open: numbers of the open POSTs by variant.
     lost: variants of calls that ended without an answer, oldest first. failed: variants without images, with the
-    time at which the failure was delivered. delivered: the last variant that was delivered, when, and its count.
+    time at which the failure was delivered. delivered: when, and to the POST of which number, by variant.
+    unbegun: variants of calls whose first POST did not arrive here.
     is_known: whether the calls before the first one here are none, or were looked up.
     """
 
-    __slots__ = ("delivered", "failed", "is_known", "lost", "next", "open")
+    __slots__ = ("delivered", "failed", "is_known", "lost", "next", "open", "unbegun")
 
     def __init__(self, *, is_known: bool) -> None:
         self.is_known = is_known
@@ -74,9 +78,12 @@ class _Group:
         self.open: dict[int, list[int]] = {}
         self.lost: list[int] = []
         self.failed: dict[int, float] = {}
-        self.delivered: tuple[int, float, int] | None = None
+        self.delivered: dict[int, tuple[float, int]] = {}
+        self.unbegun: set[int] = set()
 
     def enter(self, variant: int, count: int) -> None:
+        if variant >= self.next and count > 0:
+            self.unbegun.add(variant)
         self.next = max(self.next, variant + 1)
         self.open.setdefault(variant, []).append(count)
         self.failed.pop(variant, None)
@@ -91,6 +98,14 @@ class _Group:
             del self.open[variant]
         return not counts
 
+    def deliver(self, variant: int, count: int, now: float) -> None:
+        """Note that the POST of this number got its answer, as far as this process can see."""
+        self.delivered.pop(variant, None)
+        self.delivered[variant] = now, count
+        oldest = next(iter(self.delivered))
+        if len(self.delivered) > MAX_DELIVERED or now - self.delivered[oldest][0] > UNSURE_REPEAT_S:
+            del self.delivered[oldest]
+
     def to_repeat(self, marking: Marking, now: float) -> int | None:
         """Return the variant that a call joins as a repeat, None if it is a new call."""
         if self.lost:
@@ -99,17 +114,18 @@ class _Group:
         return next((variant for variant, at in self.failed.items() if now - at <= within_s), None)
 
     def assumed_lost(self, count: int, now: float) -> int | None:
-        """Return the variant of a marked repeat if its first call is open, or was answered a moment ago.
+        """Return the variant of a marked repeat if its last POST here is open, or was answered a moment ago.
 
-        A repeat follows a first POST, or the repeat of the number before; others are repeats of other calls.
+        Numbers are missing where a POST did not arrive. A call whose first POST did not arrive either is one of
+        several that are repeated through an outage, so only the next number is its repeat.
         """
-        before = (0, count - 1)
-        for variant in sorted(self.open):
-            if max(self.open[variant]) in before:
-                return variant
-        if self.delivered is not None and self.delivered[2] in before and now - self.delivered[1] <= UNSURE_REPEAT_S:
-            return self.delivered[0]
-        return None
+        last_numbers = {variant: last for variant, (at, last) in self.delivered.items() if now - at <= UNSURE_REPEAT_S}
+        last_numbers |= {variant: max(counts) for variant, counts in self.open.items()}
+        before = [each for each, last in last_numbers.items() if self._precedes(each, last, count)]
+        return min(before, key=lambda each: (-last_numbers[each], each not in self.open, each), default=None)
+
+    def _precedes(self, variant: int, last: int, count: int) -> bool:
+        return last == count - 1 or (last < count and variant not in self.unbegun)
 
     def unused(self) -> int:
         """Return the variant of a new call: a failed one without an open call, else the next."""
@@ -179,7 +195,7 @@ class TrackedCall:
         if variant in group.lost:
             group.lost.remove(variant)
         if ending is Ending.DELIVERED:
-            group.delivered = variant, now, self._count
+            group.deliver(variant, self._count, now)
         elif ending is Ending.FAILED:
             group.failed[variant] = now
         elif is_last:

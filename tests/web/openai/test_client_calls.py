@@ -6,6 +6,7 @@ import pytest
 
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.openai.client_calls import (
+    MAX_DELIVERED,
     MAX_GROUPS,
     REPEAT_S,
     UNSURE_REPEAT_S,
@@ -145,6 +146,39 @@ def test_repeats_of_calls_that_never_arrived_are_new_calls(calls: ClientCalls) -
     later = begin(calls, Mark(Marking.REPEAT, 3))
     assert [seen(call) for call in (*unreached, later)] == [(0, False), (1, False), (1, True)]
     assert seen(begin(calls, Mark(Marking.REPEAT, 6))) == (2, False)
+
+
+def test_a_marked_repeat_after_one_that_never_arrived_joins_its_call(calls: ClientCalls) -> None:
+    first, repeat = begin(calls), begin(calls, REPEAT)
+    assert (seen(repeat), seen(begin(calls, Mark(Marking.REPEAT, 4)))) == ((0, True), (0, True))
+    for call in (first, repeat):
+        call.end(Ending.DELIVERED)
+    assert seen(begin(calls, Mark(Marking.REPEAT, 6))) == (0, True)
+
+
+def test_a_marked_repeat_joins_a_delivered_call_after_one_that_never_arrived(calls: ClientCalls) -> None:
+    begin(calls).end(Ending.DELIVERED)
+    begin(calls, REPEAT).end(Ending.DELIVERED)
+    assert seen(begin(calls, Mark(Marking.REPEAT, 3))) == (0, True)
+
+
+def test_marked_repeats_of_several_answers_lost_on_their_way_join_one_each(calls: ClientCalls) -> None:
+    for call in [begin(calls) for _ in range(3)]:
+        call.end(Ending.DELIVERED)
+    repeats = [begin(calls, REPEAT) for _ in range(3)]
+    assert [seen(call) for call in repeats] == [(0, True), (1, True), (2, True)]
+    for call in repeats:
+        call.end(Ending.DELIVERED)
+    again = Mark(Marking.REPEAT, 2)
+    assert sorted(seen(begin(calls, again)) for _ in range(3)) == [(0, True), (1, True), (2, True)]
+
+
+def test_delivered_calls_of_long_ago_are_forgotten(calls: ClientCalls, clock: Clock) -> None:
+    for _ in range(MAX_DELIVERED + 1):
+        begin(calls).end(Ending.DELIVERED)
+    assert seen(begin(calls, REPEAT)) == (1, True)
+    clock.now += UNSURE_REPEAT_S + 1
+    assert not begin(calls, Mark(Marking.REPEAT, 1), client="a").is_repeat
 
 
 def test_a_failure_is_repeated_to_those_that_may_repeat_by_themselves(calls: ClientCalls, clock: Clock) -> None:

@@ -75,6 +75,12 @@ async def test_four_equal_calls_at_once_are_four_images(service: Service, upstre
     assert upstream.ledger.paid_total == 4
 
 
+async def test_repeats_of_answers_that_a_proxy_lost_pay_nothing(service: Service, upstream: EmulatedUpstream) -> None:
+    first = [await id_of(await service.generate(SDK)) for _ in range(2)]
+    again = [await id_of(await service.generate({"x-stainless-retry-count": n})) for n in ("1", "1", "2", "4", "4")]
+    assert (sorted(again[:2]), set(again), upstream.ledger.paid_total) == (sorted(first), set(first), 2)
+
+
 async def test_a_call_after_a_delivered_answer_is_another_image(service: Service, upstream: EmulatedUpstream) -> None:
     ids = [await id_of(await service.generate(headers)) for headers in ({}, SDK, {"Cache-Control": "no-cache"})]
     assert (len(set(ids)), upstream.ledger.paid_total) == (3, 3)
