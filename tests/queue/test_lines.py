@@ -305,4 +305,19 @@ async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(
         await one.client_queue.submit(submission_of("a", number))
     assert (await one.parts.monitor.waiting()).depth == 6
     with pytest.raises(QueueFull):
-        await one.client_queue.submit(submission_of("b", 0))
+        await one.client_queue.submit(submission_of("a", 6))
+
+
+async def test_a_key_that_fills_the_queue_keeps_no_other_one_from_its_share(make_instance: MakeInstance) -> None:
+    one = make_instance(slots=1, max_queue=6, start=False)
+    await one.verbs.create_group()
+    await put(one, "a", 6)
+    results = await asyncio.gather(
+        *(one.client_queue.submit(submission_of(client, number)) for number in range(3) for client in "ab"),
+        return_exceptions=True,
+    )
+    assert [type(result) is QueueFull for result in results] == [False, False, False, False, False, True]
+    assert (await in_stream(one), await in_line(one)) == (4, 4)
+    await put(one, "c", 2)
+    with pytest.raises(QueueFull):
+        await one.client_queue.submit(submission_of("d", 0))

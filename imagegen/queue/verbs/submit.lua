@@ -16,9 +16,9 @@
 --
 -- KEYS    1 stream; then the record of each task; then the records of the siblings, task by task; then the budgets of
 --         each day
--- ARGV    1 group; 2 capacity of the queue; 3 its limit if the depth is to be measured, else ''; 4 life of a record in
+-- ARGV    1 group; 2 capacity of the stream; 3 its limit if the depth is to be measured, else ''; 4 life of a record in
 --         ms; 5 highest schema version that is readable; 6 number of tasks; 7 number of days with budgets; 8 life of
---         budgets in s;
+--         budgets in s; 9 number of tasks in lines, which count for a task that is to wait in one;
 --         then nine for each task: epoch, digest, entry JSON, record JSON, the epoch to replace, finished or without
 --         an entry, or '' (a failed or cancelled task is always replaced) or 'images' (the same, unless it has
 --         images), schema version, number of siblings, text of what budgets hold (see budget.lua), the same for the
@@ -30,12 +30,15 @@
 --         'siblings' (these are completed, or failed or cancelled with images, as this task may be; nothing was
 --         changed), 'budget' (over a budget), 'lost' (there is no stream)
 local stream, capacity, depth, count = KEYS[1], tonumber(ARGV[2]), -1, tonumber(ARGV[6])
-local days, budget_life = tonumber(ARGV[7]), ARGV[8]
+local days, budget_life, in_lines = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
 if ARGV[3] ~= '' then
   local pending = redis.pcall('XPENDING', stream, ARGV[1])
   depth = redis.call('XLEN', stream) - (pending.err and 0 or pending[1])
   capacity = tonumber(ARGV[3]) - depth
 end
+
+-- Returns whether the queue takes this task no more.
+local function is_full(i) return capacity - (waits_in_line(i) and in_lines or 0) <= 0 end
 
 -- Returns the entry of a task, or false without a stream.
 local function add(i, version, epoch, entry_json)
@@ -49,7 +52,7 @@ local function pending(version, entry, epoch, digest, record_json)
 end
 
 local budgets = keys_of_days(days)
-if days > 0 then reserve(budgets, budget_life, count, function(i) return ARGV[i * 9 + 7] end) end
+if days > 0 then reserve(budgets, budget_life, count, function(i) return ARGV[i * 9 + 8] end) end
 
 local records = #KEYS - days > count + 1 and redis.call('MGET', unpack(KEYS, 2, #KEYS - days))
 local next_sibling = count
@@ -87,7 +90,7 @@ local function park_stored(i, version, epoch, digest, entry_json, record_json, e
 end
 
 local function submit(i)
-  local record, at = KEYS[i + 1], i * 9
+  local record, at = KEYS[i + 1], i * 9 + 1
   local epoch, digest, entry_json, record_json, replaced, version =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local with_siblings = {'siblings', '', epoch, ''}
@@ -96,7 +99,7 @@ local function submit(i)
   local affordable = fits(i)
   if records then
     existing = records[i]
-  elseif capacity > 0 and affordable then
+  elseif affordable and not is_full(i) then
     entry = add(i, version, epoch, entry_json)
     if not entry then return {'lost', '', '', ''} end
     existing = redis.pcall('SET', record, pending(version, entry, epoch, digest, record_json),
@@ -119,7 +122,7 @@ local function submit(i)
   end
   if has_finished or has_own_images then return with_siblings end
   if not affordable then return {'budget', '', '', ''} end
-  if capacity <= 0 then return {'full', '', '', ''} end
+  if is_full(i) then return {'full', '', '', ''} end
   entry = add(i, version, epoch, entry_json)
   if not entry then return {'lost', '', '', ''} end
   redis.call('SET', record, pending(version, entry, epoch, digest, record_json), 'PX', ARGV[4])
@@ -151,7 +154,9 @@ end
 local function submit_all()
   for i = 1, count do
     results[i] = submit(i)
-    if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
+    if results[i][2] == '' then take_back(i)
+    elseif waits_in_line(i) then in_lines = in_lines + 1
+    else capacity = capacity - 1 end
   end
   lengths = push_lines()
   for line, client in ipairs(line_clients) do

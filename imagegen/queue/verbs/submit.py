@@ -86,12 +86,14 @@ class SubmitReply(Struct, frozen=True, gc=False):
 
 
 class DepthEstimate:
-    """Depth of the queue, at most `limit`.
+    """Depth of the queue. At most `limit` tasks wait in the stream, and in lines as many as those leave.
 
-    It is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could fill
-    the queue. A blocked read without a result shows for free that no task waits.
+    So a client that fills the lines keeps no other one from its share of the stream.
 
-    lines: of clients, with tasks that wait outside of the stream.
+    The depth is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could
+    fill the queue. A blocked read without a result shows for free that no task waits.
+
+    lines: of clients, with tasks that wait outside of the stream. waiting: tasks that wait in it.
     """
 
     def __init__(self, limit: int, lines: Mapping[str, Line]) -> None:
@@ -101,17 +103,20 @@ class DepthEstimate:
         self._unmeasured = 0
 
     @property
-    def stream_capacity(self) -> int:
-        """Tasks that may wait in the stream."""
-        return self.limit - (sum([line.waiting for line in self._lines.values()]) if self._lines else 0)
+    def in_lines(self) -> int:
+        """Tasks that wait in lines."""
+        return sum([line.waiting for line in self._lines.values()]) if self._lines else 0
 
     @property
     def capacity(self) -> int:
-        return self.stream_capacity - self.waiting
+        """Tasks that may be added to the stream."""
+        return self.limit - self.waiting
 
-    @property
-    def stale(self) -> bool:
-        return self.capacity < MAX_AT_ONCE or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
+    def is_stale(self, in_lines: int) -> bool:
+        """Return whether it is to be measured for a batch. in_lines: tasks that count against the limit too."""
+        if self.capacity - in_lines < MAX_AT_ONCE:
+            return True
+        return self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1)
 
     def submitted(self, added: int, measured: int | None) -> None:
         """Add new tasks; measured: the depth before them, None if it was not measured."""
@@ -201,13 +206,14 @@ class Submit:
         if not self._recovered.is_set():
             raise OtherServer
         depth, keys, siblings = self._depth, [self._stream], list[str]()
-        measure = depth.stream_capacity if depth.stale else ""
+        in_lines = depth.in_lines if any(item.line for item in items) else 0
+        measure = depth.limit if depth.is_stale(in_lines) else ""
         budget_texts, budgets = [("", "")] * len(items), list[str]()
         if any((item.cost and item.cost.slots) or item.replaced_cost for item in items):
             budget_texts = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
             budgets = budget_keys(self._context.keys, (text for texts in budget_texts for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
-        args += (len(budgets), BUDGETS_TTL_S)
+        args += (len(budgets), BUDGETS_TTL_S, in_lines)
         for item, texts in zip(items, budget_texts, strict=True):
             keys.append(self._record_prefix + item.task_id)
             replaced = item.replaced_epoch or (_OWN_IMAGES if item.with_own_images else "")
@@ -230,7 +236,7 @@ class Submit:
         ]
         added = sum(bool(reply.entry_id) and reply.entry_id != IN_LINE for reply in replies)
         was_measured = measured >= 0
-        capacity = depth.stream_capacity - measured if was_measured else depth.capacity
+        capacity = depth.limit - measured if was_measured else depth.capacity
         in_line = [bool(item.line) for item in items]
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
         if lengths:
@@ -275,7 +281,7 @@ def submit_cost(
 
     Args:
         in_line: for each task whether it was to wait in a line; None: no task was.
-        capacity: of the queue, before the first task.
+        capacity: of the stream, before the first task.
         are_read: whether one MGET reads the records of all tasks first.
     """
     commands, in_line = 1 + are_read, in_line or [False] * len(replies)
@@ -286,5 +292,5 @@ def submit_cost(
             commands += _EXISTING_WHILE_FULL_COST if is_read else _EXISTING_COST
         if reply.kind in ("known", "gone"):
             commands += reply.existing.split(b" ", 2)[1] in _UNFINISHED
-        capacity -= bool(reply.entry_id)
+        capacity -= bool(reply.entry_id) and not is_in_line
     return commands
