@@ -295,7 +295,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     clock, allows = queue.connection.clock, app[GUARD].ring.allows_model
     deadline_s, fallbacks = settings.task_deadline_s, settings.fallback_models
     limits = AttemptLimits(policy, deadline_s, fallbacks, job_wait_s, allows, clock.after_jumps)
-    permits = create_permits(app[ROUTES], wall=clock)
+    permits = create_permits(app[ROUTES], queue.worker_queue.slots, wall=clock)
     attempts = AttemptRunner(
         queue.worker_queue,
         app[ROUTES],

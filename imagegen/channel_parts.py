@@ -157,8 +157,12 @@ def create_routes(
     return Routes(channels, routes, from_file=bool(settings.file_channels))
 
 
-def create_permits(routes: Routes, *, wall: Callable[[], float]) -> PermitLine:
-    """Return the permits of calls: the pacing of the only key, or the router of all channels."""
+def create_permits(routes: Routes, slots: int, *, wall: Callable[[], float]) -> PermitLine:
+    """Return the permits of calls: the pacing of the only key, or the router of all channels.
+
+    slots: calls at once. Half of them may repeat a call that got no answer in time.
+    """
+    most_hung = max(slots // 2, 1)
     if only := routes.only:
-        return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall)
-    return Router(routes, wall=wall)
+        return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall, most_hung=most_hung)
+    return Router(routes, wall=wall, most_hung=most_hung)

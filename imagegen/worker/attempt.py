@@ -354,7 +354,7 @@ class Attempt:
         """
         checkpoint = self._claim.checkpoint
         if checkpoint.ambiguous_calls:
-            return Choice(checkpoint.channel)
+            return Choice(checkpoint.channel, repeats_hung=self._claim.cost.fault == "upstream_timeout")
         return (self._elsewhere() if again and not checkpoint.has_new_images else None) or ANY
 
     async def _write(self) -> None:

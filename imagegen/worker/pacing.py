@@ -45,8 +45,9 @@ class Pacing(PermitLine):
         breaker_config: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        most_hung: float = math.inf,
     ) -> None:
-        super().__init__(clock=clock)
+        super().__init__(clock=clock, most_hung=most_hung)
         self._route = route
         self._title = f" (channel {route.channel.name})" if route.title else ""
         self._interval_s = 60.0 / rate_per_min if rate_per_min else 0.0

@@ -16,6 +16,9 @@ from imagegen.worker.saving import DeadlinePassed, ImageSaver
 STORE_CHECK_S = 1.0
 """How often a claim that waits for the store looks whether the instance stops."""
 
+HUNG_CHECK_S = 5.0
+"""How often a claim that waits for others to repeat their hung calls looks whether its time is over."""
+
 
 class Stopping(Exception):
     """The instance stops, or claiming is paused, so no further call is made."""
@@ -59,10 +62,25 @@ class PermitWaiting(Struct, eq=False):
             await self.store_writable()
             if refusal := self.permits.refusal(model, choice):
                 raise refusal
-            if permit := await self.permits.acquire(model, self._wait_s(model, choice), choice):
+            wait_s = self._wait_s(model, choice)
+            if choice.only:  # other channels may take the calls of others meanwhile
+                self.claims.go_away(self.claim)
+            if permit := await self.permits.acquire(model, wait_s, choice):
+                await self._in_slot(permit)
                 if self.image_saver.writable:
                     return self._unless_paused(permit)
                 permit.close()
+
+    async def _in_slot(self, permit: Permit) -> None:
+        """Wait for a slot for the call of a permit, if its claim has left its own. Raises as `permit`."""
+        if self.claim.occupies_slot:
+            return
+        try:
+            await self.claims.come_back(self.claim)
+            self._check_time()
+        except BaseException:
+            permit.close()
+            raise
 
     def _unless_paused(self, permit: Permit) -> Permit:
         if self.claims.is_paused and not self.begun:
@@ -86,6 +104,11 @@ class PermitWaiting(Struct, eq=False):
     def _wait_s(self, model: str, choice: Choice) -> float:
         """Return the seconds to wait before the next check."""
         self._check_time()
+        if self.permits.is_full_of_hung(choice):
+            wait_s = min(HUNG_CHECK_S, self.ends_at() - self.clock())
+            if not self.begun:
+                self.claims.mark_waiting(self.claim, WaitReason.RETRYING, self.clock() + wait_s)
+            return wait_s
         blocked = self.permits.blocked(model, choice)
         if blocked is None:
             return 0.0

@@ -32,13 +32,15 @@ class Choice(Struct, frozen=True):
     """Channels and keys that a call may use. only: name of the only channel, empty for all.
 
     channels, keys: names of channels, and accounts of keys or their places in a channel, that this call has tried
-    already. refused: those of the keys that were refused, so that it must not wait for them.
+    already. refused: those of the keys that were refused, so that it must not wait for them. repeats_hung: whether it
+    repeats a call that got no answer in time.
     """
 
     only: str = ""
     channels: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+    repeats_hung: bool = False
 
 
 ANY = Choice()
@@ -47,7 +49,8 @@ ANY = Choice()
 class Permit(Struct, eq=False):
     """The right to make one call by a route, until it is closed.
 
-    places: in circuit breakers, with their periods. began_at: monotonic.
+    places: in circuit breakers, with their periods. began_at: monotonic. repeats_hung: as in `Choice`, until it is
+    accepted as a job.
     """
 
     line: PermitLine
@@ -56,11 +59,13 @@ class Permit(Struct, eq=False):
     route: Route
     began_at: float
     closed: bool = False
+    repeats_hung: bool = False
 
     def accepted(self) -> None:
         """Record that its call was accepted as a job, if it has not ended."""
         if not self.closed:
             self.line.record_acceptance(self)
+            self.line.hangs_no_more(self)
 
     def close(self) -> None:
         if not self.closed:
@@ -90,11 +95,14 @@ class PermitLine(ABC):
     """Attempts that wait for permits, first come first served; subclasses decide when one may be given.
 
     clock: monotonic. limited_tasks: tasks that met a rate limit. on_release: called when a call has ended, so that more
-    calls may be possible.
+    calls may be possible. most_hung: calls at once that repeat one without an answer in time: they may hang again, and
+    would hold all slots.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, most_hung: float = math.inf) -> None:
         self.clock = clock
+        self._most_hung = most_hung
+        self._hung = 0
         self.limited_tasks = LimitedTasks()
         self.waiters: list[Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -197,7 +205,24 @@ class PermitLine(ABC):
         """Return the permit for one call if it may be made now."""
         self.dispatch()
         now = self.clock()
-        return self.issue(model, now, choice) if self.opens_at(model, now, choice) <= now else None
+        is_open = not self.is_full_of_hung(choice) and self.opens_at(model, now, choice) <= now
+        return self._issue(model, now, choice) if is_open else None
+
+    def is_full_of_hung(self, choice: Choice) -> bool:
+        """Return whether a call waits for others that repeat a hung one as it does."""
+        return choice.repeats_hung and self._hung >= self._most_hung
+
+    def hangs_no_more(self, permit: Permit) -> None:
+        """Count a permit no more as one that repeats a hung call."""
+        if permit.repeats_hung:
+            permit.repeats_hung = False
+            self._hung -= 1
+
+    def _issue(self, model: str, now: float, choice: Choice) -> Permit:
+        permit = self.issue(model, now, choice)
+        permit.repeats_hung = choice.repeats_hung
+        self._hung += choice.repeats_hung
+        return permit
 
     async def acquire(self, model: str, at_most_s: float, choice: Choice = ANY) -> Permit | None:
         """Wait for a permit, first come first served. Return None when the time is over or after `quiet`."""
@@ -229,6 +254,7 @@ class PermitLine(ABC):
     def release(self, permit: Permit) -> None:
         """End the call of a permit and give its place to waiters."""
         self.leave(permit)
+        self.hangs_no_more(permit)
         self.dispatch()
         self.on_release()
 
@@ -238,12 +264,13 @@ class PermitLine(ABC):
             return
         now, wake_at = self.clock(), math.inf
         for waiter in tuple(self.waiters):
-            opens_at = self.opens_at(waiter.model, now, waiter.choice)
+            is_full = self.is_full_of_hung(waiter.choice)
+            opens_at = math.inf if is_full else self.opens_at(waiter.model, now, waiter.choice)
             if waiter.permit.done():
                 self.waiters.remove(waiter)
             elif min(opens_at, waiter.until) <= now:
                 self.waiters.remove(waiter)
-                waiter.permit.set_result(self.issue(waiter.model, now, waiter.choice) if opens_at <= now else None)
+                waiter.permit.set_result(self._issue(waiter.model, now, waiter.choice) if opens_at <= now else None)
             else:
                 wake_at = min(wake_at, opens_at, waiter.until)
         if self._timer is not None:

@@ -105,8 +105,9 @@ class Router(PermitLine):
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        most_hung: float = math.inf,
     ) -> None:
-        super().__init__(clock=clock)
+        super().__init__(clock=clock, most_hung=most_hung)
         self.routes = routes
         self._wall = wall
         self.lanes: dict[str, Lane] = {}

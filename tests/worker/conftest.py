@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -230,6 +231,7 @@ class WorkerHarness(Generic[AnyProvider]):
             breaker_config=rules.pop("tempo", TEMPO),
             clock=lambda: time.monotonic() + self._ahead_s,
             wall=self.wall,
+            most_hung=rules.pop("most_hung", math.inf),
         )
         self.attempts = AttemptRunner(
             instance.worker_queue,
