@@ -15,6 +15,7 @@ from imagegen.queue.lost_claims import LostClaims
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
+from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.tasks.task import Task
@@ -61,15 +62,19 @@ class Leases:
         return claims
 
     async def _end_again(self, ended: Mapping[Claim, Task]) -> None:
-        """Write back the results of tasks that ended here, and delete their entries: Redis has an older state."""
+        """Write back the results of tasks that ended here, and delete their entries: Redis may have an older state.
+
+        If it has their results, they ended while the reply with their entries was on its way, as by a cancel.
+        """
         for claim in ended:
             self.dispatcher.forget(claim)
-        logger.warning("Redis would have run {} finished tasks once more; their results are kept", len(ended))
         now = self._connection.clock()
         retry = self._connection.retry_until_available
-        await retry(self._verbs.restore_results, list(ended.values()), now)
+        replies = await retry(self._verbs.restore_results, list(ended.values()), now)
         await retry(self._verbs.delete_entries, [claim.entry_id for claim in ended])
-        self.on_loss()
+        if lost := sum(reply is not RestoredResult.PRESENT for reply in replies):
+            logger.warning("Redis would have run {} finished tasks once more; their results are kept", lost)
+            self.on_loss()
 
     async def record_lost(self, claim: Claim) -> None:
         """Record the calls of a lost claim that are not counted elsewhere, once Redis is available."""

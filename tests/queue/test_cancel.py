@@ -58,3 +58,19 @@ async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance: M
     await instance.client_queue.submit(submission("a"))
     await instance.client_queue.cancel(submission("a").task_id)
     assert await at_rest(instance)
+
+
+async def test_a_cancel_while_the_entry_is_on_its_way_to_this_instance_is_no_loss_of_redis(
+    make_instance: MakeInstance,
+) -> None:
+    instance = make_instance(start=False)
+    await instance.verbs.create_group()
+    losses: list[str] = []
+    instance.parts.leases.on_loss = lambda: losses.append("loss")
+    await instance.client_queue.submit(submission("a"))
+    entries = await instance.verbs.read_entries(instance.parts.dispatcher.instance, 1, 0.01)
+    await instance.client_queue.cancel(submission("a").task_id)
+    assert await instance.parts.leases.hold(entries) == []
+    assert losses == []
+    assert (await instance.read(submission("a").task_id)).state is State.CANCELLED
+    assert await at_rest(instance)
