@@ -73,6 +73,18 @@ class Claim(Struct, eq=False):
         return self.checkpoint.cost or self.task.cost or Cost()
 
     @property
+    def begun_cost(self) -> Cost:
+        """What the task has cost by now, without a call of which the checkpoint is not written: it is not made."""
+        stored = self.stored_checkpoint and self.stored_checkpoint.cost
+        return self.cost.unpaid() if self.cost.calling and self.cost != stored else self.cost
+
+    def uncharged_by(self, cancelled: Task) -> int:
+        """Return what the end of a cancelled task lacks of its cost, in micro-dollars: Redis had no checkpoint then."""
+        if cancelled.cost is None or cancelled.cancelled_upstream:
+            return 0
+        return max(self.begun_cost.ended().charged - cancelled.cost.charged, 0)
+
+    @property
     def has_begun_call(self) -> bool:
         """Whether a paid call was begun, by this instance or an owner before: no call precedes its checkpoint."""
         begun = self.stored_checkpoint is not None and self.checkpoint.phase == "calling"

@@ -274,7 +274,8 @@ class ClaimDispatcher:
         if claim is not None and claim.task.epoch == task.epoch:
             waiting = claim.timer is not None and not claim.occupies_slot
             claim.mark_lost()
-            claim.recorded = claim.recorded or task.state is State.CANCELLED  # its calls are charged by the cancel
+            if task.state is State.CANCELLED and not claim.uncharged_by(task):
+                claim.recorded = True
             if waiting and claim.has_unrecorded_call:
                 if claim.timer is not None:
                     claim.timer.cancel()

@@ -17,7 +17,7 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
-from imagegen.redis_client.redis_errors import RedisError
+from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.tasks.task import Task
 
 
@@ -78,7 +78,11 @@ class Leases:
 
     async def record_lost(self, claim: Claim) -> None:
         """Record the calls of a lost claim that are not counted elsewhere, once Redis is available."""
-        await self._connection.retry_until_available(self.lost_claims.record, claim)
+        try:
+            await self._connection.retry_until_available(self.lost_claims.record, claim)
+        except RedisError as error:
+            fault = shown(error)
+            logger.bind(taskId=claim.task.id).error("A call that may be paid twice can't be recorded: {}", fault)
 
     def _publish_busy(self) -> None:
         """Publish once a lease that this instance has claims, so that peers check a lease later."""

@@ -86,7 +86,7 @@ class LostClaims:
         """
         name, task = call_name(claim), claim.task
         count, amount = await self._uncounted(claim)
-        if self._recorded.get(name, not count):
+        if self._recorded.get(name, not (count or amount)):
             return 0
         self._recorded[name] = False  # a repeat has to find what this try may record, also if nothing is to be then
         call = LostCall(name, count, amount, charge(claim.cost, amount))
@@ -101,11 +101,15 @@ class LostClaims:
         if amount:
             self.on_charged(task, amount)
         self._dispatcher.drop(claim)
-        self.keep(task, count)
+        if count:
+            self.keep(task, count)
         return count
 
     async def _uncounted(self, claim: Claim) -> tuple[int, int]:
-        """Return what is to be recorded: the count that the record must have, and what the calls cost."""
+        """Return what is to be recorded: the count that the record must have, and what the calls cost.
+
+        The count of a cancelled task stays 0: it has no result for which a call was paid twice.
+        """
         record, stored, _ = await self._verbs.read(claim.task.id)
         if record is None:
             return 0, 0
@@ -114,7 +118,10 @@ class LostClaims:
             checkpoint = None if stored is None else decode_checkpoint(stored)[1]
         except (NewerRecord, UnreadableRecord):
             return 0, 0
-        return uncounted_calls(claim.checkpoint, task, checkpoint), uncounted_charge(claim, checkpoint)
+        if task.state is State.CANCELLED and task.epoch == claim.task.epoch:
+            return 0, claim.uncharged_by(task)
+        count = uncounted_calls(claim.checkpoint, task, checkpoint)
+        return count, uncounted_charge(claim, checkpoint) if count else 0
 
 
 def call_name(claim: Claim) -> str:
@@ -133,7 +140,7 @@ def uncounted_charge(claim: Claim, theirs: Checkpoint | None) -> int:
     before, ours = claim.task.cost.charged if claim.task.cost else 0, claim.checkpoint
     if theirs is not None and theirs.owner != ours.owner and theirs.starts == ours.starts:
         before = max(before, claim.charged_before)
-    return max(claim.cost.ended().charged - before, 0)
+    return max(claim.begun_cost.ended().charged - before, 0)
 
 
 def uncounted_calls(ours: Checkpoint, task: Task, theirs: Checkpoint | None) -> int:

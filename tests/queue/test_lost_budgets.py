@@ -169,3 +169,22 @@ async def test_the_budgets_of_thousands_of_keys_are_written_back(make_instance: 
     assert await one.verbs.restore_budgets()
     assert [await used(one, slot) for slot in (0, 1, 2_000, slots)] == [10, 11, 2_010, slots + 10]
     assert not await one.verbs.restore_budgets()
+
+
+async def test_first_changes_of_an_instance_on_another_server_hide_no_loss_of_those_before(
+    make_instance: MakeInstance,
+) -> None:
+    one, two = (limited(make_instance(start=False), (TOTAL, 90 * PRICE)) for _ in range(2))
+    for instance in (one, two):
+        instance.verbs.budgets.on_fewer_changes = lambda: None
+    await one.verbs.create_group()
+    await put(one, "a")
+    await put(one, "b")
+    await one.connection.commands.delete(one.keys.budgets(day_of(one.client_queue.clock())))
+    for instance in (one, two):
+        instance.verbs.budgets.on_new_server()
+    await put(two, "c")
+    await put(two, "d")
+    for instance in (two, one):
+        await instance.verbs.restore_budgets()
+    assert await used(one) == 4 * PRICE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import struct
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,9 @@ from imagegen.tasks.cost import Cost
 
 BUDGETS_TTL_S = 8 * 86_400
 """Life of the budgets of a day: longer than a task."""
+
+DOUBT_S = 600.0
+"""How long after another server has answered the first change of a day is taken for one after a loss."""
 
 KEPT_DAYS = 3
 """Days of which an instance remembers the values."""
@@ -124,6 +129,7 @@ class BudgetValues:
 
     def __init__(self) -> None:
         self._days: dict[int, SeenBudgets] = {}
+        self._doubted_until = -math.inf
         self.restoring = asyncio.Lock()
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
@@ -143,7 +149,11 @@ class BudgetValues:
         return self._days.get(day) or SeenBudgets()
 
     def on_new_server(self) -> None:
-        """Note changes apart until a recovery has compared the values: the server may lack some of those before."""
+        """Note changes apart until a recovery has compared the values: the server may lack some of those before.
+
+        The same with days of which nothing was seen yet: slower instances may have seen values that the server lacks.
+        """
+        self._doubted_until = time.monotonic() + DOUBT_S
         for seen in self._days.values():
             seen.is_doubted = True
 
@@ -190,7 +200,7 @@ class BudgetValues:
 
     def _day(self, day: int) -> SeenBudgets:
         if day not in self._days:
-            self._days[day] = SeenBudgets()
+            self._days[day] = SeenBudgets(is_doubted=time.monotonic() < self._doubted_until)
             if len(self._days) > KEPT_DAYS:
                 del self._days[min(self._days)]
         return self._days[day]

@@ -25,7 +25,8 @@ async def raise_billed(context: VerbContext, task_id: str, epoch: int, count: in
 class LostCall(Struct, frozen=True):
     """Call of a claim that another instance has, to be recorded once.
 
-    name: which no other call has. count: to which the count is raised; 0 to look only for a try before.
+    name: which no other call has. count: to which the count is raised; 0 of a cancelled task, which gets none, or to
+    look only for a try before.
     charged: what it costs, in micro-dollars. text: what budgets get, as `charge` returns it.
     """
 
