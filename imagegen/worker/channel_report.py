@@ -101,8 +101,11 @@ class ChannelReport:
         return not any(key.trouble() is None for lane in lanes for key in lane.keys.values())
 
     def _breaker_rest(self, channel: Channel) -> _Rest:
-        pacing = self._permits.lanes[channel.name].pacing if isinstance(self._permits, Router) else self._permits
+        lane = self._permits.lanes[channel.name] if isinstance(self._permits, Router) else None
+        pacing = lane.pacing if lane else self._permits
         rest = pacing.longest_rest() if isinstance(pacing, Pacing) else None
+        if lane and not rest and lane.answers.silent_model(self._clock()) is not None:
+            return "resting", math.inf, "upstream_timeout"
         return rest and ("resting", rest[0], str(rest[1]))
 
     def _unix(self, rest: _Rest) -> float | None:

@@ -14,6 +14,7 @@ from imagegen.channels_file import Channel
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
+from imagegen.worker.answer_times import AnswerTimes
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, NO_MODEL, PROBE_S, KeyHealth, Probes
 from imagegen.worker.pacing import USELESS_TASKS, Pacing
@@ -36,6 +37,7 @@ class Lane:
         self.channel = channel
         self.keys = {route: KeyHealth() for route in routes}
         self.pacing = pacing
+        self.answers = AnswerTimes(channel.concurrency)
         self.in_flight = 0
         self.credit = 0
 
@@ -128,11 +130,13 @@ class Router(PermitLine):
         lane.in_flight += 1
         permit = Permit(self, model, lane.pacing.enter(model, now), route, now)
         self._running[permit] = _RunningCall(lane, key, key.enter(model, now))
+        lane.answers.begin(permit)
         return permit
 
     def leave(self, permit: Permit) -> None:
         call = self._running.pop(permit)
         call.lane.in_flight -= 1
+        call.lane.answers.end(permit, self.clock())
         call.key.leave(call.probes)
         call.lane.pacing.leave(permit)
 
@@ -183,6 +187,7 @@ class Router(PermitLine):
 
     def record_success(self, permit: Permit, limits: UpstreamLimits) -> None:
         call = self._running[permit]
+        call.lane.answers.answered(permit, self.clock())
         call.key.accepted(permit.model, call.probes)
         self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
         call.lane.pacing.record_success(permit, UpstreamLimits())
@@ -192,12 +197,15 @@ class Router(PermitLine):
 
     def record_acceptance(self, permit: Permit) -> None:
         call = self._running[permit]
+        call.lane.answers.answered(permit, self.clock())
         call.key.accepted(permit.model, call.probes)
         self.limited_tasks.answered((permit.route.place, permit.model), permit.began_at)
 
     def failed(self, permit: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
         call, now = self._running[permit], self.clock()
         key, pacing = call.key, call.lane.pacing
+        if not error.ambiguous:
+            call.lane.answers.answered(permit, now)
         if error.code == LIMITED:
             pacing.reached(permit)
             place = (permit.route.place, permit.model)
@@ -268,10 +276,20 @@ class Router(PermitLine):
     def _lanes(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call, those of the highest priority first.
 
-        Channels that lack the model get calls only if all lack it: they may have it by now.
+        Channels that lack the model get calls only if all lack it: they may have it by now. Those that are silent get
+        none while another one takes calls.
         """
         usable, now = self._usable(model, choice), self.clock()
-        return [lane for lane in usable if lane.may_have(model, now, choice)] or usable
+        lanes = [lane for lane in usable if lane.may_have(model, now, choice)] or usable
+        silent = [lane for lane in lanes if lane.answers.is_silent(model, now)] if len(lanes) > 1 else []
+        others = [lane for lane in lanes if lane not in silent] if silent else lanes
+        if others is lanes or all(lane.rests(model, now, choice) for lane in others):
+            return lanes
+        for lane in silent:
+            if lane.answers.warns(now):
+                text = "Channel {} answers no call for {}, for far longer than usual; other channels take its calls"
+                logger.warning(text, lane.channel.name, model)
+        return others
 
     def _with_model(self, model: str, choice: Choice) -> list[Lane]:
         """Return the channels for a call that have not refused the model in the last minutes."""
