@@ -287,7 +287,8 @@ class Multiplexer:
     def _refused(self, exchange: InFlight, error: Exception) -> None:
         if isinstance(error, NoScriptError) and (script := exchange.batch.script):
             ((_, _, *rest),) = exchange.batch.commands
-            self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
+            batch = exchange.batch._replace(commands=[("EVAL", script.text, *rest)], script=None)
+            self.send(batch, exchange.done, exchange.deadline)
             return
         self._fail((exchange,), error)
         if isinstance(error, ReadOnlyError | ClusterDownError):  # after a failover another server accepts it

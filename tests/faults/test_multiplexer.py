@@ -28,6 +28,7 @@ from imagegen.redis_client.multiplexer import (
     Multiplexer,
     Script,
 )
+from imagegen.redis_client.redis_errors import OtherServer
 from imagegen.redis_client.topology import Servers
 from tests.conftest import MakeInstance
 from tests.faults.garbling_proxy import GarblingProxy
@@ -164,6 +165,29 @@ async def test_a_connection_closed_while_idle_is_renewed_without_error(make_wire
     proxy.cut()
     await eventually(lambda: not proxy.connected)
     assert await echo(wire, "now") == "now"
+
+
+async def test_a_script_for_one_server_is_withdrawn_from_another_also_if_the_first_did_not_have_it(
+    own_redis: EmbeddedRedis,
+) -> None:
+    async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
+        connection = Connection(proxy.url)
+
+        def lose(request: bytes) -> bool:
+            is_sent_whole = b"\r\nEVAL\r\n" in request
+            if is_sent_whole:
+                connection.recovered.clear()
+            return is_sent_whole
+
+        try:
+            await connection.multiplexer.execute("PING")
+            proxy.drop_reply = lose
+            batch = Script("return redis.call('INCR', KEYS[1])").batch(["{imagegen}:count"], [])
+            with pytest.raises(OtherServer):
+                await connection.multiplexer.execute_batch(batch._replace(one_server=True))
+            assert await connection.multiplexer.execute("GET", "{imagegen}:count") == b"1"
+        finally:
+            await connection.close()
 
 
 async def test_a_read_only_server_is_left_for_its_successor(
