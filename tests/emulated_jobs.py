@@ -54,6 +54,9 @@ class Recorder:
     unread_count: int = 0
     on_wire: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def sending(self) -> None:
+        return
+
     def sent(self) -> None:
         self.sent_count += 1
         self.on_wire.set()

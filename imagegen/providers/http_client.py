@@ -187,7 +187,7 @@ class ProviderClient:
             post = PaidPost(self._session, URL(f"{self._base}/{path}"), headers, self._timeout_s)
             self._posts[path, content_type] = post
         try:
-            answer = await post.send(body, observer.sent)
+            answer = await post.send(body, observer.sent, observer.sending)
         except NotSent as error:
             raise await self._cause(error.__cause__, _not_reached(error.__cause__)) from error
         except PartlySent as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any
@@ -84,19 +84,27 @@ class PaidPost:
         self._time_limits = TimerLine(timeout_s)
         self._connect_timeout = connect_timeout(timeout_s)
 
-    async def send(self, body: Body, on_sent: Callable[[], None]) -> RawResponse:
+    async def send(
+        self,
+        body: Body,
+        on_sent: Callable[[], None],
+        on_sending: Callable[[], Awaitable[None] | None] = lambda: None,
+    ) -> RawResponse:
         """Send the request and return its response. on_sent: called when the system has taken the whole request.
+        on_sending: returns what is awaited before its first byte, on an open connection.
 
         Raises NotSent, PartlySent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the
         answer is not HTTP, HttpProcessingError. Raises UpstreamError for a body that is over the limit or can't be
         decompressed, and for an input image that can't be read.
         """
-        sending = _Sending(body, on_sent)
+        sending = _Sending(body, on_sent, on_sending)
         try:
             with TimeLimit(self._time_limits):
                 return await self._send(sending)
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError) and sending.begun and not sending.done:
+            if isinstance(error, TimeoutError) and not sending.begun:
+                raise NotSent from error
+            if isinstance(error, TimeoutError) and not sending.done:
                 raise PartlySent from error
             if (answer := await sending.whole_part()) is None:
                 raise
@@ -107,6 +115,8 @@ class PaidPost:
     async def _send(self, sending: _Sending) -> RawResponse:
         connection = await self._connect()
         try:
+            if wait := sending.on_sending():
+                await wait
             answer = await self._exchange(connection, sending)
         except BaseException:
             connection.close()
@@ -166,9 +176,12 @@ class PaidPost:
 class _Sending:
     """One request on its way. begun, done: whether its first and its last byte were handed to the system."""
 
-    def __init__(self, body: Body, on_sent: Callable[[], None]) -> None:
+    def __init__(
+        self, body: Body, on_sent: Callable[[], None], on_sending: Callable[[], Awaitable[None] | None]
+    ) -> None:
         self._body = body
         self._on_sent = on_sent
+        self.on_sending = on_sending
         self.begun = self.done = False
         self._response: tuple[RawResponseMessage, ResponseBody] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -96,6 +96,9 @@ class Reply(Struct, frozen=True):
 class CallObserver(Protocol):
     """Observer of the events of a call."""
 
+    def sending(self) -> Awaitable[None] | None:
+        """Return what is to be awaited on an open connection before the first byte of a paid call; None: nothing."""
+
     def sent(self) -> None:
         """Record that the request is on the wire: its headers and body were written."""
 
@@ -124,6 +127,9 @@ class ForwardingObserver(Struct, frozen=True):
     """Observer of a call that reports every event to another one; a subclass changes some of them."""
 
     observer: CallObserver
+
+    def sending(self) -> Awaitable[None] | None:
+        return self.observer.sending()
 
     def sent(self) -> None:
         self.observer.sent()

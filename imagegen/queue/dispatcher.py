@@ -38,6 +38,7 @@ class ClaimDispatcher:
         skipped_entry_ids: entries that a newer version wrote and this one can't run.
         delivered: order of the last entry that was delivered to any instance.
         restoring: whether lost claims are being written back, so entries of held claims may come once more.
+        renewals: set for a moment after each renewal of the leases.
         slots: claims that loops work on at once.
         on_lost: awaited with each lost claim whose calls may have to be recorded.
         paused: whether no claim goes to a loop. Running ones go on, and so do those with images that are paid for,
@@ -53,6 +54,7 @@ class ClaimDispatcher:
         self.skipped_entry_ids: set[str] = set()
         self.demand = asyncio.Event()
         self.non_empty = asyncio.Event()
+        self.renewals = asyncio.Event()
         self._ready: deque[Claim] = deque()
         self._waiters: deque[asyncio.Future[Claim | None]] = deque()
         self.slots = self._slots_left = slots

@@ -127,5 +127,7 @@ class Leases:
         if evicted and self.restore is not None:  # no sign of another loss: Redis evicts single keys
             lost += (await self.restore(evicted))[1]
         await self.lost_claims.abandon(lost)
+        self.dispatcher.renewals.set()
+        self.dispatcher.renewals.clear()
         if set(renewal.unlisted) - self.dispatcher.skipped_entry_ids:
             self.look.set()

@@ -388,11 +388,20 @@ class WorkerQueue:
                 return b"" if claim.wrote(before) and not claim.lost else before
         return await self._write(claim, checkpoint, value)
 
+    def has_lease(self, claim: Claim) -> bool:
+        """Return whether the lease of a claim can't be over, as it may be after a pause of this process."""
+        return time.monotonic() - claim.confirmed_at <= self._lease_s * SURE_SHARE
+
+    async def renewed(self, claim: Claim) -> bool:
+        """Wait until the lease of a claim is renewed. Return False if the claim is lost."""
+        while not (claim.lost or self.has_lease(claim)):
+            await self._dispatcher.renewals.wait()
+        return not claim.lost
+
     def _is_surely_ours(self, claim: Claim) -> bool:
         """Return whether no other instance can have taken the claim over, nor written back that its task has ended."""
-        confirmed_at = claim.confirmed_at
-        is_recent = time.monotonic() - confirmed_at <= self._lease_s * SURE_SHARE
-        return is_recent and not claim.contested and confirmed_at >= self._connection.unsettled_until
+        is_settled = claim.confirmed_at >= self._connection.unsettled_until
+        return self.has_lease(claim) and not claim.contested and is_settled
 
     async def _write_over(
         self, claim: Claim, checkpoint: Checkpoint, value: bytes, expected: bytes | None

@@ -10,6 +10,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.provider_job import FailedPolls, JobHandle
 from imagegen.tasks.task import SENT_PROGRESS, image_progress
+from imagegen.worker.cancel_scope import ClaimWasLost
 
 
 class ProgressReporter(Struct, frozen=True):
@@ -26,6 +27,14 @@ class ProgressReporter(Struct, frozen=True):
     on_accepted: Callable[[JobHandle], Awaitable[None]]
     on_polls_failed: Callable[[FailedPolls], None]
     on_job_unread: Callable[[], None]
+
+    def sending(self) -> Awaitable[None] | None:
+        return None if self.claims.has_lease(self.claim) else self._renewed()
+
+    async def _renewed(self) -> None:
+        """Wait until the lease is renewed. Raises ClaimWasLost."""
+        if not await self.claims.renewed(self.claim):
+            raise ClaimWasLost
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)

@@ -12,7 +12,7 @@ from aiohttp.http import HttpProcessingError
 from imagegen.providers.post import NotSent
 from tests.emulated_jobs import Recorder
 from tests.providers.conftest import RawServer, ReadRequest
-from tests.providers.paid_posts import OK, connections, send
+from tests.providers.paid_posts import OK, connections, post, send
 from tests.support import eventually
 
 
@@ -80,6 +80,23 @@ async def test_a_connection_closed_before_the_write_is_not_sent(
     await session.close()
     await eventually(lambda: got)
     assert (watcher.sent_count, got) == (0, [b""])
+
+
+async def test_a_request_whose_time_ends_before_its_first_byte_is_not_sent(
+    session: aiohttp.ClientSession, raw_server: RawServer, watcher: Recorder
+) -> None:
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read())
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    received: list[bytes] = []
+    url = await raw_server(serve)
+    with pytest.raises(NotSent):
+        await post(session, url, 0.05).send(b"{}", watcher.sent, wait)
+    await eventually(lambda: received == [b""])
+    assert not watcher.sent_count
 
 
 async def test_a_header_can_not_inject_another(
