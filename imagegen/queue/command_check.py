@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from loguru import logger
 
@@ -45,8 +46,7 @@ async def check_server(connection: Connection, prefix: str) -> None:
         ("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS", stream, ">"),
     )
     try:
-        script = load_script(__package__, "command_check")
-        failed = await connection.probe(script, [*map(keys.probe, KINDS), *keys.needed], alone)
+        failed = await _probe(connection, keys, alone)
         await connection.ping()
     except (RedisError, OSError, TimeoutError) as error:
         await _judge(connection, prefix, error)
@@ -59,6 +59,28 @@ async def check_server(connection: Connection, prefix: str) -> None:
     if temporary := next(filter(unavailable, replies), None):
         connection.health.failed(temporary)
     _warn(connection)
+
+
+async def _probe(connection: Connection, keys: Keys, alone: Iterable[Sequence[str | int]]) -> list[list[bytes]]:
+    """Return the commands that failed, with their errors; try without the key that can be spared if one is refused.
+
+    Raises RedisError, OSError.
+    """
+    script, probes, user = load_script(__package__, "command_check"), map(keys.probe, KINDS), connection.servers.user
+    all_keys = [*probes, *keys.needed]
+    try:
+        return cast(list[list[bytes]], await connection.probe(script, all_keys, alone))
+    except ResponseError as error:
+        if remedy(error) != RIGHTS_REMEDY or _KEY not in str(error):
+            raise
+        spared, pattern = keys.spared, f"{keys.spared[:-1]}*"
+        failed = await connection.probe(script, [key for key in all_keys if key != spared], alone)
+        logger.warning(
+            "REDIS_URL: user {} of Redis may not use the keys {}, so a call that may be paid twice is recorded twice "
+            "if the connection breaks meanwhile; allow it: ACL SETUSER {} ~{}",
+            *(user, pattern, user, pattern),
+        )
+        return cast(list[list[bytes]], failed)
 
 
 async def _judge(connection: Connection, prefix: str, error: Exception) -> None:

@@ -26,12 +26,17 @@ class Keys(Struct, frozen=True):
 
     @property
     def needed(self) -> list[str]:
-        """Return a key of each kind that every instance may use; a user needs the rights to all of them."""
+        """Return a key of each kind that every instance may use; a user needs the rights to all but `spared`."""
         names = ("stream", "dead_letters", "outbox", "api_keys", "pause", "server", "history", "lines", "link_key")
         of_tasks = ("record", "end", "joined", "checkpoint", "delivery_log", "found_job", "recorded_call")
         of_others = ("line", "open_tasks", "budgets", "lost_budgets", "usage", "idempotency", "lost_calls")
         keys = [getattr(self, name) for name in (*names, "dead_instances")]
         return keys + [getattr(self, kind)("0") for kind in (*of_tasks, *of_others, "thumbnail", "upload")]
+
+    @property
+    def spared(self) -> str:
+        """Return a key of the kind that an instance can do without: users of former versions may lack the rights."""
+        return self.recorded_call("0")
 
     @property
     def records(self) -> str:

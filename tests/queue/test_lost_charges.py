@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from imagegen.queue.claim import Claim, StartResult
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.redis_client.multiplexer import Arg, Script
 from tests.conftest import Instance, MakeInstance
 from tests.queue_budgets import PRICE, TOTAL, cost_of, limited, put, started, used
 from tests.support import eventually, logged
@@ -93,6 +97,26 @@ async def test_a_value_of_another_program_is_no_record_of_a_call(pair: tuple[Ins
     record_call, one.verbs.record_call = one.verbs.record_call, foreign  # type: ignore[assignment]
     await give_up(one, claim)
     assert (amounts, await used(one)) == ([PRICE], PRICE)
+
+
+async def test_a_user_without_the_right_to_the_mark_records_calls_too(
+    pair: tuple[Instance, Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+    (claim, ended), amounts, run = await started(one, "a", "b"), charges(one), VerbContext.run
+
+    async def run_if_allowed(context: VerbContext, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        if any(":recorded:" in key for key in keys):
+            raise NoPermissionError("No permissions to access a key")
+        return await run(context, script, keys, args)
+
+    monkeypatch.setattr(VerbContext, "run", run_if_allowed)
+    await one.connection.commands.delete(*(one.keys.checkpoint(each.task.id) for each in (claim, ended)))
+    await two.cancel(claim.task.id)
+    await one.connection.commands.xtrim(one.keys.stream, maxlen=0, approximate=False)
+    await give_up(one, claim)
+    await give_up(one, ended)
+    assert (amounts, (await one.read(ended.task.id)).possibly_billed_twice) == ([PRICE, PRICE], 1)
 
 
 async def test_a_loop_goes_on_if_redis_refuses_the_record_of_a_call(

@@ -37,6 +37,7 @@ USERS = {
     "elsewhere": ("~other:*", "&*", "+@all"),
     "tasks-alone": ("~{imagegen}:task*", "~{imagegen}:probe:*", "~{imagegen}:run:*", "&*", "+@all"),
     "no-budgets": (*(f"~{{imagegen}}:{letter}*" for letter in "acdefghijklmnopqrstuvwxyz"), "&*", "+@all"),
+    "of-0.5.8": (*(f"~{{imagegen}}:{name}*" for name in ("run:", *"abcdefghijklmnopqstuvwxyz")), "&*", "+@all"),
     "no-channels": ("~*", "resetchannels", "+@all"),
     "no-publish": ("~*", "&*", "+@all", "-publish"),
     "least": ("~{imagegen}:*", "&{imagegen}:*", "+@all", "-@dangerous", "+info"),
@@ -116,6 +117,15 @@ def test_a_user_that_may_not_use_info_is_warned_of_what_that_costs(start_service
     service = start_service(REDIS_URL=url_of(redis, "no-info:word@"))
     assert service.log.count("ACL SETUSER no-info +info") == 1
     assert service.made(prompt="without INFO")["status"] == "completed"
+    service.end()
+
+
+def test_a_user_without_the_right_to_a_kind_of_key_that_is_new_is_warned(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    service = start_service(upstream.url, REDIS_URL=url_of(redis, "of-0.5.8:word@"))
+    assert service.log.count("ACL SETUSER of-0.5.8 ~{imagegen}:recorded:*") == 1
+    assert service.made(prompt="without the new key")["status"] == "completed"
     service.end()
 
 

@@ -8,6 +8,7 @@ from imagegen.queue.verbs.budget_counters import BUDGETS_TTL_S, budget_keys
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
+from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, ResponseError, remedy
 
 _SCRIPT = load_script(__package__, "billed", "budget", "raise_billed")
 
@@ -17,7 +18,7 @@ MARK_LIFE_S = 86_400
 
 async def raise_billed(context: VerbContext, task_id: str, epoch: int, count: int) -> None:
     """Raise the count to at least `count`. Raises QueueUnavailable."""
-    keys = [context.keys.record(task_id), context.keys.recorded_call("")]
+    keys = [context.keys.record(task_id)] * 2
     written, *_ = await context.run(_SCRIPT, keys, [epoch, count, "", BUDGETS_TTL_S, "", 0])
     context.count("restore", 2 + written)
 
@@ -39,10 +40,21 @@ class LostCall(Struct, frozen=True):
 async def record_call(context: VerbContext, task_id: str, epoch: int, call: LostCall) -> tuple[int, int] | None:
     """Raise the count for a call, once. Raises QueueUnavailable.
 
-    Return the count and the cost that are recorded for this call, also by a try before; None if nothing is.
+    Return the count and the cost that are recorded for this call, also by a try before; None if nothing is. A user of
+    Redis without the right to the mark goes without it.
     """
-    keys = [context.keys.record(task_id), context.keys.recorded_call(call.name)]
-    keys += budget_keys(context.keys, [call.text])
+    try:
+        return await _record(context, task_id, epoch, call, context.keys.recorded_call(call.name))
+    except ResponseError as error:
+        if remedy(error) != RIGHTS_REMEDY:
+            raise
+        return await _record(context, task_id, epoch, call, context.keys.record(task_id))
+
+
+async def _record(
+    context: VerbContext, task_id: str, epoch: int, call: LostCall, mark_key: str
+) -> tuple[int, int] | None:
+    keys = [context.keys.record(task_id), mark_key, *budget_keys(context.keys, [call.text])]
     args: list[Arg] = [epoch, call.count, call.text, BUDGETS_TTL_S, f"{call.count} {call.charged}", MARK_LIFE_S]
     written, budgets, mark = await context.run(_SCRIPT, keys, args)
     context.count("restore", 3 + 2 * written + context.budgets.learn(budgets))
