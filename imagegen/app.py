@@ -322,7 +322,8 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     app[PEER_SETTINGS] = peer_settings = PeerSettings(
         lambda: shared_values(settings, app[STORE].store_id), queue.notifier
     )
-    queue.notifier.greeting = lambda: {**served, **peer_settings.greeting()}
+    dead = pool.parking.dead
+    queue.notifier.greeting = lambda: {**served, **peer_settings.greeting(), **dead.greeting()}
     queue.notifier.on_peer.append(peer_settings.on_peer)
     queue.notifier.handlers["here"] = peer_settings.on_answer
     app[PERMITS] = permits

@@ -246,7 +246,13 @@ def other_instances(queue: QueueInstance) -> OtherInstances:
         lambda: {peer: notifier.greetings.get(peer) for peer in notifier.peers},
         lambda: notifier.silent or not notifier.has_met_peers,
     )
-    return OtherInstances(lambda: notifier.alone, channels, queue.handover.give, notifier.ping_peers)
+    return OtherInstances(
+        lambda: notifier.alone,
+        channels,
+        queue.handover.give,
+        notifier.ping_peers,
+        greet=lambda: notifier.publish("here"),
+    )
 
 
 def shared_values(settings: Settings, store_id: str) -> Mapping[str, object]:

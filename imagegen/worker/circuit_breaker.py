@@ -15,6 +15,9 @@ FAILING_TASKS = 5
 UNREACHED_CALLS = 2
 """Calls in a row that never reached the upstream and trip the breaker."""
 
+DEAD_AFTER_S = 2.0
+"""How long an upstream is taken for dead until others get its tasks: a few faulty ones look so for a moment."""
+
 WARN_AGAIN_S = 60.0
 """Between two warnings of one breaker."""
 
@@ -170,6 +173,10 @@ class CircuitBreaker:
         elif was_held and self._until == self._held_until:
             self._until = min(self._until, now + self._config.probe_s)
         return was_held
+
+    def is_dead(self, now: float) -> bool:
+        """Return whether the upstream has been taken for dead for a while."""
+        return self.is_tripped and now - self._dead_since >= DEAD_AFTER_S
 
     def excuses_answers(self, now: float) -> bool:
         """Return whether a server error that is answered now is blamed on the upstream and not on its task."""

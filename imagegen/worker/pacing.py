@@ -97,6 +97,10 @@ class Pacing(PermitLine):
         )
         return self._blocked(breaker.reason, breaker.next_allowed_at(now), now)
 
+    def is_dead(self, model: str) -> bool:
+        now = self.clock()
+        return any(breaker.is_dead(now) for breaker in self._breakers(model))
+
     def has_failed(self, task_id: str) -> bool:
         return self._failing_tasks.has_failed(task_id)
 

@@ -14,7 +14,9 @@ from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import Task
+from imagegen.worker.dead_models import DeadModels
 from imagegen.worker.permits import PermitLine
+from imagegen.worker.unserved import OtherInstances
 
 MAX_PARKED = 2_000
 """Claims of one instance. The stream is read in order, so what waits behind more than these of a model that takes no
@@ -27,6 +29,10 @@ LIMITED_TURN = 4
 """Of so many probes one is of a claim that met a rate limit, so that those wait behind newer ones, not for ever."""
 
 RELEASED_AT_ONCE = 200
+GIVEN_PER_SLOT, GIVE_INTERVAL_S = 8, 0.9
+"""Claims that other instances get at once, for each call slot, and seconds until the next ones; the lines are checked
+once a second."""
+
 RECHECK_S = 1.0
 PUBLISH_AGAIN_S = 60.0
 
@@ -37,7 +43,9 @@ class Parking:
     While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
     first, from the front and from the back of the line by turns, and a claim of a suspect task last: so a few tasks
     that always fail do not decide for the upstream. One that met a rate limit has each fourth turn.
-    ends_at: a task's deadline, Unix time; it is offered again then. alone: whether there is no other instance.
+    If the upstream is dead here, other instances at which it is not get the claims, some each second.
+
+    ends_at: a task's deadline, Unix time; it is offered again then. dead: models that get no answers here.
     """
 
     def __init__(
@@ -45,14 +53,16 @@ class Parking:
         claims: WorkerQueue,
         permits: PermitLine,
         ends_at: Callable[[Task], float],
+        others: OtherInstances,
         *,
-        alone: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._claims = claims
         self._permits = permits
         self._ends_at = ends_at
-        self._alone = alone
+        self._alone = others.alone
+        self.dead = DeadModels(permits, others)
+        self._give_at = -math.inf
         self._clock = clock
         self._lines: dict[str, ParkedClaims] = {}
         self._parked: set[Claim] = set()
@@ -112,9 +122,13 @@ class Parking:
 
     def wake(self) -> None:
         """Resume the claims that may call now, and run again when more may."""
-        if self._stopped or not self._lines or self._permits.is_quiet:
+        if self._stopped or self._permits.is_quiet:
+            return
+        self.dead.check(self._lines)
+        if not self._lines:
             return
         next_s = RECHECK_S
+        self._give_away()
         for model, line in tuple(self._lines.items()):
             allowed = self._resumable(model)
             if allowed == math.inf:
@@ -133,6 +147,18 @@ class Parking:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(next_s, self.wake) if self._lines else None
+
+    def _give_away(self) -> None:
+        """Give some claims of models that are dead here to instances at which they are not."""
+        dead = [line for model, line in self._lines.items() if model in self.dead]
+        now = asyncio.get_running_loop().time()
+        if not dead or now < self._give_at or self._claims.is_paused:
+            return
+        self._give_at = now + GIVE_INTERVAL_S
+        claims = [claim for line in dead for claim in line.all(self._parked)]
+        for claim in claims[: GIVEN_PER_SLOT * self._claims.slots]:
+            if self.dead.give(claim):
+                self._parked.discard(claim)
 
     def _resume_all(self, line: ParkedClaims) -> None:
         """Resume the claims of a model that is out of trouble, and release to other instances what they could run."""

@@ -146,6 +146,10 @@ class PermitLine(ABC):
         """Return why all but a few calls for this model have to wait, and when the next may begin."""
 
     @abstractmethod
+    def is_dead(self, model: str) -> bool:
+        """Return whether calls for this model have got no answers for a while."""
+
+    @abstractmethod
     def has_failed(self, task_id: str) -> bool:
         """Return whether a call for this unfinished task failed here."""
 

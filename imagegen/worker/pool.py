@@ -51,7 +51,7 @@ class Pool:
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
         others = others or OtherInstances()
-        self.parking = Parking(claims, permits, attempts.rules.deadline, alone=others.alone, clock=clock)
+        self.parking = Parking(claims, permits, attempts.rules.deadline, others, clock=clock)
         self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, others, clock=clock)
         self.active_claims: set[Claim] = set()
         self._refusals = LineLimit(lambda _, count: logger.error("Redis refused the end of {} more attempts", count))

@@ -176,6 +176,10 @@ class Router(PermitLine):
         now = self.clock()
         return self._blocked(model, self.opens_at(model, now), now, ANY)
 
+    def is_dead(self, model: str) -> bool:
+        lanes = self._lanes(model, ANY)
+        return bool(lanes) and all(lane.pacing.is_dead(model) for lane in lanes)
+
     def has_failed(self, task_id: str) -> bool:
         return any(lane.pacing.has_failed(task_id) for lane in self.lanes.values())
 

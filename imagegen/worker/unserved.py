@@ -48,13 +48,14 @@ class OtherInstances(Struct, frozen=True):
     """Other instances as the pool sees them. hand_over: gives a claim to the instance of a name.
 
     ping_peers: forgets those that are gone. alone: whether there is none, so that none could run the claims parked
-    here.
+    here. greet: sends them a greeting.
     """
 
     alone: Callable[[], bool] = lambda: True
     channels: PeerChannels = field(default_factory=PeerChannels)
     hand_over: Callable[[Claim, str], None] = lambda _claim, _peer: None
     ping_peers: Callable[[], None] = lambda: None
+    greet: Callable[[], None] = lambda: None
 
 
 class UnservedTasks:

@@ -136,3 +136,16 @@ def test_equal_bytes_are_refused_once_no_instance_serves_their_model(start_pair:
     other.wait()
     eventually(lambda: one.submit(prompt="another question", model="theirs").status == 400)
     assert one.submit(prompt="a question", model="theirs").error == (400, "invalid_request")
+
+
+def test_an_instance_that_can_not_reach_the_upstream_gives_its_tasks_to_one_that_can(
+    start_service: Start, shared_redis: str
+) -> None:
+    upstream = Upstream(delay_s=0.1)
+    with serving(upstream):
+        shared = {"REDIS_URL": shared_redis, "TOGETHER_API_KEY": GOOD, "IMAGE_STORE": "redis"}
+        cut_off = start_service(**shared, TOGETHER_API_URL=f"http://127.0.0.1:{free_port()}")
+        healthy = start_service(**shared, TOGETHER_API_URL=upstream.url)
+        tasks = [cut_off.accepted(prompt=f"one {number}") for number in range(COUNT)]
+        assert {healthy.completed(task_id)["status"] for task_id in tasks} == {"completed"}
+        assert len(upstream.calls) == COUNT
