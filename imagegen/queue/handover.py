@@ -72,7 +72,7 @@ class Handover:
     def _send(self) -> None:
         claims_by_peer, self._given = self._given, {}
         for peer, claims in claims_by_peer.items():
-            for batch in batched(claims, MAX_TAKEN):
+            for batch in batched(claims, MAX_TAKEN, lambda claim: len(claim.task.request_json)):
                 contested = [claim.entry_id for claim in batch if claim.contested]
                 self._notifier.publish(KIND, to=peer, ids=[claim.entry_id for claim in batch], contested=contested)
         if self._check is None:

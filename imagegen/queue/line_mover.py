@@ -232,10 +232,13 @@ class LineMover:
             if line.length and in_stream[line.client] < window
         ]
         for batch in batched(stopped, max(MAX_MOVED // window, 1)):
-            for line, moved in zip(batch, await self._verbs.refill_lines(batch), strict=True):
-                self._lines.left(line.client, moved)
-                if moved.moved:
-                    moved_clients.add(line.client)
+            while batch:
+                rows, left = await self._verbs.refill_lines(batch)
+                for line, moved in zip(batch, rows, strict=True):
+                    self._lines.left(line.client, moved)
+                    if moved.moved:
+                        moved_clients.add(line.client)
+                batch = left  # noqa: PLW2901 - what the bytes of one call did not allow
         for client in filter(self._lines.has_line, clients):
             _, wait_s = self._check_at.get(client, (0.0, 0.0))
             is_moved = client in moved_clients

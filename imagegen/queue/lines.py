@@ -37,7 +37,7 @@ class MovedTasks(Struct, frozen=True, gc=False):
     @classmethod
     def decode(cls, row: Sequence[object]) -> MovedTasks:
         """Decode what `move` of lines.lua returns."""
-        taken, is_empty, commands, names = row
+        taken, is_empty, commands, names = row[:4]
         texts = [name.decode() for name in names]  # type: ignore[attr-defined]
         return cls(int(taken), bool(is_empty), int(commands), tuple(zip(texts[::2], texts[1::2], strict=True)))  # type: ignore[call-overload]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from loguru import logger
@@ -24,7 +24,6 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.skipped import SkippedEntries
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.consume import Entry
-from imagegen.queue.verbs.context import batched
 from imagegen.queue.verbs.group import Consumer, PendingEntry
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
@@ -50,8 +49,9 @@ LENGTH_CHECKS = 3
 UNPROMPTED_CHECK_S = 10.0
 """Shortest interval of checks if Redis refuses the channel of the instances; else a lease."""
 
-MAX_TAKEN = 100
-"""Entries that one command takes over, since their requests come with them."""
+FIRST_TAKEN, MAX_TAKEN, MAX_TAKEN_BYTES = 16, 100, 2**21
+"""Entries that one command takes over, since their requests come with them: at first; at most; and their bytes, as far
+as the entries before show their size."""
 
 
 class Takeover:
@@ -133,10 +133,8 @@ class Takeover:
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         try:
-            for entry_ids in batched(list(idle_s), MAX_TAKEN):
-                taken += await self._hold_entries(
-                    await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
-                )
+            async for entries in self._claim(list(idle_s), min_idle_s):
+                taken += await self._hold_entries(entries)
         except BaseException:
             for claim in taken:  # no loop will run them; the next check finds them again
                 self._dispatcher.forget(claim)
@@ -358,12 +356,22 @@ class Takeover:
         """Claim entries that have no claim, with what their last owners had done."""
         now = time.monotonic()
         claims: list[Claim] = []
-        for page in batched(entry_ids, MAX_TAKEN):
-            self._renewed_at |= dict.fromkeys(page, now - self._lease_s)
-            claims += await self._hold_entries(
-                await self._verbs.claim_expired(self._dispatcher.instance, page, self._lease_s, force=True)
-            )
+        self._renewed_at |= dict.fromkeys(entry_ids, now - self._lease_s)
+        async for entries in self._claim(entry_ids, self._lease_s, force=True):
+            claims += await self._hold_entries(entries)
         return claims
+
+    async def _claim(
+        self, entry_ids: Sequence[str], min_idle_s: float, *, force: bool = False
+    ) -> AsyncIterator[list[Entry]]:
+        """Claim entries by commands of about `MAX_TAKEN_BYTES`; yield those of each command."""
+        first, most = 0, FIRST_TAKEN
+        while page := entry_ids[first : first + most]:
+            entries = await self._verbs.claim_expired(self._dispatcher.instance, page, min_idle_s, force=force)
+            size = sum(len(value) for _, fields in entries for value in fields.values())
+            first += most
+            most = max(min(2 * most, MAX_TAKEN, MAX_TAKEN_BYTES * len(entries) // max(size, 1)), 1) if size else most
+            yield entries
 
     @property
     def _capacity(self) -> int:

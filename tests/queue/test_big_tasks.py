@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.images.needed_uploads import NeededUploads
+from imagegen.queue.verbs.refill_lines import StoppedLine
 from imagegen.redis_client.keys import GROUP
 from tests.conftest import Instance, MakeInstance
 from tests.support import submission
@@ -38,6 +39,14 @@ async def find_skipped(instance: Instance) -> None:
     assert len(await instance.verbs.find_skipped()) == COUNT
 
 
+async def refill_lines(instance: Instance) -> None:
+    batch, moved = [StoppedLine("c", COUNT, f"{0:032x}")], 0
+    while batch:
+        (row,), batch = await instance.verbs.refill_lines(batch)
+        moved += len(row.moved)
+    assert moved == COUNT
+
+
 async def filled(make_instance: MakeInstance) -> Instance:
     """Return an instance with big tasks in the stream and in a line."""
     one = make_instance(start=False)
@@ -52,7 +61,9 @@ async def filled(make_instance: MakeInstance) -> Instance:
     return one
 
 
-@pytest.mark.parametrize("use", [find_in_line, find_uploads, count_entries, find_skipped], ids=lambda use: use.__name__)
+@pytest.mark.parametrize(
+    "use", [find_in_line, find_uploads, count_entries, find_skipped, refill_lines], ids=lambda use: use.__name__
+)
 async def test_no_script_reads_many_big_tasks_at_once(make_instance: MakeInstance, use: Use) -> None:
     one = await filled(make_instance)
     await one.connection.commands.config_resetstat()
@@ -68,3 +79,18 @@ async def test_few_big_tasks_are_listed_with_their_positions(make_instance: Make
     assert (len(waiting.ids) <= MOST, len(waiting.ids) + waiting.behind) == (True, COUNT)
     (line,) = await one.verbs.list_lines(["c"])
     assert (len(line.task_ids) <= MOST, line.length) == (True, COUNT)
+
+
+async def test_few_big_tasks_are_taken_over_by_one_command(make_instance: MakeInstance) -> None:
+    one, two = (make_instance(start=False) for _ in range(2))
+    await one.verbs.create_group()
+    count = 4 * MOST
+    for number in range(count):
+        request = b'{"prompt":"%s"}' % (b"x" * BYTES)
+        await one.client_queue.submit(replace(submission(number), request_json=request))
+    entry_ids = [entry_id for entry_id, _ in await one.verbs.read_entries("gone", count, 0.01)]
+    await one.connection.commands.config_resetstat()
+    claims = await two.parts.takeover.take(dict.fromkeys(entry_ids, 9.0), min_idle_s=0.0)
+    assert sorted(claim.entry_id for claim in claims) == sorted(entry_ids)
+    stats = await one.connection.commands.info("commandstats")
+    assert stats["cmdstat_xclaim"]["calls"] >= count / MOST

@@ -51,7 +51,7 @@ async def test_the_meter_counts_the_commands_of_lines(make_instance: MakeInstanc
         listed = await one.parts.mover.read(["a", "b", "c"])
         assert await one.verbs.count_entries() == {"a": 2, "b": 2}
         stopped = [StoppedLine(line.client, 1, line.task_ids[0]) for line in listed if line.length]
-        for line, moved in zip(stopped, await one.verbs.refill_lines(stopped), strict=True):
+        for line, moved in zip(stopped, (await one.verbs.refill_lines(stopped))[0], strict=True):
             one.verbs.lines.left(line.client, moved)
         await run_one_by_one(one, 10)
     assert commands.metered == commands.counted

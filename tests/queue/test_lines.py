@@ -197,9 +197,9 @@ async def test_a_line_that_moved_since_it_was_listed_is_not_moved_once_more(make
     assert claim is not None
     await finish(one, claim)
     stale, right = (StoppedLine("a", 2, task.id) for task in tasks[2:4])
-    (kept,) = await one.verbs.refill_lines([stale])
+    (kept,), _ = await one.verbs.refill_lines([stale])
     assert (kept.moved, await in_stream(one), await in_line(one)) == ((), 2, 5)
-    (moved,) = await one.verbs.refill_lines([right])
+    (moved,), _ = await one.verbs.refill_lines([right])
     assert [task_id for task_id, _ in moved.moved] == [task.id for task in tasks[3:5]]
 
 

@@ -69,18 +69,21 @@ local function enqueue(stream, element, life)
   return id, nil, 4
 end
 
--- Moves tasks from a line into the stream; those that are over are dropped.
+-- Moves tasks from a line into the stream; those that are over are dropped. With a limit of bytes, no more is read once
+-- it is reached.
 -- Returns the number of elements that were taken, 1 if the line is empty now else 0, the number of commands, and the
--- moved tasks: id, entry, id, entry ...
-local function move(stream, index, line, client, wanted, life)
-  local moved, taken, commands = {}, 0, 0
-  while wanted > 0 do
-    local elements = run_on('LPOP', line, wanted) or {}
+-- moved tasks: id, entry, id, entry ...; then the bytes that are left.
+local function move(stream, index, line, client, wanted, life, bytes)
+  local moved, taken, commands, PAGE = {}, 0, 0, 16
+  while wanted > 0 and (not bytes or bytes > 0) do
+    local page = bytes and math.min(wanted, PAGE) or wanted
+    local elements = run_on('LPOP', line, page) or {}
     commands, taken = commands + 1, taken + #elements
-    local is_empty = #elements < wanted
+    local is_empty = #elements < page
     for _, element in ipairs(elements) do
       local id, entry, cost = enqueue(stream, element, life)
       commands = commands + cost
+      if bytes then bytes = bytes - #element end
       if entry then
         moved[#moved + 1], moved[#moved + 2] = id, entry
         wanted = wanted - 1
@@ -88,8 +91,8 @@ local function move(stream, index, line, client, wanted, life)
     end
     if is_empty then
       run_on('SREM', index, client)
-      return taken, 1, commands + 1, moved
+      return taken, 1, commands + 1, moved, bytes
     end
   end
-  return taken, 0, commands, moved
+  return taken, 0, commands, moved, bytes
 end
