@@ -66,7 +66,7 @@ class _Group:
     next: the lowest variant above those of the client's calls here. open: numbers of the open POSTs by variant.
     lost: variants of calls that ended without an answer, oldest first. failed: variants without images, with the
     time at which the failure was delivered. delivered: when, and to the POST of which number, by variant.
-    unbegun: variants of calls whose first POST did not arrive here.
+    unbegun: variants of calls whose first POST has arrived at no instance.
     is_known: whether the calls before the first one here are none, or were looked up.
     """
 
@@ -82,8 +82,6 @@ class _Group:
         self.unbegun: set[int] = set()
 
     def enter(self, variant: int, count: int) -> None:
-        if variant >= self.next and count > 0:
-            self.unbegun.add(variant)
         self.next = max(self.next, variant + 1)
         self.open.setdefault(variant, []).append(count)
         self.failed.pop(variant, None)
@@ -165,7 +163,7 @@ class TrackedCall:
         if candidates := group.lost or free[-1:]:
             self.join(candidates[0])
         else:
-            self.enter(group.unused())
+            self.enter_new()
 
     def enter(self, variant: int) -> None:
         """Take a variant, and leave the one before."""
@@ -173,6 +171,13 @@ class TrackedCall:
             self._group.leave(self.variant, self._count)
         self.variant = variant
         self._group.enter(variant, self._count)
+
+    def enter_new(self, fixed: int | None = None) -> None:
+        """Become a new call. fixed: the only variant of the request."""
+        variant = self._group.unused() if fixed is None else fixed
+        if self._count:
+            self._group.unbegun.add(variant)
+        self.enter(variant)
 
     def skip(self) -> None:
         """Take a higher variant, since the task of this one exists."""
@@ -234,7 +239,7 @@ class ClientCalls:
         if variant is not None:
             call.join(variant)
         else:
-            call.enter(group.unused() if fixed is None else fixed)
+            call.enter_new(fixed)
         return call
 
     def refuse(self, client: str, mark: Mark) -> None:

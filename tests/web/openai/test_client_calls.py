@@ -162,6 +162,13 @@ def test_a_marked_repeat_joins_a_delivered_call_after_one_that_never_arrived(cal
     assert seen(begin(calls, Mark(Marking.REPEAT, 3))) == (0, True)
 
 
+def test_a_marked_repeat_joins_a_call_that_began_at_another_instance(calls: ClientCalls) -> None:
+    repeat = begin(calls, REPEAT)
+    repeat.place([0], [])
+    repeat.end(Ending.DELIVERED)
+    assert seen(begin(calls, Mark(Marking.REPEAT, 3))) == (0, True)
+
+
 def test_marked_repeats_of_several_answers_lost_on_their_way_join_one_each(calls: ClientCalls) -> None:
     for call in [begin(calls) for _ in range(3)]:
         call.end(Ending.DELIVERED)
