@@ -282,7 +282,9 @@ class WorkerQueue:
             self._dispatcher.put(claim)
 
     async def release(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
-        """Release claims, which wakes another instance at once; leaving: remove our consumer too.
+        """Release claims, which wakes another instance at once, and give lost ones up.
+
+        leaving: remove our consumer too.
 
         While claiming is paused no instance reads entries, so those with images that are paid for are left for a
         takeover when their lease ends.
@@ -294,6 +296,9 @@ class WorkerQueue:
         calling = [claim for claim in ours if claim.checkpoint.calling and claim.stored_bytes is not None]
         self._meter.ambiguous += sum(claim.checkpoint.sent is None for claim in calling)  # else who searches counts
         await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
+        for claim in claims:
+            if claim.lost:
+                await self.give_up(claim)
 
     async def _finish(self, claim: Claim, final: Task) -> Task:
         """Finish with a marked task. An existing record with its mark is its own: the first reply was lost."""

@@ -56,6 +56,20 @@ async def test_a_call_whose_checkpoint_was_lost_before_the_cancel_is_charged_onc
         assert (amounts, await used(one)) == ([PRICE], PRICE)
 
 
+@pytest.mark.parametrize("leaving", [True, False])
+async def test_a_call_of_a_lost_claim_is_charged_if_its_instance_stops(
+    pair: tuple[Instance, Instance], leaving: bool
+) -> None:
+    one, two = pair
+    (claim,), amounts = await started(one, "a"), charges(one)
+    await one.connection.commands.delete(one.keys.checkpoint(claim.task.id))
+    await two.cancel(claim.task.id)
+    claim.mark_lost()
+    await one.worker_queue.release([claim], leaving=leaving)
+    assert (amounts, await used(one)) == ([PRICE], PRICE)
+    assert not one.parts.dispatcher.held
+
+
 @pytest.mark.parametrize("by_message", [True, False])
 async def test_a_call_that_a_cancel_has_charged_is_not_charged_again(
     pair: tuple[Instance, Instance], by_message: bool
