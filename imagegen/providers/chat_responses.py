@@ -45,7 +45,8 @@ _ONLY_LINK = re.compile(r"\s*(https?://\S{1,4000})\s*")
 
 def parse_chat(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> Reply:
     """Return the images of a response. Raises UpstreamError for one without any; `charged` if its tokens are billed."""
-    cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
+    is_error = not 200 <= answer.status < 300
+    cut = None if 300 <= answer.status < 400 else cut_object(answer.body)
     choices = cut.fields.get("choices") if cut else None
     if cut is None or cut.fields.get("error") or not isinstance(choices, list):
         raise error_from_response(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
@@ -65,6 +66,8 @@ def parse_chat(answer: RawResponse, *, secret: str = "", now_s: float | None = N
             texts += _texts(cut, message)
     if images:
         return Reply(tuple(images[:_MAX_IMAGES]), details=details)
+    if is_error:
+        raise error_from_response(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
     usage: dict[str, Any] | None = dict(details.usage) if details and details.usage else None
     if details and details.cost_micro_usd is not None:
         usage = (usage or {"output_tokens": 0}) | {"cost": details.cost_micro_usd / 1_000_000}

@@ -79,9 +79,14 @@ def parse_reply(
 ) -> Reply:
     """Read the images of a call that is answered at once. Raises UpstreamError for each other response."""
     fields = load_object(body)
-    if not 200 <= status < 300 or not isinstance((fields or {}).get("output"), dict) or (fields or {}).get("code"):
+    if not isinstance((fields or {}).get("output"), dict) or (fields or {}).get("code") or 300 <= status < 400:
         raise response_error(status, headers, body, secret=secret, now_s=now_s)
-    return _reply(fields or {}, secret)
+    try:
+        return _reply(fields or {}, secret)
+    except UpstreamError:
+        if 200 <= status < 300:
+            raise
+    raise response_error(status, headers, body, secret=secret, now_s=now_s)
 
 
 def parse_job(

@@ -56,12 +56,15 @@ class _Candidates:
 
 def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> Reply:
     """Return the images of a response. Raises UpstreamError for one without any; `charged` if its tokens are billed."""
-    cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
+    is_error = not 200 <= answer.status < 300
+    cut = None if 300 <= answer.status < 400 else cut_object(answer.body)
     if cut is None and 200 <= answer.status < 300 and (found := search_images(answer.body)):
         return Reply(found)  # such as the list of a streamed response
     if cut is None or cut.fields.get("error"):
         raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
     parts = _read_candidates(cut)
+    if is_error and not parts.images:
+        raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
     usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(parts.texts and not parts.images))
     if parts.images:
         return Reply(tuple(parts.images), details=ReplyDetails(usage=usage) if usage else None)

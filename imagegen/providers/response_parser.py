@@ -127,13 +127,15 @@ def parse_reply(
     headers: found by their names in any case, as aiohttp's are; secret: what no text may show;
     now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
     """
-    if len(body) > LARGE_BYTES and 200 <= status < 300:
+    if len(body) > LARGE_BYTES:
         large = parse_large(body)
-        images = _images(large.items) if large else ()
+        images = _images(large.items) if large and _may_hold_images(status, large.fields) else ()
         if large and images:
             return Reply(images, read_limits(headers), details=parse_details(large.fields))
     fields = load_object(body)
-    items = _items(fields) if fields is not None and 200 <= status < 300 else None
+    items = _items(fields) if fields is not None and _may_hold_images(status, fields) else None
+    if not 200 <= status < 300:
+        items = [item for item in items or () if _is_image(item)] or None
     images = _images(items or ())
     if not images and 200 <= status < 300 and not (fields and _names_error(fields)):
         images = search_images(body)
@@ -143,6 +145,14 @@ def parse_reply(
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
     return Reply(images, read_limits(headers), details=parse_details(fields or {}))
+
+
+def _may_hold_images(status: int, fields: Mapping[str, object]) -> bool:
+    """Return whether the images in a response are its result: under a status of an error, if it names no error.
+
+    They are made then, and may be paid for, as where a gateway replaces the status of a response that comes late.
+    """
+    return 200 <= status < 300 or (status >= 400 and not (_names_error(fields) or fields.get("detail")))
 
 
 def search_images(body: bytes | bytearray) -> tuple[GivenImage, ...]:

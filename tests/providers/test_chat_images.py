@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from imagegen.emulator.gemini import GeminiEmulator
 from imagegen.errors import UpstreamError
@@ -108,6 +109,13 @@ def test_a_chat_is_known_by_its_path_or_host(address: str, is_chat: bool) -> Non
 def response(message: object, **choice: object) -> RawResponse:
     body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop", **choice}]}
     return RawResponse(200, {}, json.dumps(body).encode())
+
+
+def test_an_image_under_the_status_of_an_error_is_used() -> None:
+    late = replace(response({"content": URI}), status=504)
+    assert parse_chat(late).images == (ImageBytes(DATA),)
+    with pytest.raises(UpstreamError, match="HTTP 504"):
+        parse_chat(replace(response({"content": "no"}), status=504))
 
 
 @over_rows(

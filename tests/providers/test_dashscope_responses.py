@@ -81,8 +81,9 @@ def test_a_result_of_messages_has_its_images_and_its_size() -> None:
     assert reply.details.size == "1280x720"
     assert prompt_of(orjson.dumps(job)) is None
     usage = {"output_image_count": 2, "width": 512, "height": 768}
-    at_once = parse_reply(200, {}, orjson.dumps({"output": {"choices": choices}, "usage": usage}), now_s=NOW)
-    assert at_once.images == reply.images
+    body = orjson.dumps({"output": {"choices": choices}, "usage": usage})
+    at_once = parse_reply(200, {}, body, now_s=NOW)
+    assert at_once.images == reply.images == parse_reply(503, {}, body, now_s=NOW).images
     assert at_once.details is not None
     assert at_once.details.size == "512x768"
 

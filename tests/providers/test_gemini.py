@@ -227,6 +227,12 @@ def test_drafts_of_the_models_thoughts_are_no_images() -> None:
     assert error_of(response(content(draft))).code == "upstream_bad_response"
 
 
+def test_an_image_under_the_status_of_an_error_is_used() -> None:
+    image = {"inlineData": {"mimeType": "image/png", "data": PNG}}
+    assert parse_generation(response(content(image), status=503)).images == (ImageBytes(base64.b64decode(PNG)),)
+    assert error_of(response(content({"text": "no"}), status=503)).code == "upstream_overloaded"
+
+
 def test_a_large_image_stays_in_the_body_also_beside_a_large_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     large = base64.b64encode(bytes(range(256)) * 2_001).decode()
     part = {"inlineData": {"mimeType": "image/png", "data": large}, "thoughtSignature": large[::-1]}

@@ -234,6 +234,19 @@ def test_a_429_has_its_retry_delay(headers: dict[str, Any], body: bytes, seconds
     )
 
 
+@over_rows("status", [400, 408, 429, 500, 502, 503, 524])
+def test_images_under_the_status_of_an_error_are_used(status: int) -> None:
+    assert parse_reply(status, {}, b'{"images":["https://h/1.png"]}').images == (ImageLink("https://h/1.png"),)
+    large = base64.b64encode(b"\x89PNG\r\n\x1a\n" * 40_000).decode()
+    assert len(parse_reply(status, {}, orjson.dumps({"data": [{"b64_json": large}]})).images) == 1
+
+
+@over_rows("field", ['"error":{"message":"no"}', '"detail":"no"', '"code":503', '"data":[]', '"data":[{"url":"/1"}]'])
+def test_an_error_that_is_named_counts_whatever_else_is_in_its_response(field: str) -> None:
+    images = "" if "data" in field else ',"data":[{"url":"https://h/1.png"}]'
+    assert refused(503, f"{{{field}{images}}}".encode()).code == "upstream_overloaded"
+
+
 def test_the_end_of_a_window_may_be_a_unix_time() -> None:
     found = refused(429, b"", {"x-ratelimit-reset": "1792567710"}, now_s=1_792_567_700.0)
     assert found.retry_after_s == pytest.approx(10)
