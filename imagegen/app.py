@@ -90,6 +90,7 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.attempt_limits import MIN_JOB_WAIT_S, AttemptLimits, ImageCounts
 from imagegen.worker.call_routes import Routes
 from imagegen.worker.channel_report import ChannelReport
+from imagegen.worker.dead_models import DeadModels
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.peer_channels import served_by
@@ -296,6 +297,8 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     deadline_s, fallbacks = settings.task_deadline_s, settings.fallback_models
     limits = AttemptLimits(policy, deadline_s, fallbacks, job_wait_s, allows, clock.after_jumps)
     permits = create_permits(app[ROUTES], queue.worker_queue.slots, wall=clock)
+    dead = DeadModels(permits, other_instances(queue))
+    app[STORE].health.on_change(dead.on_store)
     attempts = AttemptRunner(
         queue.worker_queue,
         app[ROUTES],
@@ -308,21 +311,14 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         counts=ImageCounts(app[MODEL_TABLE].max_images_per_call),
         seeds=seed_support(app[ROUTES], app[MODEL_TABLE]),
         began_at=clock(),
+        dead=dead,
     )
-    pool = Pool(
-        queue.worker_queue,
-        attempts,
-        permits,
-        result_ttl_s=settings.result_ttl_s,
-        others=other_instances(queue),
-        clock=clock,
-    )
+    pool = Pool(queue.worker_queue, attempts, permits, result_ttl_s=settings.result_ttl_s, clock=clock)
     permits.on_release = pool.parking.wake
     served = served_by(app[ROUTES], settings.fallback_models)
     app[PEER_SETTINGS] = peer_settings = PeerSettings(
         lambda: shared_values(settings, app[STORE].store_id), queue.notifier
     )
-    dead = pool.parking.dead
     queue.notifier.greeting = lambda: {**served, **peer_settings.greeting(), **dead.greeting()}
     queue.notifier.on_peer.append(peer_settings.on_peer)
     queue.notifier.handlers["here"] = peer_settings.on_answer

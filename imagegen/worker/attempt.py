@@ -34,6 +34,7 @@ from imagegen.worker.call_form import CallForm, add_warnings, alternatives
 from imagegen.worker.call_routes import Routes
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
+from imagegen.worker.dead_models import DeadModels
 from imagegen.worker.failover import without_refusing, without_tried
 from imagegen.worker.found_images import FoundImages, with_saved_images
 from imagegen.worker.image_places import ImagePlaces
@@ -53,7 +54,10 @@ MAX_CALLS_WITHOUT_IMAGE = 2
 
 @dataclass(frozen=True, slots=True)
 class AttemptRunner:
-    """Runner of the attempts of all claims. clock: Unix time. began_at: when this instance was started."""
+    """Runner of the attempts of all claims. clock: Unix time. began_at: when this instance was started.
+
+    dead: models that get no images here, of which other instances get the claims.
+    """
 
     claims: WorkerQueue
     routes: Routes
@@ -66,6 +70,7 @@ class AttemptRunner:
     counts: ImageCounts = field(default_factory=ImageCounts, kw_only=True)
     seeds: SeedSupport = field(default_factory=SeedSupport, kw_only=True)
     began_at: float = field(default=0.0, kw_only=True)
+    dead: DeadModels = field(kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:
         """Run one attempt, from the wait for its permit to the outcome.
@@ -88,7 +93,8 @@ class AttemptRunner:
 
     def _waiting(self, claim: Claim) -> PermitWaiting:
         ends_at = partial(self.rules.deadline, claim.task)  # it moves with jumps of the server's clock
-        return PermitWaiting(self.claims, claim, self.permits, self.image_saver, ends_at, self.clock)
+        saver, clock = self.image_saver, self.clock
+        return PermitWaiting(self.claims, claim, self.permits, saver, ends_at, clock, give=self.dead.give)
 
 
 class _FewerImages(Exception):

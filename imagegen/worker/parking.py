@@ -16,7 +16,6 @@ from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import Task
 from imagegen.worker.dead_models import DeadModels
 from imagegen.worker.permits import PermitLine
-from imagegen.worker.unserved import OtherInstances
 
 MAX_PARKED = 2_000
 """Claims of one instance. The stream is read in order, so what waits behind more than these of a model that takes no
@@ -53,15 +52,15 @@ class Parking:
         claims: WorkerQueue,
         permits: PermitLine,
         ends_at: Callable[[Task], float],
-        others: OtherInstances,
+        dead: DeadModels,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._claims = claims
         self._permits = permits
         self._ends_at = ends_at
-        self._alone = others.alone
-        self.dead = DeadModels(permits, others)
+        self._alone = dead.others.alone
+        self._dead = dead
         self._give_at = -math.inf
         self._clock = clock
         self._lines: dict[str, ParkedClaims] = {}
@@ -124,7 +123,7 @@ class Parking:
         """Resume the claims that may call now, and run again when more may."""
         if self._stopped or self._permits.is_quiet:
             return
-        self.dead.check(self._lines)
+        self._dead.check(self._lines)
         if not self._lines:
             return
         next_s = RECHECK_S
@@ -150,14 +149,14 @@ class Parking:
 
     def _give_away(self) -> None:
         """Give some claims of models that are dead here to instances at which they are not."""
-        dead = [line for model, line in self._lines.items() if model in self.dead]
+        dead = [line for model, line in self._lines.items() if model in self._dead]
         now = asyncio.get_running_loop().time()
         if not dead or now < self._give_at or self._claims.is_paused:
             return
         self._give_at = now + GIVE_INTERVAL_S
         claims = [claim for line in dead for claim in line.all(self._parked)]
         for claim in claims[: GIVEN_PER_SLOT * self._claims.slots]:
-            if self.dead.give(claim):
+            if self._dead.give(claim):
                 self._parked.discard(claim)
 
     def _resume_all(self, line: ParkedClaims) -> None:

@@ -77,10 +77,10 @@ class PeerChannels:
         """Return the instances that have a key."""
         return [name for name, served in self._served_by_peer().items() if served and account in served.keys]
 
-    def dead_at(self, peer: str) -> Collection[str]:
-        """Return the models that get no answers through an instance, by its last greeting."""
+    def dead_at(self, peer: str) -> frozenset[str]:
+        """Return the models that get no images through an instance, by its last greeting."""
         dead = (self._greetings().get(peer) or {}).get("dead")
-        return dead if isinstance(dead, list) else ()
+        return frozenset(filter(lambda name: isinstance(name, str), dead)) if isinstance(dead, list) else frozenset()
 
     def may_serve(self, model: str, *, sandbox: bool | None) -> bool:
         """Return whether another instance may serve a task; one of an earlier version may serve any."""

@@ -32,11 +32,15 @@ class UpstreamResting(Exception):
         self.error = error
 
 
+def _keep(_claim: Claim) -> bool:
+    return False
+
+
 class PermitWaiting(Struct, eq=False):
     """Wait for a writable store and for a permit to call. ends_at: returns the task's deadline.
 
     begun: whether the attempt is written and counted. A claim that is not begun waits as pending; a begun attempt
-    ends when the circuit breaker is open.
+    ends when the circuit breaker is open. give: gives a claim to an instance that can run it; False if there is none.
     """
 
     claims: WorkerQueue
@@ -46,12 +50,13 @@ class PermitWaiting(Struct, eq=False):
     ends_at: Callable[[], float]
     clock: Callable[[], float]
     begun: bool = False
+    give: Callable[[Claim], bool] = _keep
 
     async def permit(self, model: str, choice: Choice = ANY) -> Permit:
         """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting.
 
-        Stopping is raised too if claiming is paused and the attempt is not begun. Raises UpstreamError if no channel
-        can take the call before an operator acts.
+        Stopping is raised too if claiming is paused and the attempt is not begun, or if the claim was given away.
+        Raises UpstreamError if no channel can take the call before an operator acts.
         """
         if not self.claim.occupies_slot:
             await self.claims.come_back(self.claim)
@@ -59,7 +64,7 @@ class PermitWaiting(Struct, eq=False):
         if self.image_saver.writable and (permit := self.permits.try_acquire(model, choice)):
             return self._unless_paused(permit)
         while True:
-            await self.store_writable()
+            await self._wait_for_store(self.give)
             if refusal := self.permits.refusal(model, choice):
                 raise refusal
             wait_s = self._wait_s(model, choice)
@@ -90,9 +95,18 @@ class PermitWaiting(Struct, eq=False):
 
     async def store_writable(self) -> None:
         """Wait until images can be saved. Raises DeadlinePassed, Stopping."""
+        await self._wait_for_store(_keep)
+
+    async def _wait_for_store(self, give: Callable[[Claim], bool]) -> None:
+        """Wait until images can be saved, or a claim that is not begun is given away. Raises DeadlinePassed, Stopping.
+
+        give: see the class; Stopping is raised once the claim is given.
+        """
         waited = False
         while not self.image_saver.writable:
             self._check_time()
+            if waited and not (self.begun or self.claims.is_paused) and give(self.claim):
+                raise Stopping
             if not waited:
                 report = self.claims.stall if self.begun else self.claims.mark_waiting
                 report(self.claim, WaitReason.STORE_UNAVAILABLE, self.clock() + STORE_CHECK_S)

@@ -22,7 +22,7 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.found_images import with_saved_images
 from imagegen.worker.parking import Parking
 from imagegen.worker.permits import PermitLine
-from imagegen.worker.unserved import OtherInstances, UnservedTasks
+from imagegen.worker.unserved import UnservedTasks
 
 UNFORESEEN_RETRY_S = 5.0
 """Delay of the next attempt after an unforeseen error, where paid images are not saved yet."""
@@ -41,7 +41,6 @@ class Pool:
         permits: PermitLine,
         *,
         result_ttl_s: float,
-        others: OtherInstances | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._claims = claims
@@ -50,8 +49,8 @@ class Pool:
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
-        others = others or OtherInstances()
-        self.parking = Parking(claims, permits, attempts.rules.deadline, others, clock=clock)
+        others = attempts.dead.others
+        self.parking = Parking(claims, permits, attempts.rules.deadline, attempts.dead, clock=clock)
         self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, others, clock=clock)
         self.active_claims: set[Claim] = set()
         self._refusals = LineLimit(lambda _, count: logger.error("Redis refused the end of {} more attempts", count))

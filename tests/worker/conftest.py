@@ -35,6 +35,7 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.attempt_limits import AttemptLimits
 from imagegen.worker.call_routes import Route, Routes
 from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.dead_models import DeadModels
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
@@ -248,13 +249,13 @@ class WorkerHarness(Generic[AnyProvider]):
             PaymentRules(rules.pop("limits_of_slots", lambda _slots: ())),
             inputs=rules.pop("inputs", None),
             clock=self.wall,
+            dead=DeadModels(self.pacing, OtherInstances(lambda: instance.notifier.alone)),
         )
         self.pool = Pool(
             instance.worker_queue,
             self.attempts,
             self.pacing,
             result_ttl_s=60.0,
-            others=OtherInstances(lambda: instance.notifier.alone),
             clock=self.wall,
         )
         self.pacing.on_release = self.pool.parking.wake

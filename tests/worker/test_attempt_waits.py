@@ -8,9 +8,12 @@ import pytest
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, Reply, UpstreamLimits
+from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
+from imagegen.worker import permit_waiting
 from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.dead_models import DeadModels
 from tests.support import eventually
 from tests.worker.attempt_steps import stored_checkpoint
 from tests.worker.conftest import MakeHarness, WorkerHarness, fault, images, refused
@@ -128,3 +131,28 @@ async def test_quiet_ends_a_wait_during_an_attempt_without_a_count(make_harness:
     assert claim.task.state is State.PROCESSING
     harness.pacing.quiet()
     assert await asyncio.wait_for(running, 20) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+async def test_a_claim_that_waits_for_the_store_goes_to_an_instance_that_can_save_images(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, has_other: bool
+) -> None:
+    offered: list[Claim] = []
+
+    def give(_dead: DeadModels, claim: Claim) -> bool:
+        offered.append(claim)
+        return has_other
+
+    monkeypatch.setattr(permit_waiting, "STORE_CHECK_S", 0.01)
+    monkeypatch.setattr(DeadModels, "give", give)
+    harness = make_harness(pool=False)
+    harness.image_saver.health.mark_failed("the disk is full")
+    claim = await harness.claim()
+    running = asyncio.create_task(harness.attempts.run(claim))
+    await eventually(lambda: len(offered) == (1 if has_other else 3))
+    if not has_other:
+        harness.image_saver.health.mark_ok()
+    outcome = await asyncio.wait_for(running, 10.0)
+    assert isinstance(outcome, NotStarted if has_other else Succeeded)
+    assert len(harness.provider.calls) == (0 if has_other else 1)
+    assert set(offered) == {claim}

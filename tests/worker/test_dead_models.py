@@ -87,7 +87,9 @@ def test_a_model_is_dead_some_seconds_after_its_upstream_stopped_to_answer_and_u
     [
         ({"b": SERVES, "c": SERVES}, ["c", "b"]),
         ({"b": SERVES, "c": {**SERVES, "dead": ["m"]}}, ["b", "b"]),
+        ({"b": SERVES, "c": {**SERVES, "dead": ["*"]}}, ["b", "b"]),
         ({"b": {**SERVES, "dead": ["other"]}}, ["b", "b"]),
+        ({"b": {**SERVES, "dead": [["m"], None]}}, ["b", "b"]),
         ({"b": {**SERVES, "dead": "m"}}, ["b", "b"]),
         ({"b": {**SERVES, "dead": ["m"]}}, []),
         ({"b": {"serves": {"paid": ["other"]}}}, []),
@@ -102,3 +104,12 @@ def test_a_claim_goes_to_an_instance_at_which_its_model_is_not_dead(
     dead = DeadModels(pacing, others.seen)
     assert [dead.give(claim(name)) for name in "xy"] == [bool(handed)] * 2
     assert others.handed == list(zip("xy", handed, strict=False))
+
+
+def test_all_models_are_dead_while_images_can_not_be_saved(pacing: Pacing) -> None:
+    others = Others()
+    dead = DeadModels(pacing, others.seen)
+    dead.on_store(False)
+    assert (dead.greeting(), others.greeted) == ({"dead": ["*"]}, 1)
+    dead.on_store(True)
+    assert (dead.greeting(), others.greeted) == ({}, 2)
