@@ -83,6 +83,10 @@ class Pacing(PermitLine):
             allowed = min(allowed, breaker.capacity(now))
         return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
 
+    def pace_capacity(self, now: float) -> float:
+        """Return how many calls the rate allows now; infinite without one."""
+        return math.inf if not self._interval_s else float(self._next_at <= now)
+
     def upstream_capacity(self) -> float:
         return self._upstream.capacity(self.clock()) - len(self.waiters)
 

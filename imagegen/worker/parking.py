@@ -1,4 +1,4 @@
-"""Claims that wait without a slot because the upstream takes no calls for their model now."""
+"""Claims that wait without a slot because the upstream, or the limits of channels, allow their model no call now."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
+from imagegen.queue.eta import entry_order
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import Task
 from imagegen.worker.dead_models import DeadModels
@@ -21,8 +22,12 @@ MAX_PARKED = 2_000
 """Claims of one instance. The stream is read in order, so what waits behind more than these of a model that takes no
 calls waits too: in front of it, further ones keep their slots. Each costs a renewal three times a lease, in pages."""
 
+MAX_LIMITED = 200
+"""The same for models without trouble, with channels that are full or paced, if there is no other instance."""
+
 KEPT_PER_SLOT = 2
-"""When a model takes calls again and there are other instances, those get the claims parked here beyond this."""
+"""When a model takes calls again, or is only limited, and there are other instances, those get the claims parked here
+beyond this."""
 
 LIMITED_TURN = 4
 """Of so many probes one is of a claim that met a rate limit, so that those wait behind newer ones, not for ever."""
@@ -37,11 +42,12 @@ PUBLISH_AGAIN_S = 60.0
 
 
 class Parking:
-    """Parked claims, and when they are resumed, so that a model that rests takes no slot from others.
+    """Parked claims, and when they are resumed, so that a model that rests, or is limited, takes no slot from others.
 
     While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
     first, from the front and from the back of the line by turns, and a claim of a suspect task last: so a few tasks
-    that always fail do not decide for the upstream. One that met a rate limit has each fourth turn.
+    that always fail do not decide for the upstream. One that met a rate limit has each fourth turn. Claims of a model
+    that is only limited by its channels are resumed in the order of their entries, those that failed each fourth turn.
     If the upstream is dead here, other instances at which it is not get the claims, some each second.
 
     ends_at: a task's deadline, Unix time; it is offered again then. dead: models that get no answers here.
@@ -84,7 +90,7 @@ class Parking:
             return True
         if allowed >= 1 and (resumed or (model not in self._lines and self._resumable(model) >= 1)):
             return True
-        if self._is_full() or self._ends_at(claim.task) <= self._clock():
+        if self._is_full(model) or self._ends_at(claim.task) <= self._clock():
             return True
         self._park(claim)
         self.wake()
@@ -106,10 +112,15 @@ class Parking:
         self._parked.add(claim)
         self._claims.park(claim, *self._permits.closed(task.model), until=self._ends_at(task))
 
-    def _is_full(self) -> bool:
-        if len(self._parked) >= MAX_PARKED:
+    def _is_full(self, model: str) -> bool:
+        most = MAX_PARKED if self._permits.is_on_trial(model) else self._most_limited
+        if len(self._parked) >= most:
             self._parked = {claim for claim in self._parked if not claim.lost}
-        return len(self._parked) >= MAX_PARKED
+        return len(self._parked) >= most
+
+    @property
+    def _most_limited(self) -> int:
+        return MAX_LIMITED if self._alone() else KEPT_PER_SLOT * self._claims.slots
 
     def _resumable(self, model: str) -> float:
         """Return how many claims may be resumed: calls that may begin, less those about to, a slot for each."""
@@ -132,11 +143,15 @@ class Parking:
             allowed = self._resumable(model)
             if allowed == math.inf:
                 self._resume_all(line)
-            while allowed >= 1 and (claim := line.pop(self._parked)):
+            is_limited = allowed < math.inf and not self._permits.is_on_trial(model)
+            pop = line.pop_oldest if is_limited else line.pop
+            while allowed >= 1 and (claim := pop(self._parked)):
                 self._parked.discard(claim)
                 self._resumed[claim] = model
                 self._claims.resume(claim)
                 allowed -= 1
+            if is_limited and len(self._parked) > self._most_limited:
+                self._release_soon(line.take_newest(self._parked, self._most_limited))
             if line.is_empty(self._parked):
                 del self._lines[model]
                 continue
@@ -166,7 +181,11 @@ class Parking:
         kept_count = len(claims) if self._alone() else KEPT_PER_SLOT * self._claims.slots
         for claim in claims[:kept_count]:
             self._claims.resume(claim)
-        if surplus := claims[kept_count:]:
+        self._release_soon(claims[kept_count:])
+
+    def _release_soon(self, surplus: list[Claim]) -> None:
+        self._parked.difference_update(surplus)
+        if surplus:
             release = asyncio.create_task(self._release(surplus), name="release-parked")
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
@@ -216,6 +235,22 @@ class ParkedClaims:
                     self._from_back = not self._from_back
                     return claim
         return None
+
+    def pop_oldest(self, parked: Container[Claim]) -> Claim | None:
+        """Take the claim with the oldest entry, most often of those that never failed; None if there is none."""
+        if self.is_empty(parked):
+            return None
+        self._taken += 1
+        if self._untried and self._taken % LIMITED_TURN:
+            return self._untried.popleft()
+        return min(filter(None, self._queues), key=lambda queue: entry_order(queue[0].entry_id)).popleft()
+
+    def take_newest(self, parked: Container[Claim], keep: int) -> list[Claim]:
+        """Take the claims that never failed but for the oldest `keep` ones."""
+        claims = [claim for claim in self._untried if _waits(claim, parked)]
+        self._untried.clear()
+        self._untried.extend(claims[:keep])
+        return claims[keep:]
 
     def all(self, parked: Container[Claim]) -> list[Claim]:
         return list(dict.fromkeys(claim for claim in chain(*self._queues) if _waits(claim, parked)))

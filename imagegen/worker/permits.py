@@ -131,7 +131,11 @@ class PermitLine(ABC):
 
     @abstractmethod
     def capacity(self, model: str) -> float:
-        """Return how many calls for this model its breakers allow now; infinite if it is not in trouble."""
+        """Return how many calls for this model may begin now; infinite if it is not in trouble, nor limited."""
+
+    def is_on_trial(self, model: str) -> bool:
+        """Return whether a model is in trouble, so that the next calls probe whether it has passed."""
+        return self.capacity(model) < math.inf
 
     @abstractmethod
     def upstream_capacity(self) -> float:

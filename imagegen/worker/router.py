@@ -93,6 +93,12 @@ class Lane:
         ]
         return min(ready)[-1]
 
+    def free(self, now: float) -> float:
+        """Return how many calls its `concurrency` and `rate` allow now; infinite without limits."""
+        concurrency = self.channel.concurrency
+        left = math.inf if concurrency is None else max(concurrency - self.in_flight, 0)
+        return min(left, self.pacing.pace_capacity(now))
+
     @property
     def _is_full(self) -> bool:
         return self.channel.concurrency is not None and self.in_flight >= self.channel.concurrency
@@ -154,16 +160,36 @@ class Router(PermitLine):
         return None if opens_at <= now else self._blocked(model, opens_at, now, choice)
 
     def capacity(self, model: str) -> float:
-        now, allowed = self.clock(), 0.0
+        now = self.clock()
         lanes = self._lanes(model, ANY)
-        if not lanes or all(lane.is_out(model, now, ANY) for lane in lanes):
-            return math.inf  # such tasks fail at once, or probe
-        alone = not any(key.trouble(model) is None for lane in lanes for key in lane.keys.values())
-        for lane in lanes:
-            keys = [key for key in lane.keys.values() if key.trouble(model) is None]
-            due = sum(key.next_at(model, now, alone=alone) <= now for key in lane.keys.values())
-            allowed += lane.pacing.capacity(model) if keys else min(due, lane.pacing.capacity(model))
+        if self._fail_at_once(lanes, model, now):
+            return math.inf
+        allowed = 0.0
+        for _, group in groupby(lanes, key=lambda lane: lane.channel.priority):
+            same = list(group)
+            allowed += sum(min(self._healthy(lane, lanes, model, now), lane.free(now)) for lane in same)
+            if not all(lane.rests(model, now, ANY) for lane in same):
+                break  # as in `_choose`
         return allowed if allowed == math.inf else allowed - sum(waiter.model == model for waiter in self.waiters)
+
+    def is_on_trial(self, model: str) -> bool:
+        now = self.clock()
+        lanes = self._lanes(model, ANY)
+        if self._fail_at_once(lanes, model, now):
+            return False
+        return sum(self._healthy(lane, lanes, model, now) for lane in lanes) < math.inf
+
+    def _fail_at_once(self, lanes: Sequence[Lane], model: str, now: float) -> bool:
+        """Return whether tasks of a model fail at once, or probe."""
+        return not lanes or all(lane.is_out(model, now, ANY) for lane in lanes)
+
+    def _healthy(self, lane: Lane, lanes: Sequence[Lane], model: str, now: float) -> float:
+        """Return how many calls the health of a channel allows now; infinite without trouble."""
+        if any(key.trouble(model) is None for key in lane.keys.values()):
+            return lane.pacing.capacity(model)
+        alone = not any(key.trouble(model) is None for each in lanes for key in each.keys.values())
+        due = sum(key.next_at(model, now, alone=alone) <= now for key in lane.keys.values())
+        return min(due, lane.pacing.capacity(model))
 
     def upstream_capacity(self) -> float:
         return sum(lane.pacing.upstream_capacity() for lane in self.lanes.values()) - len(self.waiters)

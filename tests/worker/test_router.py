@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -195,6 +196,26 @@ def test_a_full_channel_keeps_its_calls_and_a_tried_one_is_left(clock: Clock) ->
     assert taken(made, "m", rest).route.channel.name == "spare"
     running.close()
     assert taken(made, "m", Choice(only="full")).route.channel.name == "full"
+
+
+def test_a_model_has_room_for_the_calls_that_its_preferred_channels_take_and_is_in_no_trouble(clock: Clock) -> None:
+    keys = (ChannelKey("k", "file"),)
+    full = Channel("full", "together", keys, priority=1, concurrency=2)
+    made = router(clock, full, Channel("spare", "together", keys))
+    assert made.capacity("m") == 2
+    ends(made, taken(made))
+    running = [taken(made) for _ in range(2)]
+    assert (made.capacity("m"), made.is_on_trial("m")) == (0, False)
+    running[0].close()
+    assert made.capacity("m") == 1
+    for _ in range(2):
+        ends(made, taken(made), UpstreamError("upstream_error", "no connection", retryable=True))
+    assert made.capacity("m") == math.inf
+    paced = router(clock, Channel("paced", "together", keys, rate_per_min=6))
+    ends(paced, taken(paced))
+    assert (paced.capacity("m"), paced.opens_in_s("m"), paced.is_on_trial("m")) == (0, 10.0, False)
+    clock.now += 10.0
+    assert paced.capacity("m") == 1
 
 
 def test_ids_depend_on_the_sandbox_and_not_on_the_channel(clock: Clock) -> None:
