@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -124,11 +126,21 @@ class PaidPost:
         unsent = connection.transport is not None and connection.transport.get_write_buffer_size()
         if unsent or not sending.done:
             connection.close()  # answered before all of it was sent: the rest would precede the next request
+        if connection.protocol is not None:
+            _kept.add(connection.protocol)
         connection.release()
         return answer
 
     async def _connect(self) -> Connection:
-        """Take a free connection or a new one, within a shorter time limit than the whole."""
+        """Take a free connection or a new one, within a shorter time limit than the whole.
+
+        A free one with anything to read is closed: it has no request that a response could be for.
+        """
+        while _has_unasked_data(connection := await self._next_connection()):
+            connection.close()
+        return connection
+
+    async def _next_connection(self) -> Connection:
         connector = self._session.connector
         if isinstance(connector, UpstreamConnector):
             connector = connector.paid
@@ -171,6 +183,24 @@ class PaidPost:
         target = str(self._url) if self._request.proxy and not self._request.is_ssl() else self._url.raw_path_qs
         lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
         return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+_kept: WeakSet[ResponseHandler] = WeakSet()
+"""Protocols of the connections that had a request before."""
+
+
+def _has_unasked_data(connection: Connection) -> bool:
+    """Return whether a kept connection was closed, or has sent something since its last response.
+
+    The upstream may have done so in this turn of the event loop: then the request would count as sent. Servers also
+    send a 408 before they close an idle connection, which would be taken for the response.
+    """
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol not in _kept:
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return protocol.should_close or bool(poll.poll(0))
 
 
 class _Sending:

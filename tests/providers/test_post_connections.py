@@ -1,6 +1,8 @@
 """Tests of the connections of paid POSTs and polls: which are kept, and which are closed."""
 
 import asyncio
+import socket
+import time
 
 import aiohttp
 import pytest
@@ -129,3 +131,29 @@ async def test_a_connection_of_a_timed_out_call_is_dropped(
     async with asyncio.timeout(20):
         await left.wait()
     assert got == [b""]
+
+
+@pytest.mark.parametrize("end", ["closed", "unasked", "read"])
+async def test_a_kept_connection_that_the_provider_ends_at_this_moment_is_not_used(
+    session: aiohttp.ClientSession, raw_server: RawServer, read_request: ReadRequest, watcher: Recorder, end: str
+) -> None:
+    """The provider closes it, or sends a 408 for a request that there is not, before the event loop sees that."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            requests.append(writer)
+            await read_request(reader)
+            writer.write(OK)
+
+    requests: list[asyncio.StreamWriter] = []
+    one = post(session, await raw_server(serve))
+    await one.send(b"{}", watcher.sent)
+    first = requests[0]
+    if end == "closed":
+        first.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    else:
+        first.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    if end == "read":
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.05)
+    assert [(await one.send(b"{}", watcher.sent)).status for _ in range(2)] == [200, 200]
+    assert len({id(writer) for writer in requests}) == 2
