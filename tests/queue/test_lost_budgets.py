@@ -188,3 +188,21 @@ async def test_first_changes_of_an_instance_on_another_server_hide_no_loss_of_th
     for instance in (two, one):
         await instance.verbs.restore_budgets()
     assert await used(one) == 4 * PRICE
+
+
+@pytest.mark.parametrize("start", [True, False])
+async def test_budgets_of_others_are_read_after_a_failover_by_an_instance_that_had_seen_none(
+    make_instance: MakeInstance, start: bool
+) -> None:
+    one, two = limited(make_instance(start=False), (TOTAL, 90 * PRICE)), make_instance(start=start)
+    await one.verbs.create_group()
+    day, budgets = day_of(one.client_queue.clock()), two.verbs.budgets
+    budgets.on_new_server()
+    for count in range(1, 4):
+        await put(one, count)
+
+        async def is_seen() -> bool:
+            await two.verbs.read_budgets(day)
+            return budgets.used(day, TOTAL) == count * PRICE  # noqa: B023 - awaited within the loop
+
+        await eventually(is_seen)

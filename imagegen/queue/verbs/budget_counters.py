@@ -167,9 +167,11 @@ class BudgetValues:
         if seen.is_after_loss(count):
             seen.restored_values |= enumerate(values)
             self.on_fewer_changes()
-        elif count >= seen.count and not seen.is_doubted:
+        elif count >= seen.count and not (seen.is_doubted and (seen.count or seen.later)):
             used = ((slot, value) for slot, value in enumerate(values) if value or slot in seen.values)
             seen.count, seen.values = count, {slot: (count, value) for slot, value in used}
+        if seen.is_doubted and count:
+            self.on_fewer_changes()
         self.on_change()
 
     def learn(self, reply: Sequence[Any]) -> int:
