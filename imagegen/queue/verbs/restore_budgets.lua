@@ -21,11 +21,10 @@ local raw, described = redis.call('GET', KEYS[1]) or '', redis.pcall('GET', KEYS
 
 -- Returns a number of the stored budgets; 0 beyond their end.
 local function number_at(stored, index)
-  local bytes = {string.byte(stored, index * 8 + 1, index * 8 + 8)}
-  if #bytes < 8 then return 0 end
-  local value = bytes[1] >= 128 and bytes[1] - 256 or bytes[1]
-  for i = 2, 8 do value = value * 256 + bytes[i] end
-  return value
+  local a, b, c, d, e, f, g, h = string.byte(stored, index * 8 + 1, index * 8 + 8)
+  if not h then return 0 end
+  if a >= 128 then a = a - 256 end
+  return ((((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g) * 256 + h
 end
 
 -- Returns whether a stored value is none of ours: all our numbers have 53 bits.
