@@ -217,7 +217,7 @@ async def test_a_takeover_that_redis_breaks_off_half_way_leaves_no_claim_without
     two.start()
     claims = await asyncio.gather(*(two.claim() for _ in range(count)))
     assert len({claim.task.id for claim in claims}) == count
-    assert pages[:2] == [MAX_TAKEN, 20]
+    assert pages[0] < count, "the second page was broken off, after claims of the first one"
 
 
 async def test_a_claim_with_a_short_lease_that_a_living_instance_with_a_long_one_took_over_is_left_to_it(
