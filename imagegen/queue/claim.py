@@ -74,9 +74,15 @@ class Claim(Struct, eq=False):
 
     @property
     def begun_cost(self) -> Cost:
-        """What the task has cost by now, without a call of which the checkpoint is not written: it is not made."""
-        stored = self.stored_checkpoint and self.stored_checkpoint.cost
-        return self.cost.unpaid() if self.cost.calling and self.cost != stored else self.cost
+        """What the task has cost by now, without a call of which the checkpoint is not written: it is not made.
+
+        At least what the written checkpoint has: a call that was taken for lost may have been found meanwhile.
+        """
+        stored = None if self.stored_checkpoint is None else self.stored_checkpoint.cost
+        if not self.cost.calling or self.cost == stored:
+            return self.cost
+        begun = self.cost.unpaid()
+        return stored if stored is not None and stored.ended().charged > begun.charged else begun
 
     def uncharged_by(self, cancelled: Task) -> int:
         """Return what the end of a cancelled task lacks of its cost, in micro-dollars: Redis had no checkpoint then."""

@@ -97,6 +97,20 @@ async def test_a_call_that_is_not_made_since_the_task_was_cancelled_is_not_charg
     assert (amounts, await used(one)) == ([], PRICE)
 
 
+async def test_a_lost_call_that_was_found_is_charged_before_its_checkpoint_is_written(
+    pair: tuple[Instance, Instance],
+) -> None:
+    one, two = pair
+    (claim,), amounts = await started(one, "a"), charges(one)
+    lost = replace(claim.checkpoint, cost=claim.cost.lost("upstream_timeout"))
+    assert await one.worker_queue.checkpoint(claim, lost)
+    await one.connection.commands.delete(one.keys.checkpoint(claim.task.id))
+    await two.cancel(claim.task.id)
+    claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.found(PRICE))
+    await give_up(one, claim)
+    assert (amounts, await used(one)) == ([PRICE], PRICE)
+
+
 async def test_a_value_of_another_program_is_no_record_of_a_call(pair: tuple[Instance, Instance]) -> None:
     one, two = pair
     (claim,), amounts = await started(one, "a"), charges(one)
