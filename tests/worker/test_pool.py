@@ -270,9 +270,9 @@ async def test_excess_parked_claims_are_released_to_other_instances(
 ) -> None:
     tempo = BreakerConfig(0.05, 0.1, longest_s=60.0, step_s=0.01)
     one = make_harness(fault(429, retry_after_s=15.0), default=Switch(call_s=0.1), slots=2, tempo=tempo)
-    await one.submit("first")
+    first = await one.submit("first")
     await eventually(lambda: one.pacing.blocked("m"))
-    task_ids = await submit_many(one, 40)
+    task_ids = [first, *await submit_many(one, 40)]
     await eventually(lambda: len(one.pool.parking) == 40)
     two = make_harness(slots=5)
     await eventually(lambda: not one.instance.notifier.alone)
