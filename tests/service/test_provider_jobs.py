@@ -162,7 +162,8 @@ def test_each_image_of_a_task_is_a_job_of_its_own(service: Service, relay: Emula
 def test_a_failed_job_fails_its_task_as_a_failed_call_does(
     service: Service, relay: EmulatorProcess, end: str, code: str, submits: int
 ) -> None:
-    task = service.finished(service.accepted(prompt=f"it ends {end} {{{{fault:job end={end}}}}}", model=f"m/{end}"))
+    task_id = service.accepted(prompt=f"it ends {end} {{{{fault:job end={end}}}}}", model=f"m/{end}")
+    task = service.finished(task_id, within_s=90)  # an empty job is polled on for a while
     assert (task["status"], task["error"]["code"]) == ("failed", code)
     assert len(jobs_of(relay, f"it ends {end}")) == submits
 
